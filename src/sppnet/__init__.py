@@ -1,0 +1,26 @@
+"""Spatial pyramid pooling: networks that take every image at its own size."""
+
+from sppnet.backbones import Backbone, FeatureMap, create_backbone
+from sppnet.classify import Classifier, ClassifierConfig, Prediction, imagenet_classifier
+from sppnet.data.images import ImageError
+from sppnet.data.resize import Resize
+from sppnet.layers import SpatialPyramidPool
+from sppnet.ops import pyramid_pool
+from sppnet.runs import load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Backbone",
+    "Classifier",
+    "ClassifierConfig",
+    "FeatureMap",
+    "ImageError",
+    "Prediction",
+    "Resize",
+    "SpatialPyramidPool",
+    "create_backbone",
+    "imagenet_classifier",
+    "load",
+    "pyramid_pool",
+]

@@ -1,0 +1,201 @@
+"""Any timm network, or one of the SPP-net paper's, as a maker of feature maps that know where they lie."""
+
+import difflib
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sppnet.geometry import Geometry, trace_geometry
+from sppnet.nets import PAPER_NETS
+from sppnet.ops.pyramid import Sizes
+from sppnet.weights import EMBEDDED_BACKBONE, embedded_weights, load_weights, read_weights
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """A batch of feature maps and where its cells lie.
+
+    Attributes:
+        data: (N, C, H, W).
+        stride: (vertical, horizontal) input pixels from one cell to the next.
+        offset: (vertical, horizontal) 0-based index of the input pixel under the first cell's centre.
+        sizes: valid (rows, columns) of each map of a padded batch; None where all of `data` is valid.
+    """
+
+    data: Tensor
+    stride: tuple[int, int]
+    offset: tuple[float, float]
+    sizes: tuple[tuple[int, int], ...] | None = None
+
+
+class Backbone(nn.Module):
+    """A network cut off at one of its feature maps; made by :func:`create_backbone`.
+
+    Attributes:
+        name: timm's name, or one of the paper's networks.
+        stage: index of the feature map, None for the last one.
+        channels: channels of the map.
+        geometry: strides, first centres and map sizes, see :class:`sppnet.geometry.Geometry`.
+        mean, std: normalisation per RGB channel, for values in [0, 1].
+        interpolation: how the images were resized that the weights were trained on.
+        side: the image side that the weights were trained at, pixels.
+    """
+
+    def __init__(self, name: str, network: nn.Module, stage: int | None, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.name = name
+        self.stage = stage
+        self.network = network
+        try:
+            self.geometry: Geometry = trace_geometry(network, self._features)
+        except ValueError as error:
+            where = "the last map" if stage is None else f"stage {stage}"
+            raise ValueError(f"backbone: {name} at {where} cannot be used: {error}") from error
+        with torch.no_grad():
+            height, width = self.geometry.smallest()
+            probe = torch.zeros(1, 3, max(height, 64), max(width, 64))
+            mode = network.training
+            network.eval()
+            self.channels: int = self._features(network, probe).shape[1]
+            network.train(mode)
+        self.mean: tuple[float, ...] = tuple(config["mean"])
+        self.std: tuple[float, ...] = tuple(config["std"])
+        self.interpolation: str = config["interpolation"]
+        self.side: int = config["input_size"][-1]
+
+    def forward(self, x: Float[Tensor, "n 3 h w"], sizes: Sizes | None = None) -> FeatureMap:
+        """Feature maps of a normalised batch.
+
+        Args:
+            x: normalised images.
+            sizes: valid (height, width) in pixels of each image of a padded batch. Cells of the map that lie
+                in an image's own area are valid; those at its border may have seen the padding.
+
+        Raises:
+            ValueError: an image too small to give a cell; the message has the smallest size.
+        """
+        if x.ndim != 4 or x.shape[1] != 3:
+            raise ValueError(f"x: expected images (N, 3, H, W); got shape {tuple(x.shape)}")
+        height, width = x.shape[2], x.shape[3]
+        areas = sizes.tolist() if isinstance(sizes, Tensor) else sizes
+        for area in ((height, width), *(areas or ())):
+            if min(self.geometry.map_size(*area)) < 1:
+                raise ValueError(
+                    f"x: an image of {area[0]} x {area[1]} pixels is too small for backbone {self.name};"
+                    f" the smallest is {' x '.join(map(str, self.geometry.smallest()))}"
+                )
+        data = self._features(self.network, x)
+        cells = tuple(self.geometry.map_size(*area) for area in areas) if areas is not None else None
+        return FeatureMap(data, self.geometry.stride, self.geometry.offset(height, width), cells)
+
+    def _features(self, network: nn.Module, x: Tensor) -> Tensor:
+        if self.name in PAPER_NETS:
+            data: Tensor = network(x)
+        elif self.stage is None:
+            data = network.forward_features(x)  # type: ignore[operator]
+        else:
+            (data,) = network.forward_intermediates(  # type: ignore[operator]
+                x, indices=[self.stage], intermediates_only=True, stop_early=True
+            )
+        return data
+
+
+def create_backbone(
+    name: str = EMBEDDED_BACKBONE, stage: int | None = None, weights: str | Path | None = "auto"
+) -> Backbone:
+    """Build a backbone.
+
+    Args:
+        name: any timm network of convolutional form, or ``zf5``, ``convnet5``, ``overfeat5``, ``overfeat7``.
+        stage: which of timm's feature maps, 0 the finest, -1 the coarsest; None for the map that the network's
+            own classifier sees. The paper's networks have the last map only.
+        weights: ``auto`` takes the ImageNet weights that come with the package for ``tf_efficientnet_lite0``
+            and none for the paper's networks, and asks you to choose for any other; ``hub`` downloads timm's;
+            None or ``none`` leaves the random initialisation; anything else is a safetensors file.
+
+    Raises:
+        ValueError: unknown name (close matches are named), no such stage, a network whose maps have no fixed
+            place on the image, weights that do not fit.
+    """
+    source = "none" if weights is None else str(weights)
+    _check_name(name)
+    if source == "auto":
+        source = _automatic(name)
+    if name in PAPER_NETS:
+        return _paper_backbone(name, stage, source)
+    network = _create_timm(name, pretrained=source == "hub")
+    config = dict(network.pretrained_cfg)  # type: ignore[arg-type]
+    if source == "embedded" and name != EMBEDDED_BACKBONE:
+        raise ValueError(f"weights: only {EMBEDDED_BACKBONE} has embedded weights; got them asked for {name}")
+    if source == "embedded":
+        load_weights(network, embedded_weights(network.blocks), EMBEDDED_BACKBONE)  # type: ignore[arg-type]
+    elif source not in ("hub", "none"):
+        network.reset_classifier(0)  # type: ignore[operator]
+        load_weights(network, read_weights(source), source)
+    network.reset_classifier(0)  # type: ignore[operator]
+    if stage is not None:
+        stage = _check_stage(name, stage, len(network.feature_info))  # type: ignore[arg-type]
+        (stage,) = network.prune_intermediate_layers([stage], prune_head=True)  # type: ignore[operator]
+    return Backbone(name, network, stage, config)
+
+
+def _create_timm(name: str, pretrained: bool) -> nn.Module:
+    import timm  # seconds to import, and the operators do without it
+
+    with warnings.catch_warnings():
+        # timm warns of its own renamed models; the name that was asked for is the one that is kept.
+        warnings.simplefilter("ignore")
+        network: nn.Module = timm.create_model(name, pretrained=pretrained)
+    return network
+
+
+def _paper_backbone(name: str, stage: int | None, source: str) -> Backbone:
+    if stage not in (None, -1):
+        raise ValueError(f"stage: {name} has the last map only (None); got {stage}")
+    if source in ("hub", "embedded"):
+        raise ValueError(
+            f"weights: there are no {source} weights for {name}; give 'none' or a safetensors file"
+        )
+    network = PAPER_NETS[name]()
+    if source != "none":
+        load_weights(network, read_weights(source), source)
+    # The authors subtract 128 from values in 0..255 (Appendix A) and scale nothing.
+    config = {
+        "mean": [128 / 255] * 3,
+        "std": [1 / 255] * 3,
+        "interpolation": "bilinear",
+        "input_size": (3, 224, 224),
+    }
+    return Backbone(name, network, None, config)
+
+
+def _check_name(name: str) -> None:
+    import timm
+
+    if name in PAPER_NETS or timm.is_model(name):
+        return
+    close = difflib.get_close_matches(name, [*PAPER_NETS, *timm.list_models()], n=4, cutoff=0.5)
+    hint = f"; close: {', '.join(close)}" if close else "; timm.list_models() has them all"
+    raise ValueError(f"backbone: no network is called {name!r}{hint}")
+
+
+def _check_stage(name: str, stage: int, count: int) -> int:
+    if not -count <= stage < count:
+        raise ValueError(f"stage: {name} has stages 0..{count - 1} (or -1 for the last of them); got {stage}")
+    return stage % count
+
+
+def _automatic(name: str) -> str:
+    if name == EMBEDDED_BACKBONE:
+        return "embedded"
+    if name in PAPER_NETS:
+        return "none"
+    raise ValueError(
+        f"weights: no weights for {name} come with this package; choose 'hub' (downloads timm's), 'none' (random"
+        " initialisation) or the path of a safetensors file"
+    )

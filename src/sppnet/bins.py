@@ -1,0 +1,174 @@
+"""Integer rules: where each bin of a level begins and ends, and which cells of a map a window covers."""
+
+import difflib
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Rule = Literal["adaptive", "sliding", "caffe"]
+CellRule = Literal["paper", "released"]
+Level = int | tuple[int, int]
+Edges = tuple[tuple[int, int], ...]
+
+
+def choose(argument: str, value: str, choices: Iterable[str]) -> None:
+    """Refuse a value that is not among the choices.
+
+    Raises:
+        ValueError: naming the argument, the closest choice and all choices.
+    """
+    names = list(choices)
+    if value not in names:
+        close = difflib.get_close_matches(str(value), names, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"{argument}: expected one of {', '.join(names)}; got {value!r}{hint}")
+
+
+def parse_levels(levels: Sequence[Level]) -> tuple[tuple[int, int], ...]:
+    """Levels as (rows, columns) pairs, in the order given.
+
+    Args:
+        levels: each an integer n >= 1 for n x n bins, or a pair (rows, columns), both >= 1. At least one.
+
+    Raises:
+        TypeError: a level is neither an integer nor a pair of integers.
+        ValueError: no level at all, or one below 1.
+    """
+    if isinstance(levels, str) or not isinstance(levels, Iterable):
+        raise TypeError(f"levels: expected a sequence such as (4, 2, 1); got {levels!r}")
+    parsed = tuple(_parse_level(level, position) for position, level in enumerate(levels))
+    if not parsed:
+        raise ValueError("levels: expected at least one level, for example (1,); got none")
+    return parsed
+
+
+def _parse_level(level: object, position: int) -> tuple[int, int]:
+    name = f"levels[{position}]"
+    sides = list(level) if isinstance(level, tuple | list) else [level, level]
+    if len(sides) != 2 or any(isinstance(side, bool) for side in sides):
+        raise TypeError(f"{name}: expected an integer or a pair (rows, columns); got {level!r}")
+    try:
+        rows, columns = (operator.index(side) for side in sides)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer or a pair (rows, columns); got {level!r}") from None
+    if min(rows, columns) < 1:
+        raise ValueError(f"{name}: expected at least 1 bin a side; got {level!r}; the smallest level is 1")
+    return rows, columns
+
+
+def count_bins(levels: Sequence[Level]) -> int:
+    """Number of bins of a pyramid: the length of its vector for one channel."""
+    return sum(rows * columns for rows, columns in parse_levels(levels))
+
+
+def bin_edges(size: int, level: int, rule: Rule = "adaptive") -> Edges:
+    """Half-open cell ranges [begin, end) of the bins that cut one side of a map.
+
+    Rules, for a side of a cells and n bins:
+
+    - ``adaptive``: bin i spans [floor(i*a/n), ceil((i+1)*a/n)); exact at every a >= 1, the same as torch's
+      adaptive pooling (SPP-net, Appendix A).
+    - ``sliding``: windows of ceil(a/n) cells every floor(a/n) cells (SPP-net, section 2.3). Refused wherever
+      that does not give n windows. Where it does, the last cells may still lie in no window (a=14, n=6).
+    - ``caffe``: windows of k = ceil(a/n) cells every k cells, begun floor((k*n - a + 1) / 2) cells before the
+      map and clipped to it (Caffe's SPP layer). Refused where Caffe refuses it: a pad as large as the window.
+
+    Args:
+        size: a, the number of cells along the side, >= 1.
+        level: n, the number of bins along the side, >= 1.
+        rule: how the side is cut.
+
+    Raises:
+        ValueError: size or level below 1, an unknown rule, or a side that the rule cannot cut; the message
+            names the nearest sides that it can.
+    """
+    choose("rule", rule, get_args(Rule))
+    if size < 1:
+        raise ValueError(f"size: expected a map side of at least 1 cell; got {size}")
+    if level < 1:
+        raise ValueError(f"level: expected at least 1 bin a side; got {level}; the smallest level is 1")
+    if rule == "adaptive":
+        return tuple((i * size // level, -(-(i + 1) * size // level)) for i in range(level))
+    fault = _fault(size, level, rule)
+    if fault:
+        raise ValueError(
+            f"rule {rule!r} cannot cut a map side of {size} into level {level}: {fault}; nearest sides that"
+            f" work: {_nearest_sides(size, level, rule)}, and rule='adaptive' works at every side"
+        )
+    kernel = -(-size // level)
+    if rule == "sliding":
+        stride = size // level
+        return tuple((i * stride, i * stride + kernel) for i in range(level))
+    pad = (kernel * level - size + 1) // 2
+    return tuple((max(i * kernel - pad, 0), min((i + 1) * kernel - pad, size)) for i in range(level))
+
+
+def _fault(size: int, level: int, rule: Rule) -> str:
+    """Why the rule does not give `level` bins on this side; empty where it does."""
+    kernel, stride = -(-size // level), size // level
+    if rule == "sliding":
+        if stride == 0:
+            return f"kernel {kernel} and stride 0 give no bins"
+        count = (size - kernel) // stride + 1
+        return "" if count == level else f"kernel {kernel} and stride {stride} give {count} bins"
+    pad = (kernel * level - size + 1) // 2
+    return "" if pad < kernel else f"a pad of {pad} is not smaller than the kernel of {kernel}"
+
+
+def _nearest_sides(size: int, level: int, rule: Rule) -> str:
+    """The closest side that works below and above; every multiple of the level works, so both searches end."""
+    below = next((a for a in range(size - 1, 0, -1) if not _fault(a, level, rule)), None)
+    above = next(a for a in range(size + 1, size + level + 1) if not _fault(a, level, rule))
+    return f"{above}" if below is None else f"{below} and {above}"
+
+
+def window_cells(
+    windows: Float[Tensor, "k 4"],
+    map_size: tuple[int, int],
+    stride: tuple[float, float],
+    offset: tuple[float, float],
+    rule: CellRule = "paper",
+) -> Int[Tensor, "k 4"]:
+    """Cells of a feature map that windows of the network's input cover.
+
+    Rule ``paper`` keeps the cells whose centres lie strictly inside the window (SPP-net, Appendix A);
+    ``released`` lets a centre lie up to 1.5 pixels outside (for stride 16), as the authors' code does. A window
+    between two centres takes the cell at their middle; every window gets at least one cell of the map.
+
+    Args:
+        windows: xyxy edges in pixels of the network's input, x1 < x2 and y1 < y2.
+        map_size: (height, width) of the map, in cells.
+        stride: (vertical, horizontal) pixels from one cell to the next.
+        offset: (vertical, horizontal) 0-based index of the pixel under the first cell's centre.
+        rule: how edges become cells.
+
+    Returns:
+        xyxy cells as int64, half-open: columns x1..x2-1 and rows y1..y2-1 of the map.
+    """
+    choose("rule", rule, get_args(CellRule))
+    edges = windows.double()
+    horizontal = _axis_cells(edges[:, 0], edges[:, 2], map_size[1], stride[1], offset[1], rule)
+    vertical = _axis_cells(edges[:, 1], edges[:, 3], map_size[0], stride[0], offset[0], rule)
+    return torch.stack((horizontal[0], vertical[0], horizontal[1], vertical[1]), dim=1)
+
+
+def _axis_cells(
+    begin: Tensor, end: Tensor, side: int, stride: float, offset: float, rule: CellRule
+) -> tuple[Tensor, Tensor]:
+    first_pixel, last_pixel = begin - offset, end - 1 - offset
+    if rule == "paper":
+        first = (first_pixel / stride).floor() + 1
+        last = (last_pixel / stride).ceil() - 1
+    else:
+        first = ((first_pixel + 6.5) / stride + 0.5).floor()
+        last = ((last_pixel - 6.5) / stride - 0.5).ceil()
+    # The released code counts cells from 1 and truncates the middle of a collapsed window.
+    middle = ((first + last + 2) / 2).trunc() - 1
+    collapsed = first > last
+    first = torch.where(collapsed, middle, first).clamp(0, side - 1)
+    last = torch.where(collapsed, middle, last).clamp(0, side - 1)
+    return first.long(), last.long() + 1

@@ -1,0 +1,1 @@
+"""Images, their sizes, and the data sets they come in."""

@@ -1,0 +1,282 @@
+"""Safe decoding of images at their own size, and listing of the image files of a folder."""
+
+import io
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageFile
+from torch import Tensor
+
+ImageSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
+
+# Formats that Pillow names but that are no pictures to read here: EPS would run Ghostscript, WMF needs
+# Windows, MPEG, BUFR, GRIB and HDF5 are recognised without a decoder, IM is deprecated.
+_REFUSED_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "IM", "MPEG", "WMF"}
+
+# What Pillow's readers raise on damaged data, which is far more than OSError. MemoryError is not damage.
+_DAMAGE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,  # where the caller turns warnings into errors
+)
+
+_ORIENTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(ValueError):
+    """An image that cannot be used: ``path`` says which one and ``reason`` why, in plain words."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)  # both in args, so that the error survives a worker process
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+def load_image(source: ImageSource, *, max_pixels: int = 178_956_970, max_side: int = 65_500) -> Image.Image:
+    """Decodes an image to RGB at its own size, with its EXIF orientation applied.
+
+    Alpha, and the transparent colour of a palette, is composed over white. 16-bit grey (modes I;16 and I)
+    becomes 8-bit as ``round(value / 257)``. Colour profiles are not applied. Of several frames the first is
+    taken. EXIF data that cannot be read counts as none. The result carries no metadata, so loading it again
+    gives the same pixels.
+
+    Args:
+        source: a path, the bytes of a file, a Pillow image (left as it is), or a uint8 array of shape
+            (height, width, 3) in RGB order or (height, width) in grey.
+        max_pixels: most pixels (height times width) allowed; 1 or more. The default is Pillow's own limit.
+        max_side: most pixels along either side; 1 or more. Both limits are checked on the header, before
+            anything is decoded.
+
+    Raises:
+        ImageError: if the file is missing, empty, truncated, damaged, too large or not an image.
+        ValueError: if a limit is below 1.
+    """
+    for name, limit in (("max_pixels", max_pixels), ("max_side", max_side)):
+        if limit < 1:
+            raise ValueError(f"{name} must be 1 or more, got {limit}")
+    if isinstance(source, np.ndarray):
+        return _decode(_from_array(source), "<array>", max_pixels, max_side)
+    if isinstance(source, Image.Image):
+        name = str(getattr(source, "filename", "")) or "<image>"
+        return _decode(source, name, max_pixels, max_side)
+    if isinstance(source, bytes):
+        return _decode(_open(io.BytesIO(source), "<bytes>"), "<bytes>", max_pixels, max_side)
+    path = os.fspath(source)
+    try:
+        if not Path(path).exists():
+            raise ImageError(path, "no such file")
+        if not Path(path).is_file():  # opening a pipe would wait for ever
+            raise ImageError(path, "a folder, not a file" if Path(path).is_dir() else "not a regular file")
+        with Path(path).open("rb") as file:
+            return _decode(_open(file, path), path, max_pixels, max_side)
+    except OSError as error:
+        raise ImageError(path, f"cannot be read: {error.strerror or error}") from error
+
+
+def to_tensor(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> Float[Tensor, "3 h w"]:
+    """Turns an RGB image into a normalised float32 tensor, ``(pixel / 255 - mean) / std``.
+
+    Args:
+        image: an RGB image, as `load_image` gives it.
+        mean: of each channel, in RGB order, on the scale 0 to 1.
+        std: of each channel, in RGB order, on the scale 0 to 1; above 0.
+
+    Raises:
+        ValueError: if the image is not RGB, ``mean`` or ``std`` has not three values, or a ``std`` is not
+            above 0.
+    """
+    if image.mode != "RGB":
+        raise ValueError(f"image must be of mode RGB, as load_image gives it, got mode {image.mode}")
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != 3:
+            raise ValueError(f"{name} must have 3 values, one for each of R, G and B, got {len(values)}")
+    if min(std) <= 0:
+        raise ValueError(f"std must be above 0 in every channel, got {list(std)}")
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    return (pixels.float() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+
+
+def list_images(path: str | os.PathLike[str]) -> list[Path]:
+    """Lists the image files of a folder and of the folders in it, in sorted order.
+
+    A file counts as an image by its extension, in either case; hidden files and folders are left out. A path
+    to a file is listed whatever its extension, for it was named on purpose.
+
+    Raises:
+        ImageError: if the path does not exist or the folder holds no image.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise ImageError(str(path), "no such file or folder")
+    extensions = image_extensions()
+    images = [file for file in walk_files(path) if file.suffix.lower() in extensions]
+    if not images:
+        raise ImageError(str(path), "the folder holds no image (no file ends in .jpg, .png or the like)")
+    return images
+
+
+def image_extensions() -> frozenset[str]:
+    """Returns the file extensions that `load_image` can read, in lower case and with their dot."""
+    known = Image.registered_extensions()
+    formats = {*_formats(), "MPO"}  # MPO is read by the JPEG reader
+    return frozenset(extension for extension, name in known.items() if name in formats)
+
+
+def walk_files(folder: Path) -> Iterator[Path]:
+    """Yields the files of a folder, then those of the folders in it, each in sorted order.
+
+    Hidden files and folders are left out. Links are followed, and every folder is entered once.
+
+    Raises:
+        OSError: if a folder cannot be read.
+    """
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    seen = set()
+    for current, folders, files in os.walk(folder, onerror=stop, followlinks=True):
+        real = os.path.realpath(current)
+        if real in seen:  # a link back up would go round for ever
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(current, name) for name in sorted(files) if not name.startswith("."))
+
+
+def _formats() -> list[str]:
+    """Returns the formats to try, those that can tell a file by its first bytes before those that cannot."""
+    Image.init()
+    names = [name for name in Image.ID if name in Image.OPEN and name not in _REFUSED_FORMATS]
+    return sorted(names, key=lambda name: Image.OPEN[name][1] is None)
+
+
+def _open(file: io.BytesIO | io.BufferedReader, path: str) -> ImageFile.ImageFile:
+    """Reads the header.
+
+    Not by `Image.open`: it measures by a limit of the whole process, and warns where it should leave the
+    decision to the caller.
+    """
+    head = file.read(16)
+    if not head:
+        raise ImageError(path, "file is empty")
+    reason = ""
+    for name in _formats():
+        reader, accept = Image.OPEN[name]
+        accepted: bool | str = False
+        try:
+            accepted = accept(head) if accept else True
+            if isinstance(accepted, str):  # the format is known, but this Pillow was built without it
+                reason = reason or accepted
+            elif accepted:
+                file.seek(0)
+                return reader(file, "" if isinstance(file, io.BytesIO) else path)
+        except _DAMAGE as error:
+            if accept and accepted:
+                reason = reason or _describe(error, f"its {name} header cannot be read")
+    raise ImageError(path, reason or f"not an image: the file begins with {_quote(head)}")
+
+
+def _decode(image: Image.Image, path: str, max_pixels: int, max_side: int) -> Image.Image:
+    width, height = image.size
+    size = f"{height} x {width} (height x width)"
+    if height * width > max_pixels:
+        raise ImageError(path, f"too many pixels: {size}, more than max_pixels={max_pixels}")
+    if max(height, width) > max_side:
+        raise ImageError(path, f"too long a side: {size}, more than max_side={max_side}")
+    try:
+        image.load()
+        rgb = _to_rgb(image, path)
+    except ImageError:
+        raise
+    except _DAMAGE as error:
+        raise ImageError(path, _describe(error, "its pixels cannot be decoded")) from error
+    rgb.info.clear()
+    try:
+        orientation = _ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except _DAMAGE:
+        orientation = None
+    return rgb if orientation is None else rgb.transpose(orientation)
+
+
+def _to_rgb(image: Image.Image, path: str) -> Image.Image:
+    """Returns a new RGB image; the one given is left as it is."""
+    if image.mode == "F":
+        raise ImageError(path, "mode F (floating-point grey) has no fixed range; save it as 8 or 16 bits")
+    if image.mode.startswith("I"):
+        return _from_grey16(image, path)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_grey16(image: Image.Image, path: str) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65_535:
+        raise ImageError(path, f"mode {image.mode} with values {low} to {high}; 16-bit grey is 0 to 65535")
+    grey = (values + 128) // 257
+    if "transparency" in image.info:  # the one grey value that a PNG may declare transparent
+        grey[values == image.info["transparency"]] = 255
+    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+
+
+def _from_array(array: NDArray[Any]) -> Image.Image:
+    grey_or_rgb = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
+    if array.dtype != np.uint8 or not grey_or_rgb or array.size == 0:
+        raise ImageError(
+            "<array>",
+            "must be uint8 of shape (height, width, 3) or (height, width) with no side 0, "
+            f"got {array.dtype} of shape {array.shape}",
+        )
+    return Image.fromarray(array)
+
+
+def _describe(error: BaseException, otherwise: str) -> str:
+    text = str(error)
+    if isinstance(error, EOFError) or "truncated" in text.lower() or "not large enough" in text:
+        return "file is truncated"
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return f"too many pixels: {text}"
+    return f"file is damaged: {otherwise} ({text})" if text else f"file is damaged: {otherwise}"
+
+
+def _quote(head: bytes) -> str:
+    text = head.decode("latin-1").strip()
+    if text and text.isascii() and text.isprintable():
+        return repr(text.split()[0])
+    return f"the bytes {head[:8].hex(' ')}"

@@ -1,0 +1,5 @@
+"""The operators on which every other room is built."""
+
+from sppnet.ops.pyramid import pyramid_pool
+
+__all__ = ["pyramid_pool"]

@@ -1,0 +1,128 @@
+"""Answers for images of mixed sizes, in order, with a line for every file that could not be read."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar, get_args
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from sppnet.bins import choose
+from sppnet.classify import Classifier, Prediction
+from sppnet.data.images import ImageError, ImageSource, load_image, to_tensor
+from sppnet.data.resize import Resize
+from sppnet.views import Views, view_probabilities
+
+T = TypeVar("T")
+
+_CHUNK = 32
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that could not be read, and why."""
+
+    source: str
+    error: ImageError
+
+
+def predict_images(
+    model: Classifier,
+    images: Iterable[ImageSource],
+    *,
+    resize: Resize | str | None = None,
+    views: str = "full",
+    batch: int = _CHUNK,
+) -> Iterator[Prediction | Failure]:
+    """Classify images as they come; memory holds one batch.
+
+    The images of a batch that have one size go through the network together, no other ones do, and nothing is
+    padded: each answer is the one that the image gets alone.
+
+    Args:
+        model: put into evaluation mode.
+        images: paths, bytes, Pillow images or arrays.
+        resize: None for the model's own policy.
+        views: ``full`` or several, see :func:`sppnet.views.view_probabilities`.
+        batch: images read at a time, >= 1.
+    """
+    choose("views", views, get_args(Views))
+    if batch < 1:
+        raise ValueError(f"batch: expected at least 1 image; got {batch}")
+    policy = _policy(model, resize)
+    model.eval()
+    for number, chunk in enumerate(_chunks(images, batch)):
+        names = [_name(source, number * batch + index) for index, source in enumerate(chunk)]
+        loaded: list[Image.Image | Failure] = []
+        for name, source in zip(names, chunk, strict=True):
+            try:
+                loaded.append(load_image(source))
+            except ImageError as error:
+                loaded.append(Failure(name, error))
+        good = [image for image in loaded if not isinstance(image, Failure)]
+        with torch.inference_mode():
+            answers = iter(_probabilities(model, good, policy, views))
+        for name, image in zip(names, loaded, strict=True):
+            yield (
+                image
+                if isinstance(image, Failure)
+                else _prediction(model, name, image, policy, next(answers))
+            )
+
+
+def image_vectors(model: Classifier, images: Sequence[Image.Image], policy: Resize) -> Float[Tensor, "n d"]:
+    """Pyramid vectors of images of mixed sizes, in order; images of equal size share a pass."""
+    backbone = model.backbone
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, image in enumerate(images):
+        groups.setdefault(policy.target_size(image.height, image.width), []).append(index)
+    vectors: list[Tensor | None] = [None] * len(images)
+    for group in groups.values():
+        resized = [policy(images[index], backbone.interpolation) for index in group]
+        x = torch.stack([to_tensor(image, backbone.mean, backbone.std) for image in resized])
+        for index, vector in zip(group, model.vectors(x.to(model.device)), strict=True):
+            vectors[index] = vector
+    return torch.stack([vector for vector in vectors if vector is not None])
+
+
+def _probabilities(
+    model: Classifier, images: Sequence[Image.Image], policy: Resize, views: str
+) -> list[Float[Tensor, " classes"]]:
+    if not images:
+        return []
+    if views != "full":
+        return [view_probabilities(model, image, views).cpu() for image in images]  # type: ignore[arg-type]
+    return list(model.head(image_vectors(model, images, policy)).softmax(1).cpu())
+
+
+def _prediction(
+    model: Classifier, name: str, image: Image.Image, policy: Resize, probabilities: Float[Tensor, " classes"]
+) -> Prediction:
+    scores, order = probabilities.topk(min(5, len(probabilities)))
+    top = tuple((model.config.classes[i], s) for i, s in zip(order.tolist(), scores.tolist(), strict=True))
+    size = (image.height, image.width)
+    return Prediction(name, top[0][0], top[0][1], top, size, policy.target_size(*size))
+
+
+def _policy(model: Classifier, resize: Resize | str | None) -> Resize:
+    if isinstance(resize, Resize):
+        return resize
+    if resize is None:
+        return model.resize
+    return Resize.parse(resize, model.backbone.side, model.config.max_pixels)
+
+
+def _name(source: ImageSource, index: int) -> str:
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source)
+    return str(getattr(source, "filename", "")) or f"image {index}"
+
+
+def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk

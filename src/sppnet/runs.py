@@ -1,0 +1,104 @@
+"""The run folder: weights as safetensors, everything else as JSON; no pickle is ever read."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sppnet.backbones import create_backbone
+from sppnet.classify import Classifier, ClassifierConfig, imagenet_classifier
+from sppnet.weights import load_weights
+
+CONFIG, WEIGHTS = "run.json", "model.safetensors"
+IMAGENET = "imagenet"
+_FORMAT = 1
+
+
+def save_run(model: Classifier, folder: str | Path) -> None:
+    """Write the model into the folder; what is there is replaced file by file, never half."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
+    content = {"format": _FORMAT, "task": "classify", "config": dataclasses.asdict(model.config)}
+    write_json(content, folder / CONFIG)
+
+
+def load(run: str | Path) -> Classifier:
+    """The model of a run folder, in evaluation mode, on the CPU.
+
+    Args:
+        run: a folder that training wrote, or ``imagenet`` for the embedded network and its ImageNet head.
+
+    Raises:
+        ValueError: not such a folder, or one of another kind or a newer format.
+    """
+    if str(run) == IMAGENET and not Path(run).exists():
+        return imagenet_classifier()
+    folder = Path(run)
+    config = _read_config(folder)
+    if not (folder / WEIGHTS).is_file():
+        raise ValueError(f"run: {folder} has no {WEIGHTS}: its training has not come to the end of an epoch")
+    model = Classifier(config, create_backbone(config.backbone, config.stage, None))
+    state, _ = read_tensors(folder / WEIGHTS)
+    load_weights(model, state, str(folder / WEIGHTS))
+    return model.eval()
+
+
+def _read_config(folder: Path) -> ClassifierConfig:
+    file = folder / CONFIG
+    if not file.is_file():
+        found = "no such folder" if not folder.is_dir() else f"it has no {CONFIG}"
+        raise ValueError(
+            f"run: expected a folder that `sppnet train` wrote, or {IMAGENET!r}; got {folder}: {found}"
+        )
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"run: {file} is not JSON: {error}") from error
+    if not isinstance(content, dict) or content.get("task") != "classify":
+        task = content.get("task") if isinstance(content, dict) else None
+        raise ValueError(f"run: {folder} is of another kind: expected the task 'classify', got {task!r}")
+    if content.get("format") != _FORMAT:
+        raise ValueError(f"run: {file} has format {content.get('format')!r}; this version reads {_FORMAT}")
+    try:
+        values = {name: _tuples(value) for name, value in content["config"].items()}
+        return ClassifierConfig(**values)
+    except (KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"run: {file} does not describe a classifier: {error}") from error
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def write_json(content: Any, path: Path) -> None:
+    """Write JSON so that the file is either the old one or the new one, also when the process is killed."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write safetensors so that the file is either the old one or the new one."""
+    part = path.with_name(path.name + ".part")
+    save_file(tensors, part, metadata)
+    os.replace(part, path)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        ValueError: the file is of another kind or damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        return load_file(path), dict(metadata)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error

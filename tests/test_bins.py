@@ -1,0 +1,208 @@
+"""The integer rules against exact fractions, and every literal that the paper and its code give."""
+
+import pytest
+import reference
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sppnet.bins import Level, bin_edges, count_bins, parse_levels, window_cells
+
+SIDES = range(1, 65)
+LEVELS = (1, 2, 3, 4, 5, 6, 7, 8)
+
+
+def ranges(cells: list[list[int]]) -> list[tuple[int, int]]:
+    return [(c[0], c[-1] + 1) for c in cells]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_adaptive_equals_reference_at_every_side(level: int) -> None:
+    for side in SIDES:
+        assert list(bin_edges(side, level)) == ranges(reference.adaptive_bins(side, level))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_sliding_equals_reference_or_is_refused(level: int) -> None:
+    for side in SIDES:
+        expected = reference.sliding_bins(side, level)
+        if len(expected) == level:
+            assert list(bin_edges(side, level, "sliding")) == ranges(expected)
+        else:
+            with pytest.raises(ValueError, match=f"map side of {side} into level {level}"):
+                bin_edges(side, level, "sliding")
+
+
+@pytest.mark.parametrize("level", [1, 2, 4, 8, 16])
+def test_caffe_equals_reference_or_is_refused(level: int) -> None:
+    refused = 0
+    for side in SIDES:
+        expected = reference.caffe_bins(side, level)
+        if expected is None:
+            refused += 1
+            with pytest.raises(ValueError, match="not smaller than the kernel"):
+                bin_edges(side, level, "caffe")
+        else:
+            assert list(bin_edges(side, level, "caffe")) == ranges(expected)
+    assert refused == {1: 0, 2: 1, 4: 4, 8: 16, 16: 48}[level]
+
+
+@pytest.mark.parametrize(
+    ("side", "level", "edges"),
+    [
+        (13, 6, [(0, 3), (2, 5), (4, 7), (6, 9), (8, 11), (10, 13)]),
+        (13, 2, [(0, 7), (6, 13)]),
+        (10, 6, [(0, 2), (1, 4), (3, 5), (5, 7), (6, 9), (8, 10)]),
+        (7, 4, [(0, 2), (1, 4), (3, 6), (5, 7)]),
+        (4, 6, [(0, 1), (0, 2), (1, 2), (2, 3), (2, 4), (3, 4)]),
+        (1, 3, [(0, 1), (0, 1), (0, 1)]),
+    ],
+)
+def test_adaptive_literals(side: int, level: int, edges: list[tuple[int, int]]) -> None:
+    assert list(bin_edges(side, level)) == edges
+
+
+@pytest.mark.parametrize(
+    ("side", "level", "count"),
+    [(10, 6, 9), (7, 4, 6), (6, 4, 5), (11, 4, 5), (5, 3, 4), (15, 6, 7)],
+)
+def test_sliding_refuses_with_the_count_it_would_give(side: int, level: int, count: int) -> None:
+    with pytest.raises(ValueError, match=f"give {count} bins"):
+        bin_edges(side, level, "sliding")
+
+
+@pytest.mark.parametrize(("side", "level"), [(13, 6), (13, 3), (13, 2), (10, 3), (10, 4), (18, 6), (14, 6)])
+def test_sliding_works_where_the_count_is_right(side: int, level: int) -> None:
+    assert len(bin_edges(side, level, "sliding")) == level
+
+
+def test_sliding_refuses_a_side_below_the_level() -> None:
+    for level in (2, 3, 6):
+        for side in range(1, level):
+            with pytest.raises(ValueError, match=f"give no bins; nearest sides that work: {level},"):
+                bin_edges(side, level, "sliding")
+
+
+def test_sliding_names_the_nearest_sides() -> None:
+    with pytest.raises(ValueError, match="nearest sides that work: 7 and 12, and rule='adaptive'"):
+        bin_edges(10, 6, "sliding")
+
+
+def test_sliding_equals_adaptive_exactly_where_the_remainder_is_0_or_1() -> None:
+    for level in LEVELS:
+        for side in range(level, 65):
+            try:
+                same = bin_edges(side, level, "sliding") == bin_edges(side, level)
+            except ValueError:
+                same = False
+            assert same == (side % level in (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("side", "level", "edges"),
+    [
+        (7, 4, [(0, 1), (1, 3), (3, 5), (5, 7)]),
+        (13, 4, [(0, 2), (2, 6), (6, 10), (10, 13)]),
+        (9, 4, [(0, 1), (1, 4), (4, 7), (7, 9)]),
+        (10, 4, [(0, 2), (2, 5), (5, 8), (8, 10)]),
+        (13, 2, [(0, 6), (6, 13)]),
+    ],
+)
+def test_caffe_literals(side: int, level: int, edges: list[tuple[int, int]]) -> None:
+    assert list(bin_edges(side, level, "caffe")) == edges
+
+
+@given(st.integers(1, 3000), st.integers(1, 64))
+def test_adaptive_covers_every_cell_and_is_mirror_symmetric(side: int, level: int) -> None:
+    edges = bin_edges(side, level)
+    assert edges[0][0] == 0
+    assert edges[-1][1] == side
+    assert all(begin < end for begin, end in edges)
+    assert all(after[0] <= before[1] for before, after in zip(edges, edges[1:], strict=False))
+    assert edges == tuple((side - end, side - begin) for begin, end in reversed(edges))
+
+
+def test_levels_are_read_as_rows_and_columns() -> None:
+    assert parse_levels((4, (2, 3), 1)) == ((4, 4), (2, 3), (1, 1))
+    assert count_bins((6, 3, 2, 1)) == 50
+    assert count_bins((4, (2, 3))) == 22
+
+
+@pytest.mark.parametrize(
+    ("levels", "error", "message"),
+    [
+        ((), ValueError, "at least one level"),
+        ((2, 0), ValueError, r"levels\[1\]: expected at least 1 bin a side; got 0"),
+        (((2, -1),), ValueError, "smallest level is 1"),
+        ((1.5,), TypeError, "an integer or a pair"),
+        ((True,), TypeError, "an integer or a pair"),
+        (((1, 2, 3),), TypeError, "an integer or a pair"),
+        (4, TypeError, r"a sequence such as \(4, 2, 1\); got 4"),
+        ("421", TypeError, "a sequence such as"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_wrong_levels_are_named(levels: tuple[Level, ...], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        parse_levels(levels)
+
+
+def test_wrong_arguments_of_bin_edges_are_named() -> None:
+    with pytest.raises(ValueError, match="size: expected a map side of at least 1"):
+        bin_edges(0, 2)
+    with pytest.raises(ValueError, match="level: expected at least 1"):
+        bin_edges(3, 0)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_unknown_rule_names_the_closest() -> None:
+    with pytest.raises(ValueError, match="adaptive, sliding, caffe; got 'slidin'; did you mean 'sliding'"):
+        bin_edges(3, 2, "slidin")  # type: ignore[arg-type]
+
+
+def cells(window: tuple[float, float], side: int, stride: int, centre: int, rule: str) -> tuple[int, int]:
+    """1-based inclusive pixels in, 1-based inclusive cells out, as the authors count."""
+    box = torch.tensor([[window[0] - 1.0, window[0] - 1.0, window[1], window[1]]])
+    found = window_cells(box, (side, side), (stride, stride), (centre - 1, centre - 1), rule)  # type: ignore[arg-type]
+    assert found[0, 0] == found[0, 1]
+    assert found[0, 2] == found[0, 3]
+    return int(found[0, 0]) + 1, int(found[0, 2])
+
+
+@pytest.mark.parametrize(
+    ("window", "side", "expected"),
+    [((1, 224), 15, (1, 13)), ((17, 240), 15, (1, 14)), ((33, 256), 15, (2, 15)), ((1, 224), 13, (1, 13))],
+)
+def test_released_cells_of_views(window: tuple[int, int], side: int, expected: tuple[int, int]) -> None:
+    assert cells(window, side, 16, 21, "released") == expected
+
+
+def test_released_cells_with_overfeat_constants() -> None:
+    assert cells((1, 224), 18, 12, 15, "released") == (1, 18)
+
+
+@pytest.mark.parametrize(
+    ("window", "expected"), [((100, 105), (6, 6)), ((110, 112), (6, 6)), ((1, 10), (1, 1))]
+)
+def test_released_cells_of_collapsed_windows(window: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert cells(window, 39, 16, 21, "released") == expected
+
+
+def test_paper_and_released_differ_only_near_the_centres() -> None:
+    for distance in range(400):
+        pixel = distance + 21
+        paper = cells((pixel, 2000), 200, 16, 21, "paper")[0]
+        released = cells((pixel, 2000), 200, 16, 21, "released")[0]
+        assert (released == paper - 1) if distance % 16 in (0, 1) else (released == paper)
+        if distance >= 32:
+            paper = cells((1, pixel), 200, 16, 21, "paper")[1]
+            released = cells((1, pixel), 200, 16, 21, "released")[1]
+            assert (released == paper + 1) if distance % 16 in (0, 15) else (released == paper)
+
+
+@given(st.floats(-500, 500), st.floats(0.01, 600), st.sampled_from(["paper", "released"]))
+def test_every_window_gets_a_cell_of_the_map(begin: float, length: float, rule: str) -> None:
+    box = torch.tensor([[begin, begin, begin + length, begin + length]])
+    x1, y1, x2, y2 = window_cells(box, (5, 9), (16, 16), (20.0, 20.0), rule)[0].tolist()  # type: ignore[arg-type]
+    assert 0 <= x1 < x2 <= 9
+    assert 0 <= y1 < y2 <= 5
