@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+# One thread a worker: threads that wait for each other on a busy machine cost more than they bring.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:

@@ -1,5 +1,7 @@
 """The integer rules against exact fractions, and every literal that the paper and its code give."""
 
+import itertools
+
 import pytest
 import reference
 import torch
@@ -118,7 +120,7 @@ def test_adaptive_covers_every_cell_and_is_mirror_symmetric(side: int, level: in
     assert edges[0][0] == 0
     assert edges[-1][1] == side
     assert all(begin < end for begin, end in edges)
-    assert all(after[0] <= before[1] for before, after in zip(edges, edges[1:], strict=False))
+    assert all(after[0] <= before[1] for before, after in itertools.pairwise(edges))
     assert edges == tuple((side - end, side - begin) for begin, end in reversed(edges))
 
 
@@ -181,9 +183,7 @@ def test_released_cells_with_overfeat_constants() -> None:
     assert cells((1, 224), 18, 12, 15, "released") == (1, 18)
 
 
-@pytest.mark.parametrize(
-    ("window", "expected"), [((100, 105), (6, 6)), ((110, 112), (6, 6)), ((1, 10), (1, 1))]
-)
+@pytest.mark.parametrize(("window", "expected"), [((100, 105), (6, 6)), ((110, 112), (6, 6)), ((1, 10), (1, 1))])
 def test_released_cells_of_collapsed_windows(window: tuple[int, int], expected: tuple[int, int]) -> None:
     assert cells(window, 39, 16, 21, "released") == expected
 

@@ -74,9 +74,7 @@ def test_split_errors(tmp_path: Path) -> None:
     (tmp_path / "plain").rename(tmp_path.parent / f"{tmp_path.name}-plain")
     with pytest.raises(ValueError, match=r"split must be one of train, test for .*, got None"):
         read_classification(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"split must be one of train, test for .* got 'tst'; did you mean test"
-    ):
+    with pytest.raises(ValueError, match=r"split must be one of train, test for .* got 'tst'; did you mean test"):
         read_classification(tmp_path, split="tst")
     with pytest.raises(ValueError, match=r"split must be left out for .* no split folders, got 'train'"):
         read_classification(tmp_path.parent / f"{tmp_path.name}-plain", split="train")
@@ -106,17 +104,13 @@ def test_class_errors(tmp_path: Path) -> None:
 def test_folder_errors(tmp_path: Path) -> None:
     write(tmp_path, "flowers/1.jpg", "flowers/2.jpg", "flowers/.3.jpg", "pets/cat/1.jpg", "pets/dog/x.txt")
     (tmp_path / "pets/owl").mkdir()
-    with pytest.raises(
-        ValueError, match=r"no data set at .*flower: no such folder or file; did you mean flowers"
-    ):
+    with pytest.raises(ValueError, match=r"no data set at .*flower: no such folder or file; did you mean flowers"):
         read_classification(tmp_path / "flower")
     with pytest.raises(ValueError, match=r"no data set at .*y: no such folder or file$"):
         read_classification(tmp_path / "x/y")
     with pytest.raises(ValueError, match=r"class folders was expected; found 2 images directly in .*flowers"):
         read_classification(tmp_path / "flowers")
-    with pytest.raises(
-        ValueError, match=r"every class folder of .*pets must hold an image; none in dog, owl$"
-    ):
+    with pytest.raises(ValueError, match=r"every class folder of .*pets must hold an image; none in dog, owl$"):
         read_classification(tmp_path / "pets")
     with pytest.raises(ValueError, match=r"must be a folder or a \.csv file, got .*x\.txt"):
         read_classification(tmp_path / "pets/dog/x.txt")

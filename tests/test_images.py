@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from sppnet.data.images import ImageError, ImageSource, image_extensions, list_images, load_image, to_tensor
+from sppnet.data.images import ImageError, ImageSource, image_extensions, image_size, list_images, load_image, to_tensor
 
 # Orientation as the EXIF standard defines it: what has to be done to the stored pixels to see them upright.
 UPRIGHT = {
@@ -63,6 +63,25 @@ def png_claiming(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_the_size_in_the_header_is_that_of_the_loaded_image(form: str, orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"image.{form.lower()}"
+    path.write_bytes(encoded(corners(), form, exif=exif))
+    image = load_image(path)
+    assert image_size(path) == (image.height, image.width)
+
+
+def test_the_size_of_a_bad_file_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"none\.png: no such file"):
+        image_size(tmp_path / "none.png")
+    (tmp_path / "page.jpg").write_bytes(b"<html>")
+    with pytest.raises(ImageError, match=r"page\.jpg: not an image: the file begins with '<html>'"):
+        image_size(tmp_path / "page.jpg")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
 def test_exif_orientation_is_applied_once(form: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -80,8 +99,9 @@ def test_exif_orientation_is_applied_once(form: str, orientation: int) -> None:
     assert load_image(image).tobytes() == image.tobytes()
 
 
-def test_exif_that_cannot_be_read_counts_as_none() -> None:
-    image = load_image(encoded(corners(), "JPEG", exif=b"Exif\x00\x00nonsense that is no TIFF header"))
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_exif_that_cannot_be_read_counts_as_none(form: str) -> None:
+    image = load_image(encoded(corners(), form, exif=b"Exif\x00\x00nonsense that is no TIFF header"))
     assert image.size == (32, 48)
 
 
@@ -105,9 +125,11 @@ def test_16_bit_grey_in_mode_i_and_in_big_endian_is_scaled_alike() -> None:
     assert pixels(big) == pixels(grey)
 
 
-def test_32_bit_grey_beyond_16_bits_is_refused() -> None:
-    with pytest.raises(ImageError, match=r"mode I with values -1 to 70000; 16-bit grey is 0 to 65535"):
-        load_image(Image.fromarray(np.array([[-1, 70_000]], np.int32)))
+@pytest.mark.parametrize("values", [(-1, 9), (0, 70_000)])
+def test_32_bit_grey_beyond_16_bits_is_refused(values: tuple[int, int]) -> None:
+    message = rf"mode I with values {values[0]} to {values[1]}; 16-bit grey is 0 to 65535"
+    with pytest.raises(ImageError, match=message):
+        load_image(Image.fromarray(np.array([values], np.int32)))
 
 
 def test_float_mode_is_refused_by_name(tmp_path: Path) -> None:
@@ -168,11 +190,10 @@ def test_one_pixel(form: str) -> None:
 
 def test_sources_agree(tmp_path: Path) -> None:
     image = noise()
-    image.save(tmp_path / "a.bmp")  # Pillow maps such a file into memory
+    image.save(tmp_path / "a.bmp")
     expected = load_image(tmp_path / "a.bmp")
     for source in (str(tmp_path / "a.bmp"), (tmp_path / "a.bmp").read_bytes(), image, np.asarray(image)):
         assert load_image(source).tobytes() == expected.tobytes()
-    (tmp_path / "a.bmp").unlink()
     assert expected.tobytes() == image.tobytes()
     grey = np.array([[0, 9]], np.uint8)
     assert pixels(grey) == [(0, 0, 0), (9, 9, 9)]
@@ -227,8 +248,11 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 
 def test_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
+    held = os.open(tmp_path / "pipe.jpg", os.O_RDWR)  # so that this test fails rather than hangs
+    os.write(held, b"x" * 64)
     with pytest.raises(ImageError, match="not a regular file"):
         load_image(tmp_path / "pipe.jpg")
+    os.close(held)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "JPEG2000"])
@@ -248,9 +272,7 @@ def test_header_cut_short_is_not_called_no_image() -> None:
 
 
 @given(
-    form=st.sampled_from(
-        ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "ICO", "PCX", "SGI", "QOI"]
-    ),
+    form=st.sampled_from(["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "ICO", "PCX", "SGI", "QOI"]),
     cut=st.integers(1, 400),
     changes=st.lists(st.tuples(st.integers(0, 399), st.integers(0, 255)), max_size=3),
 )

@@ -155,23 +155,16 @@ def test_paper_nets_names_the_four_builders() -> None:
     assert builders == PAPER_NETS
 
 
+OVERFEAT5_CHILDREN = "conv1 relu1 pool1 norm1 conv2 relu2 pool2 conv3 relu3 conv4 relu4 conv5 relu5"
+
+
 @pytest.mark.parametrize(
     ("name", "children"),
     [
-        (
-            "zf5",
-            "conv1 relu1 norm1 pool1 conv2 relu2 norm2 pool2 conv3 relu3 conv4 relu4 conv5 relu5",
-        ),
-        (
-            "convnet5",
-            "conv1 relu1 norm1 conv2 relu2 norm2 pool2 conv3 relu3 pool3 conv4 relu4 conv5 relu5",
-        ),
-        ("overfeat5", "conv1 relu1 pool1 norm1 conv2 relu2 pool2 conv3 relu3 conv4 relu4 conv5 relu5"),
-        (
-            "overfeat7",
-            "conv1 relu1 pool1 norm1 conv2 relu2 pool2 conv3 relu3 conv4 relu4 conv5 relu5 "
-            "conv6 relu6 conv7 relu7",
-        ),
+        ("zf5", "conv1 relu1 norm1 pool1 conv2 relu2 norm2 pool2 conv3 relu3 conv4 relu4 conv5 relu5"),
+        ("convnet5", "conv1 relu1 norm1 conv2 relu2 norm2 pool2 conv3 relu3 pool3 conv4 relu4 conv5 relu5"),
+        ("overfeat5", OVERFEAT5_CHILDREN),
+        ("overfeat7", OVERFEAT5_CHILDREN + " conv6 relu6 conv7 relu7"),
     ],
 )
 def test_children_in_order(name: str, children: str) -> None:
@@ -223,9 +216,7 @@ def test_map_size_is_the_walk_over_the_windows(name: str, height: int, width: in
 )
 def test_intermediate_sides(name: str, pixels: int, expected: dict[str, int]) -> None:
     shapes = shapes_after(on_meta(name), pixels, pixels)
-    assert {child: shapes[child] for child in expected} == {
-        child: (side, side) for child, side in expected.items()
-    }
+    assert {child: shapes[child] for child in expected} == {child: (side, side) for child, side in expected.items()}
 
 
 def test_zf5_with_floor_pools_would_lose_a_cell() -> None:

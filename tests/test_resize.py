@@ -45,9 +45,7 @@ def test_target_size(text: str, size: tuple[int, int], expected: tuple[int, int]
 
 @given(resize=RESIZES, height=SIDES, width=SIDES, interpolation=st.sampled_from(["bilinear", "bicubic"]))
 @settings(deadline=None)
-def test_target_size_is_the_size_of_the_result(
-    resize: Resize, height: int, width: int, interpolation: str
-) -> None:
+def test_target_size_is_the_size_of_the_result(resize: Resize, height: int, width: int, interpolation: str) -> None:
     result = resize(Image.new("RGB", (width, height)), interpolation)
     assert (result.height, result.width) == resize.target_size(height, width)
     assert result.mode == "RGB"
@@ -92,20 +90,19 @@ def test_same_size_gives_the_same_pixels(text: str, size: tuple[int, int]) -> No
     assert Resize.parse(text)(image).tobytes() == image.tobytes()
 
 
-@given(
-    height=SIDES, width=SIDES, side=st.integers(1, 40), interpolation=st.sampled_from(["bilinear", "bicubic"])
-)
+@given(height=SIDES, width=SIDES, side=st.integers(1, 40), interpolation=st.sampled_from(["bilinear", "bicubic"]))
 @settings(deadline=None, max_examples=100)
 def test_center_crop_equals_resize_then_crop(height: int, width: int, side: int, interpolation: str) -> None:
     assume(max(height, width) < 20 * min(height, width))
-    # Medium contrast, for bicubic overshoots, and what is clipped depends on the order of the two passes.
-    image = noise(height, width).point(lambda value: 90 + value / 4)
+    # Pillow picks the order of its two passes by the size of the result. Each pass rounds, which makes up to
+    # 2 levels; it clips too, so the contrast is kept so low that bicubic does not overshoot the range.
+    image = noise(height, width).point([90 + value // 4 for value in range(256)] * 3)
     short = math.floor(side / 0.875 + 0.5)
     full = Resize("shorter-side", short, 10**9)(image, interpolation)
     left, top = (full.width - side) // 2, (full.height - side) // 2
     expected = np.asarray(full.crop((left, top, left + side, top + side))).astype(int)
     result = np.asarray(Resize("center-crop", side)(image, interpolation)).astype(int)
-    assert np.abs(result - expected).max() <= 1
+    assert np.abs(result - expected).max() <= 2
 
 
 def test_center_crop_at_its_own_size_is_the_centre() -> None:
@@ -128,9 +125,7 @@ def test_shrinking_is_antialiased() -> None:
 
 def test_interpolation_is_used() -> None:
     image = noise(10, 10)
-    bicubic, bilinear = (
-        image.resize((7, 7), f) for f in (Image.Resampling.BICUBIC, Image.Resampling.BILINEAR)
-    )
+    bicubic, bilinear = (image.resize((7, 7), f) for f in (Image.Resampling.BICUBIC, Image.Resampling.BILINEAR))
     assert Resize("warp", 7)(image).tobytes() == bicubic.tobytes()
     assert Resize("warp", 7)(image, "bilinear").tobytes() == bilinear.tobytes() != bicubic.tobytes()
 

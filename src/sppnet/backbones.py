@@ -2,6 +2,7 @@
 
 import difflib
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,13 +78,19 @@ class Backbone(nn.Module):
                 in an image's own area are valid; those at its border may have seen the padding.
 
         Raises:
-            ValueError: an image too small to give a cell; the message has the smallest size.
+            TypeError: `x` is not of a floating-point type.
+            ValueError: an image too small to give a cell (the message has the smallest size), or `sizes` that
+                are not those of the images.
         """
         if x.ndim != 4 or x.shape[1] != 3:
             raise ValueError(f"x: expected images (N, 3, H, W); got shape {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise TypeError(f"x: expected normalised images of a floating-point type; got {x.dtype}")
         height, width = x.shape[2], x.shape[3]
         areas = sizes.tolist() if isinstance(sizes, Tensor) else sizes
-        for area in ((height, width), *(areas or ())):
+        if areas is not None:
+            _check_areas(areas, x)
+        for area in ((height, width), *(() if areas is None else areas)):
             if min(self.geometry.map_size(*area)) < 1:
                 raise ValueError(
                     f"x: an image of {area[0]} x {area[1]} pixels is too small for backbone {self.name};"
@@ -103,6 +110,15 @@ class Backbone(nn.Module):
                 x, indices=[self.stage], intermediates_only=True, stop_early=True
             )
         return data
+
+
+def _check_areas(areas: Sequence[Sequence[int]], x: Tensor) -> None:
+    if len(areas) != len(x):
+        raise ValueError(f"sizes: expected one (height, width) for each of the {len(x)} images; got {len(areas)}")
+    height, width = x.shape[2:]
+    for index, area in enumerate(areas):
+        if area[0] > height or area[1] > width:
+            raise ValueError(f"sizes[{index}]: expected at most {height} x {width} pixels as in x; got {tuple(area)}")
 
 
 def create_backbone(
@@ -158,9 +174,7 @@ def _paper_backbone(name: str, stage: int | None, source: str) -> Backbone:
     if stage not in (None, -1):
         raise ValueError(f"stage: {name} has the last map only (None); got {stage}")
     if source in ("hub", "embedded"):
-        raise ValueError(
-            f"weights: there are no {source} weights for {name}; give 'none' or a safetensors file"
-        )
+        raise ValueError(f"weights: there are no {source} weights for {name}; give 'none' or a safetensors file")
     network = PAPER_NETS[name]()
     if source != "none":
         load_weights(network, read_weights(source), source)

@@ -3,7 +3,7 @@
 import difflib
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -46,7 +46,7 @@ def parse_levels(levels: Sequence[Level]) -> tuple[tuple[int, int], ...]:
     return parsed
 
 
-def _parse_level(level: object, position: int) -> tuple[int, int]:
+def _parse_level(level: Any, position: int) -> tuple[int, int]:
     name = f"levels[{position}]"
     sides = list(level) if isinstance(level, tuple | list) else [level, level]
     if len(sides) != 2 or any(isinstance(side, bool) for side in sides):

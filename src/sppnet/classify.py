@@ -1,12 +1,15 @@
 """The SPP-net classifier: backbone, pyramid, head; every image at its own size."""
 
+import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor, nn
 
 from sppnet.backbones import Backbone, create_backbone
@@ -76,6 +79,9 @@ class Classifier(nn.Module):
     def __init__(self, config: ClassifierConfig, backbone: Backbone) -> None:
         super().__init__()
         choose("head", config.head, get_args(Head))
+        if not config.classes or len(set(config.classes)) < len(config.classes):
+            found = f"{len(config.classes)}, {len(set(config.classes))} of them different"
+            raise ValueError(f"classes: expected one or more different names; got {found}")
         self.config = config
         self.backbone = backbone
         self.pool = SpatialPyramidPool(config.levels, config.reduce, config.rule)
@@ -103,13 +109,18 @@ class Classifier(nn.Module):
         return next(self.parameters()).device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights, and of the images that they take."""
+        return next(self.parameters()).dtype
+
+    @property
     def resize(self) -> Resize:
         """The size at which images are taken by default."""
         return Resize.parse(self.config.resize, self.backbone.side, self.config.max_pixels)
 
     def predict(
         self,
-        images: ImageSource | Sequence[ImageSource],
+        images: ImageSource | Iterable[ImageSource],
         *,
         resize: Resize | str | None = None,
         views: str = "full",
@@ -130,7 +141,7 @@ class Classifier(nn.Module):
         """
         from sppnet.predict import Failure, predict_images
 
-        single = isinstance(images, str | bytes) or not isinstance(images, Sequence)
+        single = isinstance(images, str | bytes | os.PathLike | Image.Image | np.ndarray)
         results = []
         for result in predict_images(self, [images] if single else images, resize=resize, views=views):  # type: ignore[list-item,arg-type]
             if isinstance(result, Failure):

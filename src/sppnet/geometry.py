@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-_PROBE = 256
-_CHECKS = ((255, 224), (193, 321))
+# A network is followed at these (height, width). The first two tell paddings that depend on the size.
+_PROBES = ((256, 256), (193, 321), (255, 224))
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def trace_geometry(network: nn.Module, features: Callable[[nn.Module, Tensor], T
     """Follow every convolution, pooling and padding from the image to the map.
 
     The network runs on the meta device, so it costs no arithmetic; where paths join, the one with most layers
-    counts. The result is checked against the true map sizes of images that were not traced.
+    counts. The result is checked at three sizes, of which it was read off two.
 
     Args:
         network: any network of convolutional form.
@@ -122,37 +122,56 @@ def trace_geometry(network: nn.Module, features: Callable[[nn.Module, Tensor], T
             (patch merging, tokens).
     """
     skeleton = copy.deepcopy(network).to("meta").eval()
-    tracer = _Tracer()
-    try:
-        with torch.no_grad(), tracer:
-            image = torch.empty(1, 3, _PROBE, _PROBE, device="meta")
-            tracer.paths[image] = ((), ())
-            data = features(skeleton, image)
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise ValueError(f"it does not take an image of {_PROBE} x {_PROBE}: {error}") from error
-    path = tracer.paths.get(data)
-    if path is None or data.ndim != 4:
-        raise ValueError("its output is not a map that follows from convolutions and pools")
-    geometry = Geometry(Axis(_simplify(path[0])), Axis(_simplify(path[1])))
-    for height, width in ((_PROBE, _PROBE), *_CHECKS):
-        with torch.no_grad():
-            found = tuple(features(skeleton, torch.empty(1, 3, height, width, device="meta")).shape[2:])
-        if found != geometry.map_size(height, width):
-            expected = geometry.map_size(height, width)
+    traces = {size: _follow(skeleton, features, *size) for size in _PROBES}
+    first, second, *_ = (path for path, _ in traces.values())
+    geometry = Geometry(Axis(_simplify(first[0], second[0])), Axis(_simplify(first[1], second[1])))
+    for (height, width), ((vertical, horizontal), found) in traces.items():
+        expected = geometry.map_size(height, width)
+        if found != expected:
             raise ValueError(f"its map of a {height} x {width} image is {found}; its layers make {expected}")
+        centre = Axis(vertical).first_centre(height), Axis(horizontal).first_centre(width)
+        if centre != geometry.offset(height, width):
+            raise ValueError(f"its padding of a {height} x {width} image is neither fixed nor TensorFlow's SAME")
     return geometry
 
 
-def _simplify(steps: tuple[Step, ...]) -> tuple[Step, ...]:
-    """Join each lopsided padding with its window into a SAME step, and drop steps that change nothing."""
+def _follow(
+    network: nn.Module, features: Callable[[nn.Module, Tensor], Tensor], height: int, width: int
+) -> tuple["Path", tuple[int, ...]]:
+    """The layers from an image of this size to its map, and the size of the map."""
+    tracer = _Tracer()
+    try:
+        with torch.no_grad(), tracer:
+            image = torch.empty(1, 3, height, width, device="meta")
+            tracer.paths[image] = ((), ())
+            data = features(network, image)
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"it does not take an image of {height} x {width}: {reason}") from error
+    path = tracer.paths.get(data) if isinstance(data, Tensor) and data.ndim == 4 else None
+    if path is None:
+        raise ValueError("its output is not a map that follows from convolutions and pools")
+    return path, tuple(data.shape[2:])
+
+
+def _simplify(steps: tuple[Step, ...], elsewhere: tuple[Step, ...]) -> tuple[Step, ...]:
+    """Join each padding that is lopsided or depends on the size with its window into a SAME step.
+
+    Steps that change nothing are dropped.
+
+    Args:
+        steps: from an image of one size.
+        elsewhere: from an image of another size.
+    """
     joined: list[Step] = []
-    for step in steps:
+    # Networks whose layers differ in number with the size are found out when the result is checked.
+    for step, other in zip(steps, elsewhere, strict=False):
         padding = joined[-1] if joined else None
-        # On a side of 256 the SAME rule pads strided windows by one more after than before, and no others.
-        if padding and padding.extent == 1 and padding.after == padding.before + 1 and step.extent > 1:
+        # On an even side the SAME rule pads strided windows by one more after than before, and no others.
+        if padding and padding.extent == 1 < step.extent and (padding.same or padding.after == padding.before + 1):
             joined[-1] = replace(step, same=True)
         else:
-            joined.append(step)
+            joined.append(step if step == other else replace(step, same=True))
     return tuple(step for step in joined if step.stride > 1 or not _keeps_place(step))
 
 
@@ -167,15 +186,15 @@ class _Tracer(TorchDispatchMode):
     """Remembers, for every tensor on its way from the image, the windowed layers that it went through."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.paths: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         paths = [self.paths[leaf] for leaf in inputs if leaf in self.paths]
         name = func.overloadpacket.__name__
-        if not paths or name in _GLOBAL:
+        if not paths or (name in _GLOBAL and _forgets_place(out, inputs[0])):
             return out
         path = max(paths, key=lambda p: len(p[0]))
         if name in _WINDOWED:
@@ -187,6 +206,11 @@ class _Tracer(TorchDispatchMode):
         return out
 
 
+def _forgets_place(out: Any, x: Tensor) -> bool:
+    """Whether a reduction ran over the map's sides, and not over branches or channels alone."""
+    return not isinstance(out, Tensor) or out.shape[-2:] != x.shape[-2:]
+
+
 # Reductions forget where they came from: a gate computed from them takes its place from the map it gates.
 _GLOBAL = {"mean", "sum", "amax", "max", "var_mean", "_adaptive_avg_pool2d", "adaptive_max_pool2d"}
 
@@ -196,7 +220,7 @@ def _pair(value: list[int]) -> tuple[int, int]:
 
 
 def _convolution(
-    x: Tensor, weight: Tensor, bias: Any, stride: list[int], padding: list[int], dilation: list[int], *_: Any
+    _x: Tensor, weight: Tensor, _bias: Any, stride: list[int], padding: list[int], dilation: list[int], *_: Any
 ) -> tuple[Step, Step]:
     sides = zip(weight.shape[2:], _pair(stride), _pair(padding), _pair(dilation), strict=True)
     vertical, horizontal = (Step((k - 1) * d + 1, s, p, p) for k, s, p, d in sides)
@@ -210,18 +234,18 @@ def _pool(kernel: list[int], stride: list[int], padding: list[int], ceil: bool) 
 
 
 def _max_pool(
-    x: Tensor,
+    _x: Tensor,
     kernel: list[int],
     stride: tuple[int, ...] | list[int] = (),
     padding: tuple[int, ...] | list[int] = (0,),
-    dilation: tuple[int, ...] | list[int] = (1,),
+    _dilation: tuple[int, ...] | list[int] = (1,),
     ceil: bool = False,
 ) -> tuple[Step, Step]:
     return _pool(kernel, list(stride), list(padding), ceil)
 
 
 def _avg_pool(
-    x: Tensor,
+    _x: Tensor,
     kernel: list[int],
     stride: tuple[int, ...] | list[int] = (),
     padding: tuple[int, ...] | list[int] = (0,),
@@ -231,8 +255,8 @@ def _avg_pool(
     return _pool(kernel, list(stride), list(padding), ceil)
 
 
-def _pad(x: Tensor, padding: list[int], *_: Any) -> tuple[Step, Step]:
-    left, right, top, bottom = (list(padding) + [0, 0])[:4]
+def _pad(_x: Tensor, padding: list[int], *_: Any) -> tuple[Step, Step]:
+    left, right, top, bottom = [*padding, 0, 0][:4]
     return Step(1, 1, top, bottom), Step(1, 1, left, right)
 
 

@@ -20,6 +20,10 @@ from sppnet.views import Views, view_probabilities
 T = TypeVar("T")
 
 _CHUNK = 32
+# A pass of the embedded network takes about 500 bytes a pixel.
+_PASS_PIXELS = 2_000_000
+# The largest of the 96 views' scales of a longer image would have more than 3 million pixels.
+_MAX_VIEWS_ASPECT = 10
 
 
 @dataclass(frozen=True)
@@ -53,39 +57,59 @@ def predict_images(
     choose("views", views, get_args(Views))
     if batch < 1:
         raise ValueError(f"batch: expected at least 1 image; got {batch}")
-    policy = _policy(model, resize)
+    policy = size_policy(model, resize)
     model.eval()
     for number, chunk in enumerate(_chunks(images, batch)):
         names = [_name(source, number * batch + index) for index, source in enumerate(chunk)]
         loaded: list[Image.Image | Failure] = []
         for name, source in zip(names, chunk, strict=True):
             try:
-                loaded.append(load_image(source))
+                loaded.append(read_image(model, source, policy, views))
             except ImageError as error:
-                loaded.append(Failure(name, error))
+                loaded.append(Failure(name, ImageError(name, error.reason)))
         good = [image for image in loaded if not isinstance(image, Failure)]
         with torch.inference_mode():
             answers = iter(_probabilities(model, good, policy, views))
         for name, image in zip(names, loaded, strict=True):
-            yield (
-                image
-                if isinstance(image, Failure)
-                else _prediction(model, name, image, policy, next(answers))
-            )
+            yield (image if isinstance(image, Failure) else _prediction(model, name, image, policy, next(answers)))
+
+
+def read_image(model: Classifier, source: ImageSource, policy: Resize, views: str = "full") -> Image.Image:
+    """Load an image that the network can take at the size that the policy, or the views, give it.
+
+    Raises:
+        sppnet.ImageError: it cannot be read, is too small for the network, or too long and thin for views.
+    """
+    image = load_image(source)
+    geometry = model.backbone.geometry
+    height, width = policy.target_size(image.height, image.width)
+    reason = ""
+    if views != "full":
+        if max(image.size) > _MAX_VIEWS_ASPECT * min(image.size):
+            size = f"{image.height} x {image.width}"
+            reason = f"{size} pixels are too long and thin for views; the sides may differ {_MAX_VIEWS_ASPECT} times"
+    elif min(geometry.map_size(height, width)) < 1:
+        smallest = " x ".join(map(str, geometry.smallest()))
+        reason = f"{height} x {width} pixels are too few for {model.backbone.name}; the smallest size is {smallest}"
+    if reason:
+        raise ImageError(str(source) if isinstance(source, str | os.PathLike) else "<image>", reason)
+    return image
 
 
 def image_vectors(model: Classifier, images: Sequence[Image.Image], policy: Resize) -> Float[Tensor, "n d"]:
-    """Pyramid vectors of images of mixed sizes, in order; images of equal size share a pass."""
+    """Pyramid vectors of images of mixed sizes, in order; images of equal size share passes."""
     backbone = model.backbone
     groups: dict[tuple[int, int], list[int]] = {}
     for index, image in enumerate(images):
         groups.setdefault(policy.target_size(image.height, image.width), []).append(index)
     vectors: list[Tensor | None] = [None] * len(images)
-    for group in groups.values():
-        resized = [policy(images[index], backbone.interpolation) for index in group]
-        x = torch.stack([to_tensor(image, backbone.mean, backbone.std) for image in resized])
-        for index, vector in zip(group, model.vectors(x.to(model.device)), strict=True):
-            vectors[index] = vector
+    for (height, width), group in groups.items():
+        share = max(1, _PASS_PIXELS // (height * width))
+        for part in _chunks(group, share):
+            resized = [policy(images[index], backbone.interpolation) for index in part]
+            x = torch.stack([to_tensor(image, backbone.mean, backbone.std) for image in resized])
+            for index, vector in zip(part, model.vectors(x.to(model.device, model.dtype)), strict=True):
+                vectors[index] = vector
     return torch.stack([vector for vector in vectors if vector is not None])
 
 
@@ -108,7 +132,8 @@ def _prediction(
     return Prediction(name, top[0][0], top[0][1], top, size, policy.target_size(*size))
 
 
-def _policy(model: Classifier, resize: Resize | str | None) -> Resize:
+def size_policy(model: Classifier, resize: Resize | str | None) -> Resize:
+    """The policy asked for: None for the model's own, text as :meth:`sppnet.Resize.parse` reads it."""
     if isinstance(resize, Resize):
         return resize
     if resize is None:

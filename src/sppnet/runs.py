@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +52,7 @@ def _read_config(folder: Path) -> ClassifierConfig:
     file = folder / CONFIG
     if not file.is_file():
         found = "no such folder" if not folder.is_dir() else f"it has no {CONFIG}"
-        raise ValueError(
-            f"run: expected a folder that `sppnet train` wrote, or {IMAGENET!r}; got {folder}: {found}"
-        )
+        raise ValueError(f"run: expected a folder that `sppnet train` wrote, or {IMAGENET!r}; got {folder}: {found}")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -78,16 +75,21 @@ def _tuples(value: Any) -> Any:
 
 def write_json(content: Any, path: Path) -> None:
     """Write JSON so that the file is either the old one or the new one, also when the process is killed."""
+    write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write text so that the file is either the old one or the new one."""
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write safetensors so that the file is either the old one or the new one."""
     part = path.with_name(path.name + ".part")
     save_file(tensors, part, metadata)
-    os.replace(part, path)
+    part.replace(path)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -36,15 +36,11 @@ def view_windows(height: int, width: int, side: int, places: int) -> Float[Tenso
     tops = (0, (height - side) // 2, height - side)
     lefts = (0, (width - side) // 2, width - side)
     corners = {(top, left) for top in (tops[0], tops[2]) for left in (lefts[0], lefts[2])}
-    chosen = (
-        corners | {(tops[1], lefts[1])} if places == 5 else {(top, left) for top in tops for left in lefts}
-    )
+    chosen = corners | {(tops[1], lefts[1])} if places == 5 else {(top, left) for top in tops for left in lefts}
     return torch.tensor([(left, top, left + side, top + side) for top, left in sorted(chosen)]).float()
 
 
-def pool_windows(
-    model: Classifier, features: FeatureMap, windows: Float[Tensor, "k 4"]
-) -> Float[Tensor, "k d"]:
+def pool_windows(model: Classifier, features: FeatureMap, windows: Float[Tensor, "k 4"]) -> Float[Tensor, "k d"]:
     """Pyramid vectors of windows of one image, taken from its map (SPP-net, section 3.1.3 and Appendix A)."""
     rows, columns = features.data.shape[2:]
     cells = window_cells(windows, (rows, columns), features.stride, features.offset)
@@ -67,11 +63,12 @@ def view_probabilities(model: Classifier, image: Image.Image, views: Views) -> F
     for scale in scales:
         shorter = round(scale * view / _VIEW)
         resized = Resize("shorter-side", shorter, max_pixels=1 << 26)(image, model.backbone.interpolation)
-        x = to_tensor(resized, model.backbone.mean, model.backbone.std).to(model.device)[None]
+        x = to_tensor(resized, model.backbone.mean, model.backbone.std).to(model.device, model.dtype)[None]
         windows = view_windows(resized.height, resized.width, view, places)
         for batch in (x, x.flip(3)):
             features = model.backbone(batch)
             vectors.append(pool_windows(model, features, windows))
             if views == "96+2" and scale == _SINGLE:
                 vectors.append(model.pool(features.data))
-    return model.head(torch.cat(vectors)).softmax(1).mean(0)
+    logits: Tensor = model.head(torch.cat(vectors))
+    return logits.softmax(1).mean(0)

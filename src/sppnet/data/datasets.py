@@ -87,9 +87,7 @@ def read_classification(
         files, skipped = _read_csv(root), ()
     names = _class_names(folder, {name for _, name in files}, classes)
     label = {name: index for index, name in enumerate(names)}
-    return ClassificationData(
-        folder, tuple(Sample(path, label[name]) for path, name in files), names, skipped
-    )
+    return ClassificationData(folder, tuple(Sample(path, label[name]) for path, name in files), names, skipped)
 
 
 def _folders(root: Path) -> list[Path]:
@@ -119,8 +117,7 @@ def _read_folders(root: Path) -> tuple[list[tuple[Path, str]], tuple[Path, ...]]
     folders = _folders(root)
     if not folders:
         raise ValueError(
-            f"a folder of class folders was expected; found {len(skipped)} images directly in {root} "
-            "and no folder"
+            f"a folder of class folders was expected; found {len(skipped)} images directly in {root} and no folder"
         )
     images: list[tuple[Path, str]] = []
     empty = []
@@ -183,9 +180,7 @@ def _class_names(root: Path, found: set[str], classes: Sequence[str] | None) -> 
     unknown = sorted(found - set(classes))
     if unknown:
         hint = _hint(unknown[0], classes)
-        raise ValueError(
-            f"{root} has classes that are not among the {len(classes)} of classes: {_some(unknown)}{hint}"
-        )
+        raise ValueError(f"{root} has classes that are not among the {len(classes)} of classes: {_some(unknown)}{hint}")
     return tuple(classes)
 
 

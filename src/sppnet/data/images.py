@@ -5,6 +5,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ _ORIENTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)
 
 
 class ImageError(ValueError):
@@ -92,15 +94,35 @@ def load_image(source: ImageSource, *, max_pixels: int = 178_956_970, max_side: 
     if isinstance(source, bytes):
         return _decode(_open(io.BytesIO(source), "<bytes>"), "<bytes>", max_pixels, max_side)
     path = os.fspath(source)
+    with _opened(path) as image:
+        return _decode(image, path, max_pixels, max_side)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[ImageFile.ImageFile]:
+    """The image of a file, its header read."""
     try:
         if not Path(path).exists():
             raise ImageError(path, "no such file")
         if not Path(path).is_file():  # opening a pipe would wait for ever
             raise ImageError(path, "a folder, not a file" if Path(path).is_dir() else "not a regular file")
         with Path(path).open("rb") as file:
-            return _decode(_open(file, path), path, max_pixels, max_side)
+            yield _open(file, path)
     except OSError as error:
         raise ImageError(path, f"cannot be read: {error.strerror or error}") from error
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """The (height, width) that `load_image` gives for a file, read from its header alone.
+
+    Raises:
+        ImageError: if the file is missing, empty or not an image. That its pixels can be decoded is not known.
+    """
+    name = os.fspath(path)
+    with _opened(name) as image:
+        # Pillow turns TIFF files by itself, and has their size as turned from the start.
+        sideways = image.format != "TIFF" and _orientation(image) in _SIDEWAYS
+        return (image.width, image.height) if sideways else (image.height, image.width)
 
 
 def to_tensor(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> Float[Tensor, "3 h w"]:
@@ -203,7 +225,7 @@ def _open(file: io.BytesIO | io.BufferedReader, path: str) -> ImageFile.ImageFil
                 reason = reason or accepted
             elif accepted:
                 file.seek(0)
-                return reader(file, "" if isinstance(file, io.BytesIO) else path)
+                return reader(file, "")  # by its name Pillow would open it once more
         except _DAMAGE as error:
             if accept and accepted:
                 reason = reason or _describe(error, f"its {name} header cannot be read")
@@ -218,18 +240,24 @@ def _decode(image: Image.Image, path: str, max_pixels: int, max_side: int) -> Im
     if max(height, width) > max_side:
         raise ImageError(path, f"too long a side: {size}, more than max_side={max_side}")
     try:
-        image.load()
+        image.load()  # some readers settle the mode only now
         rgb = _to_rgb(image, path)
     except ImageError:
         raise
     except _DAMAGE as error:
         raise ImageError(path, _describe(error, "its pixels cannot be decoded")) from error
     rgb.info.clear()
+    transpose = _ORIENTATIONS.get(_orientation(image))
+    return rgb if transpose is None else rgb.transpose(transpose)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 where there is none or it cannot be read."""
     try:
-        orientation = _ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except _DAMAGE:
-        orientation = None
-    return rgb if orientation is None else rgb.transpose(orientation)
+        return 1
+    return orientation if isinstance(orientation, int) else 1
 
 
 def _to_rgb(image: Image.Image, path: str) -> Image.Image:

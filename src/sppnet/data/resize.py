@@ -49,9 +49,7 @@ class Resize:
         if self.policy in _WITHOUT_SIDE and self.side is not None:
             raise ValueError(f"resize policy {self.policy} takes no side, got {self.side}")
         if self.policy not in _WITHOUT_SIDE and (self.side is None or not 1 <= self.side <= MAX_SIDE):
-            raise ValueError(
-                f"resize policy {self.policy} needs a side of 1 to {MAX_SIDE} pixels, got {self.side}"
-            )
+            raise ValueError(f"resize policy {self.policy} needs a side of 1 to {MAX_SIDE} pixels, got {self.side}")
         if self.max_pixels < 1:
             raise ValueError(f"max_pixels must be 1 or more, got {self.max_pixels}")
 
@@ -129,8 +127,8 @@ class Resize:
     def _crop_box(self, height: int, width: int) -> tuple[float, float, float, float]:
         """Returns the crop in pixels of the unresized image, as (left, top, right, bottom).
 
-        Resizing just this box gives the pixels of resizing all and cropping then, to within rounding, without
-        the resized whole, which would be huge for a long thin image.
+        Resizing just this box equals resizing all and cropping then, but for the rounding between Pillow's
+        two passes, and does without the resized whole, which would be huge for a long thin image.
         """
         full_height, full_width = self._before_crop(height, width)
         top, left = (full_height - self._side) // 2, (full_width - self._side) // 2
@@ -153,9 +151,7 @@ def _shorter_side(height: int, width: int, side: int) -> tuple[int, int]:
     return _divide(height * side, width), side
 
 
-def _within(
-    height: int, width: int, aspect_height: int, aspect_width: int, max_pixels: int
-) -> tuple[int, int]:
+def _within(height: int, width: int, aspect_height: int, aspect_width: int, max_pixels: int) -> tuple[int, int]:
     """Returns the size itself, or the largest of the given aspect that has at most ``max_pixels``."""
     if height * width <= max_pixels:
         return height, width

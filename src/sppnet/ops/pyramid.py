@@ -52,13 +52,9 @@ def pyramid_pool(
         groups.setdefault(area, []).append(index)
     # An empty batch has no group; pooling it whole gives the (0, c * bins) that it should.
     groups = groups or {(x.shape[2], x.shape[3]): []}
-    order = torch.tensor(
-        [index for group in groups.values() for index in group], dtype=torch.long, device=x.device
-    )
+    order = torch.tensor([index for group in groups.values() for index in group], dtype=torch.long, device=x.device)
     pooled = [
-        _pool(
-            x[torch.tensor(group, dtype=torch.long, device=x.device), :, :height, :width], grids, reduce, rule
-        )
+        _pool(x[torch.tensor(group, dtype=torch.long, device=x.device), :, :height, :width], grids, reduce, rule)
         for (height, width), group in groups.items()
     ]
     return torch.cat(pooled)[order.argsort()]
@@ -82,15 +78,11 @@ def _adaptive(x: Float[Tensor, "n c h w"], grid: tuple[int, int], reduce: Reduce
     return F.adaptive_max_pool2d(x, grid) if reduce == "max" else F.adaptive_avg_pool2d(x, grid)
 
 
-def _pool_edges(
-    x: Float[Tensor, "n c h w"], rows: Edges, columns: Edges, reduce: Reduce
-) -> Float[Tensor, "n c r q"]:
+def _pool_edges(x: Float[Tensor, "n c h w"], rows: Edges, columns: Edges, reduce: Reduce) -> Float[Tensor, "n c r q"]:
     bins = [
-        _adaptive(x[:, :, top:bottom, left:right], (1, 1), reduce)
-        for top, bottom in rows
-        for left, right in columns
+        _adaptive(x[:, :, top:bottom, left:right], (1, 1), reduce) for top, bottom in rows for left, right in columns
     ]
-    return torch.cat(bins, dim=3).unflatten(3, (len(rows), len(columns))).squeeze(2)
+    return torch.cat(bins, dim=3).reshape(*x.shape[:2], len(rows), len(columns))
 
 
 def _check_map(x: Tensor) -> None:

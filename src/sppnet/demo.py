@@ -1,0 +1,373 @@
+"""The demonstration: photographs of any size, one network, and a report that shows what each bin answers."""
+
+import base64
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from string import Template
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from sppnet.backbones import FeatureMap
+from sppnet.bins import count_bins
+from sppnet.classify import Classifier, Prediction, imagenet_classifier
+from sppnet.data.images import load_image, to_tensor
+from sppnet.data.resize import Resize
+from sppnet.draw import bin_boxes, draw_bins
+from sppnet.ops.pyramid import pyramid_pool
+
+_SIDE = 800  # longest side of the pictures in the report, pixels
+_SAMPLES = {
+    "sklearn": ("datasets/images/china.jpg", "datasets/images/flower.jpg"),
+    "skimage": ("data/chelsea.png", "data/coffee.png"),
+}
+_CREDITS = (
+    "Photographs: china.jpg by danielbuechele and flower.jpg by vultilion, both CC BY 2.0 by way of scikit-learn;"
+    " chelsea.png by Stefan van der Walt and coffee.png by Rachel Michetti, both CC0 by way of scikit-image. They are"
+    " shown smaller where they are large, and in grey with the bins drawn over them."
+)
+
+Top = tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demonstration made.
+
+    Attributes:
+        report: the HTML page; it needs no other file and no network.
+        answers: one for each photograph, at its own size.
+    """
+
+    report: Path
+    answers: tuple[Prediction, ...]
+
+
+@dataclass(frozen=True)
+class _View:
+    """One pass of one image through the network."""
+
+    name: str
+    size: tuple[int, int]
+    features: FeatureMap
+    vector: int
+    top: Top
+    milliseconds: float
+
+
+def run_demo(out: Path, images: Sequence[str | Path] = (), levels: Sequence[int] = (6, 3, 2, 1)) -> DemoResult:
+    """Classify photographs at their own and at other sizes with the embedded network; write a report of it.
+
+    Args:
+        out: folder of the report ``index.html`` and its pictures, made if need be; files of these names are
+            replaced.
+        images: image files; none for four photographs that come with scikit-learn and scikit-image.
+        levels: of the pyramid, each n >= 1 for n x n bins; one picture a photograph is drawn of each.
+
+    Raises:
+        sppnet.ImageError: the first image that cannot be read.
+        ValueError: a level below 1, or no `images` and scikit-learn or scikit-image is not installed.
+    """
+    start = time.perf_counter()
+    bins = count_bins(levels)
+    paths = [Path(image) for image in images] or sample_photographs()
+    photographs = [load_image(path) for path in paths]
+    out.mkdir(parents=True, exist_ok=True)
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("the network", total=len(paths) + 1)
+        model = imagenet_classifier()
+        answers, sections = [], []
+        for path, stem, photograph in zip(paths, _stems(paths), photographs, strict=True):
+            progress.update(task, description=path.name, advance=1)
+            with torch.inference_mode():
+                answer, section = _photograph(model, path, photograph, out / stem, levels)
+            answers.append(answer)
+            sections.append(section)
+        progress.update(task, description="the report", advance=1)
+    page = Template(_PAGE).substitute(
+        style=_STYLE,
+        levels=", ".join(map(str, levels)),
+        bins=f"{bins:,}",
+        channels=f"{model.backbone.channels:,}",
+        length=f"{bins * model.backbone.channels:,}",
+        side=model.backbone.side,
+        sections="\n".join(sections),
+        credits="" if images else f"<p>{escape(_CREDITS)}</p>",
+        versions=", ".join(f"{name} {escape(version(name))}" for name in ("sppnet", "torch", "timm")),
+        seconds=f"{time.perf_counter() - start:.1f}",
+    )
+    report = out / "index.html"
+    report.write_text(page, encoding="utf-8")
+    return DemoResult(report, tuple(answers))
+
+
+def sample_photographs() -> list[Path]:
+    """Files of the four photographs that come with scikit-learn and scikit-image.
+
+    Raises:
+        ValueError: one of the two is not installed, or does not have its photographs.
+    """
+    files = []
+    for package, names in _SAMPLES.items():
+        # Found, not imported: importing them takes seconds, and only their files are wanted.
+        spec = find_spec(package)
+        folders = list(spec.submodule_search_locations or []) if spec else []
+        found = [Path(folder, name) for name in names for folder in folders if Path(folder, name).is_file()]
+        if len(found) != len(names):
+            raise ValueError(
+                f"images: none given, and the package {package} with the photographs {', '.join(names)} is not"
+                ' installed; install it with pip install "sppnet[demo]", or name image files of your own'
+            )
+        files += found
+    return files
+
+
+def _stems(paths: Sequence[Path]) -> list[str]:
+    """The beginnings of the names of each photograph's pictures, all different also where case does not count."""
+    stems: list[str] = []
+    for path in paths:
+        stem = plain = re.sub(r"[^\w-]+", "-", path.stem).strip("-").lower()[:60] or "image"
+        number = 1
+        while stem in stems:
+            number += 1
+            stem = f"{plain}-{number}"
+        stems.append(stem)
+    return stems
+
+
+def _photograph(
+    model: Classifier, path: Path, photograph: Image.Image, base: Path, levels: Sequence[int]
+) -> tuple[Prediction, str]:
+    """The answer for a photograph and its section of the report; its pictures' names begin with `base`."""
+    policy = Resize("native", max_pixels=model.config.max_pixels)
+    own = policy(photograph, model.backbone.interpolation)
+    centre = Resize("center-crop", model.backbone.side)(photograph, model.backbone.interpolation)
+    others = (
+        ("half of it", own.resize((max(1, own.width // 2), max(1, own.height // 2)), Image.Resampling.BICUBIC)),
+        ("warped to an odd size", own.resize((225, 321), Image.Resampling.BICUBIC)),
+        ("warped tall", own.resize((160, 400), Image.Resampling.BICUBIC)),
+        ("warped flat", own.resize((400, 160), Image.Resampling.BICUBIC)),
+        ("centre, cut out", centre),
+    )
+    shrunk = own.size != photograph.size
+    views = [_view(model, "own size, shrunk" if shrunk else "own size", own, levels)]
+    views += [_view(model, name, image, levels) for name, image in others]
+    top, size = views[0].top, (photograph.height, photograph.width)
+    answer = Prediction(str(path), top[0][0], top[0][1], top, size, views[0].size)
+    shown = photograph.copy()
+    shown.thumbnail((_SIDE, _SIDE))
+    file = _save(shown, base.with_name(f"{base.name}-photograph.jpg"))
+    # Small photographs are enlarged under the bins, for the names in them to be readable.
+    scale = _SIDE / max(photograph.size)
+    width, height = (max(1, round(side * scale)) for side in photograph.size)
+    ground = photograph.resize((width, height), Image.Resampling.BICUBIC)
+    pictures, most = _pictures(model, ground, answer, views[0].features, base, levels)
+    section = Template(_SECTION).substitute(
+        name=escape(path.name),
+        size=_sides(size),
+        shrunk=f" The network saw it at {_sides(views[0].size)}, within its bound of pixels." if shrunk else "",
+        photograph=_embed(file),
+        alt=escape(f"The photograph {path.name}"),
+        own=_answers(f"At {'this' if not shrunk else 'nearly its own'} size, {_sides(views[0].size)}", top),
+        centre=_answers(f"Its centre at the size the network learnt at, {_sides(views[-1].size)}", views[-1].top),
+        label=escape(answer.label),
+        most=_percent(most),
+        pictures="\n".join(pictures),
+        rows="\n".join(_row(view) for view in views),
+    )
+    return answer, section
+
+
+def _view(model: Classifier, name: str, image: Image.Image, levels: Sequence[int]) -> _View:
+    """Run the network once on the image as it is; reading and resizing are not timed."""
+    x = to_tensor(image, model.backbone.mean, model.backbone.std)[None]
+    start = time.perf_counter()
+    features: FeatureMap = model.backbone(x)
+    vector = pyramid_pool(features.data, levels)
+    probabilities = model.head(model.pool(features.data)).softmax(1)[0]
+    milliseconds = 1000 * (time.perf_counter() - start)
+    scores, order = probabilities.topk(5)
+    top = tuple((model.config.classes[i], score) for i, score in zip(order.tolist(), scores.tolist(), strict=True))
+    return _View(name, (image.height, image.width), features, vector.shape[1], top, milliseconds)
+
+
+def _pictures(
+    model: Classifier, ground: Image.Image, answer: Prediction, features: FeatureMap, base: Path, levels: Sequence[int]
+) -> tuple[list[str], float]:
+    """A figure of each level, and the probability that stands for the full tint in all of them."""
+    index = int(model.head(model.pool(features.data)).argmax())  # not by name: two ImageNet classes are called crane
+    vectors = [pyramid_pool(features.data, [n], reduce="avg").reshape(-1, n * n).T for n in levels]
+    answers = [model.head(bins).softmax(1) for bins in vectors]
+    most = max(float(probabilities[:, index].max()) for probabilities in answers)
+    figures = []
+    for n, bins, probabilities in zip(levels, vectors, answers, strict=True):
+        values = (probabilities[:, index] / most).clamp(0, 1).tolist()
+        firsts: list[int] = probabilities.argmax(1).tolist()
+        boxes = bin_boxes(features, (ground.height, ground.width), answer.network_size, n)
+        picture = draw_bins(ground, boxes, values=values, labels=[model.config.classes[i] for i in firsts])
+        file = _save(picture, base.with_name(f"{base.name}-level-{n}.jpg"))
+        score, best = (part.item() for part in model.head(bins.mean(0)).softmax(0).max(0))
+        same = f"{firsts.count(index)} of {n * n} bins answer {answer.label}"
+        title, caption = "Level 1: the whole map", f"The answer for the photograph: {answer.label}"
+        if n > 1:
+            title = f"Level {n}: {n} × {n} bins"
+            caption = f"{same} alone; averaged, the {n * n} answer {model.config.classes[best]}"
+        alt = f"{Path(answer.source).name} with the bins of level {n}: {same}"
+        figures.append(
+            f'<figure><img src="{_embed(file)}" alt="{escape(alt)}"><figcaption><b>{title}.</b>'
+            f" {escape(caption)} ({_percent(score)}).</figcaption></figure>"
+        )
+    return figures, most
+
+
+def _save(image: Image.Image, file: Path) -> Path:
+    image.save(file, quality=82, optimize=True)
+    return file
+
+
+def _embed(file: Path) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(file.read_bytes()).decode("ascii")
+
+
+def _sides(size: tuple[int, int]) -> str:
+    return f"{size[0]} × {size[1]}"
+
+
+def _percent(probability: float) -> str:
+    return f"{100 * probability:.1f} %"
+
+
+def _answers(title: str, top: Top) -> str:
+    items = "".join(
+        f'<li><span>{escape(label)}</span> <b>{_percent(score)}</b><i style="width:{100 * score:.1f}%"></i></li>'
+        for label, score in top
+    )
+    return f"<div><h3>{escape(title)}</h3><ol>{items}</ol></div>"
+
+
+def _row(view: _View) -> str:
+    label, score = view.top[0]
+    rows, columns = view.features.data.shape[2:]
+    cells = (
+        f"{_sides(view.size)}",
+        f"{rows} × {columns}",
+        f"{view.vector:,}",
+        f"{escape(label)}, {_percent(score)}",
+        f"{view.milliseconds:.0f}",
+    )
+    return f'<tr><th scope="row">{escape(view.name)}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>Spatial pyramid pooling: photographs of any size</title>
+<style>$style</style>
+</head>
+<body>
+<header>
+<h1>One network, photographs of any size</h1>
+<p class="lead">Spatial pyramid pooling cuts the feature map of an image, whatever its size, into a fixed number of
+bins and takes one number a channel from each. The pyramid ($levels) has $bins bins; with the network's $channels
+channels that makes a vector of $length numbers for every image below, and a classifier can be trained on it.
+The answers below are those of the network's own ImageNet classifier, which stands on the pyramid of the one level 1:
+the mean of the map.</p>
+<h2>How to read the pictures</h2>
+<p>Each white outline is a bin. Its cells are averaged and given to the same classifier, and the likeliest class is
+written into the bin where there is room. The stronger the <span class="key">tint</span>, the more probability the bin
+alone gives to the answer for the whole photograph; all pictures of one photograph have one scale. Where a level does
+not divide the map, neighbouring bins share a row or a column of cells, and the tint there is the mean of theirs. The
+cells have seen more than their own part of the photograph, so that a bin does not answer what the same piece would
+answer if it were cut out.</p>
+<p>The network learnt from images of $side × $side pixels only. On larger ones its probabilities are often much lower,
+as the lists and tables show: it takes any size, but it was not trained on any size.</p>
+</header>
+<main>
+$sections
+</main>
+<footer>
+<h2>What to do next</h2>
+<p>Train a classifier on a folder of class folders, every image at its own size, and ask it:</p>
+<pre><code>sppnet train classify DATA --out RUN
+sppnet predict RUN IMAGE</code></pre>
+$credits
+<p>Made in $seconds s with $versions. The pictures also lie beside this page as JPEG files.</p>
+</footer>
+</body>
+</html>
+"""
+
+_SECTION = """<section>
+<h2>$name</h2>
+<p>$size pixels (height × width, as everywhere here).$shrunk</p>
+<div class="answer">
+<figure><img src="$photograph" alt="$alt"></figure>
+<div class="lists">$own$centre</div>
+</div>
+<h3>What each bin answers</h3>
+<p class="scale">Probability of $label: 0 % <span class="ramp"></span> $most</p>
+<div class="levels">$pictures</div>
+<h3>The same photograph at other sizes</h3>
+<div class="wide"><table>
+<thead><tr><th scope="col">image</th><th scope="col">pixels</th><th scope="col">map</th>
+<th scope="col">vector</th><th scope="col">answer</th><th scope="col">ms, one pass</th></tr></thead>
+<tbody>$rows</tbody>
+</table></div>
+</section>"""
+
+_STYLE = """
+:root { color-scheme: light dark; --text: #1d2129; --soft: #5a6472; --line: #dde1e7; --back: #fbfbfa; --card: #fff;
+--tint: #ffa600; --bar: #d98a00; }
+@media (prefers-color-scheme: dark) { :root { --text: #e7eaee; --soft: #a0a9b6; --line: #343a44; --back: #14171c;
+--card: #1c2027; --bar: #ffb02e; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2rem 1.25rem 3rem; max-width: 66rem; background: var(--back); color: var(--text);
+font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; overflow-wrap: break-word; }
+h1 { margin: 0 0 1rem; font-size: clamp(1.6rem, 5vw, 2.4rem); line-height: 1.15; letter-spacing: -0.02em; }
+h2 { margin: 2rem 0 .4rem; font-size: 1.3rem; }
+h3 { margin: 1.75rem 0 .4rem; font-size: 1rem; }
+p { max-width: 46rem; margin: 0 0 .8rem; }
+.lead { font-size: 1.1rem; }
+.key { padding: 0 .3em; border-radius: .2em; background: var(--tint); color: #1d2129; }
+section { margin: 2.5rem 0; padding: 0 1.25rem 1.25rem; background: var(--card); border: 1px solid var(--line);
+border-radius: .6rem; }
+section > h2 { margin-top: 1rem; }
+figure { margin: 0; }
+img { display: block; width: 100%; height: auto; border-radius: .35rem; }
+.answer { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 1.5rem; align-items: start; }
+.answer img { max-height: 32rem; object-fit: contain; object-position: left top; }
+.lists h3 { margin: 0 0 .4rem; font-size: .95rem; }
+.lists div + div { margin-top: 1.25rem; }
+ol { margin: 0; padding: 0; list-style: none; font-size: .92rem; }
+li { display: grid; grid-template-columns: 1fr auto; gap: 0 1rem; margin-bottom: .3rem; }
+li b, td { font-variant-numeric: tabular-nums; }
+li b { font-weight: 600; }
+li i { grid-column: 1 / -1; height: .3rem; min-width: 2px; border-radius: .15rem; background: var(--bar); }
+.scale { color: var(--soft); font-size: .92rem; }
+.ramp { display: inline-block; width: 8rem; height: .8em; margin: 0 .3em; border-radius: .2em; vertical-align: -.05em;
+background: linear-gradient(to right, #999, #ffa600); }
+.levels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1.25rem; }
+figcaption { margin-top: .4rem; color: var(--soft); font-size: .92rem; }
+figcaption b { color: var(--text); }
+.wide { overflow-x: auto; }
+table { width: 100%; border-collapse: collapse; font-size: .92rem; }
+th, td { padding: .35rem .75rem .35rem 0; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
+thead th { color: var(--soft); font-weight: 500; }
+tbody th { font-weight: 400; }
+pre { padding: .8rem 1rem; overflow-x: auto; background: var(--card); border: 1px solid var(--line);
+border-radius: .4rem; }
+footer { border-top: 1px solid var(--line); color: var(--soft); font-size: .95rem; }
+footer h2 { margin-top: 1.25rem; color: var(--text); }
+"""

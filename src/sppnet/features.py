@@ -1,0 +1,92 @@
+"""Pyramid vectors of many images, computed once and kept on disk."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float16, Int
+from torch import Tensor
+
+from sppnet.classify import Classifier
+from sppnet.console import track
+from sppnet.data.datasets import Sample
+from sppnet.data.images import ImageError
+from sppnet.data.resize import Resize
+from sppnet.predict import image_vectors, read_image
+from sppnet.runs import read_tensors, save_tensors
+
+_SHARD = 64
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Pyramid vectors and labels of the images that could be read, and the errors of those that could not."""
+
+    data: Float16[Tensor, "n d"]
+    labels: Int[Tensor, " n"]
+    failures: tuple[ImageError, ...]
+
+
+def compute_vectors(
+    model: Classifier, samples: Sequence[Sample], policy: Resize, folder: Path, description: str
+) -> Vectors:
+    """Vectors of the samples in half precision, read from the folder where an earlier call has left them.
+
+    They are written in shards as they are made, so a killed run goes on where it stopped. A change of the
+    network, its weights, the pyramid, the size policy or any file begins a new set.
+
+    Args:
+        model: its head plays no part.
+        samples: images and labels.
+        policy: the size at which each image is taken.
+        folder: sets of vectors lie here side by side.
+        description: in front of the progress bar.
+    """
+    model.eval()
+    place = folder / _digest(model, samples, policy)
+    place.mkdir(parents=True, exist_ok=True)
+    shards = [samples[start : start + _SHARD] for start in range(0, len(samples), _SHARD)]
+    paths = [place / f"{number:05d}.safetensors" for number in range(len(shards))]
+    todo = [number for number, path in enumerate(paths) if not path.exists()]
+    with torch.inference_mode():
+        for number in track(todo, description, len(shards), len(shards) - len(todo)):
+            _compute_shard(model, shards[number], policy, paths[number])
+    parts = [read_tensors(path) for path in paths]
+    failures = [ImageError(*pair) for _, metadata in parts for pair in json.loads(metadata["failures"])]
+    return Vectors(
+        torch.cat([tensors["vectors"] for tensors, _ in parts]),
+        torch.cat([tensors["labels"] for tensors, _ in parts]),
+        tuple(failures),
+    )
+
+
+def _compute_shard(model: Classifier, samples: Sequence[Sample], policy: Resize, path: Path) -> None:
+    images, labels, failures = [], [], []
+    for sample in samples:
+        try:
+            images.append(read_image(model, sample.path, policy))
+            labels.append(sample.label)
+        except ImageError as error:
+            failures.append((error.path, error.reason))
+    width = model.backbone.channels * model.pool.bins
+    vectors = image_vectors(model, images, policy).half().cpu() if images else torch.empty(0, width).half()
+    tensors = {"vectors": vectors, "labels": torch.tensor(labels, dtype=torch.long)}
+    save_tensors(tensors, path, {"failures": json.dumps(failures)})
+
+
+def _digest(model: Classifier, samples: Sequence[Sample], policy: Resize) -> str:
+    """A name for exactly these vectors: of the network with its weights, the pyramid, the sizes and the files."""
+    digest = hashlib.sha256()
+    for name, tensor in model.backbone.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    config = model.config
+    parts = (config.backbone, config.stage, config.levels, config.reduce, config.rule, str(policy), policy.max_pixels)
+    digest.update(repr(parts).encode())
+    for sample in samples:
+        stat = sample.path.stat()
+        digest.update(f"{sample.path.resolve()} {stat.st_size} {stat.st_mtime_ns} {sample.label}\n".encode())
+    return digest.hexdigest()[:16]

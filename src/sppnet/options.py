@@ -1,0 +1,110 @@
+"""Settings of a training."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from sppnet.bins import Level, Rule, choose, parse_levels
+from sppnet.data.batching import Schedule
+from sppnet.data.resize import Resize
+from sppnet.ops.pyramid import Reduce
+from sppnet.weights import EMBEDDED_BACKBONE
+
+_RATES = {"adamw": 3e-4, "sgd": 1e-2}
+_DECAYS = {"adamw": 5e-2, "sgd": 5e-4}
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Settings of a training; the defaults train the whole embedded network at one size.
+
+    Attributes:
+        backbone, stage, weights: see :func:`sppnet.backbones.create_backbone`.
+        levels, reduce, rule: see :func:`sppnet.pyramid_pool`.
+        head: ``linear``, ``fc`` (the paper's fc6-fc7-fc8) or ``svm``; None for ``svm`` on a frozen backbone and
+            ``linear`` otherwise.
+        freeze_backbone: compute the pyramid vectors once, at the sizes that `resize` gives, and train the head.
+        sizes: of the training images: ``224``, ``180,224`` (an epoch each in turn), ``180-224`` (drawn for each
+            epoch) or ``native``; a frozen backbone does not use it.
+        resize: at which size images are evaluated and predicted, see :class:`sppnet.Resize`; None for ``native``
+            where training is, and for a shorter side of 8/7 of the greatest training size otherwise.
+        max_pixels: bound of native sizes.
+        epochs, batch, optimizer, lr, weight_decay, schedule: of the loop; lr and weight_decay of None are the
+            optimiser's customary ones. ``step`` divides the rate by 10 after 60 % and 85 % of the steps.
+        precision: ``32-true`` or ``bf16-mixed``.
+        svm_c: penalty of the SVM.
+        seed: of everything that is drawn.
+        workers: processes that decode images.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        cache: where vectors are kept, None for the run folder; runs may share it.
+        tensorboard: write TensorBoard events into the run folder too.
+    """
+
+    backbone: str = EMBEDDED_BACKBONE
+    stage: int | None = None
+    weights: str = "auto"
+    levels: tuple[Level, ...] = (3, 2, 1)
+    reduce: Reduce = "max"
+    rule: Rule = "adaptive"
+    head: Literal["linear", "fc", "svm"] | None = None
+    freeze_backbone: bool = False
+    sizes: str = "224"
+    resize: str | None = None
+    max_pixels: int = 1_000_000
+    epochs: int = 20
+    batch: int = 32
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float | None = None
+    weight_decay: float | None = None
+    schedule: Literal["cosine", "step"] = "cosine"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    svm_c: float = 1.0
+    seed: int = 0
+    workers: int = 0
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    cache: str | None = None
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("optimizer", ("adamw", "sgd")),
+            ("schedule", ("cosine", "step")),
+            ("precision", ("32-true", "bf16-mixed")),
+            ("device", ("auto", "cpu", "cuda", "mps")),
+            ("reduce", get_args(Reduce)),
+            ("rule", get_args(Rule)),
+            ("head", (None, "linear", "fc", "svm")),
+        ):
+            if getattr(self, name) not in choices:
+                choose(name, getattr(self, name), [choice for choice in choices if choice])
+        for name in ("epochs", "batch", "max_pixels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1; got {getattr(self, name)}")
+        if self.head == "svm" and not self.freeze_backbone:
+            raise ValueError("head: an SVM is trained on vectors; it needs freeze_backbone (--freeze-backbone)")
+
+        Schedule.parse(self.sizes)
+        Resize.parse(self.evaluation_size)
+        parse_levels(self.levels)
+
+    @property
+    def kind(self) -> Literal["linear", "fc", "svm"]:
+        """The head that None stands for."""
+        return self.head or ("svm" if self.freeze_backbone else "linear")
+
+    @property
+    def evaluation_size(self) -> str:
+        """The size policy that `resize` of None stands for."""
+        sides = Schedule.parse(self.sizes).sides
+        if self.resize is not None:
+            return self.resize
+        return "native" if self.freeze_backbone or not sides else f"shorter-side:{round(max(sides) * 8 / 7)}"
+
+    @property
+    def rate(self) -> float:
+        """The learning rate that `lr` of None stands for."""
+        return _RATES[self.optimizer] if self.lr is None else self.lr
+
+    @property
+    def decay(self) -> float:
+        """The weight decay that `weight_decay` of None stands for."""
+        return _DECAYS[self.optimizer] if self.weight_decay is None else self.weight_decay

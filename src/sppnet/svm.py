@@ -1,0 +1,85 @@
+"""Linear support vector machines on pyramid vectors, as one linear layer."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+_SCALES = torch.logspace(-1, 2, 121)
+
+
+def fit_linear_svm(
+    vectors: Float[Tensor, "n d"], labels: Int[Tensor, " n"], num_classes: int, c: float = 1.0, seed: int = 0
+) -> nn.Linear:
+    """One-versus-rest linear SVMs on l2-normalised vectors (SPP-net, section 3.2), by scikit-learn's liblinear.
+
+    The margins are scaled so that their softmax has the best log-likelihood on a held-out fifth, which leaves
+    the ranking as it is and makes scores that can be read as probabilities.
+
+    Args:
+        vectors: pyramid vectors.
+        labels: 0..num_classes - 1; a class without samples gets a margin below every other's.
+        num_classes: outputs of the layer, >= 2.
+        c: penalty of the squared hinge loss, > 0; the smaller, the stronger the regularisation.
+        seed: of liblinear's order.
+
+    Returns:
+        A layer for vectors scaled to unit mean square, as the ``linear`` head scales them.
+
+    Raises:
+        ValueError: fewer than two classes have samples.
+    """
+    if c <= 0:
+        raise ValueError(f"svm_c: expected a penalty above 0; got {c}")
+    present = labels.unique()
+    if len(present) < 2:
+        raise ValueError(f"labels: an SVM needs samples of at least 2 classes; got {len(present)}")
+    unit = nn.functional.normalize(vectors.float(), dim=1)
+    coordinates, basis = _coordinates(unit)
+    held_out = _every_fifth(labels)
+    scale = 1.0
+    if held_out.any() and len(labels[~held_out].unique()) == len(present):
+        weight, bias = _fit(coordinates[~held_out], labels[~held_out], c, seed)
+        scale = _best_scale(coordinates[held_out] @ weight.T + bias, torch.searchsorted(present, labels[held_out]))
+    weight, bias = _fit(coordinates, labels, c, seed)
+    layer = nn.Linear(vectors.shape[1], num_classes)
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.fill_(-2.0 * scale)
+        # A vector of unit mean square is sqrt(d) times the unit vector.
+        layer.weight[present] = weight @ basis.T * (scale / vectors.shape[1] ** 0.5)
+        layer.bias[present] = bias * scale
+    return layer
+
+
+def _coordinates(unit: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n k"], Float[Tensor, "d k"]]:
+    """The vectors in an orthonormal basis of their span: inner products, and so the SVM, stay the same."""
+    n, d = unit.shape
+    if n >= d:
+        return unit, torch.eye(d)
+    basis, triangle = torch.linalg.qr(unit.T)
+    return triangle.T.contiguous(), basis
+
+
+def _fit(x: Float[Tensor, "n k"], labels: Int[Tensor, " n"], c: float, seed: int) -> tuple[Tensor, Tensor]:
+    try:
+        from sklearn.svm import LinearSVC
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError('the SVM head needs scikit-learn: pip install "sppnet[svm]"') from error
+    svm = LinearSVC(C=c, random_state=seed, max_iter=10_000).fit(x.numpy(), labels.numpy())
+    weight, bias = torch.from_numpy(svm.coef_).float(), torch.from_numpy(svm.intercept_).float()
+    if len(svm.classes_) == 2:
+        weight, bias = torch.cat((-weight, weight)), torch.cat((-bias, bias))
+    return weight, bias
+
+
+def _every_fifth(labels: Int[Tensor, " n"]) -> Tensor:
+    """Every fifth sample of each class."""
+    mask = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        mask[torch.nonzero(labels == label)[4::5, 0]] = True
+    return mask
+
+
+def _best_scale(margins: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> float:
+    losses = torch.stack([nn.functional.cross_entropy(margins * scale, labels) for scale in _SCALES])
+    return float(_SCALES[losses.argmin()])

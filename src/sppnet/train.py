@@ -1,0 +1,193 @@
+"""Training of a classifier, from a folder of images to a run folder."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from sppnet.backbones import create_backbone
+from sppnet.classify import Classifier, ClassifierConfig
+from sppnet.console import console
+from sppnet.data.batching import Schedule
+from sppnet.data.datasets import Sample, read_classification, splits
+from sppnet.data.images import ImageError
+from sppnet.data.training import ImageBatches, VectorBatches
+from sppnet.evaluate import Scores, evaluate_classifier, rank, scores_of
+from sppnet.features import Vectors, compute_vectors
+from sppnet.loop import fit
+from sppnet.options import TrainOptions
+from sppnet.runs import CONFIG, save_run, write_json
+from sppnet.svm import fit_linear_svm
+
+OPTIONS = "options.json"
+# What may change between the parts of one training without changing its outcome.
+_FREE_OPTIONS = ("workers", "device", "cache", "tensorboard")
+
+
+@dataclass(frozen=True)
+class Training:
+    """What became of a training.
+
+    Attributes:
+        run: the run folder.
+        finished: False where it was interrupted; it can be resumed.
+        scores: on the training images of a frozen backbone or, where there are some, the validation images.
+        failures: images that could not be read and were left out.
+        skipped: files beside the images that are none.
+        seconds: of this call.
+    """
+
+    run: Path
+    finished: bool
+    scores: dict[str, Scores]
+    failures: tuple[ImageError, ...]
+    skipped: tuple[Path, ...]
+    seconds: float
+
+
+def train_classifier(
+    data: str | Path,
+    out: str | Path,
+    options: TrainOptions | None = None,
+    *,
+    val: str | Path | None = None,
+    resume: bool = False,
+) -> Training:
+    """Train a classifier on a folder of class folders, a folder of splits or a CSV file.
+
+    The run folder holds the model (see :func:`sppnet.load`), the options, the metrics of each epoch as JSON
+    Lines, and, while the training is under way, a checkpoint. An interrupted or killed training, resumed, gives
+    the weights that it would have given undisturbed.
+
+    Args:
+        data: see :func:`sppnet.data.datasets.read_classification`; of a folder of splits, ``train`` is used.
+        out: the run folder; made if need be.
+        options: how to train; None for the defaults.
+        val: images for validation after each epoch; None for the split ``val`` where `data` has one.
+        resume: go on with the training in `out` if there is one.
+
+    Raises:
+        ValueError: a wrong option or data set, or a run folder that is in use.
+    """
+    started = time.monotonic()
+    options = options or TrainOptions()
+    out = Path(out)
+    present = splits(data)
+    train_set = read_classification(data, "train" if "train" in present else None)
+    held_out = next((split for split in present if split.startswith("val")), None)
+    val_samples: tuple[Sample, ...] = ()
+    if val is not None or held_out is not None:
+        val_samples = read_classification(val or data, None if val else held_out, train_set.classes).samples
+    torch.manual_seed(options.seed)
+    config = ClassifierConfig(
+        classes=train_set.classes,
+        backbone=options.backbone,
+        stage=options.stage,
+        levels=options.levels,
+        reduce=options.reduce,
+        rule=options.rule,
+        head="fc" if options.kind == "fc" else "linear",
+        resize=options.evaluation_size,
+        max_pixels=options.max_pixels,
+    )
+    model = Classifier(config, create_backbone(options.backbone, options.stage, options.weights))
+    _open_run(out, options, data, resume)
+    train = _train_head if options.freeze_backbone else _train_whole
+    finished, scores, failures = train(model, train_set.samples, val_samples, options, out)
+    if finished:
+        save_run(model.cpu().eval(), out)
+    unique = {failure.path: failure for failure in failures}
+    return Training(out, finished, scores, tuple(unique.values()), train_set.skipped, time.monotonic() - started)
+
+
+Outcome = tuple[bool, dict[str, Scores], list[ImageError]]
+
+
+def _train_head(
+    model: Classifier, samples: Sequence[Sample], val_samples: Sequence[Sample], options: TrainOptions, out: Path
+) -> Outcome:
+    """Compute every image's vector once, then fit the head on them."""
+    folder = Path(options.cache) if options.cache else out / "features"
+    model.to(_device(options.device))
+    vectors = compute_vectors(model, samples, model.resize, folder, "vectors of the training images")
+    parts = {"training images": vectors}
+    if val_samples:
+        described = "vectors of the validation images"
+        parts["validation images"] = compute_vectors(model, val_samples, model.resize, folder, described)
+    failures = [failure for part in parts.values() for failure in part.failures]
+    finished = True
+    if options.kind == "svm":
+        classes = len(model.config.classes)
+        with console.status("fitting the SVMs"):
+            layer = fit_linear_svm(vectors.data, vectors.labels, classes, options.svm_c, options.seed)
+        model.head.fc = layer
+        model.cpu()
+    else:
+        batches = VectorBatches(vectors.data, vectors.labels, options.batch, options.seed)
+        held = parts.get("validation images")
+        finished = fit(
+            model.head, batches, options, out, lambda: _vector_scores(model, held) if held else None, failures
+        )
+    return finished, {name: _vector_scores(model, part) for name, part in parts.items()}, failures
+
+
+def _train_whole(
+    model: Classifier, samples: Sequence[Sample], val_samples: Sequence[Sample], options: TrainOptions, out: Path
+) -> Outcome:
+    """Train all weights on images of the schedule's sizes."""
+    schedule = Schedule.parse(options.sizes)
+    batches = ImageBatches(
+        samples, model.backbone, schedule, options.max_pixels, options.batch, options.seed, options.workers
+    )
+    failures = list(batches.failures)
+    scores: dict[str, Scores] = {}
+
+    def validate() -> Scores | None:
+        if not val_samples:
+            return None
+        evaluation = evaluate_classifier(model, val_samples)
+        failures.extend(evaluation.failures)
+        scores["validation images"] = evaluation.scores
+        return evaluation.scores
+
+    finished = fit(model, batches, options, out, validate, failures)
+    return finished, scores, failures
+
+
+def _vector_scores(model: Classifier, vectors: Vectors) -> Scores:
+    model.head.eval()
+    with torch.inference_mode():
+        logits = [model.head(part.float().to(model.device)).cpu() for part in vectors.data.split(1024)]
+    return scores_of(rank(torch.cat(logits)), vectors.labels)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device("cpu")
+    return torch.device(name)
+
+
+def _open_run(out: Path, options: TrainOptions, data: str | Path, resume: bool) -> None:
+    """Make the run folder, or make sure that it belongs to the same training."""
+    path = out / OPTIONS
+    # The number of epochs shapes the learning rates, so it belongs to the training as all options do.
+    content = json.loads(json.dumps({"data": str(Path(data).resolve()), **asdict(options)}))
+    if path.exists():
+        if not resume:
+            raise ValueError(f"out: {out} holds a training already; --resume goes on with it, or name another folder")
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        unlike = [name for name in content if stored.get(name) != content[name] and name not in _FREE_OPTIONS]
+        if unlike:
+            name = unlike[0]
+            raise ValueError(
+                f"out: the training in {out} was begun with {name}={stored.get(name)!r}, now it is {content[name]!r};"
+                " a resumed training keeps its options"
+            )
+    elif (out / CONFIG).exists():
+        raise ValueError(f"out: {out} holds a model already; name another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(content, path)

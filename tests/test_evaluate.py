@@ -1,0 +1,44 @@
+"""Scores counted by hand, and evaluation of real files."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from images import write_classes
+
+from sppnet import Classifier, ClassifierConfig, create_backbone
+from sppnet.data.datasets import read_classification
+from sppnet.evaluate import evaluate_classifier, rank, scores_of
+
+
+def test_scores_counted_by_hand() -> None:
+    ranked = torch.tensor([[0, 1], [1, 0], [0, 2], [2, 1], [0, 1]])
+    labels = torch.tensor([0, 0, 0, 2, 1])
+    scores = scores_of(ranked, labels)
+    assert scores.images == 5
+    assert scores.top1 == pytest.approx(3 / 5)
+    assert scores.top5 == pytest.approx(5 / 5)
+    assert scores.mean_per_class_accuracy == pytest.approx((2 / 3 + 1 + 0) / 3)
+
+
+def test_scores_of_nothing() -> None:
+    assert scores_of(torch.empty(0, 5, dtype=torch.long), torch.empty(0, dtype=torch.long)).images == 0
+
+
+def test_rank_gives_five_or_all() -> None:
+    assert rank(torch.tensor([[0.1, 0.3, 0.2]])).tolist() == [[1, 2, 0]]
+    assert rank(torch.randn(2, 9)).shape == (2, 5)
+
+
+def test_groups_add_up_and_bad_files_are_named(tmp_path: Path) -> None:
+    root = write_classes(tmp_path / "data", 4, (60, 300))
+    (root / "blue" / "broken.jpg").write_bytes(b"<html>")
+    data = read_classification(root)
+    model = Classifier(ClassifierConfig(data.classes, levels=(1,), head="plain"), create_backbone())
+    evaluation = evaluate_classifier(model, data.samples, resize="warp:64")
+    assert evaluation.resize == "warp:64"
+    assert [Path(failure.path).name for failure in evaluation.failures] == ["broken.jpg"]
+    for groups in (evaluation.by_size, evaluation.by_aspect):
+        assert sum(scores.images for scores in groups.values()) == evaluation.scores.images == 12
+        right = sum(scores.images * scores.top1 for scores in groups.values())
+        assert right == pytest.approx(12 * evaluation.scores.top1)
