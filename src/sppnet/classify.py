@@ -82,6 +82,7 @@ class Classifier(nn.Module):
         if not config.classes or len(set(config.classes)) < len(config.classes):
             found = f"{len(config.classes)}, {len(set(config.classes))} of them different"
             raise ValueError(f"classes: expected one or more different names; got {found}")
+        Resize.parse(config.resize, backbone.side, config.max_pixels)  # refuses a wrong one here, not at an image
         self.config = config
         self.backbone = backbone
         self.pool = SpatialPyramidPool(config.levels, config.reduce, config.rule)

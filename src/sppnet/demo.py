@@ -3,7 +3,8 @@
 import base64
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from importlib.metadata import version
@@ -31,8 +32,8 @@ _SAMPLES = {
 }
 _CREDITS = (
     "Photographs: china.jpg by danielbuechele and flower.jpg by vultilion, both CC BY 2.0 by way of scikit-learn;"
-    " chelsea.png by Stefan van der Walt and coffee.png by Rachel Michetti, both CC0 by way of scikit-image. They are"
-    " shown smaller where they are large, and in grey with the bins drawn over them."
+    " chelsea.png by Stefan van der Walt and coffee.png by Rachel Michetti, both CC0 by way of scikit-image. Those"
+    " with bins drawn over them are resized and in grey."
 )
 
 Top = tuple[tuple[str, float], ...]
@@ -74,9 +75,12 @@ def run_demo(out: Path, images: Sequence[str | Path] = (), levels: Sequence[int]
 
     Raises:
         sppnet.ImageError: the first image that cannot be read.
+        TypeError: `images` is a single path.
         ValueError: a level below 1, or no `images` and scikit-learn or scikit-image is not installed.
     """
     start = time.perf_counter()
+    if isinstance(images, str | Path):
+        raise TypeError(f"images: expected a sequence of files; got one: {str(images)!r}; give [{str(images)!r}]")
     bins = count_bins(levels)
     paths = [Path(image) for image in images] or sample_photographs()
     photographs = [load_image(path) for path in paths]
@@ -88,7 +92,7 @@ def run_demo(out: Path, images: Sequence[str | Path] = (), levels: Sequence[int]
         answers, sections = [], []
         for path, stem, photograph in zip(paths, _stems(paths), photographs, strict=True):
             progress.update(task, description=path.name, advance=1)
-            with torch.inference_mode():
+            with torch.inference_mode(), _one_thread():
                 answer, section = _photograph(model, path, photograph, out / stem, levels)
             answers.append(answer)
             sections.append(section)
@@ -106,8 +110,19 @@ def run_demo(out: Path, images: Sequence[str | Path] = (), levels: Sequence[int]
         seconds=f"{time.perf_counter() - start:.1f}",
     )
     report = out / "index.html"
-    report.write_text(page, encoding="utf-8")
+    report.write_text(page, encoding="utf-8", errors="replace")  # file names need not be Unicode
     return DemoResult(report, tuple(answers))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Images this small gain little from more threads, and where others use the cores too they wait for them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def sample_photographs() -> list[Path]:
@@ -303,7 +318,7 @@ $sections
 <pre><code>sppnet train classify DATA --out RUN
 sppnet predict RUN IMAGE</code></pre>
 $credits
-<p>Made in $seconds s with $versions. The pictures also lie beside this page as JPEG files.</p>
+<p>Made in $seconds s with $versions; ms is the time of one pass on one thread. The pictures also lie beside this page as JPEG files.</p>
 </footer>
 </body>
 </html>
@@ -320,54 +335,50 @@ _SECTION = """<section>
 <p class="scale">Probability of $label: 0 % <span class="ramp"></span> $most</p>
 <div class="levels">$pictures</div>
 <h3>The same photograph at other sizes</h3>
-<div class="wide"><table>
+<div class="wide" role="region" aria-label="$name at other sizes" tabindex="0"><table>
 <thead><tr><th scope="col">image</th><th scope="col">pixels</th><th scope="col">map</th>
-<th scope="col">vector</th><th scope="col">answer</th><th scope="col">ms, one pass</th></tr></thead>
+<th scope="col">vector</th><th scope="col">answer</th><th scope="col">ms</th></tr></thead>
 <tbody>$rows</tbody>
 </table></div>
 </section>"""
 
 _STYLE = """
 :root { color-scheme: light dark; --text: #1d2129; --soft: #5a6472; --line: #dde1e7; --back: #fbfbfa; --card: #fff;
---tint: #ffa600; --bar: #d98a00; }
+  --bar: #d98a00; }
 @media (prefers-color-scheme: dark) { :root { --text: #e7eaee; --soft: #a0a9b6; --line: #343a44; --back: #14171c;
---card: #1c2027; --bar: #ffb02e; } }
+  --card: #1c2027; --bar: #ffb02e; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2rem 1.25rem 3rem; max-width: 66rem; background: var(--back); color: var(--text);
-font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; overflow-wrap: break-word; }
+  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; overflow-wrap: break-word; }
 h1 { margin: 0 0 1rem; font-size: clamp(1.6rem, 5vw, 2.4rem); line-height: 1.15; letter-spacing: -0.02em; }
 h2 { margin: 2rem 0 .4rem; font-size: 1.3rem; }
 h3 { margin: 1.75rem 0 .4rem; font-size: 1rem; }
 p { max-width: 46rem; margin: 0 0 .8rem; }
 .lead { font-size: 1.1rem; }
-.key { padding: 0 .3em; border-radius: .2em; background: var(--tint); color: #1d2129; }
-section { margin: 2.5rem 0; padding: 0 1.25rem 1.25rem; background: var(--card); border: 1px solid var(--line);
-border-radius: .6rem; }
+.key { padding: 0 .3em; border-radius: .2em; background: #ffa600; color: #1d2129; }
+section, pre { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; }
+section { margin: 2.5rem 0; padding: 0 1.25rem 1.25rem; }
 section > h2 { margin-top: 1rem; }
 figure { margin: 0; }
 img { display: block; width: 100%; height: auto; border-radius: .35rem; }
-.answer { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 1.5rem; align-items: start; }
+.answer, .levels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1.25rem; }
 .answer img { max-height: 32rem; object-fit: contain; object-position: left top; }
-.lists h3 { margin: 0 0 .4rem; font-size: .95rem; }
+.answer h3 { margin: 0 0 .4rem; }
 .lists div + div { margin-top: 1.25rem; }
-ol { margin: 0; padding: 0; list-style: none; font-size: .92rem; }
+ol { margin: 0; padding: 0; list-style: none; }
+ol, .scale, figcaption, table { font-size: .92rem; }
 li { display: grid; grid-template-columns: 1fr auto; gap: 0 1rem; margin-bottom: .3rem; }
 li b, td { font-variant-numeric: tabular-nums; }
-li b { font-weight: 600; }
 li i { grid-column: 1 / -1; height: .3rem; min-width: 2px; border-radius: .15rem; background: var(--bar); }
-.scale { color: var(--soft); font-size: .92rem; }
-.ramp { display: inline-block; width: 8rem; height: .8em; margin: 0 .3em; border-radius: .2em; vertical-align: -.05em;
-background: linear-gradient(to right, #999, #ffa600); }
-.levels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1.25rem; }
-figcaption { margin-top: .4rem; color: var(--soft); font-size: .92rem; }
-figcaption b { color: var(--text); }
+.scale, figcaption, thead, footer { color: var(--soft); }
+.ramp { display: inline-block; width: 7rem; height: .8em; margin: 0 .3em; border-radius: .2em;
+  background: linear-gradient(to right, #999, #ffa600); }
+figcaption { margin-top: .4rem; }
+figcaption b, footer h2, code { color: var(--text); }
 .wide { overflow-x: auto; }
-table { width: 100%; border-collapse: collapse; font-size: .92rem; }
-th, td { padding: .35rem .75rem .35rem 0; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
-thead th { color: var(--soft); font-weight: 500; }
-tbody th { font-weight: 400; }
-pre { padding: .8rem 1rem; overflow-x: auto; background: var(--card); border: 1px solid var(--line);
-border-radius: .4rem; }
-footer { border-top: 1px solid var(--line); color: var(--soft); font-size: .95rem; }
-footer h2 { margin-top: 1.25rem; color: var(--text); }
+table { width: 100%; border-collapse: collapse; }
+th, td { padding: .35rem .75rem .35rem 0; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap;
+  font-weight: 400; }
+pre { padding: .8rem 1rem; overflow-x: auto; }
+footer { border-top: 1px solid var(--line); }
 """

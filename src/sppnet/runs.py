@@ -42,7 +42,10 @@ def load(run: str | Path) -> Classifier:
     config = _read_config(folder)
     if not (folder / WEIGHTS).is_file():
         raise ValueError(f"run: {folder} has no {WEIGHTS}: its training has not come to the end of an epoch")
-    model = Classifier(config, create_backbone(config.backbone, config.stage, None))
+    try:
+        model = Classifier(config, create_backbone(config.backbone, config.stage, None))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"run: {folder / CONFIG} does not describe a classifier: {error}") from error
     state, _ = read_tensors(folder / WEIGHTS)
     load_weights(model, state, str(folder / WEIGHTS))
     return model.eval()
