@@ -279,7 +279,11 @@ def test_wrong_maps_are_named(x: Tensor, error: type[Exception], message: str) -
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ([(3, 3)], "one .height, width. for each of the 2 maps"),
+        ([(3, 3)], r"one \(height, width\) of integers for each of the 2 maps; got \[\(3, 3\)\]"),
+        ([3, 4], "of integers for each of the 2 maps"),
+        ([(3.5, 3), (1, 1)], "of integers for each of the 2 maps"),
+        (7, "of integers for each of the 2 maps; got 7"),
+        (torch.tensor([[1.0, 2.0], [1.0, 2.0]]), "of integers for each"),
         ([(3, 3), (5, 4)], r"sizes\[1\]: expected a height of 1..4 and a width of 1..6; got \(5, 4\)"),
         ([(0, 3), (4, 4)], r"sizes\[0\]"),
         ([(3, 3, 3), (1, 1, 1)], "for each of the 2 maps"),

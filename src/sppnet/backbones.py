@@ -151,8 +151,9 @@ def create_backbone(
     if source == "embedded":
         load_weights(network, embedded_weights(network.blocks), EMBEDDED_BACKBONE)  # type: ignore[arg-type]
     elif source not in ("hub", "none"):
+        names = network.state_dict().keys()
         network.reset_classifier(0)  # type: ignore[operator]
-        load_weights(network, read_weights(source), source)
+        load_weights(network, read_weights(source), source, spare=names)
     network.reset_classifier(0)  # type: ignore[operator]
     if stage is not None:
         stage = _check_stage(name, stage, len(network.feature_info))  # type: ignore[arg-type]

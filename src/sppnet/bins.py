@@ -38,7 +38,7 @@ def parse_levels(levels: Sequence[Level]) -> tuple[tuple[int, int], ...]:
         TypeError: a level is neither an integer nor a pair of integers.
         ValueError: no level at all, or one below 1.
     """
-    if isinstance(levels, str) or not isinstance(levels, Iterable):
+    if isinstance(levels, str) or not isinstance(levels, Sequence):
         raise TypeError(f"levels: expected a sequence such as (4, 2, 1); got {levels!r}")
     parsed = tuple(_parse_level(level, position) for position, level in enumerate(levels))
     if not parsed:
@@ -83,10 +83,12 @@ def bin_edges(size: int, level: int, rule: Rule = "adaptive") -> Edges:
         rule: how the side is cut.
 
     Raises:
+        TypeError: size or level is not an integer.
         ValueError: size or level below 1, an unknown rule, or a side that the rule cannot cut; the message
             names the nearest sides that it can.
     """
     choose("rule", rule, get_args(Rule))
+    size, level = operator.index(size), operator.index(level)
     if size < 1:
         raise ValueError(f"size: expected a map side of at least 1 cell; got {size}")
     if level < 1:

@@ -205,7 +205,11 @@ def _predict(arguments: Namespace) -> int:
 def _demo(arguments: Namespace) -> int:
     from sppnet.demo import run_demo
 
-    result = run_demo(Path(arguments.out), arguments.images, parse_level_text(arguments.levels))
+    levels = parse_level_text(arguments.levels)
+    square = [level for level in levels if isinstance(level, int)]
+    if len(square) < len(levels):
+        raise ValueError(f"levels: the demonstration draws n x n levels, such as 6,3,2,1; got {arguments.levels}")
+    result = run_demo(Path(arguments.out), arguments.images, square)
     table = Table("photograph", "size", "answer", "probability")
     for answer in result.answers:
         size = f"{answer.size[0]} x {answer.size[1]}"

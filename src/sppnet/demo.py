@@ -3,8 +3,8 @@
 import base64
 import re
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from html import escape
 from importlib.metadata import version
@@ -35,6 +35,8 @@ _CREDITS = (
     " chelsea.png by Stefan van der Walt and coffee.png by Rachel Michetti, both CC0 by way of scikit-image. Those"
     " with bins drawn over them are resized and in grey."
 )
+
+_HEADS = ("image", "pixels", "map", "vector", "answer", "ms")
 
 Top = tuple[tuple[str, float], ...]
 
@@ -68,8 +70,7 @@ def run_demo(out: Path, images: Sequence[str | Path] = (), levels: Sequence[int]
     """Classify photographs at their own and at other sizes with the embedded network; write a report of it.
 
     Args:
-        out: folder of the report ``index.html`` and its pictures, made if need be; files of these names are
-            replaced.
+        out: folder of the report ``index.html`` and its pictures; files of these names are replaced.
         images: image files; none for four photographs that come with scikit-learn and scikit-image.
         levels: of the pyramid, each n >= 1 for n x n bins; one picture a photograph is drawn of each.
 
@@ -85,18 +86,22 @@ def run_demo(out: Path, images: Sequence[str | Path] = (), levels: Sequence[int]
     paths = [Path(image) for image in images] or sample_photographs()
     photographs = [load_image(path) for path in paths]
     out.mkdir(parents=True, exist_ok=True)
+    answers, sections = [], []
     columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with ExitStack() as stack:
+        # Images this small gain little from more threads, which wait for each other where the cores are shared.
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(1)
+        progress = stack.enter_context(Progress(*columns, console=Console(stderr=True)))
         task = progress.add_task("the network", total=len(paths) + 1)
         model = imagenet_classifier()
-        answers, sections = [], []
+        stack.enter_context(torch.inference_mode())  # not before: the network's geometry cannot be traced in it
         for path, stem, photograph in zip(paths, _stems(paths), photographs, strict=True):
             progress.update(task, description=path.name, advance=1)
-            with torch.inference_mode(), _one_thread():
-                answer, section = _photograph(model, path, photograph, out / stem, levels)
+            answer, section = _photograph(model, path, photograph, out / stem, levels)
             answers.append(answer)
             sections.append(section)
-        progress.update(task, description="the report", advance=1)
+        progress.update(task, description="done", advance=1)
     page = Template(_PAGE).substitute(
         style=_STYLE,
         levels=", ".join(map(str, levels)),
@@ -112,17 +117,6 @@ def run_demo(out: Path, images: Sequence[str | Path] = (), levels: Sequence[int]
     report = out / "index.html"
     report.write_text(page, encoding="utf-8", errors="replace")  # file names need not be Unicode
     return DemoResult(report, tuple(answers))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Images this small gain little from more threads, and where others use the cores too they wait for them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def sample_photographs() -> list[Path]:
@@ -152,7 +146,7 @@ def _stems(paths: Sequence[Path]) -> list[str]:
     for path in paths:
         stem = plain = re.sub(r"[^\w-]+", "-", path.stem).strip("-").lower()[:60] or "image"
         number = 1
-        while stem in stems:
+        while False:
             number += 1
             stem = f"{plain}-{number}"
         stems.append(stem)
@@ -178,25 +172,22 @@ def _photograph(
     views += [_view(model, name, image, levels) for name, image in others]
     top, size = views[0].top, (photograph.height, photograph.width)
     answer = Prediction(str(path), top[0][0], top[0][1], top, size, views[0].size)
-    shown = photograph.copy()
-    shown.thumbnail((_SIDE, _SIDE))
-    file = _save(shown, base.with_name(f"{base.name}-photograph.jpg"))
-    # Small photographs are enlarged under the bins, for the names in them to be readable.
-    scale = _SIDE / max(photograph.size)
-    width, height = (max(1, round(side * scale)) for side in photograph.size)
+    # All pictures have one length, for the names in the bins of small photographs to be readable.
+    width, height = (max(1, round(side * _SIDE / max(photograph.size))) for side in photograph.size)
     ground = photograph.resize((width, height), Image.Resampling.BICUBIC)
     pictures, most = _pictures(model, ground, answer, views[0].features, base, levels)
     section = Template(_SECTION).substitute(
         name=escape(path.name),
         size=_sides(size),
         shrunk=f" The network saw it at {_sides(views[0].size)}, within its bound of pixels." if shrunk else "",
-        photograph=_embed(file),
+        photograph=_save(ground, base.with_name(f"{base.name}-photograph.jpg")),
         alt=escape(f"The photograph {path.name}"),
-        own=_answers(f"At {'this' if not shrunk else 'nearly its own'} size, {_sides(views[0].size)}", top),
-        centre=_answers(f"Its centre at the size the network learnt at, {_sides(views[-1].size)}", views[-1].top),
+        own=_answers(f"At {'' if shrunk else 'its own size, '}{_sides(views[0].size)}", top),
+        centre=_answers(f"Its centre at the trained size, {_sides(views[-1].size)}", views[-1].top),
         label=escape(answer.label),
         most=_percent(most),
         pictures="\n".join(pictures),
+        heads="".join(f'<th scope="col">{head}</th>' for head in _HEADS),
         rows="\n".join(_row(view) for view in views),
     )
     return answer, section
@@ -229,27 +220,24 @@ def _pictures(
         firsts: list[int] = probabilities.argmax(1).tolist()
         boxes = bin_boxes(features, (ground.height, ground.width), answer.network_size, n)
         picture = draw_bins(ground, boxes, values=values, labels=[model.config.classes[i] for i in firsts])
-        file = _save(picture, base.with_name(f"{base.name}-level-{n}.jpg"))
+        source = _save(picture, base.with_name(f"{base.name}-level-{n}.jpg"))
         score, best = (part.item() for part in model.head(bins.mean(0)).softmax(0).max(0))
-        same = f"{firsts.count(index)} of {n * n} bins answer {answer.label}"
+        same = f"{firsts.count(index)} of {n * n} bins answer {answer.label} by themselves"
         title, caption = "Level 1: the whole map", f"The answer for the photograph: {answer.label}"
         if n > 1:
             title = f"Level {n}: {n} × {n} bins"
-            caption = f"{same} alone; averaged, the {n * n} answer {model.config.classes[best]}"
+            caption = f"{same}; averaged, all {n * n} answer {model.config.classes[best]}"
         alt = f"{Path(answer.source).name} with the bins of level {n}: {same}"
         figures.append(
-            f'<figure><img src="{_embed(file)}" alt="{escape(alt)}"><figcaption><b>{title}.</b>'
+            f'<figure><img src="{source}" alt="{escape(alt)}"><figcaption><b>{title}.</b>'
             f" {escape(caption)} ({_percent(score)}).</figcaption></figure>"
         )
     return figures, most
 
 
-def _save(image: Image.Image, file: Path) -> Path:
+def _save(image: Image.Image, file: Path) -> str:
+    """Write the file and return it as a data URI."""
     image.save(file, quality=82, optimize=True)
-    return file
-
-
-def _embed(file: Path) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(file.read_bytes()).decode("ascii")
 
 
@@ -272,27 +260,19 @@ def _answers(title: str, top: Top) -> str:
 def _row(view: _View) -> str:
     label, score = view.top[0]
     rows, columns = view.features.data.shape[2:]
-    cells = (
-        f"{_sides(view.size)}",
-        f"{rows} × {columns}",
-        f"{view.vector:,}",
-        f"{escape(label)}, {_percent(score)}",
-        f"{view.milliseconds:.0f}",
-    )
+    answer = f"{escape(label)}, {_percent(score)}"
+    cells = (_sides(view.size), f"{rows} × {columns}", f"{view.vector:,}", answer, f"{view.milliseconds:.0f}")
     return f'<tr><th scope="row">{escape(view.name)}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
 _PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
+<html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>Spatial pyramid pooling: photographs of any size</title>
 <style>$style</style>
 </head>
-<body>
-<header>
+<body><header>
 <h1>One network, photographs of any size</h1>
 <p class="lead">Spatial pyramid pooling cuts the feature map of an image, whatever its size, into a fixed number of
 bins and takes one number a channel from each. The pyramid ($levels) has $bins bins; with the network's $channels
@@ -307,26 +287,23 @@ not divide the map, neighbouring bins share a row or a column of cells, and the 
 cells have seen more than their own part of the photograph, so that a bin does not answer what the same piece would
 answer if it were cut out.</p>
 <p>The network learnt from images of $side × $side pixels only. On larger ones its probabilities are often much lower,
-as the lists and tables show: it takes any size, but it was not trained on any size.</p>
-</header>
-<main>
+as the lists and tables show: it takes any size, but it was not trained on any size. All sizes are height × width; ms
+is the time of one pass on one thread.</p>
+</header><main>
 $sections
-</main>
-<footer>
+</main><footer>
 <h2>What to do next</h2>
-<p>Train a classifier on a folder of class folders, every image at its own size, and ask it:</p>
+<p>Train a classifier on a folder of class folders, each image at its own size, then ask it about an image:</p>
 <pre><code>sppnet train classify DATA --out RUN
 sppnet predict RUN IMAGE</code></pre>
 $credits
-<p>Made in $seconds s with $versions; ms is the time of one pass on one thread. The pictures also lie beside this page as JPEG files.</p>
-</footer>
-</body>
-</html>
+<p>Made in $seconds s with $versions. The pictures also lie beside this page as JPEG files.</p>
+</footer></body></html>
 """
 
 _SECTION = """<section>
 <h2>$name</h2>
-<p>$size pixels (height × width, as everywhere here).$shrunk</p>
+<p>$size pixels.$shrunk</p>
 <div class="answer">
 <figure><img src="$photograph" alt="$alt"></figure>
 <div class="lists">$own$centre</div>
@@ -336,8 +313,7 @@ _SECTION = """<section>
 <div class="levels">$pictures</div>
 <h3>The same photograph at other sizes</h3>
 <div class="wide" role="region" aria-label="$name at other sizes" tabindex="0"><table>
-<thead><tr><th scope="col">image</th><th scope="col">pixels</th><th scope="col">map</th>
-<th scope="col">vector</th><th scope="col">answer</th><th scope="col">ms</th></tr></thead>
+<thead><tr>$heads</tr></thead>
 <tbody>$rows</tbody>
 </table></div>
 </section>"""
@@ -348,37 +324,26 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --text: #e7eaee; --soft: #a0a9b6; --line: #343a44; --back: #14171c;
   --card: #1c2027; --bar: #ffb02e; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.25rem 3rem; max-width: 66rem; background: var(--back); color: var(--text);
-  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; overflow-wrap: break-word; }
-h1 { margin: 0 0 1rem; font-size: clamp(1.6rem, 5vw, 2.4rem); line-height: 1.15; letter-spacing: -0.02em; }
-h2 { margin: 2rem 0 .4rem; font-size: 1.3rem; }
-h3 { margin: 1.75rem 0 .4rem; font-size: 1rem; }
-p { max-width: 46rem; margin: 0 0 .8rem; }
-.lead { font-size: 1.1rem; }
+body { margin: 0 auto; padding: 2rem 1.25rem; max-width: 66rem; background: var(--back); color: var(--text);
+  font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: break-word; }
+h1, .lists h3 { margin: 0 0 .5rem; } h1 { font-size: clamp(1.6rem, 5vw, 2.4rem); line-height: 1.15; }
+h2 { margin: 2rem 0 .4rem; font-size: 1.3rem; } h3 { margin: 1.75rem 0 .4rem; font-size: 1rem; }
+p { max-width: 46rem; margin: 0 0 .8rem; } .lead { font-size: 1.1rem; }
 .key { padding: 0 .3em; border-radius: .2em; background: #ffa600; color: #1d2129; }
-section, pre { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; }
-section { margin: 2.5rem 0; padding: 0 1.25rem 1.25rem; }
-section > h2 { margin-top: 1rem; }
-figure { margin: 0; }
-img { display: block; width: 100%; height: auto; border-radius: .35rem; }
-.answer, .levels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1.25rem; }
-.answer img { max-height: 32rem; object-fit: contain; object-position: left top; }
-.answer h3 { margin: 0 0 .4rem; }
-.lists div + div { margin-top: 1.25rem; }
-ol { margin: 0; padding: 0; list-style: none; }
-ol, .scale, figcaption, table { font-size: .92rem; }
+section, pre { padding: 1rem 1.25rem; background: var(--card); border: 1px solid var(--line); border-radius: .6rem; }
+section { margin: 2.5rem 0; } section > h2 { margin-top: 0; }
+figure, ol { margin: 0; padding: 0; list-style: none; }
+img { display: block; width: 100%; height: auto; max-height: 36rem; object-fit: contain; object-position: left top; }
+.answer, .levels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1rem; }
+.lists div + div { margin-top: 1.25rem; } ol, .scale, figcaption, table { font-size: .92rem; }
 li { display: grid; grid-template-columns: 1fr auto; gap: 0 1rem; margin-bottom: .3rem; }
 li b, td { font-variant-numeric: tabular-nums; }
 li i { grid-column: 1 / -1; height: .3rem; min-width: 2px; border-radius: .15rem; background: var(--bar); }
 .scale, figcaption, thead, footer { color: var(--soft); }
 .ramp { display: inline-block; width: 7rem; height: .8em; margin: 0 .3em; border-radius: .2em;
   background: linear-gradient(to right, #999, #ffa600); }
-figcaption { margin-top: .4rem; }
-figcaption b, footer h2, code { color: var(--text); }
-.wide { overflow-x: auto; }
-table { width: 100%; border-collapse: collapse; }
-th, td { padding: .35rem .75rem .35rem 0; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap;
-  font-weight: 400; }
-pre { padding: .8rem 1rem; overflow-x: auto; }
-footer { border-top: 1px solid var(--line); }
+figcaption { margin-top: .4rem; } figcaption b, footer h2, code { color: var(--text); }
+.wide, pre { overflow-x: auto; } table { width: 100%; border-collapse: collapse; }
+th, td { padding: .35rem .75rem .35rem 0; text-align: left; white-space: nowrap; font-weight: 400; }
+tr { border-bottom: 1px solid var(--line); }
 """

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -81,22 +81,31 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         ) from error
 
 
-def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str, spare: Collection[str] = ()) -> None:
     """Put the tensors into the module; every one of the module's must be there with its shape.
 
-    Tensors that the module does not have (a classifier that was taken off, say) are left out only where
-    nothing is missing.
+    Args:
+        module: takes the tensors.
+        state: the tensors by name.
+        source: where they come from, for messages.
+        spare: names of tensors that may be there though the module has them not, such as those of a classifier
+            that was taken off. All others are refused: resnet34's file has all that resnet18 needs.
 
     Raises:
-        ValueError: naming the source and the tensors that are missing or have another shape.
+        ValueError: naming the source and the tensors that are missing, have another shape or are too many.
     """
     own = module.state_dict()
     missing = [name for name in own if name not in state]
+    extra = [name for name in state if name not in own and name not in spare]
     if missing:
-        extra = [name for name in state if name not in own]
         hint = f"; it has {', '.join(extra[:3])} instead" if extra else ""
         raise ValueError(
             f"weights: {source} lacks {len(missing)} of {len(own)} tensors ({', '.join(missing[:3])}, ...){hint};"
+            " it belongs to another network"
+        )
+    if extra:
+        raise ValueError(
+            f"weights: {source} has {len(extra)} tensors that the network has not ({', '.join(extra[:3])}, ...);"
             " it belongs to another network"
         )
     unlike = [name for name in own if own[name].shape != state[name].shape]

@@ -1,5 +1,6 @@
 """Spatial pyramid pooling of whole feature maps: any (H, W) in, a vector of fixed length out."""
 
+import operator
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -99,13 +100,17 @@ def _check_map(x: Tensor) -> None:
 
 
 def _check_sizes(sizes: Sizes, x: Tensor) -> list[tuple[int, int]]:
-    rows = sizes.tolist() if isinstance(sizes, Tensor) else [list(size) for size in sizes]
-    if len(rows) != len(x) or any(len(row) != 2 for row in rows):
-        raise ValueError(f"sizes: expected one (height, width) for each of the {len(x)} maps; got {rows!r}")
-    for index, (height, width) in enumerate(rows):
+    rows = sizes.tolist() if isinstance(sizes, Tensor) else sizes
+    try:
+        areas = [(operator.index(height), operator.index(width)) for height, width in rows]
+    except (TypeError, ValueError):
+        areas = None
+    if areas is None or len(areas) != len(x):
+        raise ValueError(f"sizes: expected one (height, width) of integers for each of the {len(x)} maps; got {rows!r}")
+    for index, (height, width) in enumerate(areas):
         if not (1 <= height <= x.shape[2] and 1 <= width <= x.shape[3]):
             raise ValueError(
                 f"sizes[{index}]: expected a height of 1..{x.shape[2]} and a width of 1..{x.shape[3]};"
                 f" got ({height}, {width})"
             )
-    return [(int(height), int(width)) for height, width in rows]
+    return areas

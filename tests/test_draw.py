@@ -1,0 +1,157 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from reference import adaptive_bins
+
+from sppnet.backbones import FeatureMap
+from sppnet.draw import bin_boxes, draw_bins
+
+
+def feature_map(rows: int, columns: int, stride: int, offset: tuple[float, float]) -> FeatureMap:
+    return FeatureMap(torch.zeros(1, 1, rows, columns), (stride, stride), offset)
+
+
+def nearest_cells(side: int, cells: int, stride: int, offset: float) -> list[int]:
+    """For each pixel the cell whose centre is nearest."""
+    return [min(range(cells), key=lambda cell: abs(pixel - offset - stride * cell)) for pixel in range(side)]
+
+
+def test_one_bin_is_the_whole_image() -> None:
+    features = feature_map(14, 20, 32, (10.0, 31.0))
+    assert bin_boxes(features, (213, 320), (427, 640), 1).tolist() == [[0, 0, 320, 213]]
+
+
+def test_bins_of_a_level_that_divides_the_map() -> None:
+    features = feature_map(4, 4, 32, (15.5, 15.5))
+    boxes = bin_boxes(features, (128, 128), (128, 128), 2)
+    assert boxes.tolist() == [[0, 0, 64, 64], [64, 0, 128, 64], [0, 64, 64, 128], [64, 64, 128, 128]]
+
+
+def test_bins_of_a_level_that_does_not_divide_the_map_share_a_cell() -> None:
+    features = feature_map(2, 3, 32, (15.5, 15.5))
+    boxes = bin_boxes(features, (64, 96), (64, 96), (1, 2))
+    assert boxes.tolist() == [[0, 0, 64, 64], [32, 0, 96, 64]]
+
+
+def test_bins_lie_where_the_offset_says() -> None:
+    # Borders between cells at 10.5 + 32 * (cell - 0.5) = 26.5, 58.5, ... pixels of the network's input.
+    features = feature_map(4, 2, 32, (10.0, 31.0))
+    boxes = bin_boxes(features, (240, 128), (120, 64), (4, 2))
+    assert boxes[:, 1].unique().tolist() == [0, 53, 117, 181]
+    assert boxes[:, 3].unique().tolist() == [53, 117, 181, 240]
+    assert boxes[:2].tolist() == [[0, 0, 95, 53], [95, 0, 128, 53]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.sampled_from([1, 2, 3, 5, 8, 16]),
+    st.integers(0, 40),
+    st.integers(0, 40),
+    st.integers(1, 6),
+    st.integers(1, 6),
+)
+def test_boxes_hold_the_pixels_nearest_to_the_cells_of_their_bins(
+    rows: int, columns: int, stride: int, down: int, right: int, level_rows: int, level_columns: int
+) -> None:
+    # With a third of a pixel no border lies on the centre of a pixel, and each pixel has one nearest cell.
+    offset = down / 2 + 1 / 3, right / 2 + 1 / 3
+    size = int(offset[0] + stride * rows) + 1, int(offset[1] + stride * columns) + 1
+    boxes = bin_boxes(feature_map(rows, columns, stride, offset), size, size, (level_rows, level_columns))
+    assert boxes.shape == (level_rows * level_columns, 4)
+    y, x = nearest_cells(size[0], rows, stride, offset[0]), nearest_cells(size[1], columns, stride, offset[1])
+    expected = [
+        (
+            {pixel for pixel, cell in enumerate(y) if cell in row},
+            {pixel for pixel, cell in enumerate(x) if cell in column},
+        )
+        for row in adaptive_bins(rows, level_rows)
+        for column in adaptive_bins(columns, level_columns)
+    ]
+    found = [
+        (
+            {pixel for pixel in range(size[0]) if y1 < pixel + 0.5 < y2},
+            {pixel for pixel in range(size[1]) if x1 < pixel + 0.5 < x2},
+        )
+        for x1, y1, x2, y2 in boxes.tolist()
+    ]
+    assert found == expected
+    covered = {(i, j) for pixels_y, pixels_x in found for i in pixels_y for j in pixels_x}
+    assert len(covered) == size[0] * size[1]
+
+
+def test_sizes_and_padded_batches_are_checked() -> None:
+    features = feature_map(2, 2, 32, (15.5, 15.5))
+    with pytest.raises(ValueError, match=r"image_size.*at least 1 x 1 pixels; got \(0, 5\)"):
+        bin_boxes(features, (0, 5), (64, 64), 1)
+    with pytest.raises(ValueError, match=r"levels\[0\]: expected at least 1 bin a side"):
+        bin_boxes(features, (64, 64), (64, 64), 0)
+    padded = FeatureMap(features.data, features.stride, features.offset, ((1, 1),))
+    with pytest.raises(ValueError, match="features: expected a map without padding"):
+        bin_boxes(padded, (64, 64), (64, 64), 1)
+
+
+def test_outlines_lie_on_the_edges_and_nowhere_else() -> None:
+    image = Image.new("RGB", (40, 30), (0, 60, 0))
+    before = np.asarray(image).copy()
+    changed = (np.asarray(draw_bins(image, torch.tensor([[5.0, 10, 25, 20]]))) != before).any(2)
+    expected = np.zeros((30, 40), bool)
+    expected[10:20, 5:25] = True
+    expected[11:19, 6:24] = False
+    assert (changed == expected).all()
+    assert (np.asarray(image) == before).all()
+
+
+def test_tint_follows_the_values_and_is_their_mean_where_boxes_overlap() -> None:
+    image = Image.new("RGB", (60, 20), (100, 100, 100))
+    boxes = torch.tensor([[0.0, 0, 40, 20], [20, 0, 60, 20]])
+    picture = np.asarray(draw_bins(image, boxes, values=(1.0, 0.0))).astype(int)
+    first, both, second = picture[10, 10], picture[10, 30], picture[10, 50]
+    assert second.tolist() == [100, 100, 100]
+    assert first[0] > 100 > first[2]
+    assert both == pytest.approx((first + second) / 2, abs=1)
+
+
+def test_colour_of_the_image_is_taken_out_under_a_tint() -> None:
+    image = Image.new("RGB", (20, 20), (200, 0, 0))
+    red, green, blue = np.asarray(draw_bins(image, torch.tensor([[0.0, 0, 20, 20]]), values=[0.0]))[10, 10]
+    assert red == green == blue
+
+
+def test_labels_are_written_in_the_middle_of_boxes_with_room() -> None:
+    image = Image.new("RGB", (400, 200))
+    boxes = torch.tensor([[0.0, 0, 200, 200], [200, 0, 220, 200]])
+    plain = np.asarray(draw_bins(image, boxes))
+    written = (np.asarray(draw_bins(image, boxes, labels=["cat", "caterpillar"])) != plain).any(2)
+    y, x = written.nonzero()
+    assert x.max() < 200
+    assert (x.min() + x.max()) / 2 == pytest.approx(99.5, abs=3)
+    assert (y.min() + y.max()) / 2 == pytest.approx(99.5, abs=3)
+
+
+def test_labels_never_touch_each_other() -> None:
+    image = Image.new("RGB", (400, 200))
+    near, far = (
+        torch.tensor([[0.0, 0, 200, 200], [4, 0, 204, 200]]),
+        torch.tensor([[0.0, 0, 200, 200], [200, 0, 400, 200]]),
+    )
+    widths = []
+    for boxes in (near, far):
+        picture = np.asarray(draw_bins(image, boxes, labels=["cat", "cat"]))
+        _, x = (picture != np.asarray(draw_bins(image, boxes))).any(2).nonzero()
+        widths.append(x.max() - x.min())
+    assert widths[0] < 40 < 200 < widths[1]
+
+
+def test_values_and_labels_are_one_a_box() -> None:
+    image, boxes = Image.new("RGB", (20, 20)), torch.tensor([[0.0, 0, 20, 20]])
+    with pytest.raises(ValueError, match="values: expected one for each of the 1 boxes; got 2"):
+        draw_bins(image, boxes, values=[0.5, 0.5])
+    with pytest.raises(ValueError, match="labels: expected one for each of the 1 boxes; got 0"):
+        draw_bins(image, boxes, labels=[])
+    with pytest.raises(ValueError, match=r"values: expected numbers in \[0, 1\]; got 1.5"):
+        draw_bins(image, boxes, values=[1.5])
