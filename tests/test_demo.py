@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from reference import adaptive_bins
 
 from sppnet import Classifier, ImageError, Prediction, demo, imagenet_classifier
-from sppnet.data.images import load_image
+from sppnet.data.images import load_image, to_tensor
 from sppnet.demo import DemoResult, run_demo, sample_photographs
 
 NAMES = ("<b>x & y.png", "plain.png")
@@ -43,13 +44,17 @@ def model() -> Classifier:
 def result(model: Classifier, tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
     folder = tmp_path_factory.mktemp("demo")
     noise = torch.randint(0, 256, (70, 90, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    noise[:, 45:] //= 8
+    noise[:40] |= 128
     for name, size in zip(NAMES, ((90, 70), (33, 120)), strict=True):
         Image.fromarray(noise.numpy()).resize(size).save(folder / name)
     threads = torch.get_num_threads()
+    torch.set_num_threads(2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "imagenet_classifier", lambda: model)
         made = run_demo(folder / "out", [folder / name for name in NAMES], levels=(2, 1))
-    assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(threads)
     return made
 
 
@@ -94,8 +99,32 @@ def test_report_has_the_answers_and_every_size(text: str, result: DemoResult) ->
     for answer in result.answers:
         assert {label for label, _ in answer.top} <= set(texts)
         assert f"{answer.label}, {100 * answer.score:.1f} %" in texts
+    assert "a vector of 6,400 numbers" in " ".join(text.split())
     assert texts.count("6,400") == 12  # 5 bins of 1280 channels, six sizes of two images
     assert {"321 × 225", "400 × 160", "160 × 400", "224 × 224", "35 × 45", "60 × 16"} <= set(texts)
+
+
+@torch.no_grad()
+def test_captions_count_the_bins_that_give_the_answer(model: Classifier, text: str, result: DemoResult) -> None:
+    counts = []
+    for answer in result.answers:
+        image = to_tensor(load_image(answer.source), model.backbone.mean, model.backbone.std)[None]
+        cells = model.backbone(image).data[0]
+        bins = [
+            cells[:, rows][:, :, columns].mean((1, 2))
+            for rows in adaptive_bins(cells.shape[1], 2)
+            for columns in adaptive_bins(cells.shape[2], 2)
+        ]
+        logits = torch.stack([model.head(each) for each in bins])
+        count = sum(model.config.classes[i] == answer.label for i in logits.argmax(1))
+        counts.append(count)
+        probabilities = logits.mean(0).softmax(0)
+        label = model.config.classes[probabilities.argmax()]
+        assert (
+            f"{count} of 4 bins answer {answer.label} by themselves; averaged, all 4 answer {label}"
+            f" ({100 * probabilities.max():.1f} %)."
+        ) in text
+    assert min(counts) < 4  # or the count could not be told from the number of bins
 
 
 def test_pictures_lie_beside_the_report(result: DemoResult) -> None:

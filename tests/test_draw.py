@@ -136,7 +136,7 @@ def test_labels_are_written_in_the_middle_of_boxes_with_room() -> None:
 def test_labels_never_touch_each_other() -> None:
     image = Image.new("RGB", (400, 200))
     near, far = (
-        torch.tensor([[0.0, 0, 200, 200], [4, 0, 204, 200]]),
+        torch.tensor([[0.0, 0, 200, 200], [20, 0, 220, 200]]),
         torch.tensor([[0.0, 0, 200, 200], [200, 0, 400, 200]]),
     )
     widths = []

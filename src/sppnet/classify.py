@@ -162,6 +162,10 @@ def create_head(kind: Head, in_features: int, num_classes: int) -> nn.Module:
     return nn.Sequential(OrderedDict(norm=norm, fc=linear))
 
 
+# Two pairs of ImageNet's classes share a name; these have another, so that a name tells its class.
+_SAME_NAMES = {517: "construction crane", 639: "tank suit"}
+
+
 def imagenet_classifier() -> Classifier:
     """The embedded network with its own ImageNet head, for images of any size; nothing is trained or downloaded.
 
@@ -170,7 +174,8 @@ def imagenet_classifier() -> Classifier:
     from torchvision.models import EfficientNet_B0_Weights  # seconds to import, and it has the classes' names
 
     backbone = create_backbone()
-    classes = tuple(EfficientNet_B0_Weights.IMAGENET1K_V1.meta["categories"])
+    names = dict(enumerate(EfficientNet_B0_Weights.IMAGENET1K_V1.meta["categories"])) | _SAME_NAMES
+    classes = tuple(names.values())
     model = Classifier(ClassifierConfig(classes, levels=(1,), reduce="avg", head="plain"), backbone)
     state = embedded_weights(backbone.network.blocks)  # type: ignore[arg-type]
     model.head.load_state_dict({"weight": state["classifier.weight"], "bias": state["classifier.bias"]})

@@ -32,8 +32,8 @@ _SAMPLES = {
 }
 _CREDITS = (
     "Photographs: china.jpg by danielbuechele and flower.jpg by vultilion, both CC BY 2.0 by way of scikit-learn;"
-    " chelsea.png by Stefan van der Walt and coffee.png by Rachel Michetti, both CC0 by way of scikit-image. Those"
-    " with bins drawn over them are resized and in grey."
+    " chelsea.png by Stefan van der Walt and coffee.png by Rachel Michetti, both CC0 by way of scikit-image. All are"
+    " resized here, and grey where bins are drawn over them."
 )
 
 _HEADS = ("image", "pixels", "map", "vector", "answer", "ms")
@@ -146,7 +146,7 @@ def _stems(paths: Sequence[Path]) -> list[str]:
     for path in paths:
         stem = plain = re.sub(r"[^\w-]+", "-", path.stem).strip("-").lower()[:60] or "image"
         number = 1
-        while False:
+        while stem in stems:
             number += 1
             stem = f"{plain}-{number}"
         stems.append(stem)
@@ -279,6 +279,7 @@ bins and takes one number a channel from each. The pyramid ($levels) has $bins b
 channels that makes a vector of $length numbers for every image below, and a classifier can be trained on it.
 The answers below are those of the network's own ImageNet classifier, which stands on the pyramid of the one level 1:
 the mean of the map.</p>
+<p>Made in $seconds s with $versions.</p>
 <h2>How to read the pictures</h2>
 <p>Each white outline is a bin. Its cells are averaged and given to the same classifier, and the likeliest class is
 written into the bin where there is room. The stronger the <span class="key">tint</span>, the more probability the bin
@@ -297,7 +298,7 @@ $sections
 <pre><code>sppnet train classify DATA --out RUN
 sppnet predict RUN IMAGE</code></pre>
 $credits
-<p>Made in $seconds s with $versions. The pictures also lie beside this page as JPEG files.</p>
+<p>The pictures also lie beside this page as JPEG files.</p>
 </footer></body></html>
 """
 

@@ -122,7 +122,10 @@ def _probabilities(
         return []
     if views != "full":
         return [view_probabilities(model, image, views).cpu() for image in images]  # type: ignore[arg-type]
-    return list(model.head(image_vectors(model, images, policy)).softmax(1).cpu())
+    # One vector at a time: a product of another height sums in another order, and the answer of an image that has
+    # its size to itself is then equal to the last bit, whatever it is asked together with.
+    vectors = image_vectors(model, images, policy)
+    return [model.head(vector[None]).softmax(1)[0].cpu() for vector in vectors]
 
 
 def _prediction(
