@@ -170,7 +170,7 @@ def test_bad_files_are_failures_in_their_place(small: Classifier, tmp_path: Path
                 assert result.error.path == str(path)
             else:
                 assert path.name.startswith("good")
-    assert sum(isinstance(result, Failure) for result in results) == 5
+        assert sum(isinstance(result, Failure) for result in results) == 5
     with pytest.raises(ImageError, match=r"cut\.png: file is truncated"):
         small.predict(paths)
 
@@ -273,7 +273,7 @@ def test_wrong_options_are_named(small: Classifier, unchecked: None) -> None:
     image = noise(20, 20)
     with pytest.raises(ValueError, match=r"views: expected one of full, 10, 18, 96, 96\+2; got '12'"):
         small.predict(image, views="12")
-    with pytest.raises(ValueError, match="resize policy must be one of .*, got 'wrap'; did you mean warp"):
+    with pytest.raises(ValueError, match=r"resize policy must be one of .*, got 'wrap'; did you mean warp"):
         small.predict(image, resize="wrap")
     with pytest.raises(ValueError, match="batch: expected at least 1 image; got 0"):
         list(predict_images(small, [image], batch=0))

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sppnet import Classifier, ClassifierConfig, create_backbone, imagenet_classifier, load
+from sppnet.classify import Head
 from sppnet.runs import read_tensors, save_run, save_tensors, write_json
 
 
@@ -47,12 +48,9 @@ def test_a_run_comes_back_to_the_last_bit(model: Classifier, run: Path) -> None:
     assert json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]["classes"] == ["Apfel", "Öl", "鳥"]
 
 
-@pytest.mark.parametrize("head", ["linear", "fc"])
-@pytest.mark.parametrize("backbone", ["zf5", "test_convnext"])
-def test_runs_of_other_kinds(backbone: str, head: str, tmp_path: Path) -> None:
-    if (backbone, head) == ("zf5", "fc"):
-        pytest.skip("the paper's 60 million weights take seconds")
-    config = ClassifierConfig(("a", "b"), backbone, levels=(1,), head=head)  # type: ignore[arg-type]
+@pytest.mark.parametrize(("backbone", "head"), [("zf5", "linear"), ("test_convnext", "fc")])
+def test_runs_of_other_kinds(backbone: str, head: Head, tmp_path: Path) -> None:
+    config = ClassifierConfig(("a", "b"), backbone, levels=(1,), head=head)
     model = Classifier(config, create_backbone(backbone, weights=None)).eval().to(memory_format=torch.channels_last)
     save_run(model, tmp_path)
     x = torch.randn(1, 3, 50, 60)
@@ -119,25 +117,22 @@ def test_another_task_and_format_are_refused(run: Path, content: Any, message: s
     ("config", "message"),
     [
         ({"backbone": "resnet81"}, "no network is called 'resnet81'; close"),
-        ({"backbone": None}, "does not describe a classifier"),
+        ({"backbone": None}, "NoneType"),
         ({"stage": 9}, r"test_resnet has stages 0\.\.4"),
         ({"levels": "321"}, "levels: expected a sequence"),
         ({"levels": [3, "x"]}, r"levels\[1\]: expected an integer or a pair"),
         ({"head": "cosine"}, "head: expected one of"),
         ({"classes": ["a", "b", "a"]}, "classes: expected one or more different names"),
         ({"resize": "wrap"}, "resize policy must be one of"),
-        ({"max_pixels": "many"}, "does not describe a classifier"),
+        ({"max_pixels": "many"}, "not supported between"),
     ],
 )
 def test_a_configuration_that_cannot_be_built_names_the_file(
     run: Path, config: dict[str, Any], message: str, unchecked: None
 ) -> None:
     change(run, **config)
-    with pytest.raises(
-        ValueError, match=rf"run: .*run\.json does not describe a classifier: .*{message}|{message}"
-    ) as caught:
+    with pytest.raises(ValueError, match=rf"run: .*run\.json does not describe a classifier: .*{message}"):
         load(run)
-    assert "run.json" in str(caught.value)
 
 
 def test_weights_of_another_model_are_refused(run: Path) -> None:

@@ -141,7 +141,8 @@ def _follow(
     """The layers from an image of this size to its map, and the size of the map."""
     tracer = _Tracer()
     try:
-        with torch.no_grad(), tracer:
+        # Inside inference mode the dispatcher would not show the convolutions.
+        with torch.inference_mode(mode=False), torch.no_grad(), tracer:
             image = torch.empty(1, 3, height, width, device="meta")
             tracer.paths[image] = ((), ())
             data = features(network, image)
