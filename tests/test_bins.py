@@ -188,6 +188,12 @@ def test_released_cells_of_collapsed_windows(window: tuple[int, int], expected: 
     assert cells(window, 39, 16, 21, "released") == expected
 
 
+@pytest.mark.parametrize(("begin", "expected"), [(38.0, 2), (38.4, 2), (38.5, 3), (38.6, 3)])
+def test_released_cells_of_broken_pixels(begin: float, expected: int) -> None:
+    """The first cell is the floor of (begin - 21 + 6.5) / 16 + 1/2, plus 1; at 38.5 the sum is 2."""
+    assert cells((begin, 600), 200, 16, 21, "released")[0] == expected
+
+
 def test_paper_and_released_differ_only_near_the_centres() -> None:
     for distance in range(400):
         pixel = distance + 21

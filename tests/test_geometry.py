@@ -213,7 +213,7 @@ def test_same_padding_behind_a_layer_without_padding(side: int, centre: float) -
 
 
 class Branches(nn.Module):
-    """A sum over two branches beside a shortcut with another centre, and a gate computed from the whole map."""
+    """A sum over two branches beside a shortcut with another centre, and a long gate computed from all of that."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -225,8 +225,9 @@ class Branches(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.stem(x))
         branches = torch.stack([branch(x) for branch in self.branches], dim=1)
-        gates = self.gate(branches.sum(dim=1).mean((2, 3), keepdim=True)).sigmoid()
-        data: Tensor = (branches * gates[:, None]).sum(dim=1) + self.shortcut(x)
+        shortcut = self.shortcut(x)
+        gates = self.gate(shortcut.mean((2, 3), keepdim=True)).sigmoid()
+        data: Tensor = (branches * gates[:, None]).sum(dim=1) + shortcut
         return data
 
 

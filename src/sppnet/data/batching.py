@@ -78,10 +78,9 @@ def epoch_batches(
     order = list(range(len(sizes)))
     rng.shuffle(order)
     if side is None:
-        # Coarse classes of aspect first, area inside: neighbours differ little in both, and the shuffle above
-        # and the random borders of the classes decide which neighbours meet.
-        border = rng.random()
-        order.sort(key=lambda i: (*_shape_key(sizes[i], border), rng.random()))
+        # Coarse classes of aspect first, area inside: neighbours differ little in both. The sort is stable, so the
+        # shuffle above decides which of them meet.
+        order.sort(key=lambda i: _shape_key(sizes[i]))
     # Groups of near-equal length: a last batch of one image would be too few for batch normalisation.
     count = -(-len(order) // batch)
     borders = [len(order) * number // count for number in range(count + 1)]
@@ -90,9 +89,9 @@ def epoch_batches(
     return [_draws(group, sizes, epoch, seed, side, multiple) for group in groups]
 
 
-def _shape_key(size: tuple[int, int], border: float) -> tuple[int, int]:
+def _shape_key(size: tuple[int, int]) -> tuple[int, int]:
     height, width = size
-    return math.floor(3 * math.log2(width / height) + border), math.floor(2 * math.log2(height * width) + border)
+    return round(3 * math.log2(width / height)), round(2 * math.log2(height * width))
 
 
 def _draws(
