@@ -1,6 +1,8 @@
 """The commands as a user types them: exit codes, what goes to standard output, what goes to standard error."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,9 +45,9 @@ def test_evaluate_takes_the_test_split_by_itself(trained: Path, data: Path, caps
 def test_evaluate_prints_tables_for_people(trained: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["evaluate", str(trained), str(data / "test")]) == 0
     captured = capsys.readouterr()
-    assert not captured.out
-    assert "mean per class" in captured.err
-    assert "by aspect ratio" in captured.err
+    assert "mean per class" in captured.out
+    assert "by aspect ratio" in captured.out
+    assert "mean per class" not in captured.err
 
 
 def test_predict_prints_json_lines_and_names_bad_files(
@@ -94,6 +96,9 @@ def test_the_embedded_network_needs_no_run(data: Path, capsys: pytest.CaptureFix
         (["evaluate", "{run}", "{data}", "--split", "vla"], "split must be one of train, test"),
         (["evaluate", "{run}", "{data}", "--resize", "center-crp"], "did you mean center-crop"),
         (["predict", "{run}", "{data}", "--views", "7"], "views: expected one of full, 10, 18, 96"),
+        (["predict", "{run}", "{data}", "--views", "10", "--resize", "native"], "views have sizes of their own"),
+        (["evaluate", "{run}", "{data}", "--compare", "native,wrap"], "did you mean warp"),
+        (["predict", "{run}", "{data}", "--device", "abacus"], "device: 'abacus' cannot be used here"),
         (["predict", "{run}", "{data}", "--batch", "0"], "batch: expected at least 1"),
     ],
 )
@@ -106,6 +111,16 @@ def test_wrong_arguments_exit_with_2_and_say_what_to_do(
     assert message in captured.err.replace("\n", " ")
     assert not captured.out
     assert not (tmp_path / "r").exists()
+
+
+def test_a_reader_that_goes_away_is_no_traceback(trained: Path, data: Path) -> None:
+    command = [sys.executable, "-m", "sppnet", "predict", str(trained), str(data / "test")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert "Error" not in process.stderr.read()
+    assert process.returncode == 1
 
 
 @pytest.mark.parametrize(
@@ -128,5 +143,6 @@ def test_help_and_version_answer(arguments: list[str], capsys: pytest.CaptureFix
 def test_levels_as_people_type_them() -> None:
     assert parse_level_text("6,3,2,1") == (6, 3, 2, 1)
     assert parse_level_text("(2x3, 1)") == ((2, 3), 1)
+    assert parse_level_text([3, 1]) == (3, 1)
     with pytest.raises(ValueError, match="numbers such as 6,3,2,1"):
         parse_level_text("a,b")

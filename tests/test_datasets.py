@@ -160,3 +160,16 @@ def test_many_missing_files_are_counted(tmp_path: Path) -> None:
     rows = "".join(f"{i}.jpg,cat\n" for i in range(25))
     with pytest.raises(ValueError, match=r"9\.jpg \(line 11\) and 15 more$"):
         read_classification(table(tmp_path, "path,label\n" + rows))
+
+
+def test_splits_with_other_folders_beside_them_are_refused(tmp_path: Path) -> None:
+    for name in ("train/a", "val/a", "annotations"):
+        (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"has splits \(train, val\) and other folders beside them \(annotations\)"):
+        splits(tmp_path)
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    for name in ("train", "tram"):
+        (tmp_path / name).mkdir()
+    assert splits(tmp_path) == ()

@@ -65,7 +65,7 @@ def test_logits_of_mixed_sizes_are_those_of_each_image_alone(small: Classifier) 
     images = [Image.fromarray(noise(height, width)) for height, width in ((40, 60), (60, 40), (40, 60), (33, 80))]
     backbone = small.backbone
     with torch.inference_mode():
-        vectors = image_vectors(small, images, small.resize)
+        vectors = image_vectors(small, images)
         alone = [small.vectors(to_tensor(image, backbone.mean, backbone.std)[None]) for image in images]
         torch.testing.assert_close(small.head(vectors), small.head(torch.cat(alone)), rtol=1e-5, atol=1e-5)
 
@@ -243,13 +243,14 @@ def test_views_are_an_average_of_their_own(small: Classifier) -> None:
     assert small.predict([image, image], views="10")[1].top == ten.top
 
 
-def test_a_model_in_training_mode_is_put_into_evaluation_mode(small: Classifier) -> None:
+def test_a_model_in_training_mode_predicts_in_evaluation_mode_and_goes_back(small: Classifier) -> None:
     image = noise(40, 50)
     expected = small.predict(image)
     before = {name: tensor.clone() for name, tensor in small.state_dict().items()}
     small.train()
     assert small.predict(image) == expected
-    assert not any(module.training for module in small.modules())
+    assert small.training
+    small.eval()
     assert all(torch.equal(tensor, before[name]) for name, tensor in small.state_dict().items())
 
 

@@ -45,7 +45,7 @@ def test_a_run_comes_back_to_the_last_bit(model: Classifier, run: Path) -> None:
     x = torch.randn(2, 3, 64, 80)
     assert torch.equal(again(x), model.eval()(x))
     assert sorted(path.name for path in run.iterdir()) == ["model.safetensors", "run.json"]
-    assert json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]["classes"] == ["Apfel", "Öl", "鳥"]
+    assert '"鳥"' in (run / "run.json").read_text(encoding="utf-8"), "a person can read it"
 
 
 @pytest.mark.parametrize(("backbone", "head"), [("zf5", "linear"), ("test_convnext", "fc")])

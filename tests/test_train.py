@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import sppnet
 from sppnet.options import TrainOptions
 from sppnet.train import train_classifier
 
-QUICK = TrainOptions(sizes="32,48", epochs=3, batch=4, lr=1e-3)
+QUICK = TrainOptions(sizes="32,48", epochs=3, batch=4, lr=1e-3, head="fc", levels=(1,))  # fc has dropout
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,21 @@ def test_a_run_folder_holds_model_options_and_metrics(undisturbed: Path) -> None
 
 def start(data: Path, out: Path, *extra: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "sppnet", "train", "classify", str(data), "--out", str(out)]
-    command += ["--sizes", "32,48", "--epochs", "3", "--batch", "4", "--lr", "1e-3", *extra]
+    command += [
+        "--sizes",
+        "32,48",
+        "--epochs",
+        "3",
+        "--batch",
+        "4",
+        "--lr",
+        "1e-3",
+        "--head",
+        "fc",
+        "--levels",
+        "1",
+        *extra,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
     return subprocess.Popen(command, env=environment, text=True, stderr=subprocess.PIPE)
 
@@ -101,7 +116,7 @@ def test_a_run_folder_is_not_overwritten(data: Path, undisturbed: Path) -> None:
 
 def test_a_resumed_run_keeps_its_options(data: Path, undisturbed: Path) -> None:
     with pytest.raises(ValueError, match="begun with batch=4, now it is 8"):
-        train_classifier(data, undisturbed, TrainOptions(sizes="32,48", epochs=3, batch=8, lr=1e-3), resume=True)
+        train_classifier(data, undisturbed, replace(QUICK, batch=8), resume=True)
 
 
 @pytest.mark.parametrize("head", ["svm", "linear"])
@@ -148,7 +163,7 @@ def test_tensorboard_events_are_written(data: Path, tmp_path: Path) -> None:
 
 def test_a_network_of_another_kind_is_not_resumed(data: Path, undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    options = TrainOptions(sizes="32,48", epochs=3, batch=4, lr=1e-3, levels=(4,))
+    options = replace(QUICK, head="linear", epochs=1)
     train_classifier(data, out, options)
     (out / "checkpoint.safetensors").write_bytes((undisturbed / "checkpoint.safetensors").read_bytes())
     with pytest.raises(ValueError, match="belongs to another network"):
@@ -159,6 +174,10 @@ def test_a_network_of_another_kind_is_not_resumed(data: Path, undisturbed: Path,
     ("values", "message"),
     [
         ({"optimizer": "adam"}, "optimizer: expected one of adamw, sgd; got 'adam'; did you mean 'adamw'"),
+        ({"svm_c": 0.0}, "svm_c: expected a penalty above 0"),
+        ({"lr": -1.0}, "lr: expected a number of at least 0; got -1.0"),
+        ({"seed": -1}, "seed: expected 0..4294967295; got -1"),
+        ({"workers": -1}, "workers: expected at least 0"),
         ({"epochs": 0}, "epochs: expected at least 1; got 0"),
         ({"head": "svm"}, "needs freeze_backbone"),
         ({"head": "mlp"}, "head: expected one of linear, fc, svm"),
@@ -170,3 +189,39 @@ def test_a_network_of_another_kind_is_not_resumed(data: Path, undisturbed: Path,
 def test_wrong_options_are_named_before_anything_is_done(values: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainOptions(**values)  # type: ignore[arg-type]
+
+
+def test_sizes_that_the_network_does_not_take_leave_no_run(data: Path, tmp_path: Path) -> None:
+    for options, message in (
+        (TrainOptions(backbone="zf5", sizes="224,20", levels=(1,)), "zf5 takes sides of at least 31 pixels; got 20"),
+        (TrainOptions(sizes="320", levels=(6,), rule="sliding"), "map side of 10 into level 6"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train_classifier(data, tmp_path / "run", options)
+        assert not (tmp_path / "run").exists()
+
+
+def test_data_without_a_readable_image_is_refused_and_the_files_are_named(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "broken.png").write_bytes(b"<html>")
+    for number, options in enumerate(
+        (TrainOptions(freeze_backbone=True), TrainOptions(sizes="native"), TrainOptions(sizes="32", epochs=1))
+    ):
+        with pytest.raises(ValueError, match=r"broken\.png: not an image"):
+            train_classifier(tmp_path / "data", tmp_path / str(number), options)
+        assert not (tmp_path / str(number) / "model.safetensors").exists()
+
+
+def test_a_training_that_diverges_stops_and_says_so(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="the loss is .* lower the learning rate"):
+        train_classifier(data, tmp_path / "run", replace(QUICK, lr=1e30, optimizer="sgd"))
+
+
+def test_a_resumed_run_keeps_its_images(data: Path, tmp_path: Path) -> None:
+    root = write_classes(tmp_path / "data", 2)
+    options = TrainOptions(freeze_backbone=True, levels=(1,))
+    train_classifier(root, tmp_path / "run", options)
+    (root / "red" / "1.png").rename(root / "red" / "7.png")
+    with pytest.raises(ValueError, match="begun with images='6 images, "):
+        train_classifier(root, tmp_path / "run", options, resume=True)

@@ -112,7 +112,7 @@ def test_an_image_and_its_mirror_image_have_the_same_views(small: Classifier, vi
 
 
 def test_ten_views_are_the_mean_of_ten_softmaxes(small: Classifier) -> None:
-    """Spelled out: the image at 183 pixels, cells by the rule of Appendix A, one view after the other."""
+    """Spelled out: the image at 183 pixels, cells by their centres, one view after the other."""
     image = noise(183, 200)  # its own size is that of the views
     x = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(200, 183, 3).permute(2, 0, 1) / 255
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (small.backbone.mean, small.backbone.std))
@@ -122,9 +122,9 @@ def test_ten_views_are_the_mean_of_ten_softmaxes(small: Classifier) -> None:
             normalised = ((x - mean) / std)[None]
             features = small.backbone(normalised.flip(3) if flipped else normalised).data
             for left, top in ((0, 0), (23, 0), (11, 20), (0, 40), (23, 40)):
-                # Stride 8 and first centre 0: the cells strictly between the first and the last pixel.
-                rows = [i for i in range(25) if top < 8 * i < top + 159]
-                columns = [i for i in range(23) if left < 8 * i < left + 159]
+                # Stride 8 and first centre 0: the cells from the first pixel to the last.
+                rows = [i for i in range(25) if top <= 8 * i <= top + 159]
+                columns = [i for i in range(23) if left <= 8 * i <= left + 159]
                 crop = features[:, :, rows][:, :, :, columns]
                 softmaxes.append(small.head(small.pool(crop)).softmax(1)[0])
         assert small.backbone.geometry.offset(200, 183) == (0, 0)
@@ -161,3 +161,15 @@ def test_views_of_one_map_are_pooled_at_its_own_stride_and_offset(zf5: Classifie
     assert window_cells(window, (6, 10), features.stride, features.offset).tolist() == [[1, 2, 6, 5]]
 
     assert pool_windows(zf5, features, window).item() == 4 * 10 + 5
+
+
+@pytest.mark.parametrize("size", [(160, 160), (161, 167), (224, 225)])
+@pytest.mark.parametrize("name", ["test_resnet", "tf_efficientnet_lite0"])
+def test_a_window_that_is_the_whole_image_pools_the_whole_map(name: str, size: tuple[int, int]) -> None:
+    """Also where the first centre is the first pixel, or the last one the last."""
+    config = ClassifierConfig(("a", "b"), name, levels=(3, 1))
+    model = Classifier(config, create_backbone(name, weights=None)).eval()
+    with torch.inference_mode():
+        features = model.backbone(torch.randn(1, 3, *size))
+        window = torch.tensor([[0.0, 0.0, size[1], size[0]]])
+        torch.testing.assert_close(pool_windows(model, features, window), model.pool(features.data))

@@ -137,8 +137,9 @@ def window_cells(
 ) -> Int[Tensor, "k 4"]:
     """Cells of a feature map that windows of the network's input cover.
 
-    Rule ``paper`` keeps the cells whose centres lie strictly inside the window (SPP-net, Appendix A);
-    ``released`` lets a centre lie up to 1.5 pixels outside (for stride 16), as the authors' code does. A window
+    Rule ``paper`` keeps the cells whose centres lie strictly between the window's first and last pixel (SPP-net,
+    Appendix A); ``released`` moves both outwards by half a stride less 6.5 pixels, which is 1.5 for stride 16, as
+    the authors' code does. A window
     between two centres takes the cell at their middle; every window gets at least one cell of the map.
 
     Args:

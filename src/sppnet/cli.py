@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -9,26 +10,32 @@ from pathlib import Path
 from typing import Any, get_args
 
 from jsonargparse import ArgumentParser, Namespace
+from rich.markup import escape
 from rich.table import Table
+from safetensors import SafetensorError
 
 from sppnet import __version__
 from sppnet.bins import Level, Rule
-from sppnet.console import console, track
+from sppnet.console import console, results, track
 from sppnet.data.datasets import read_classification, splits
 from sppnet.data.images import ImageError, list_images
 from sppnet.data.resize import POLICIES
 from sppnet.evaluate import Evaluation, Scores, evaluate_classifier
 from sppnet.ops.pyramid import Reduce
 from sppnet.options import TrainOptions
-from sppnet.predict import Failure, predict_images
-from sppnet.runs import load
+from sppnet.predict import Failure, predict_images, size_policy
+from sppnet.runs import load, pick_device
 from sppnet.views import Views
 
 _RESIZE = f"size policy: {', '.join(POLICIES)}; a side follows a colon, as in shorter-side:256"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command and exit: 0 done, 2 wrong arguments, 1 anything else that failed."""
+    """Run a command and exit: 0 done, 2 wrong arguments, 1 anything else that failed.
+
+    Images that cannot be read count as failed where an answer was asked for each (evaluate, predict); a training
+    that could do without them is done.
+    """
     sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
@@ -46,7 +53,9 @@ def run(argv: Sequence[str]) -> int:
     except (ValueError, TypeError) as error:
         _complain(str(error))
         return 1 if isinstance(error, ImageError) else 2
-    except (OSError, ModuleNotFoundError, RuntimeError) as error:
+    except BrokenPipeError:  # the reader of standard output has gone, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, MemoryError, ModuleNotFoundError, RuntimeError, SafetensorError) as error:
         _complain(f"{type(error).__name__}: {error}" if not isinstance(error, ModuleNotFoundError) else str(error))
     return 1
 
@@ -80,7 +89,7 @@ def _train_parser() -> ArgumentParser:
     add("--backbone", default=default.backbone, help="timm network, or zf5, convnet5, overfeat5, overfeat7")
     add("--stage", type=int | None, help="feature map of the backbone: 0 the finest, -1 the coarsest; none: the last")
     add("--weights", default=default.weights, help="auto, hub (downloads timm's), none, or a safetensors file")
-    add("--levels", type=str, default="3,2,1", help="levels of the pyramid, such as 6,3,2,1 or 2x3,1")
+    add("--levels", type=list[int] | str, default="3,2,1", help="levels of the pyramid, such as 6,3,2,1 or 2x3,1")
     add("--reduce", type=Reduce, default=default.reduce, help="what a bin keeps of its cells")
     add("--rule", type=Rule, default=default.rule, help="how maps are cut into bins")
     add("--head", type=str | None, help="linear, fc (the paper's three layers) or svm (the choice if frozen)")
@@ -113,6 +122,7 @@ def _evaluate_parser() -> ArgumentParser:
     add("--resize", type=str | None, metavar="POLICY", help=f"{_RESIZE}; none: the run's own")
     add("--compare", type=str | None, metavar="POLICIES", help="several policies side by side, separated by commas")
     add("--views", type=str, default="full", help=f"views of an image: {', '.join(get_args(Views))}")
+    add("--device", default="auto", help="auto, cpu, cuda or mps")
     add("--json", action="store_true", help="print one JSON object and nothing else on standard output")
     return parser
 
@@ -125,6 +135,7 @@ def _predict_parser() -> ArgumentParser:
     add("--resize", type=str | None, metavar="POLICY", help=f"{_RESIZE}; none: the run's own")
     add("--views", type=str, default="full", help=f"views of an image: {', '.join(get_args(Views))}")
     add("--batch", type=int, default=32, help="images read at a time; the answers do not depend on it")
+    add("--device", default="auto", help="auto, cpu, cuda or mps")
     add("--json", action="store_true", help="print one JSON object a line for each image")
     return parser
 
@@ -152,18 +163,23 @@ def _train(arguments: Namespace) -> int:
         _complain(f"stopped; the same command with --resume goes on with {training.run}")
         return 1
     if training.scores:
-        console.print(_score_table("accuracy", training.scores))
-    console.print(f"{training.run} is ready after {training.seconds:.0f} s", highlight=False)
+        results.print(_score_table("accuracy", training.scores))
+    results.print(f"{training.run} is ready after {training.seconds:.0f} s", highlight=False, markup=False)
     return 0
 
 
 def _evaluate(arguments: Namespace) -> int:
-    model = load(arguments.run)
+    model = load(arguments.run).to(pick_device(arguments.device))
     split = arguments.split
     if split is None and (present := splits(arguments.data)):
         split = next((name for name in ("test", "val", "valid", "validation") if name in present), None)
     data = read_classification(arguments.data, split, model.config.classes)
-    policies = arguments.compare.split(",") if arguments.compare else [arguments.resize]
+    if arguments.compare and (arguments.resize or arguments.views != "full"):
+        raise ValueError("compare: it takes the place of --resize, and views have sizes of their own")
+    asked = arguments.compare.split(",") if arguments.compare else [arguments.resize]
+    if arguments.views != "full":
+        asked = [None]
+    policies = [size_policy(model, name) for name in asked]
     evaluations = [
         evaluate_classifier(model, data.samples, resize=policy, views=arguments.views) for policy in policies
     ]
@@ -177,12 +193,12 @@ def _evaluate(arguments: Namespace) -> int:
         sys.stdout.write(json.dumps(content) + "\n")
     else:
         for title, parts in _evaluation_tables(evaluations).items():
-            console.print(_score_table(title, parts))
+            results.print(_score_table(title, parts))
     return 1 if failures else 0
 
 
 def _predict(arguments: Namespace) -> int:
-    model = load(arguments.run)
+    model = load(arguments.run).to(pick_device(arguments.device))
     failures: list[ImageError] = []
     paths: list[Path] = []
     for name in arguments.images:
@@ -190,8 +206,8 @@ def _predict(arguments: Namespace) -> int:
             paths += list_images(name)
         except ImageError as error:
             failures.append(error)
-    results = predict_images(model, paths, resize=arguments.resize, views=arguments.views, batch=arguments.batch)
-    for result in track(results, "predicting", len(paths)):
+    answers = predict_images(model, paths, resize=arguments.resize, views=arguments.views, batch=arguments.batch)
+    for result in track(answers, "predicting", len(paths)):
         if isinstance(result, Failure):
             failures.append(result.error)
         elif arguments.json:
@@ -213,19 +229,19 @@ def _demo(arguments: Namespace) -> int:
     table = Table("photograph", "size", "answer", "probability")
     for answer in result.answers:
         size = f"{answer.size[0]} x {answer.size[1]}"
-        table.add_row(Path(answer.source).name, size, answer.label, f"{answer.score:.2f}")
-    console.print(table)
-    console.print(f"open {result.report.resolve()}", highlight=False, soft_wrap=True)
+        table.add_row(escape(Path(answer.source).name), size, escape(answer.label), f"{answer.score:.2f}")
+    results.print(table)
+    results.print(f"open {result.report.resolve()}", highlight=False, soft_wrap=True, markup=False)
     return 0
 
 
-def parse_level_text(text: str) -> tuple[Level, ...]:
-    """Levels as people type them: ``6,3,2,1`` or, with rows x columns, ``2x3,1``.
+def parse_level_text(text: str | list[int]) -> tuple[Level, ...]:
+    """Levels as people type them: ``6,3,2,1`` or, with rows x columns, ``2x3,1``; or a list from a YAML file.
 
     Raises:
         ValueError: anything else.
     """
-    parts = [part for part in re.split(r"[,\s]+", text.strip("()[] ")) if part]
+    parts = [part for part in re.split(r"[,\s]+", str(text).strip("()[] ")) if part]
     if not parts or not all(re.fullmatch(r"\d+(x\d+)?", part) for part in parts):
         raise ValueError(f"levels: expected numbers such as 6,3,2,1 or 2x3,1; got {text!r}")
     levels: list[Level] = []
@@ -257,7 +273,7 @@ def _score_table(title: str, parts: dict[str, Scores]) -> Table:
     table = Table("", "images", "top-1 %", "top-5 %", "mean per class %", title=title, title_justify="left")
     for name, scores in parts.items():
         shares = (scores.top1, scores.top5, scores.mean_per_class_accuracy)
-        table.add_row(name, str(scores.images), *(f"{100 * share:.2f}" for share in shares))
+        table.add_row(escape(name), str(scores.images), *(f"{100 * share:.2f}" for share in shares))
     return table
 
 

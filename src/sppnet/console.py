@@ -1,4 +1,4 @@
-"""What people see while they wait; all of it on standard error, so that standard output holds results only."""
+"""What people see: progress on standard error, results on standard output and nothing else there."""
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 T = TypeVar("T")
 
 console = Console(stderr=True)
+results = Console()
 
 
 def track(items: Iterable[T], description: str, total: int, done: int = 0) -> Iterator[T]:

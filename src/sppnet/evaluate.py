@@ -88,7 +88,7 @@ def evaluate_classifier(
     """
     policy = size_policy(model, resize)
     paths = [sample.path for sample in samples]
-    results = predict_images(model, paths, resize=policy, views=views)
+    results = predict_images(model, paths, resize=policy if views == "full" else None, views=views)
     description = f"evaluating, {policy}" + ("" if views == "full" else f", {views} views")
     index = {name: number for number, name in enumerate(model.config.classes)}
     answers: list[tuple[Prediction, int]] = []
@@ -104,7 +104,7 @@ def evaluate_classifier(
     sides = [_group(min(answer.size), _SIDES) for answer, _ in answers]
     aspects = [_group(answer.size[1] / answer.size[0], _ASPECTS) for answer, _ in answers]
     return Evaluation(
-        str(policy),
+        str(policy) if views == "full" else f"{views} views",
         scores_of(ranked, labels),
         _by_group(ranked, labels, sides, [name for _, name in _SIDES]),
         _by_group(ranked, labels, aspects, [name for _, name in _ASPECTS]),

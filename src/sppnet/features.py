@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,12 +68,12 @@ def _compute_shard(model: Classifier, samples: Sequence[Sample], policy: Resize,
     images, labels, failures = [], [], []
     for sample in samples:
         try:
-            images.append(read_image(model, sample.path, policy))
+            images.append(read_image(model, sample.path, policy).image)
             labels.append(sample.label)
         except ImageError as error:
             failures.append((error.path, error.reason))
     width = model.backbone.channels * model.pool.bins
-    vectors = image_vectors(model, images, policy).half().cpu() if images else torch.empty(0, width).half()
+    vectors = image_vectors(model, images).half().cpu() if images else torch.empty(0, width).half()
     tensors = {"vectors": vectors, "labels": torch.tensor(labels, dtype=torch.long)}
     save_tensors(tensors, path, {"failures": json.dumps(failures)})
 
@@ -88,5 +89,6 @@ def _digest(model: Classifier, samples: Sequence[Sample], policy: Resize) -> str
     digest.update(repr(parts).encode())
     for sample in samples:
         stat = sample.path.stat()
-        digest.update(f"{sample.path.resolve()} {stat.st_size} {stat.st_mtime_ns} {sample.label}\n".encode())
+        digest.update(os.fsencode(sample.path.resolve()))
+        digest.update(f" {stat.st_size} {stat.st_mtime_ns} {sample.label}\n".encode())
     return digest.hexdigest()[:16]

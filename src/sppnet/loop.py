@@ -50,9 +50,10 @@ def fit(
     from lightning_fabric import Fabric  # seconds to import, and only training needs it
 
     fabric = Fabric(accelerator=options.device, devices=1, precision=options.precision, loggers=_loggers(options, out))
-    optimizer = _optimizer(module, options)
-    at = load_checkpoint(out, module, optimizer)
-    wrapped, optimizer = fabric.setup(module, optimizer)
+    raw = _optimizer(module, options)
+    wrapped, optimizer = fabric.setup(module, raw)
+    # Only now is the module on its device, and the optimiser's state goes where the module is.
+    at = load_checkpoint(out, module, raw)
     total, saved = options.epochs * batches.steps, time.monotonic()
     with _interrupts() as interrupted:
         while at.epoch < options.epochs:
@@ -62,13 +63,18 @@ def fit(
             for x, y, bad in track(batches.epoch(at.epoch, at.step), described, batches.steps, at.step):
                 failures.extend(bad)
                 step = at.epoch * batches.steps + at.step
-                for group in optimizer.param_groups:
+                for group in raw.param_groups:
                     group["lr"] = _rate(options, step / total)
                 # Dropout draws the same in a resumed step as in an undisturbed one.
                 torch.manual_seed(hash((options.seed, step)) % (1 << 63))
                 if len(y):
                     logits = wrapped(fabric.to_device(x))
                     loss = F.cross_entropy(logits, fabric.to_device(y))
+                    if not loss.isfinite():
+                        raise RuntimeError(
+                            f"the loss is {float(loss.detach())} in epoch {at.epoch + 1}, batch {at.step + 1}; lower"
+                            f" the learning rate, --lr, which is {options.rate}; {out} is as its last checkpoint left it"
+                        )
                     optimizer.zero_grad()
                     fabric.backward(loss)
                     optimizer.step()
@@ -77,16 +83,27 @@ def fit(
                     at.loss += float(loss.detach()) * len(y)
                 at.step += 1
                 at.seconds = time.monotonic() - since
-                if interrupted():
-                    save_checkpoint(out, module, optimizer.optimizer, at)
-                    return False
-                if time.monotonic() - saved > _SAVE_SECONDS:
-                    save_checkpoint(out, module, optimizer.optimizer, at)
+                if interrupted() or time.monotonic() - saved > _SAVE_SECONDS:
+                    save_checkpoint(out, module, raw, at)
                     saved = time.monotonic()
-            _log(fabric, out, at, batches.side(at.epoch), _rate(options, (at.epoch + 1) / options.epochs), validate())
+                if interrupted():
+                    return False
+            if not at.seen:
+                raise ValueError(f"data: none of the images can be read, the first is {failures[0]}")
+            save_checkpoint(out, module, raw, at)
+            _log(
+                fabric,
+                out,
+                at,
+                batches.side(at.epoch),
+                _rate(options, (at.epoch * batches.steps + at.step - 1) / total),
+                validate(),
+            )
             at = Progress(epoch=at.epoch + 1)
-            save_checkpoint(out, module, optimizer.optimizer, at)
+            save_checkpoint(out, module, raw, at)
             saved = time.monotonic()
+            if interrupted() and at.epoch < options.epochs:
+                return False
     return True
 
 

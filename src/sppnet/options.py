@@ -1,5 +1,6 @@
 """Settings of a training."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -79,6 +80,15 @@ class TrainOptions:
         for name in ("epochs", "batch", "max_pixels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1; got {getattr(self, name)}")
+        for name, value in (("lr", self.lr), ("weight_decay", self.weight_decay)):
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name}: expected a number of at least 0; got {value}")
+        if not 0 < self.svm_c < math.inf:
+            raise ValueError(f"svm_c: expected a penalty above 0; got {self.svm_c}")
+        if not 0 <= self.seed < 1 << 32:
+            raise ValueError(f"seed: expected 0..{(1 << 32) - 1}; got {self.seed}")
+        if self.workers < 0:
+            raise ValueError(f"workers: expected at least 0; got {self.workers}")
         if self.head == "svm" and not self.freeze_backbone:
             raise ValueError("head: an SVM is trained on vectors; it needs freeze_backbone (--freeze-backbone)")
 

@@ -48,34 +48,43 @@ def predict_images(
     padded: each answer is the one that the image gets alone.
 
     Args:
-        model: put into evaluation mode.
+        model: in evaluation mode while this runs.
         images: paths, bytes, Pillow images or arrays.
-        resize: None for the model's own policy.
+        resize: None for the model's own policy; views other than ``full`` have sizes of their own.
         views: ``full`` or several, see :func:`sppnet.views.view_probabilities`.
         batch: images read at a time, >= 1.
     """
     choose("views", views, get_args(Views))
     if batch < 1:
         raise ValueError(f"batch: expected at least 1 image; got {batch}")
+    if views != "full" and resize is not None:
+        raise ValueError(f"resize: {views} views have sizes of their own; leave resize out, or take views='full'")
     policy = size_policy(model, resize)
+    training = model.training
     model.eval()
-    for number, chunk in enumerate(_chunks(images, batch)):
-        names = [_name(source, number * batch + index) for index, source in enumerate(chunk)]
-        loaded: list[Image.Image | Failure] = []
-        for name, source in zip(names, chunk, strict=True):
-            try:
-                loaded.append(read_image(model, source, policy, views))
-            except ImageError as error:
-                loaded.append(Failure(name, ImageError(name, error.reason)))
-        good = [image for image in loaded if not isinstance(image, Failure)]
-        with torch.inference_mode():
-            answers = iter(_probabilities(model, good, policy, views))
-        for name, image in zip(names, loaded, strict=True):
-            yield (image if isinstance(image, Failure) else _prediction(model, name, image, policy, next(answers)))
+    try:
+        for number, chunk in enumerate(_chunks(images, batch)):
+            names = [_name(source, number * batch + index) for index, source in enumerate(chunk)]
+            loaded = [_load(model, source, name, policy, views) for name, source in zip(names, chunk, strict=True)]
+            good = [item.image for item in loaded if isinstance(item, Loaded)]
+            with torch.inference_mode():
+                answers = iter(_probabilities(model, good, views))
+            for name, item in zip(names, loaded, strict=True):
+                yield _prediction(model, name, item, next(answers)) if isinstance(item, Loaded) else item
+    finally:
+        model.train(training)
 
 
-def read_image(model: Classifier, source: ImageSource, policy: Resize, views: str = "full") -> Image.Image:
-    """Load an image that the network can take at the size that the policy, or the views, give it.
+@dataclass(frozen=True)
+class Loaded:
+    """An image as the network is to see it, and the (height, width) that it had."""
+
+    image: Image.Image
+    size: tuple[int, int]
+
+
+def read_image(model: Classifier, source: ImageSource, policy: Resize, views: str = "full") -> Loaded:
+    """Load an image and bring it to the size that the policy gives it; views have their own sizes.
 
     Raises:
         sppnet.ImageError: it cannot be read, is too small for the network, or too long and thin for views.
@@ -86,28 +95,37 @@ def read_image(model: Classifier, source: ImageSource, policy: Resize, views: st
     reason = ""
     if views != "full":
         if max(image.size) > _MAX_VIEWS_ASPECT * min(image.size):
-            size = f"{image.height} x {image.width}"
-            reason = f"{size} pixels are too long and thin for views; the sides may differ {_MAX_VIEWS_ASPECT} times"
+            reason = (
+                f"{image.height} x {image.width} pixels are too long and thin for views;"
+                f" the sides may differ {_MAX_VIEWS_ASPECT} times"
+            )
     elif min(geometry.map_size(height, width)) < 1:
         smallest = " x ".join(map(str, geometry.smallest()))
         reason = f"{height} x {width} pixels are too few for {model.backbone.name}; the smallest size is {smallest}"
     if reason:
         raise ImageError(str(source) if isinstance(source, str | os.PathLike) else "<image>", reason)
-    return image
+    size = (image.height, image.width)
+    return Loaded(policy(image, model.backbone.interpolation) if views == "full" else image, size)
 
 
-def image_vectors(model: Classifier, images: Sequence[Image.Image], policy: Resize) -> Float[Tensor, "n d"]:
-    """Pyramid vectors of images of mixed sizes, in order; images of equal size share passes."""
+def _load(model: Classifier, source: ImageSource, name: str, policy: Resize, views: str) -> Loaded | Failure:
+    try:
+        return read_image(model, source, policy, views)
+    except ImageError as error:
+        return Failure(name, ImageError(name, error.reason))
+
+
+def image_vectors(model: Classifier, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
+    """Pyramid vectors of RGB images as they are, in order; images of equal size share passes."""
     backbone = model.backbone
     groups: dict[tuple[int, int], list[int]] = {}
     for index, image in enumerate(images):
-        groups.setdefault(policy.target_size(image.height, image.width), []).append(index)
+        groups.setdefault((image.height, image.width), []).append(index)
     vectors: list[Tensor | None] = [None] * len(images)
     for (height, width), group in groups.items():
         share = max(1, _PASS_PIXELS // (height * width))
         for part in _chunks(group, share):
-            resized = [policy(images[index], backbone.interpolation) for index in part]
-            x = torch.stack([to_tensor(image, backbone.mean, backbone.std) for image in resized])
+            x = torch.stack([to_tensor(images[index], backbone.mean, backbone.std) for index in part])
             # In this layout the convolutions of small batches take some 15 % less time on the CPU.
             x = x.to(model.device, model.dtype, memory_format=torch.channels_last)
             for index, vector in zip(part, model.vectors(x), strict=True):
@@ -115,26 +133,21 @@ def image_vectors(model: Classifier, images: Sequence[Image.Image], policy: Resi
     return torch.stack([vector for vector in vectors if vector is not None])
 
 
-def _probabilities(
-    model: Classifier, images: Sequence[Image.Image], policy: Resize, views: str
-) -> list[Float[Tensor, " classes"]]:
+def _probabilities(model: Classifier, images: Sequence[Image.Image], views: str) -> list[Float[Tensor, " classes"]]:
     if not images:
         return []
     if views != "full":
         return [view_probabilities(model, image, views).cpu() for image in images]  # type: ignore[arg-type]
     # One vector at a time: a product of another height sums in another order, and the answer of an image that has
     # its size to itself is then equal to the last bit, whatever it is asked together with.
-    vectors = image_vectors(model, images, policy)
-    return [model.head(vector[None]).softmax(1)[0].cpu() for vector in vectors]
+    return [model.head(vector[None]).softmax(1)[0].cpu() for vector in image_vectors(model, images)]
 
 
-def _prediction(
-    model: Classifier, name: str, image: Image.Image, policy: Resize, probabilities: Float[Tensor, " classes"]
-) -> Prediction:
+def _prediction(model: Classifier, name: str, loaded: Loaded, probabilities: Float[Tensor, " classes"]) -> Prediction:
     scores, order = probabilities.topk(min(5, len(probabilities)))
     top = tuple((model.config.classes[i], s) for i, s in zip(order.tolist(), scores.tolist(), strict=True))
-    size = (image.height, image.width)
-    return Prediction(name, top[0][0], top[0][1], top, size, policy.target_size(*size))
+    seen = (loaded.image.height, loaded.image.width)
+    return Prediction(name, top[0][0], top[0][1], top, loaded.size, seen)
 
 
 def size_policy(model: Classifier, resize: Resize | str | None) -> Resize:

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -43,7 +45,8 @@ def load(run: str | Path) -> Classifier:
     if not (folder / WEIGHTS).is_file():
         raise ValueError(f"run: {folder} has no {WEIGHTS}: its training has not come to the end of an epoch")
     try:
-        model = Classifier(config, create_backbone(config.backbone, config.stage, None))
+        with torch.random.fork_rng(devices=[]):  # the weights that are drawn here are replaced at once
+            model = Classifier(config, create_backbone(config.backbone, config.stage, None))
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"run: {folder / CONFIG} does not describe a classifier: {error}") from error
     state, _ = read_tensors(folder / WEIGHTS)
@@ -76,6 +79,21 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
+def pick_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is the accelerator if there is one and the CPU otherwise.
+
+    Raises:
+        ValueError: torch knows no such device, or has none here.
+    """
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+
+
 def write_json(content: Any, path: Path) -> None:
     """Write JSON so that the file is either the old one or the new one, also when the process is killed."""
     write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", path)
@@ -92,6 +110,9 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
     """Write safetensors so that the file is either the old one or the new one."""
     part = path.with_name(path.name + ".part")
     save_file(tensors, part, metadata)
+    umask = os.umask(0)
+    os.umask(umask)
+    part.chmod(0o666 & ~umask)  # safetensors makes files that nobody else can read
     part.replace(path)
 
 

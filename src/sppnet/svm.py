@@ -34,7 +34,12 @@ def fit_linear_svm(
     if len(present) < 2:
         raise ValueError(f"labels: an SVM needs samples of at least 2 classes; got {len(present)}")
     unit = nn.functional.normalize(vectors.float(), dim=1)
-    coordinates, basis = _coordinates(unit)
+    # With fewer vectors than numbers in each, they are taken in an orthonormal basis of their span: inner products,
+    # and so the SVM, stay the same.
+    basis, coordinates = None, unit
+    if len(unit) < unit.shape[1]:
+        basis, triangle = torch.linalg.qr(unit.T)
+        coordinates = triangle.T.contiguous()
     held_out = _every_fifth(labels)
     scale = 1.0
     if held_out.any() and len(labels[~held_out].unique()) == len(present):
@@ -46,18 +51,10 @@ def fit_linear_svm(
         layer.weight.zero_()
         layer.bias.fill_(-2.0 * scale)
         # A vector of unit mean square is sqrt(d) times the unit vector.
-        layer.weight[present] = weight @ basis.T * (scale / vectors.shape[1] ** 0.5)
+        in_place = weight if basis is None else weight @ basis.T
+        layer.weight[present] = in_place * (scale / vectors.shape[1] ** 0.5)
         layer.bias[present] = bias * scale
     return layer
-
-
-def _coordinates(unit: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n k"], Float[Tensor, "d k"]]:
-    """The vectors in an orthonormal basis of their span: inner products, and so the SVM, stay the same."""
-    n, d = unit.shape
-    if n >= d:
-        return unit, torch.eye(d)
-    basis, triangle = torch.linalg.qr(unit.T)
-    return triangle.T.contiguous(), basis
 
 
 def _fit(x: Float[Tensor, "n k"], labels: Int[Tensor, " n"], c: float, seed: int) -> tuple[Tensor, Tensor]:

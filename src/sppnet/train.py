@@ -2,6 +2,7 @@
 
 import json
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,17 +10,19 @@ from pathlib import Path
 import torch
 
 from sppnet.backbones import create_backbone
+from sppnet.bins import bin_edges, parse_levels
+from sppnet.checkpoint import CHECKPOINT
 from sppnet.classify import Classifier, ClassifierConfig
 from sppnet.console import console
 from sppnet.data.batching import Schedule
-from sppnet.data.datasets import Sample, read_classification, splits
+from sppnet.data.datasets import ClassificationData, Sample, read_classification, splits
 from sppnet.data.images import ImageError
 from sppnet.data.training import ImageBatches, VectorBatches
 from sppnet.evaluate import Scores, evaluate_classifier, rank, scores_of
 from sppnet.features import Vectors, compute_vectors
 from sppnet.loop import fit
 from sppnet.options import TrainOptions
-from sppnet.runs import CONFIG, save_run, write_json
+from sppnet.runs import WEIGHTS, pick_device, save_run, write_json
 from sppnet.svm import fit_linear_svm
 
 OPTIONS = "options.json"
@@ -59,7 +62,7 @@ def train_classifier(
     """Train a classifier on a folder of class folders, a folder of splits or a CSV file.
 
     The run folder holds the model (see :func:`sppnet.load`), the options, the metrics of each epoch as JSON
-    Lines, and, while the training is under way, a checkpoint. An interrupted or killed training, resumed, gives
+    Lines, and a checkpoint. An interrupted or killed training, resumed, gives
     the weights that it would have given undisturbed.
 
     Args:
@@ -79,8 +82,10 @@ def train_classifier(
     train_set = read_classification(data, "train" if "train" in present else None)
     held_out = next((split for split in present if split.startswith("val")), None)
     val_samples: tuple[Sample, ...] = ()
+    skipped = train_set.skipped
     if val is not None or held_out is not None:
-        val_samples = read_classification(val or data, None if val else held_out, train_set.classes).samples
+        val_set = read_classification(val or data, None if val else held_out, train_set.classes)
+        val_samples, skipped = val_set.samples, skipped + val_set.skipped
     torch.manual_seed(options.seed)
     config = ClassifierConfig(
         classes=train_set.classes,
@@ -94,13 +99,14 @@ def train_classifier(
         max_pixels=options.max_pixels,
     )
     model = Classifier(config, create_backbone(options.backbone, options.stage, options.weights))
-    _open_run(out, options, data, resume)
+    _check_sizes(model, options)
+    _open_run(out, options, train_set, resume)
     train = _train_head if options.freeze_backbone else _train_whole
     finished, scores, failures = train(model, train_set.samples, val_samples, options, out)
     if finished:
         save_run(model.cpu().eval(), out)
     unique = {failure.path: failure for failure in failures}
-    return Training(out, finished, scores, tuple(unique.values()), train_set.skipped, time.monotonic() - started)
+    return Training(out, finished, scores, tuple(unique.values()), skipped, time.monotonic() - started)
 
 
 Outcome = tuple[bool, dict[str, Scores], list[ImageError]]
@@ -111,13 +117,14 @@ def _train_head(
 ) -> Outcome:
     """Compute every image's vector once, then fit the head on them."""
     folder = Path(options.cache) if options.cache else out / "features"
-    model.to(_device(options.device))
+    model.to(pick_device(options.device))
     vectors = compute_vectors(model, samples, model.resize, folder, "vectors of the training images")
     parts = {"training images": vectors}
     if val_samples:
         described = "vectors of the validation images"
         parts["validation images"] = compute_vectors(model, val_samples, model.resize, folder, described)
     failures = [failure for part in parts.values() for failure in part.failures]
+    _require_two_classes(vectors.labels.tolist(), failures)
     finished = True
     if options.kind == "svm":
         classes = len(model.config.classes)
@@ -143,6 +150,7 @@ def _train_whole(
         samples, model.backbone, schedule, options.max_pixels, options.batch, options.seed, options.workers
     )
     failures = list(batches.failures)
+    _require_two_classes([sample.label for sample in batches.samples], failures)
     scores: dict[str, Scores] = {}
 
     def validate() -> Scores | None:
@@ -157,6 +165,28 @@ def _train_whole(
     return finished, scores, failures
 
 
+def _require_two_classes(labels: Sequence[int], failures: Sequence[ImageError]) -> None:
+    if len(set(labels)) < 2:
+        named = "; ".join(str(failure) for failure in failures[:10])
+        raise ValueError(
+            f"data: images of at least 2 classes must be readable; {len(failures)} cannot be read: {named}"
+        )
+
+
+def _check_sizes(model: Classifier, options: TrainOptions) -> None:
+    """Refuse training sizes that the network or the rule of the bins does not take, before anything is written."""
+    if options.freeze_backbone:
+        return
+    for side in Schedule.parse(options.sizes).sides:
+        rows, columns = model.backbone.geometry.map_size(side, side)
+        if min(rows, columns) < 1:
+            smallest = max(model.backbone.geometry.smallest())
+            raise ValueError(f"sizes: {options.backbone} takes sides of at least {smallest} pixels; got {side}")
+        for level_rows, level_columns in parse_levels(options.levels):
+            bin_edges(rows, level_rows, options.rule)
+            bin_edges(columns, level_columns, options.rule)
+
+
 def _vector_scores(model: Classifier, vectors: Vectors) -> Scores:
     model.head.eval()
     with torch.inference_mode():
@@ -164,22 +194,22 @@ def _vector_scores(model: Classifier, vectors: Vectors) -> Scores:
     return scores_of(rank(torch.cat(logits)), vectors.labels)
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return accelerator or torch.device("cpu")
-    return torch.device(name)
-
-
-def _open_run(out: Path, options: TrainOptions, data: str | Path, resume: bool) -> None:
+def _open_run(out: Path, options: TrainOptions, data: ClassificationData, resume: bool) -> None:
     """Make the run folder, or make sure that it belongs to the same training."""
     path = out / OPTIONS
     # The number of epochs shapes the learning rates, so it belongs to the training as all options do.
-    content = json.loads(json.dumps({"data": str(Path(data).resolve()), **asdict(options)}))
-    if path.exists():
+    listed = "\n".join(f"{sample.path.name} {sample.label}" for sample in data.samples)
+    images = f"{len(data.samples)} images, {zlib.crc32(listed.encode(errors='surrogateescape')):08x}"
+    content = json.loads(json.dumps({"data": str(data.root.resolve()), "images": images, **asdict(options)}))
+    if (out / CHECKPOINT).exists() or (out / WEIGHTS).exists():
+        if not path.exists():
+            raise ValueError(f"out: {out} holds a model but no {OPTIONS}; name another folder")
         if not resume:
             raise ValueError(f"out: {out} holds a training already; --resume goes on with it, or name another folder")
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            stored = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"out: {path} is damaged ({error}); name another folder") from error
         unlike = [name for name in content if stored.get(name) != content[name] and name not in _FREE_OPTIONS]
         if unlike:
             name = unlike[0]
@@ -187,7 +217,5 @@ def _open_run(out: Path, options: TrainOptions, data: str | Path, resume: bool) 
                 f"out: the training in {out} was begun with {name}={stored.get(name)!r}, now it is {content[name]!r};"
                 " a resumed training keeps its options"
             )
-    elif (out / CONFIG).exists():
-        raise ValueError(f"out: {out} holds a model already; name another folder")
     out.mkdir(parents=True, exist_ok=True)
     write_json(content, path)

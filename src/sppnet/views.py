@@ -43,7 +43,10 @@ def view_windows(height: int, width: int, side: int, places: int) -> Float[Tenso
 def pool_windows(model: Classifier, features: FeatureMap, windows: Float[Tensor, "k 4"]) -> Float[Tensor, "k d"]:
     """Pyramid vectors of windows of one image, taken from its map (SPP-net, section 3.1.3 and Appendix A)."""
     rows, columns = features.data.shape[2:]
-    cells = window_cells(windows, (rows, columns), features.stride, features.offset)
+    # Half a pixel wider, so that a centre on a window's first or last pixel counts: without it the whole image, as a
+    # window, would lose the border cells of networks whose first centre is the first pixel.
+    wider = windows + torch.tensor([-0.5, -0.5, 0.5, 0.5])
+    cells = window_cells(wider, (rows, columns), features.stride, features.offset)
     crops = [features.data[:, :, top:bottom, left:right] for left, top, right, bottom in cells.tolist()]
     return torch.cat([model.pool(crop) for crop in crops])
 

@@ -95,7 +95,8 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str, sp
         ValueError: naming the source and the tensors that are missing, have another shape or are too many.
     """
     own = module.state_dict()
-    missing = [name for name in own if name not in state]
+    # Batch norm's counters came late, play no part in evaluation, and torch itself does without them.
+    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     extra = [name for name in state if name not in own and name not in spare]
     if missing:
         hint = f"; it has {', '.join(extra[:3])} instead" if extra else ""
@@ -108,6 +109,7 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str, sp
             f"weights: {source} has {len(extra)} tensors that the network has not ({', '.join(extra[:3])}, ...);"
             " it belongs to another network"
         )
+    state = {**own, **state}
     unlike = [name for name in own if own[name].shape != state[name].shape]
     if unlike:
         name = unlike[0]

@@ -59,7 +59,13 @@ class Draw:
 
 
 def epoch_batches(
-    sizes: Sequence[tuple[int, int]], batch: int, epoch: int, seed: int, side: int | None, multiple: int = 32
+    sizes: Sequence[tuple[int, int]],
+    batch: int,
+    epoch: int,
+    seed: int,
+    side: int | None,
+    multiple: int = 32,
+    least: int = 1,
 ) -> list[list[Draw]]:
     """Batches of one epoch: every image once, in an order of its own.
 
@@ -73,6 +79,7 @@ def epoch_batches(
         seed: of the run.
         side: of square images, None for batches of like shape.
         multiple: the network's stride, in pixels.
+        least: smallest side that the network takes, in pixels; for batches of like shape.
     """
     rng = random.Random(f"order {seed} {epoch}")  # noqa: S311
     order = list(range(len(sizes)))
@@ -86,7 +93,11 @@ def epoch_batches(
     borders = [len(order) * number // count for number in range(count + 1)]
     groups = [order[begin:end] for begin, end in itertools.pairwise(borders)]
     rng.shuffle(groups)
-    return [_draws(group, sizes, epoch, seed, side, multiple) for group in groups]
+    batches = []
+    for group in groups:
+        size = (side, side) if side else _common_size([sizes[index] for index in group], multiple, least)
+        batches.append([Draw(index, size, f"augment {seed} {epoch} {index}") for index in group])
+    return batches
 
 
 def _shape_key(size: tuple[int, int]) -> tuple[int, int]:
@@ -94,13 +105,7 @@ def _shape_key(size: tuple[int, int]) -> tuple[int, int]:
     return round(3 * math.log2(width / height)), round(2 * math.log2(height * width))
 
 
-def _draws(
-    group: list[int], sizes: Sequence[tuple[int, int]], epoch: int, seed: int, side: int | None, multiple: int
-) -> list[Draw]:
-    size = (side, side) if side else _common_size([sizes[index] for index in group], multiple)
-    return [Draw(index, size, f"augment {seed} {epoch} {index}") for index in group]
-
-
-def _common_size(sizes: Sequence[tuple[int, int]], multiple: int) -> tuple[int, int]:
+def _common_size(sizes: Sequence[tuple[int, int]], multiple: int, least: int) -> tuple[int, int]:
     height, width = (math.exp(sum(math.log(size[axis]) for size in sizes) / len(sizes)) for axis in (0, 1))
-    return max(round(height / multiple), 1) * multiple, max(round(width / multiple), 1) * multiple
+    steps = -(-least // multiple)
+    return max(round(height / multiple), steps) * multiple, max(round(width / multiple), steps) * multiple

@@ -45,7 +45,13 @@ def splits(root: str | os.PathLike[str]) -> tuple[str, ...]:
     test, in upper or lower case.
     """
     names = {folder.name.lower(): folder.name for folder in _folders(Path(root))}
-    if not {"train", "test"} & names.keys() or not names.keys() <= set(SPLITS):
+    others = sorted(names.keys() - set(SPLITS))
+    if "train" in names and others and names.keys() & set(SPLITS[1:]):
+        raise ValueError(
+            f"{root} has splits ({', '.join(sorted(names.keys() - set(others)))}) and other folders beside them"
+            f" ({_some(others)}); name one split's folder itself, or move the others away"
+        )
+    if not {"train", "test"} & names.keys() or others:
         return ()
     return tuple(names[split] for split in SPLITS if split in names)
 

@@ -56,7 +56,7 @@ class ImageBatches:
         workers: int,
     ) -> None:  # fmt: skip
         self.schedule, self.batch, self.seed, self.workers = schedule, batch, seed, workers
-        self.multiple = max(backbone.geometry.stride)
+        self.multiple, self.least = max(backbone.geometry.stride), max(backbone.geometry.smallest())
         self.failures: list[ImageError] = []
         if schedule.sides:
             self.samples, self.sizes = list(samples), [(1, 1)] * len(samples)
@@ -78,7 +78,7 @@ class ImageBatches:
     def epoch(self, epoch: int, start: int) -> Iterator[Batch]:
         """The batches of an epoch from the one numbered `start` on."""
         side = self.side(epoch)
-        batches = epoch_batches(self.sizes, self.batch, epoch, self.seed, side, self.multiple)
+        batches = epoch_batches(self.sizes, self.batch, epoch, self.seed, side, self.multiple, self.least)
         loader: DataLoader[Any] = DataLoader(
             self.images,
             batch_sampler=batches[start:],
