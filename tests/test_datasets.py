@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sppnet.data.datasets import ClassificationData, read_classification, splits
+from sppnet.data.datasets import ClassificationData, find_split, read_classification, splits
 
 
 def write(root: Path, *names: str) -> Path:
@@ -167,6 +167,14 @@ def test_splits_with_other_folders_beside_them_are_refused(tmp_path: Path) -> No
         (tmp_path / name).mkdir(parents=True)
     with pytest.raises(ValueError, match=r"has splits \(train, val\) and other folders beside them \(annotations\)"):
         splits(tmp_path)
+
+
+def test_a_split_is_found_in_either_case(tmp_path: Path) -> None:
+    for name in ("Train/a", "Validation/a"):
+        (tmp_path / name).mkdir(parents=True)
+    assert find_split(tmp_path, "train") == "Train"
+    assert find_split(tmp_path, "test", "val", "validation") == "Validation"
+    assert find_split(tmp_path, "test") is None
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from sppnet import __version__
 from sppnet.bins import Level, Rule
 from sppnet.console import console, results, track
-from sppnet.data.datasets import read_classification, splits
+from sppnet.data.datasets import find_split, read_classification
 from sppnet.data.images import ImageError, list_images
 from sppnet.data.resize import POLICIES
 from sppnet.evaluate import Evaluation, Scores, evaluate_classifier
@@ -170,9 +170,7 @@ def _train(arguments: Namespace) -> int:
 
 def _evaluate(arguments: Namespace) -> int:
     model = load(arguments.run).to(pick_device(arguments.device))
-    split = arguments.split
-    if split is None and (present := splits(arguments.data)):
-        split = next((name for name in ("test", "val", "valid", "validation") if name in present), None)
+    split = arguments.split or find_split(arguments.data, "test", "val", "valid", "validation")
     data = read_classification(arguments.data, split, model.config.classes)
     if arguments.compare and (arguments.resize or arguments.views != "full"):
         raise ValueError("compare: it takes the place of --resize, and views have sizes of their own")

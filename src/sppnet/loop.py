@@ -71,9 +71,10 @@ def fit(
                     logits = wrapped(fabric.to_device(x))
                     loss = F.cross_entropy(logits, fabric.to_device(y))
                     if not loss.isfinite():
+                        where = f"epoch {at.epoch + 1}, batch {at.step + 1}"
                         raise RuntimeError(
-                            f"the loss is {float(loss.detach())} in epoch {at.epoch + 1}, batch {at.step + 1}; lower"
-                            f" the learning rate, --lr, which is {options.rate}; {out} is as its last checkpoint left it"
+                            f"the loss is {float(loss.detach())} in {where}: lower the learning rate, --lr, which is"
+                            f" {options.rate}; {out} is as its last checkpoint left it"
                         )
                     optimizer.zero_grad()
                     fabric.backward(loss)

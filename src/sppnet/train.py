@@ -15,7 +15,7 @@ from sppnet.checkpoint import CHECKPOINT
 from sppnet.classify import Classifier, ClassifierConfig
 from sppnet.console import console
 from sppnet.data.batching import Schedule
-from sppnet.data.datasets import ClassificationData, Sample, read_classification, splits
+from sppnet.data.datasets import ClassificationData, Sample, find_split, read_classification
 from sppnet.data.images import ImageError
 from sppnet.data.training import ImageBatches, VectorBatches
 from sppnet.evaluate import Scores, evaluate_classifier, rank, scores_of
@@ -62,8 +62,8 @@ def train_classifier(
     """Train a classifier on a folder of class folders, a folder of splits or a CSV file.
 
     The run folder holds the model (see :func:`sppnet.load`), the options, the metrics of each epoch as JSON
-    Lines, and a checkpoint. An interrupted or killed training, resumed, gives
-    the weights that it would have given undisturbed.
+    Lines, and a checkpoint. An interrupted or killed training, resumed, gives the weights that it would have given
+    undisturbed.
 
     Args:
         data: see :func:`sppnet.data.datasets.read_classification`; of a folder of splits, ``train`` is used.
@@ -78,9 +78,8 @@ def train_classifier(
     started = time.monotonic()
     options = options or TrainOptions()
     out = Path(out)
-    present = splits(data)
-    train_set = read_classification(data, "train" if "train" in present else None)
-    held_out = next((split for split in present if split.startswith("val")), None)
+    train_set = read_classification(data, find_split(data, "train"))
+    held_out = find_split(data, "val", "valid", "validation")
     val_samples: tuple[Sample, ...] = ()
     skipped = train_set.skipped
     if val is not None or held_out is not None:

@@ -56,6 +56,12 @@ def splits(root: str | os.PathLike[str]) -> tuple[str, ...]:
     return tuple(names[split] for split in SPLITS if split in names)
 
 
+def find_split(root: str | os.PathLike[str], *wanted: str) -> str | None:
+    """The folder name of the first wanted split that a folder of splits has, in upper or lower case."""
+    present = {split.lower(): split for split in splits(root)}
+    return next((present[name] for name in wanted if name in present), None)
+
+
 def read_classification(
     root: str | os.PathLike[str], split: str | None = None, classes: Sequence[str] | None = None
 ) -> ClassificationData:
