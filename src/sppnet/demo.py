@@ -210,7 +210,7 @@ def _pictures(
     model: Classifier, ground: Image.Image, answer: Prediction, features: FeatureMap, base: Path, levels: Sequence[int]
 ) -> tuple[list[str], float]:
     """A figure of each level, and the probability that stands for the full tint in all of them."""
-    index = int(model.head(model.pool(features.data)).argmax())  # not by name: two ImageNet classes are called crane
+    index = model.config.classes.index(answer.label)
     vectors = [pyramid_pool(features.data, [n], reduce="avg").reshape(-1, n * n).T for n in levels]
     answers = [model.head(bins).softmax(1) for bins in vectors]
     most = max(float(probabilities[:, index].max()) for probabilities in answers)
