@@ -84,7 +84,7 @@ def test_what_is_no_run_is_named(run: Path) -> None:
     with pytest.raises(ValueError, match=r"got .*runs: it has no run\.json"):
         load(run.parent)
     (run / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"run: .*first has no model\.safetensors: its training has not come"):
+    with pytest.raises(ValueError, match=r"run: .*first has no model\.safetensors: its training has not finished"):
         load(run)
 
 

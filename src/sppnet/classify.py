@@ -135,7 +135,8 @@ class Classifier(nn.Module):
                 :func:`sppnet.views.view_probabilities`.
 
         Returns:
-            One prediction an image, in order. An image's answer does not depend on what else is given.
+            One prediction an image, in order. An image's answer does not depend on what else is given, but for the
+            rounding of a larger convolution where images share a size.
 
         Raises:
             sppnet.ImageError: the first image that cannot be read.
@@ -162,10 +163,6 @@ def create_head(kind: Head, in_features: int, num_classes: int) -> nn.Module:
     return nn.Sequential(OrderedDict(norm=norm, fc=linear))
 
 
-# Two pairs of ImageNet's classes share a name; these have another, so that a name tells its class.
-_SAME_NAMES = {517: "construction crane", 639: "tank suit"}
-
-
 def imagenet_classifier() -> Classifier:
     """The embedded network with its own ImageNet head, for images of any size; nothing is trained or downloaded.
 
@@ -174,8 +171,7 @@ def imagenet_classifier() -> Classifier:
     from torchvision.models import EfficientNet_B0_Weights  # seconds to import, and it has the classes' names
 
     backbone = create_backbone()
-    names = dict(enumerate(EfficientNet_B0_Weights.IMAGENET1K_V1.meta["categories"])) | _SAME_NAMES
-    classes = tuple(names.values())
+    classes = tuple(EfficientNet_B0_Weights.IMAGENET1K_V1.meta["categories"])
     model = Classifier(ClassifierConfig(classes, levels=(1,), reduce="avg", head="plain"), backbone)
     state = embedded_weights(backbone.network.blocks)  # type: ignore[arg-type]
     model.head.load_state_dict({"weight": state["classifier.weight"], "bias": state["classifier.bias"]})

@@ -14,12 +14,12 @@ from string import Template
 
 import torch
 from PIL import Image
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sppnet.backbones import FeatureMap
 from sppnet.bins import count_bins
 from sppnet.classify import Classifier, Prediction, imagenet_classifier
+from sppnet.console import console
 from sppnet.data.images import load_image, to_tensor
 from sppnet.data.resize import Resize
 from sppnet.draw import bin_boxes, draw_bins
@@ -92,10 +92,10 @@ def run_demo(out: Path, images: Sequence[str | Path] = (), levels: Sequence[int]
         # Images this small gain little from more threads, which wait for each other where the cores are shared.
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)
-        progress = stack.enter_context(Progress(*columns, console=Console(stderr=True)))
+        progress = stack.enter_context(Progress(*columns, console=console))
         task = progress.add_task("the network", total=len(paths) + 1)
         model = imagenet_classifier()
-        stack.enter_context(torch.inference_mode())  # not before: the network's geometry cannot be traced in it
+        stack.enter_context(torch.inference_mode())
         for path, stem, photograph in zip(paths, _stems(paths), photographs, strict=True):
             progress.update(task, description=path.name, advance=1)
             answer, section = _photograph(model, path, photograph, out / stem, levels)

@@ -45,7 +45,8 @@ def predict_images(
     """Classify images as they come; memory holds one batch.
 
     The images of a batch that have one size go through the network together, no other ones do, and nothing is
-    padded: each answer is the one that the image gets alone.
+    padded: each answer is the one that the image gets alone, to the last bit where no other image of the batch has its
+    size, and to the rounding of a larger convolution where one has.
 
     Args:
         model: in evaluation mode while this runs.

@@ -43,7 +43,7 @@ def load(run: str | Path) -> Classifier:
     folder = Path(run)
     config = _read_config(folder)
     if not (folder / WEIGHTS).is_file():
-        raise ValueError(f"run: {folder} has no {WEIGHTS}: its training has not come to the end of an epoch")
+        raise ValueError(f"run: {folder} has no {WEIGHTS}: its training has not finished")
     try:
         with torch.random.fork_rng(devices=[]):  # the weights that are drawn here are replaced at once
             model = Classifier(config, create_backbone(config.backbone, config.stage, None))
