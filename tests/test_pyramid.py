@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sppnet import SpatialPyramidPool, pyramid_pool
 from sppnet.bins import Level, Rule
-from sppnet.ops.pyramid import Reduce
+from sppnet.ops.plain import Reduce
 
 REDUCES: tuple[Reduce, ...] = ("max", "avg")
 BINS: dict[str, Callable[[int, int], list[list[int]]]] = {

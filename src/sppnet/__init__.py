@@ -5,7 +5,7 @@ from sppnet.classify import Classifier, ClassifierConfig, Prediction, imagenet_c
 from sppnet.data.images import ImageError
 from sppnet.data.resize import Resize
 from sppnet.layers import SpatialPyramidPool
-from sppnet.ops import pyramid_pool
+from sppnet.ops import pyramid_pool, region_pyramid_pool
 from sppnet.runs import load
 
 __version__ = "0.1.0"
@@ -23,4 +23,5 @@ __all__ = [
     "imagenet_classifier",
     "load",
     "pyramid_pool",
+    "region_pyramid_pool",
 ]

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 Rule = Literal["adaptive", "sliding", "caffe"]
-CellRule = Literal["paper", "released"]
+CellRule = Literal["paper", "released", "roi_pool"]
 Level = int | tuple[int, int]
 Edges = tuple[tuple[int, int], ...]
 
@@ -130,21 +130,26 @@ def _nearest_sides(size: int, level: int, rule: Rule) -> str:
 
 def window_cells(
     windows: Float[Tensor, "k 4"],
-    map_size: tuple[int, int],
+    map_size: tuple[int, int] | Int[Tensor, "k 2"],
     stride: tuple[float, float],
     offset: tuple[float, float],
     rule: CellRule = "paper",
 ) -> Int[Tensor, "k 4"]:
     """Cells of a feature map that windows of the network's input cover.
 
-    Rule ``paper`` keeps the cells whose centres lie strictly between the window's first and last pixel (SPP-net,
-    Appendix A); ``released`` moves both outwards by half a stride less 6.5 pixels, which is 1.5 for stride 16, as
-    the authors' code does. A window
-    between two centres takes the cell at their middle; every window gets at least one cell of the map.
+    - ``paper`` keeps the cells whose centres lie strictly between the window's first and last pixel (SPP-net,
+      Appendix A).
+    - ``released`` moves both outwards by half a stride less 6.5 pixels, which is 1.5 for stride 16, as the authors'
+      code does.
+    - ``roi_pool`` divides both edges by the stride and rounds them, halves away from zero, in float32; both cells
+      belong to the window (Fast R-CNN, section 2.1). The offset plays no part, and cells may lie outside the map.
+
+    Under the first two a window between two centres takes the cell at their middle, and every window gets at least
+    one cell of the map.
 
     Args:
-        windows: xyxy edges in pixels of the network's input, x1 < x2 and y1 < y2.
-        map_size: (height, width) of the map, in cells.
+        windows: xyxy edges in pixels of the network's input, x1 <= x2 and y1 <= y2.
+        map_size: (height, width) of the map, in cells; a tensor (k, 2) if the windows' maps differ.
         stride: (vertical, horizontal) pixels from one cell to the next.
         offset: (vertical, horizontal) 0-based index of the pixel under the first cell's centre.
         rule: how edges become cells.
@@ -153,15 +158,20 @@ def window_cells(
         xyxy cells as int64, half-open: columns x1..x2-1 and rows y1..y2-1 of the map.
     """
     choose("rule", rule, get_args(CellRule))
-    edges = windows.double()
-    horizontal = _axis_cells(edges[:, 0], edges[:, 2], map_size[1], stride[1], offset[1], rule)
-    vertical = _axis_cells(edges[:, 1], edges[:, 3], map_size[0], stride[0], offset[0], rule)
-    return torch.stack((horizontal[0], vertical[0], horizontal[1], vertical[1]), dim=1)
+    height, width = map_size.unbind(1) if isinstance(map_size, Tensor) else map_size
+    edges = windows.float() if rule == "roi_pool" else windows.double()
+    x1, y1, x2, y2 = edges.unbind(1)
+    left, right = _axis_cells(x1, x2, width, stride[1], offset[1], rule)
+    top, bottom = _axis_cells(y1, y2, height, stride[0], offset[0], rule)
+    return torch.stack((left, top, right, bottom), dim=1)
 
 
 def _axis_cells(
-    begin: Tensor, end: Tensor, side: int, stride: float, offset: float, rule: CellRule
+    begin: Tensor, end: Tensor, side: int | Tensor, stride: float, offset: float, rule: CellRule
 ) -> tuple[Tensor, Tensor]:
+    if rule == "roi_pool":
+        first, last = _round_half_away(begin * (1 / stride)), _round_half_away(end * (1 / stride))
+        return first.long(), torch.maximum(last, first).long() + 1
     first_pixel, last_pixel = begin - offset, end - 1 - offset
     if rule == "paper":
         first = (first_pixel / stride).floor() + 1
@@ -172,6 +182,44 @@ def _axis_cells(
     # The released code counts cells from 1 and truncates the middle of a collapsed window.
     middle = ((first + last + 2) / 2).trunc() - 1
     collapsed = first > last
-    first = torch.where(collapsed, middle, first).clamp(0, side - 1)
-    last = torch.where(collapsed, middle, last).clamp(0, side - 1)
-    return first.long(), last.long() + 1
+    first, last = torch.where(collapsed, middle, first).long(), torch.where(collapsed, middle, last).long()
+    zero = torch.zeros_like(first)
+    return first.clamp(zero, zero + side - 1), last.clamp(zero, zero + side - 1) + 1
+
+
+def _round_half_away(x: Tensor) -> Tensor:
+    """C's round; torch's rounds halves to even. In float64, where adding a half to a float32 is exact."""
+    return x.sign() * (x.double().abs() + 0.5).floor()
+
+
+def clipped_edges(
+    windows: Int[Tensor, "k 4"], map_size: tuple[int, int], grids: Sequence[tuple[int, int]], rule: Rule = "adaptive"
+) -> Int[Tensor, "k e 2"]:
+    """Where the bins of every level lie on the map, for windows of cells.
+
+    Args:
+        windows: xyxy cells, half-open.
+        map_size: (height, width); bins are clipped to it, so one that lies outside is empty (begin >= end).
+        grids: (rows, columns) of each level.
+        rule: how windows are cut, see :func:`bin_edges`.
+
+    Returns:
+        int64 [begin, end) in cells of the map: for each level its rows, top to bottom, then its columns.
+    """
+    left, top, right, bottom = windows.unbind(1)
+    parts = []
+    for rows, columns in grids:
+        parts.append(_cut(top, bottom, rows, map_size[0], rule))
+        parts.append(_cut(left, right, columns, map_size[1], rule))
+    return torch.cat(parts, dim=1)
+
+
+def _cut(begin: Tensor, end: Tensor, level: int, side: int, rule: Rule) -> Tensor:
+    sizes = end - begin
+    if rule == "adaptive":
+        i = torch.arange(level, device=begin.device)
+        edges = torch.stack((i * sizes[:, None] // level, -(-(i + 1) * sizes[:, None] // level)), dim=2)
+    else:
+        table = {size: bin_edges(size, level, rule) for size in set(sizes.tolist())}
+        edges = torch.tensor([table[size] for size in sizes.tolist()], device=begin.device).reshape(-1, level, 2)
+    return (begin[:, None, None] + edges).clamp(0, side)

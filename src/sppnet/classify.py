@@ -18,7 +18,8 @@ from sppnet.data.images import ImageSource
 from sppnet.data.resize import Resize
 from sppnet.layers import SpatialPyramidPool
 from sppnet.nets import paper_head
-from sppnet.ops.pyramid import Reduce, Sizes
+from sppnet.ops.plain import Reduce
+from sppnet.ops.pyramid import Sizes
 from sppnet.weights import EMBEDDED_BACKBONE, embedded_weights
 
 Head = Literal["linear", "fc", "plain"]

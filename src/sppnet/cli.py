@@ -21,7 +21,7 @@ from sppnet.data.datasets import find_split, read_classification
 from sppnet.data.images import ImageError, list_images
 from sppnet.data.resize import POLICIES
 from sppnet.evaluate import Evaluation, Scores, evaluate_classifier
-from sppnet.ops.pyramid import Reduce
+from sppnet.ops.plain import Reduce
 from sppnet.options import TrainOptions
 from sppnet.predict import Failure, predict_images, size_policy
 from sppnet.runs import load, pick_device

@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sppnet.bins import Level, Rule, choose, count_bins, parse_levels
-from sppnet.ops.pyramid import Reduce, Sizes, pyramid_pool
+from sppnet.ops.plain import Reduce
+from sppnet.ops.pyramid import Sizes, pyramid_pool
 
 
 class SpatialPyramidPool(nn.Module):

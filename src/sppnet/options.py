@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from sppnet.bins import Level, Rule, choose, parse_levels
 from sppnet.data.batching import Schedule
 from sppnet.data.resize import Resize
-from sppnet.ops.pyramid import Reduce
+from sppnet.ops.plain import Reduce
 from sppnet.weights import EMBEDDED_BACKBONE
 
 _RATES = {"adamw": 3e-4, "sgd": 1e-2}

@@ -2,16 +2,16 @@
 
 import operator
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sppnet.bins import Edges, Level, Rule, bin_edges, choose, parse_levels
+from sppnet.bins import Level, Rule, choose, parse_levels
+from sppnet.ops import library
+from sppnet.ops.plain import Reduce
 
-Reduce = Literal["max", "avg"]
 Sizes = Int[Tensor, "n 2"] | Sequence[tuple[int, int]]
 
 
@@ -25,7 +25,8 @@ def pyramid_pool(
 ) -> Float[Tensor, "n d"]:
     """Pool every level's grid of bins and concatenate (SPP-net, section 2.2).
 
-    Under the rule ``adaptive`` each level equals torch's adaptive pooling. NaN stays NaN in every bin that sees it.
+    Under the rule ``adaptive`` each level equals torch's adaptive pooling. NaN stays NaN in every bin that sees it,
+    and the gradient of a maximum goes to the first of equal cells, as in torch.
 
     Args:
         x: feature maps, contiguous or channels_last, of any floating dtype; n may be 0, c, h and w may not.
@@ -42,51 +43,28 @@ def pyramid_pool(
         TypeError: `x` is not a floating-point tensor, or a level is not an integer or a pair.
         ValueError: wrong rank, an empty side, a level below 1, a side that the rule cannot cut, wrong `sizes`.
     """
-    _check_map(x)
+    check_map(x)
     grids = parse_levels(levels)
     choose("reduce", reduce, get_args(Reduce))
-    if sizes is None:
-        return _pool(x, grids, reduce, rule)
-    areas = _check_sizes(sizes, x)
-    groups: dict[tuple[int, int], list[int]] = {}
-    for index, area in enumerate(areas):
-        groups.setdefault(area, []).append(index)
-    # An empty batch has no group; pooling it whole gives the (0, c * bins) that it should.
-    groups = groups or {(x.shape[2], x.shape[3]): []}
-    order = torch.tensor([index for group in groups.values() for index in group], dtype=torch.long, device=x.device)
-    pooled = [
-        _pool(x[torch.tensor(group, dtype=torch.long, device=x.device), :, :height, :width], grids, reduce, rule)
-        for (height, width), group in groups.items()
-    ]
-    return torch.cat(pooled)[order.argsort()]
+    choose("rule", rule, get_args(Rule))
+    windows = None if sizes is None else _area_windows(check_sizes(sizes, x))
+    return library.pool(x, windows, grids, rule, reduce)
 
 
-def _pool(
-    x: Float[Tensor, "n c h w"], grids: tuple[tuple[int, int], ...], reduce: Reduce, rule: Rule
-) -> Float[Tensor, "n d"]:
-    height, width = x.shape[2], x.shape[3]
-    pooled = []
-    for rows, columns in grids:
-        if rule == "adaptive":
-            grid = _adaptive(x, (rows, columns), reduce)
-        else:
-            grid = _pool_edges(x, bin_edges(height, rows, rule), bin_edges(width, columns, rule), reduce)
-        pooled.append(grid.flatten(1))
-    return torch.cat(pooled, dim=1)
+def _area_windows(areas: Int[Tensor, "n 2"]) -> Int[Tensor, "n 5"]:
+    """Each map's own top-left area, as a window of cells."""
+    images = torch.arange(len(areas), device=areas.device)
+    zero = torch.zeros_like(images)
+    return torch.stack((images, zero, zero, areas[:, 1], areas[:, 0]), dim=1)
 
 
-def _adaptive(x: Float[Tensor, "n c h w"], grid: tuple[int, int], reduce: Reduce) -> Float[Tensor, "n c r q"]:
-    return F.adaptive_max_pool2d(x, grid) if reduce == "max" else F.adaptive_avg_pool2d(x, grid)
+def check_map(x: Tensor) -> None:
+    """Refuse what is no batch of feature maps.
 
-
-def _pool_edges(x: Float[Tensor, "n c h w"], rows: Edges, columns: Edges, reduce: Reduce) -> Float[Tensor, "n c r q"]:
-    bins = [
-        _adaptive(x[:, :, top:bottom, left:right], (1, 1), reduce) for top, bottom in rows for left, right in columns
-    ]
-    return torch.cat(bins, dim=3).reshape(*x.shape[:2], len(rows), len(columns))
-
-
-def _check_map(x: Tensor) -> None:
+    Raises:
+        TypeError: not a floating-point tensor.
+        ValueError: wrong rank, no channel or no cell.
+    """
     if not isinstance(x, Tensor) or not x.is_floating_point():
         found = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"x: expected a floating-point tensor (N, C, H, W); got {found}")
@@ -99,7 +77,14 @@ def _check_map(x: Tensor) -> None:
         )
 
 
-def _check_sizes(sizes: Sizes, x: Tensor) -> list[tuple[int, int]]:
+def check_sizes(sizes: Sizes, x: Tensor) -> Int[Tensor, "n 2"]:
+    """Valid (height, width) of each map as int64 on the device of `x`.
+
+    Raises:
+        ValueError: not one pair of integers a map, or a pair that the map cannot hold.
+    """
+    if torch.compiler.is_compiling() and isinstance(sizes, Tensor):  # values are not known while a graph is made
+        return sizes.to(x.device, torch.long)
     rows = sizes.tolist() if isinstance(sizes, Tensor) else sizes
     try:
         areas = [(operator.index(height), operator.index(width)) for height, width in rows]
@@ -113,4 +98,4 @@ def _check_sizes(sizes: Sizes, x: Tensor) -> list[tuple[int, int]]:
                 f"sizes[{index}]: expected a height of 1..{x.shape[2]} and a width of 1..{x.shape[3]};"
                 f" got ({height}, {width})"
             )
-    return areas
+    return torch.tensor(areas, dtype=torch.long, device=x.device).reshape(-1, 2)

@@ -1,0 +1,158 @@
+"""The operator in plain torch: any device, any floating dtype; obvious, and slow for many windows.
+
+It is what the kernels must equal, and it serves wherever they cannot.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sppnet.bins import Rule, clipped_edges
+
+Reduce = Literal["max", "avg"]
+Grids = Sequence[tuple[int, int]]
+
+
+def forward(
+    x: Tensor, windows: Tensor | None, grids: Grids, rule: Rule, reduce: Reduce, save: bool
+) -> tuple[Tensor, Tensor]:
+    """Pool windows of maps.
+
+    Args:
+        x: (N, C, H, W).
+        windows: (K, 5) int64: image, then xyxy cells, half-open; None for each map whole. A bin that lies outside
+            the map gives 0.
+        grids: (rows, columns) of each level.
+        rule: how a window is cut into bins.
+        reduce: ``max`` (the first maximum in row-major order, or the last NaN) or ``avg``.
+        save: whether the places of the maxima are asked for.
+
+    Returns:
+        (K, C * bins), and int32 of the same shape: the cell y * W + x of each maximum, -1 for an empty bin; of shape
+        (0,) where it is not asked for and for ``avg``.
+    """
+    save = save and reduce == "max"
+    if windows is None:
+        values, cells = _pool(x, (0, 0, x.shape[3], x.shape[2]), grids, rule, reduce)
+        return values, cells if save else cells.new_empty(0)
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, (_, *window) in enumerate(windows.tolist()):
+        groups.setdefault(tuple(window), []).append(index)
+    values = x.new_empty((len(windows), x.shape[1] * sum(rows * columns for rows, columns in grids)))
+    cells = torch.empty(values.shape if save else (0,), dtype=torch.int32, device=x.device)
+    for window, members in groups.items():
+        group = torch.tensor(members, device=x.device)
+        found = _pool(x[windows[group, 0]], window, grids, rule, reduce)
+        values[group] = found[0]
+        if save:
+            cells[group] = found[1]
+    return values, cells
+
+
+def backward(
+    grad: Tensor,
+    cells: Tensor,
+    windows: Tensor | None,
+    shape: Sequence[int],
+    grids: Grids,
+    rule: Rule,
+    reduce: Reduce,
+) -> Tensor:
+    """Gradient (N, C, H, W) of the maps from that of the vectors."""
+    total = torch.zeros(shape, dtype=torch.promote_types(grad.dtype, torch.float32), device=grad.device)
+    if reduce == "max":
+        kept = torch.where(cells >= 0, grad, 0).to(total.dtype)
+        total.view(-1).index_put_((_flat(cells, windows, shape, grids),), kept, accumulate=True)
+        return total.to(grad.dtype)
+    images, edges = _edges(windows, shape, grids, rule, grad.device)
+    for image, window, vector in zip(images, edges, grad, strict=True):
+        start = 0
+        for rows, columns in _levels(window, grids):
+            level = vector[start : start + shape[1] * len(rows) * len(columns)].view(shape[1], len(rows), len(columns))
+            start += level.numel()
+            for i, (top, bottom) in enumerate(rows):
+                for j, (left, right) in enumerate(columns):
+                    area = max((bottom - top) * (right - left), 1)
+                    total[image, :, top:bottom, left:right] += level[:, i, j, None, None] / area
+    return total.to(grad.dtype)
+
+
+def take(x: Tensor, cells: Tensor, windows: Tensor | None, grids: Grids) -> Tensor:
+    """The maps' values at the places that `forward` saved; 0 for an empty bin. The transpose of `backward`."""
+    return torch.where(cells >= 0, x.reshape(-1)[_flat(cells, windows, x.shape, grids)], 0)
+
+
+def _flat(cells: Tensor, windows: Tensor | None, shape: Sequence[int], grids: Grids) -> Tensor:
+    """Index of each place in the maps as one row of numbers."""
+    channels = torch.arange(shape[1], device=cells.device)
+    of_column = torch.cat([channels.repeat_interleave(rows * columns) for rows, columns in grids])
+    images = torch.arange(shape[0], device=cells.device) if windows is None else windows[:, 0]
+    return (images[:, None] * shape[1] + of_column) * (shape[2] * shape[3]) + cells.clamp(min=0)
+
+
+def _pool(maps: Tensor, window: tuple[int, ...], grids: Grids, rule: Rule, reduce: Reduce) -> tuple[Tensor, Tensor]:
+    """One window of several maps: values, and the cells of maxima."""
+    left, top, right, bottom = window
+    height, width = maps.shape[2:]
+    inside = left >= 0 and top >= 0 and right <= width and bottom <= height
+    values, cells = [], []
+    if rule == "adaptive" and inside:
+        crop = maps[:, :, top:bottom, left:right]
+        for grid in grids:
+            value, cell = _adaptive(crop, grid, reduce)
+            row = cell.div(right - left, rounding_mode="floor")
+            values.append(value.flatten(1))
+            cells.append(((top + row) * width + left + cell - row * (right - left)).flatten(1))
+    else:
+        edges = clipped_edges(torch.tensor([window]), (height, width), grids, rule)[0].tolist()
+        for rows, columns in _levels(edges, grids):
+            found = [_bin(maps, [y1, y2], [x1, x2], reduce) for y1, y2 in rows for x1, x2 in columns]
+            values.append(torch.stack([value for value, _ in found], dim=2).flatten(1))
+            cells.append(torch.stack([cell for _, cell in found], dim=2).flatten(1))
+    return torch.cat(values, dim=1), torch.cat(cells, dim=1).int()
+
+
+def _bin(maps: Tensor, rows: list[int], columns: list[int], reduce: Reduce) -> tuple[Tensor, Tensor]:
+    """One bin of several maps: values (N, C) and the cells of maxima."""
+    (top, bottom), (left, right) = rows, columns
+    if top >= bottom or left >= right:
+        return maps.new_zeros(maps.shape[:2]), maps.new_full(maps.shape[:2], -1, dtype=torch.long)
+    value, cell = _adaptive(maps[:, :, top:bottom, left:right], (1, 1), reduce)
+    row = cell.div(right - left, rounding_mode="floor")
+    return value[:, :, 0, 0], ((top + row) * maps.shape[3] + left + cell - row * (right - left))[:, :, 0, 0]
+
+
+def _adaptive(maps: Tensor, grid: tuple[int, int], reduce: Reduce) -> tuple[Tensor, Tensor]:
+    if reduce == "max":
+        value, cell = F.adaptive_max_pool2d(maps, grid, return_indices=True)
+        return value, cell
+    value = F.adaptive_avg_pool2d(maps, grid)
+    return value, torch.zeros_like(value, dtype=torch.long)
+
+
+def whole(shape: Sequence[int], device: torch.device) -> Tensor:
+    """Windows (N, 5) that are the maps of this shape, each whole."""
+    windows = torch.zeros(shape[0], 5, dtype=torch.long, device=device)
+    windows[:, 0] = torch.arange(shape[0], device=device)
+    windows[:, 3], windows[:, 4] = shape[3], shape[2]
+    return windows
+
+
+def _edges(
+    windows: Tensor | None, shape: Sequence[int], grids: Grids, rule: Rule, device: torch.device
+) -> tuple[list[int], list[list[list[int]]]]:
+    windows = whole(shape, device) if windows is None else windows
+    edges = clipped_edges(windows[:, 1:], (shape[2], shape[3]), grids, rule)
+    return windows[:, 0].tolist(), edges.tolist()
+
+
+def _levels(edges: list[list[int]], grids: Grids) -> list[tuple[list[list[int]], list[list[int]]]]:
+    """Edges of the rows and of the columns of each level."""
+    levels, start = [], 0
+    for rows, columns in grids:
+        levels.append((edges[start : start + rows], edges[start + rows : start + rows + columns]))
+        start += rows + columns
+    return levels
