@@ -40,6 +40,8 @@ def parse_levels(levels: Sequence[Level]) -> tuple[tuple[int, int], ...]:
     """
     if isinstance(levels, str) or not isinstance(levels, Sequence):
         raise TypeError(f"levels: expected a sequence such as (4, 2, 1); got {levels!r}")
+    if levels and all(type(level) is int and level > 0 for level in levels):  # nearly always, and at each call
+        return tuple((level, level) for level in levels)  # type: ignore[misc]
     parsed = tuple(_parse_level(level, position) for position, level in enumerate(levels))
     if not parsed:
         raise ValueError("levels: expected at least one level, for example (1,); got none")

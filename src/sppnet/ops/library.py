@@ -1,12 +1,14 @@
-"""The operator as torch sees it: schema, shapes without data, derivatives, batching.
+"""The operator as torch sees it: schema, shapes without data, derivatives, batching, and which kernel serves.
 
 ``sppnet::pool`` serves whole maps and regions alike: a pyramid of a map is that of the window that is the whole map.
+Graphs hold the operator; outside of them the kernels are called directly.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from sppnet.bins import Rule
 from sppnet.ops import plain
@@ -26,24 +28,33 @@ _LIBRARY.define(
 
 def pool(x: Tensor, windows: Tensor | None, grids: Grids, rule: Rule, reduce: Reduce) -> Tensor:
     """Vectors (K, C * bins) of windows of maps; arguments as in :func:`sppnet.ops.plain.forward`, not checked."""
-    save = reduce == "max" and x.requires_grad and torch.is_grad_enabled()
-    values: Tensor = torch.ops.sppnet.pool.default(x, windows, _flat(grids), rule, reduce, save)[0]
+    graph = x.requires_grad and torch.is_grad_enabled()
+    arguments = (x, windows, [side for grid in grids for side in grid], rule, reduce, graph and reduce == "max")
+    values: Tensor
+    if _seen(x):
+        values = torch.ops.sppnet.pool.default(*arguments)[0]
+    else:
+        values = (_Pool.apply if graph else _forward)(*arguments)[0]  # type: ignore[no-untyped-call]
     return values
 
 
-def _flat(grids: Grids) -> list[int]:
-    return [side for grid in grids for side in grid]
+def _seen(x: Tensor) -> bool:
+    """Whether somebody has to see the operator: a graph being made, a transform, a mode, a tensor of another kind."""
+    return (
+        torch.compiler.is_compiling()
+        or type(x) not in (Tensor, torch.nn.Parameter)
+        or x.device.type not in ("cpu", "cuda")
+        or torch._C._functorch.is_functorch_wrapped_tensor(x)
+        or is_in_torch_dispatch_mode()
+    )
 
 
-def _pairs(grids: list[int]) -> list[tuple[int, int]]:
-    return list(zip(grids[::2], grids[1::2], strict=True))
+def _forward(x: Tensor, windows: Tensor | None, grids: list[int], *rest: Any) -> tuple[Tensor, Tensor]:
+    kernels = _kernels(x)
+    return kernels.forward(x, windows, _pairs(grids), *rest)  # type: ignore[no-any-return]
 
 
-def _plain(x: Tensor, windows: Tensor | None, grids: list[int], *rest: Any) -> tuple[Tensor, Tensor]:
-    return plain.forward(x, windows, _pairs(grids), *rest)
-
-
-def _plain_backward(
+def _backward(
     grad: Tensor,
     cells: Tensor,
     windows: Tensor | None,
@@ -52,12 +63,29 @@ def _plain_backward(
     grids: list[int],
     *rest: Any,
 ) -> Tensor:
-    total = plain.backward(grad, cells, windows, shape, _pairs(grids), *rest)
-    return total.contiguous(memory_format=_memory_format(channels_last))
+    kernels = _kernels(grad)
+    return kernels.backward(grad, cells, windows, shape, channels_last, _pairs(grids), *rest)  # type: ignore[no-any-return]
 
 
-_LIBRARY.impl("pool", _plain, "CompositeExplicitAutograd")
-_LIBRARY.impl("pool_backward", _plain_backward, "CompositeExplicitAutograd")
+def _kernels(x: Tensor) -> Any:
+    """The module that serves such a tensor; its compiler is imported when the first one comes."""
+    if x.device.type == "cpu":
+        from sppnet.ops import _cpu
+
+        return _cpu if _cpu.serves(x) else plain
+    if x.device.type == "cuda":
+        from sppnet.ops import _gpu
+
+        return _gpu if _gpu.serves(x) else plain
+    return plain
+
+
+def _pairs(grids: list[int]) -> list[tuple[int, int]]:
+    return list(zip(grids[::2], grids[1::2], strict=True))
+
+
+_LIBRARY.impl("pool", _forward, "CompositeExplicitAutograd")
+_LIBRARY.impl("pool_backward", _backward, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("sppnet::pool", lib=_LIBRARY)  # type: ignore[untyped-decorator]
@@ -71,18 +99,10 @@ def _(
 
 @torch.library.register_fake("sppnet::pool_backward", lib=_LIBRARY)  # type: ignore[untyped-decorator]
 def _(
-    grad: Tensor,
-    _cells: Tensor,
-    _windows: Tensor | None,
-    shape: list[int],
-    channels_last: bool,
-    *_options: Any,
+    grad: Tensor, _cells: Tensor, _windows: Tensor | None, shape: list[int], channels_last: bool, *_options: Any
 ) -> Tensor:
-    return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=_memory_format(channels_last))
-
-
-def _memory_format(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.contiguous_format
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=memory_format)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -93,18 +113,16 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     ctx.recompute = ctx.reduce == "max" and not save
     ctx.save_for_backward(x if ctx.recompute else cells, windows)
     ctx.shape = x.shape
-    ctx.channels_last = _is_channels_last(x)
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    ctx.channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 def _derivative(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     saved, windows = ctx.saved_tensors
     options = (ctx.grids, ctx.rule, ctx.reduce)
     cells = torch.ops.sppnet.pool.default(saved.detach(), windows, *options, True)[1] if ctx.recompute else saved
-    found = torch.ops.sppnet.pool_backward.default(grad, cells, windows, ctx.shape, ctx.channels_last, *options)
+    arguments = (grad, cells, windows, ctx.shape, ctx.channels_last, *options)
+    graph = grad.requires_grad and torch.is_grad_enabled()
+    found = (torch.ops.sppnet.pool_backward.default if graph or _seen(grad) else _backward)(*arguments)
     return found, None, None, None, None, None
 
 
@@ -122,27 +140,38 @@ def _second_derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return found, None, None, None, None, None, None, None
 
 
+class _Pool(torch.autograd.Function):
+    """The same derivative without the way through torch's dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        found = _forward(*arguments)
+        _setup(ctx, arguments, found)
+        return found
+
+    backward = staticmethod(_derivative)
+
+
 torch.library.register_autograd("sppnet::pool", _derivative, setup_context=_setup, lib=_LIBRARY)
 torch.library.register_autograd(
     "sppnet::pool_backward", _second_derivative, setup_context=_setup_backward, lib=_LIBRARY
 )
 
 
-@torch.library.register_vmap("sppnet::pool", lib=_LIBRARY)  # type: ignore[untyped-decorator]
-def _(
+def _batched(
     info: Any, in_dims: tuple[Any, ...], x: Tensor, windows: Tensor | None, *options: Any
 ) -> tuple[tuple[Tensor, Tensor], tuple[int | None, int | None]]:
     """A batch of calls is one call: maps and windows of all of them in a row."""
-    b = info.batch_size
-    maps = _rows(x, in_dims[0], b)
-    windows = _shifted(windows, in_dims[1], b, maps.shape[0] // b)
+    maps = _rows(x, in_dims[0], info.batch_size)
+    windows = _shifted(windows, in_dims[1], info.batch_size, maps.shape[0] // info.batch_size)
     values, cells = torch.ops.sppnet.pool.default(maps, windows, *options)
-    saved = cells.numel() > 0
-    return (values.unflatten(0, (b, -1)), cells.unflatten(0, (b, -1)) if saved else cells), (0, 0 if saved else None)
+    values = values.unflatten(0, (info.batch_size, -1))
+    if cells.numel() == 0:
+        return (values, cells), (0, None)
+    return (values, cells.unflatten(0, (info.batch_size, -1))), (0, 0)
 
 
-@torch.library.register_vmap("sppnet::pool_backward", lib=_LIBRARY)  # type: ignore[untyped-decorator]
-def _(
+def _batched_backward(
     info: Any,
     in_dims: tuple[Any, ...],
     grad: Tensor,
@@ -151,12 +180,12 @@ def _(
     shape: list[int],
     *options: Any,
 ) -> tuple[Tensor, int]:
-    b = info.batch_size
-    windows = _shifted(windows, in_dims[2], b, shape[0])
-    cells = _rows(cells, in_dims[1], b) if cells.numel() else cells
-    every = [b * shape[0], *shape[1:]]
-    found = torch.ops.sppnet.pool_backward.default(_rows(grad, in_dims[0], b), cells, windows, every, *options)
-    return found.unflatten(0, (b, -1)), 0
+    windows = _shifted(windows, in_dims[2], info.batch_size, shape[0])
+    cells = _rows(cells, in_dims[1], info.batch_size) if cells.numel() else cells
+    every = [info.batch_size * shape[0], *shape[1:]]
+    grad = _rows(grad, in_dims[0], info.batch_size)
+    found = torch.ops.sppnet.pool_backward.default(grad, cells, windows, every, *options)
+    return found.unflatten(0, (info.batch_size, -1)), 0
 
 
 def _rows(tensor: Tensor, dim: int | None, batch: int) -> Tensor:
@@ -171,3 +200,8 @@ def _shifted(windows: Tensor | None, dim: int | None, batch: int, images: int) -
     rows = _rows(windows, dim, batch).clone()
     rows[:, 0] += torch.arange(batch, device=rows.device).repeat_interleave(len(rows) // batch) * images
     return rows
+
+
+torch.library.register_vmap("sppnet::pool", _batched, lib=_LIBRARY)
+torch.library.register_vmap("sppnet::pool_backward", _batched_backward, lib=_LIBRARY)
+

@@ -57,16 +57,18 @@ def backward(
     cells: Tensor,
     windows: Tensor | None,
     shape: Sequence[int],
+    channels_last: bool,
     grids: Grids,
     rule: Rule,
     reduce: Reduce,
 ) -> Tensor:
     """Gradient (N, C, H, W) of the maps from that of the vectors."""
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
     total = torch.zeros(shape, dtype=torch.promote_types(grad.dtype, torch.float32), device=grad.device)
     if reduce == "max":
         kept = torch.where(cells >= 0, grad, 0).to(total.dtype)
         total.view(-1).index_put_((_flat(cells, windows, shape, grids),), kept, accumulate=True)
-        return total.to(grad.dtype)
+        return total.to(grad.dtype, memory_format=memory_format)
     images, edges = _edges(windows, shape, grids, rule, grad.device)
     for image, window, vector in zip(images, edges, grad, strict=True):
         start = 0
@@ -77,7 +79,7 @@ def backward(
                 for j, (left, right) in enumerate(columns):
                     area = max((bottom - top) * (right - left), 1)
                     total[image, :, top:bottom, left:right] += level[:, i, j, None, None] / area
-    return total.to(grad.dtype)
+    return total.to(grad.dtype, memory_format=memory_format)
 
 
 def take(x: Tensor, cells: Tensor, windows: Tensor | None, grids: Grids) -> Tensor:

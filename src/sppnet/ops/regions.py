@@ -1,5 +1,6 @@
 """Spatial pyramid pooling of regions: one feature map in, one vector of fixed length for each box out."""
 
+import math
 from collections.abc import Sequence
 from typing import get_args
 
@@ -49,27 +50,27 @@ def region_pyramid_pool(
 
     Raises:
         TypeError: `x` or a tensor of boxes is not a floating-point tensor that can hold pixels.
-        ValueError: not one tensor (k, 4) an image; coordinates that are not finite or out of order; a scale that
-            is not positive.
+        ValueError: not one tensor (k, 4) an image; coordinates that are not finite or out of order; a scale or an
+            offset that is not one number or two, or a scale that is not positive.
     """
     check_map(x)
     grids = parse_levels(levels)
     choose("reduce", reduce, get_args(Reduce))
     choose("rule", rule, get_args(CellRule))
-    scale = _pair(spatial_scale)
-    if min(scale) <= 0:
-        raise ValueError(f"spatial_scale: expected cells per pixel above 0, such as 1 / 16; got {spatial_scale}")
+    scale, origin = parse_scale(spatial_scale), parse_offset(offset)
     _check_boxes(boxes, len(x), rule)
-    counts = [len(part) for part in boxes]
+    # Of no boxes at all, cat needs a tensor too.
+    rows = [part.to(x.device) for part in boxes] or [torch.empty(0, 4, device=x.device)]
+    images = [torch.full((part.shape[0],), index, device=x.device) for index, part in enumerate(rows)]
     windows = box_windows(
-        torch.cat([*boxes, torch.empty(0, 4)]),
-        torch.arange(len(x)).repeat_interleave(torch.tensor(counts, dtype=torch.long)),
+        torch.cat(rows),
+        torch.cat(images),
         (x.shape[2], x.shape[3]) if sizes is None else check_sizes(sizes, x),
         scale,
-        _pair(offset),
+        origin,
         rule,
     )
-    return library.pool(x, windows.to(x.device), grids, "adaptive", reduce)
+    return library.pool(x, windows, grids, "adaptive", reduce)
 
 
 def box_windows(
@@ -81,20 +82,42 @@ def box_windows(
     rule: CellRule,
 ) -> Int[Tensor, "k 5"]:
     """Boxes of images as windows of cells: image, then xyxy cells, half-open."""
-    images = images.to(boxes.device)
-    limits = map_size.to(boxes.device)[images] if isinstance(map_size, Tensor) else map_size
+    limits = map_size[images] if isinstance(map_size, Tensor) else map_size
     cells = window_cells(boxes, limits, (1 / scale[0], 1 / scale[1]), offset, rule)
     return torch.cat((images[:, None], cells), dim=1)
 
 
-def _pair(value: float | tuple[float, float]) -> tuple[float, float]:
-    vertical, horizontal = value if isinstance(value, tuple | list) else (value, value)
-    return float(vertical), float(horizontal)
+def parse_scale(spatial_scale: float | tuple[float, float]) -> tuple[float, float]:
+    """Cells per pixel as (vertical, horizontal).
+
+    Raises:
+        ValueError: not one finite number above 0, or a pair of them.
+    """
+    scale = _pair("spatial_scale", spatial_scale)
+    if min(scale) <= 0:
+        raise ValueError(f"spatial_scale: expected cells per pixel above 0, such as 1 / 16; got {spatial_scale}")
+    return scale
+
+
+def parse_offset(offset: float | tuple[float, float]) -> tuple[float, float]:
+    """The pixel under the first cell's centre as (vertical, horizontal).
+
+    Raises:
+        ValueError: not one finite number, or a pair of them.
+    """
+    return _pair("offset", offset)
+
+
+def _pair(argument: str, value: float | tuple[float, float]) -> tuple[float, float]:
+    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    if len(pair) != 2 or not all(abs(number) < math.inf for number in pair):
+        raise ValueError(f"{argument}: expected a finite number, or a pair (vertical, horizontal); got {value}")
+    return float(pair[0]), float(pair[1])
 
 
 def _check_boxes(boxes: Sequence[Tensor], images: int, rule: CellRule) -> None:
     if isinstance(boxes, Tensor) or not isinstance(boxes, Sequence) or len(boxes) != images:
-        found = f"a tensor of shape {tuple(boxes.shape)}" if isinstance(boxes, Tensor) else f"{len(boxes)} of them"
+        found = f"{len(boxes)} of them" if isinstance(boxes, list | tuple) else f"a {type(boxes).__name__}"
         raise ValueError(f"boxes: expected a list with one tensor (K, 4) for each of the {images} images; got {found}")
     for index, part in enumerate(boxes):
         if not isinstance(part, Tensor) or part.dtype not in (torch.float32, torch.float64):
