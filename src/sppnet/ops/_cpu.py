@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sppnet.bins import Rule, bin_edges, clipped_edges
-from sppnet.ops import _kernels as kernels
+from sppnet.ops import _kernels, _scatter, _steps
 from sppnet.ops.plain import Grids, Reduce
 
 Array = npt.NDArray[np.int64]
@@ -38,11 +39,7 @@ def forward(
     save: bool,
     merge: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """What :func:`sppnet.ops.plain.forward` does.
-
-    Args:
-        merge: pool windows that are equal once.
-    """
+    """What :func:`sppnet.ops.plain.forward` does; with `merge` equal windows are pooled once."""
     maps, channels, height, width = x.shape
     count = maps if windows is None else len(windows)
     bins = sum(rows * columns for rows, columns in grids)
@@ -51,10 +48,12 @@ def forward(
     cells = _empty((count, channels * bins), torch.int32) if save else torch.empty(0, dtype=torch.int32)
     if count == 0:
         return out, cells
-    mode = kernels.AVERAGE if reduce == "avg" else kernels.PLACES if save else kernels.MAXIMUM
+    mode = _steps.AVERAGE if reduce == "avg" else _steps.PLACES if save else _steps.MAXIMUM
     plan = _plan(tuple(grids), reduce == "max" and rule == "adaptive")
     many = windows is not None and count > 2 * maps
     images, order, starts, edges, clipped = _windows(windows, x.shape, tuple(grids), rule, merge and many)
+    source: tuple[Any, ...]
+    arguments: tuple[Any, ...]
     output = (edges, plan, clipped, mode, images, order, starts)
     kind, item = _KINDS[x.dtype], x.element_size()
     stream = out.numel() * item >= _LARGE
@@ -73,12 +72,12 @@ def forward(
             True,
         )
         arguments = (*source, *output, kind, item, out.data_ptr(), cells.data_ptr(), stream)
-        _run(kernels.pool_cells, len(images) * groups, out.numel(), 20 * (bins + 16), arguments)
+        _run(_kernels.pool_cells, len(images) * groups, out.numel(), 20 * (bins + 16), arguments)
     elif channels >= 64 and x.is_contiguous(memory_format=torch.channels_last):
         step = channels * item
         source = (kind, item, x.data_ptr(), height * width * step, item, step, width, channels, False)
         arguments = (*source, *output, kind, item, out.data_ptr(), cells.data_ptr(), stream)
-        _run(kernels.pool_cells, len(images) * -(-channels // 64), x.numel(), 20 * (bins + 16), arguments)
+        _run(_kernels.pool_cells, len(images) * -(-channels // 64), x.numel(), 20 * (bins + 16), arguments)
     else:
         x = x.contiguous()
         most = max(rows for rows, _ in grids)
@@ -86,7 +85,7 @@ def forward(
         arguments = (*source, *output, out.data_ptr(), cells.data_ptr())
         last = height * width * item // 4 if width < 16 else 0
         scratch = 2 * most * -(-width // 16) * 16 + 32 + 3 * (bins + 16) + last + 2
-        _run(kernels.pool_planes, len(images) * -(-channels // 16), x.numel(), scratch, arguments)
+        _run(_kernels.pool_planes, len(images) * -(-channels // 16), x.numel(), scratch, arguments)
     return out, cells
 
 
@@ -114,14 +113,15 @@ def backward(
     share = 64 if maps * channels >= 64 * torch.get_num_threads() and len(images) > maps else 16
     units, work = maps * -(-channels // share), grad.numel() + total.numel() // 16
     head = (_KINDS[grad.dtype], grad.element_size(), grad.data_ptr())
+    arguments: tuple[Any, ...]
     if reduce == "max":
         steps = (area * channels * 4, 4, channels * 4) if direct else (area * channels * 4, area * 4, 4)
         arguments = (*head, cells.data_ptr(), plan, channels, share, area, order, starts, total.data_ptr(), *steps)
-        _run(kernels.scatter, units, work, 0, arguments)
+        _run(_scatter.scatter, units, work, 0, arguments)
     else:
         edges = _windows(windows, torch.Size(shape), tuple(grids), rule, merge=False)[3]
         arguments = (*head, edges, plan, channels, width, height, order, starts, total.data_ptr())
-        _run(kernels.spread, maps * -(-channels // 16), work, 0, arguments)
+        _run(_scatter.spread, maps * -(-channels // 16), work, 0, arguments)
     return total.to(grad.dtype, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
@@ -193,10 +193,10 @@ def _run(kernel: Callable[..., Any], units: int, work: int, scratch: int, argume
     borders = [units * part // threads for part in range(threads + 1)]
 
     def task(begin: int, end: int) -> None:
-        memory = np.empty((scratch + 1) * kernels.VECTOR, np.uint8)
+        memory = np.empty((scratch + 1) * _steps.VECTOR, np.uint8)
         kernel(*arguments, -(-memory.ctypes.data // 64) * 64, begin, end)
 
-    futures = [_pool(threads).submit(task, *pair) for pair in zip(borders[1:-1], borders[2:], strict=True)]
+    futures = [_pool(threads).submit(task, *pair) for pair in pairwise(borders[1:])]
     task(borders[0], borders[1])
     for future in futures:
         future.result()

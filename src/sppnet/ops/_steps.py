@@ -1,0 +1,230 @@
+"""The steps that the CPU kernels are made of; compiled into them."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+
+from sppnet.ops._simd import (
+    add,
+    add_ints,
+    better_cell,
+    better_value,
+    copy,
+    divide,
+    first_cell,
+    floats,
+    ints,
+    larger,
+    larger_cell,
+    load,
+    load_ints,
+    store,
+    store_ints,
+    stream_vector,
+    transpose,
+)
+
+MAXIMUM, PLACES, AVERAGE = range(3)
+"""What a bin keeps: the maximum, the maximum and its cell, or the mean."""
+
+VECTOR = 64  # bytes
+FLOAT = np.float32(0)
+ZERO = np.float32(0)
+_LOWEST = np.float32(-np.inf)
+_NO_CELL = np.int32(2**31 - 1)
+_EMPTY = np.int32(-1)
+
+
+def njit(function: Callable[..., Any]) -> Any:
+    """A kernel: compiled for each kind of number that comes, and kept on disk for the next process."""
+    function = inspect.unwrap(function)  # from what watches shapes in tests
+    try:
+        return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
+    except RuntimeError:  # neither the package's folder nor the user's can be written
+        return numba.njit(nogil=True, error_model="numpy")(function)
+
+
+def inline(function: Callable[..., Any]) -> Any:
+    """A part of kernels."""
+    return numba.njit(forceinline=True, error_model="numpy")(inspect.unwrap(function))
+
+
+@inline
+def reduce_rectangle(
+    kind, base, apart, y0, y1, row_step, x0, x1, cell_step, row_cells, column_cells, to, to_places, to_apart, mode,
+    exact,
+):  # fmt: skip
+    """Rows y0..y1-1 and columns x0..x1-1 of four vectors that lie `apart`; returns the sum of what it saw."""
+    s = t = floats(ZERO)
+    a = b = c = d = floats(_LOWEST)
+    if mode == MAXIMUM and not exact:
+        for y in range(y0, y1):
+            address = base + y * row_step + x0 * cell_step
+            for _ in range(x0, x1):
+                va, vb = load(kind, address), load(kind, address + apart)
+                vc, vd = load(kind, address + 2 * apart), load(kind, address + 3 * apart)
+                a, b, c, d = larger(a, va), larger(b, vb), larger(c, vc), larger(d, vd)
+                s, t = add(s, add(va, vb)), add(t, add(vc, vd))
+                address += cell_step
+    elif mode == AVERAGE:
+        a = b = c = d = floats(ZERO)
+        for y in range(y0, y1):
+            address = base + y * row_step + x0 * cell_step
+            for _ in range(x0, x1):
+                a, b = add(a, load(kind, address)), add(b, load(kind, address + apart))
+                c, d = add(c, load(kind, address + 2 * apart)), add(d, load(kind, address + 3 * apart))
+                address += cell_step
+    else:
+        ia = ib = ic = id_ = ints(np.int32(y0 * row_cells + x0 * column_cells))
+        for y in range(y0, y1):
+            address = base + y * row_step + x0 * cell_step
+            for x in range(x0, x1):
+                cell = ints(np.int32(y * row_cells + x * column_cells))
+                va, vb = load(kind, address), load(kind, address + apart)
+                vc, vd = load(kind, address + 2 * apart), load(kind, address + 3 * apart)
+                if exact:
+                    ia, a = better_cell(a, ia, va, cell), better_value(a, ia, va, cell)
+                    ib, b = better_cell(b, ib, vb, cell), better_value(b, ib, vb, cell)
+                    ic, c = better_cell(c, ic, vc, cell), better_value(c, ic, vc, cell)
+                    id_, d = better_cell(d, id_, vd, cell), better_value(d, id_, vd, cell)
+                else:
+                    ia, a = larger_cell(a, ia, va, cell), larger(a, va)
+                    ib, b = larger_cell(b, ib, vb, cell), larger(b, vb)
+                    ic, c = larger_cell(c, ic, vc, cell), larger(c, vc)
+                    id_, d = larger_cell(d, id_, vd, cell), larger(d, vd)
+                    s, t = add(s, add(va, vb)), add(t, add(vc, vd))
+                address += cell_step
+        if mode == PLACES:
+            store_ints(to_places, ia)
+            store_ints(to_places + to_apart, ib)
+            store_ints(to_places + 2 * to_apart, ic)
+            store_ints(to_places + 3 * to_apart, id_)
+    store(FLOAT, to, a)
+    store(FLOAT, to + to_apart, b)
+    store(FLOAT, to + 2 * to_apart, c)
+    store(FLOAT, to + 3 * to_apart, d)
+    return add(s, t)
+
+
+@inline
+def reduce_strip(strip, strip_cells, x0, x1, to, to_cells, mode, exact):
+    """Columns x0..x1-1 of a reduced row, one vector of channels each, to one bin."""
+    if mode == AVERAGE:
+        best = floats(ZERO)
+        for _ in range(x0, x1):
+            best = add(best, load(FLOAT, strip))
+            strip += VECTOR
+    elif mode == MAXIMUM and not exact:
+        best = floats(_LOWEST)
+        for _ in range(x0, x1):
+            best = larger(best, load(FLOAT, strip))
+            strip += VECTOR
+    else:
+        best, cell = floats(_LOWEST), ints(_NO_CELL)
+        for x in range(x0, x1):
+            value, other = load(FLOAT, strip), add_ints(load_ints(strip_cells), ints(np.int32(x)))
+            best, cell = _better(best, cell, value, other, exact)
+            strip += VECTOR
+            strip_cells += VECTOR
+        if mode == PLACES:
+            store_ints(to_cells, cell)
+    store(FLOAT, to, best)
+
+
+@inline
+def _better(best, cell, value, other, exact):
+    if exact:
+        return better_value(best, cell, value, other), better_cell(best, cell, value, other)
+    return larger(best, value), first_cell(best, cell, value, other)
+
+
+@inline
+def divide_bin(value, area):
+    store(FLOAT, value, divide(load(FLOAT, value), floats(np.float32(max(area, 1)))))
+
+
+@inline
+def derive(plan, level, values, places, mode, exact):
+    """A level from a finer one whose bins nest in its own."""
+    rows, columns, source, at = plan[level, 0], plan[level, 1], plan[level, 2], plan[level, 4]
+    fine_columns, fine = plan[source, 1], plan[source, 4]
+    down, across = plan[source, 0] // rows, fine_columns // columns
+    for row in range(rows):
+        for column in range(columns):
+            to = (at + row * columns + column) * VECTOR
+            start = (fine + row * down * fine_columns + column * across) * VECTOR
+            best, cell = floats(_LOWEST), ints(_NO_CELL)
+            for i in range(down):
+                address = start + i * fine_columns * VECTOR
+                for _ in range(across):
+                    value = load(FLOAT, values + address)
+                    if mode == MAXIMUM and not exact:
+                        best = larger(best, value)
+                    else:
+                        best, cell = _better(best, cell, value, load_ints(places + address), exact)
+                    address += VECTOR
+            store(FLOAT, values + to, best)
+            if mode == PLACES:
+                store_ints(places + to, cell)
+
+
+@inline
+def derive_four(plan, level, values, apart):
+    """The same of four vectors at once, for maxima without NaN."""
+    rows, columns, source = plan[level, 0], plan[level, 1], plan[level, 2]
+    wide = plan[source, 1] * VECTOR
+    down, across = plan[source, 0] // rows, plan[source, 1] // columns
+    to, start = values + plan[level, 4] * VECTOR, values + plan[source, 4] * VECTOR
+    for row in range(rows):
+        for column in range(columns):
+            reduce_rectangle(
+                FLOAT, start, apart, row * down, (row + 1) * down, wide, column * across, (column + 1) * across, VECTOR,
+                0, 0, to, to, apart, MAXIMUM, False,
+            )  # fmt: skip
+            to += VECTOR
+
+
+@inline
+def clear_empty_bins(plan, level, edges, cut, values, places, mode):
+    """Zero and no cell for bins that lie outside the map."""
+    rows, columns, edge, at = plan[level, 0], plan[level, 1], plan[level, 3], plan[level, 4] * VECTOR
+    for row in range(rows):
+        for column in range(columns):
+            i, j = edge + row, edge + rows + column
+            if edges[cut, i, 0] >= edges[cut, i, 1] or edges[cut, j, 0] >= edges[cut, j, 1]:
+                store(FLOAT, values + at, floats(ZERO))
+                if mode == PLACES:
+                    store_ints(places + at, ints(_EMPTY))
+            at += VECTOR
+
+
+@inline
+def lay_out(kind, item, size, bins, to, rest):
+    """`size` bins of 16 channels, bin after bin in scratch, channel after channel in the output."""
+    if size >= 16:
+        at = 0
+        while at < size:
+            at = min(at, size - 16)  # the last sixteen bins may have been written in part before
+            transpose(kind, bins + at * VECTOR, VECTOR, to + at * item, size * item)
+            at += 16
+        return
+    if size > 1:  # what is too much of a channel is overwritten by the next
+        transpose(FLOAT, bins, VECTOR, rest, size * 4)
+        bins = rest
+    for _ in range(size):
+        store(kind, to, load(FLOAT, bins))
+        bins += VECTOR
+        to += 16 * item
+
+
+@inline
+def move(to, source, size, stream):
+    """Copy; past the caches where the output is larger than they are."""
+    if stream and to % VECTOR == 0 and size % VECTOR == 0:
+        for at in range(0, size, VECTOR):
+            stream_vector(to + at, source + at)
+    else:
+        copy(to, source, size)
