@@ -1,13 +1,16 @@
 """Slow, obvious forms of the operators, written from the formulas with loops and exact fractions."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
+@functools.cache
 def adaptive_bins(side: int, level: int) -> list[list[int]]:
     """Cells of each bin: floor of the left border to the ceiling of the right one (SPP-net, Appendix A)."""
     bins = []
@@ -49,3 +52,68 @@ def pyramid(
                         numbers.append(cells.max() if reduce == "max" else cells.mean())
         images.append(torch.stack(numbers))
     return torch.stack(images)
+
+
+def half_away(number: Fraction) -> int:
+    """To the nearest integer, halves away from zero, as C's round does."""
+    return math.floor(number + Fraction(1, 2)) if number >= 0 else -math.floor(-number + Fraction(1, 2))
+
+
+def cells(begin: float, end: float, stride: float, offset: float, side: int, rule: str) -> tuple[int, int]:
+    """First and last cell of a window along one axis; `begin` and `end` are the edges of its pixels."""
+    if rule == "roi_pool":
+        scale = np.float32(1 / stride)
+        first, last = (half_away(Fraction(float(np.float32(edge) * scale))) for edge in (begin, end))
+        return first, max(first, last)
+    step = Fraction(stride)
+    pixel, last_pixel = Fraction(begin) - Fraction(offset), Fraction(end) - 1 - Fraction(offset)
+    if rule == "paper":  # the centres between the two pixels, which themselves do not count
+        first, last = math.floor(pixel / step) + 1, math.ceil(last_pixel / step) - 1
+    else:
+        margin, half = Fraction(13, 2), Fraction(1, 2)
+        first = math.floor((pixel + margin) / step + half)
+        last = math.ceil((last_pixel - margin) / step - half)
+    if first > last:  # the middle of the two, counted from 1 and cut towards zero
+        first = last = math.trunc(Fraction(first + last + 2, 2)) - 1
+    return min(max(first, 0), side - 1), min(max(last, 0), side - 1)
+
+
+def region(
+    maps: Tensor, rows: tuple[int, int], columns: tuple[int, int], levels: Sequence[tuple[int, int]], reduce: str
+) -> Tensor:
+    """Vector of one window of one image's maps (C, H, W): first and last row, first and last column."""
+    parts = []
+    for down, across in levels:
+        grid = []
+        for row in adaptive_bins(rows[1] - rows[0] + 1, down):
+            for column in adaptive_bins(columns[1] - columns[0] + 1, across):
+                top, bottom = max(rows[0] + row[0], 0), rows[0] + row[-1] + 1
+                left, right = max(columns[0] + column[0], 0), columns[0] + column[-1] + 1
+                seen = maps[:, top : max(bottom, 0), left : max(right, 0)]
+                if seen.numel() == 0:
+                    grid.append(maps.new_zeros(len(maps)))
+                else:
+                    grid.append(seen.amax((1, 2)) if reduce == "max" else seen.mean((1, 2)))
+        parts.append(torch.stack(grid, dim=1).flatten())
+    return torch.cat(parts)
+
+
+def regions(
+    x: Tensor,
+    boxes: Sequence[Tensor],
+    levels: Sequence[tuple[int, int]],
+    rule: str,
+    reduce: str,
+    stride: tuple[float, float] = (16, 16),
+    offset: tuple[float, float] = (0, 0),
+    sizes: Sequence[tuple[int, int]] | None = None,
+) -> Tensor:
+    """Image by image, box by box, bin by bin."""
+    vectors = []
+    for index, (maps, part) in enumerate(zip(x, boxes, strict=True)):
+        height, width = sizes[index] if sizes is not None else maps.shape[1:]
+        for x1, y1, x2, y2 in part.tolist():
+            rows = cells(y1, y2, stride[0], offset[0], height, rule)
+            columns = cells(x1, x2, stride[1], offset[1], width, rule)
+            vectors.append(region(maps, rows, columns, levels, reduce))
+    return torch.stack(vectors)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sppnet.bins import Level, bin_edges, count_bins, parse_levels, window_cells
+from sppnet.bins import Level, Rule, bin_edges, clipped_edges, count_bins, parse_levels, window_cells
 
 SIDES = range(1, 65)
 LEVELS = (1, 2, 3, 4, 5, 6, 7, 8)
@@ -212,3 +212,70 @@ def test_every_window_gets_a_cell_of_the_map(begin: float, length: float, rule: 
     x1, y1, x2, y2 = window_cells(box, (5, 9), (16, 16), (20.0, 20.0), rule)[0].tolist()  # type: ignore[arg-type]
     assert 0 <= x1 < x2 <= 9
     assert 0 <= y1 < y2 <= 5
+
+
+def roi_cells(*edges: float, stride: float = 16.0) -> list[int]:
+    return window_cells(torch.tensor([edges], dtype=torch.float32), (5, 9), (stride, stride), (7.0, 3.0), "roi_pool")[
+        0
+    ].tolist()
+
+
+@pytest.mark.parametrize(
+    ("pixel", "cell"),
+    [(7.9, 0), (8, 1), (24, 2), (40, 3), (-7.9, 0), (-8, -1), (-24, -2), (55.9, 3), (56, 4), (1600, 100)],
+)
+def test_roi_pool_rounds_halves_away_from_zero(pixel: float, cell: int) -> None:
+    """Whatever the offset, and also outside the map of 5 x 9 cells; the last cell belongs to the window."""
+    assert roi_cells(pixel, 0, pixel, 16) == [cell, 0, cell + 1, 2]
+    assert roi_cells(0, pixel, 1600, pixel) == [0, cell, 101, cell + 1]
+
+
+def test_roi_pool_rounds_in_float32() -> None:
+    """0.49999997 is the last float32 below a half; adding a half in float32 would give 1."""
+    assert roi_cells(0.49999997, 0, 0.49999997, 0, stride=1.0) == [0, 0, 1, 1]
+    assert roi_cells(0.4999999999, 0, 8388609, 0, stride=1.0) == [1, 0, 8388610, 1]
+
+
+def test_roi_pool_gives_a_window_out_of_order_its_first_cell() -> None:
+    assert roi_cells(40, 72, 24, 8) == [3, 5, 4, 6]
+
+
+def test_roi_pool_counts_to_two_to_the_thirtieth() -> None:
+    assert roi_cells(-3e38, -3e38, 3e38, 3e38) == [-(2**30), -(2**30), 2**30 + 1, 2**30 + 1]
+
+
+def test_released_cells_of_boxes_on_maps_of_their_own() -> None:
+    """The map's sides may differ from window to window."""
+    windows = torch.tensor([[0.0, 0.0, 900.0, 900.0]] * 3)
+    sizes = torch.tensor([[5, 9], [1, 3], [60, 60]])
+    found = window_cells(windows, sizes, (16.0, 16.0), (0.0, 0.0), "released")
+    assert found.tolist() == [[0, 0, 9, 5], [0, 0, 3, 1], [0, 0, 57, 57]]
+
+
+def test_clipped_edges_counted_by_hand() -> None:
+    windows = torch.tensor([[1, 0, 5, 3], [-2, 2, 2, 6], [9, -5, 12, -1]])
+    found = clipped_edges(windows, (4, 6), [(2, 3), (1, 1)])
+    assert found.tolist() == [
+        [[0, 2], [1, 3], [1, 3], [2, 4], [3, 5], [0, 3], [1, 5]],
+        [[2, 4], [4, 4], [0, 0], [0, 1], [0, 2], [2, 4], [0, 2]],
+        [[0, 0], [0, 0], [6, 6], [6, 6], [6, 6], [0, 0], [6, 6]],
+    ]
+
+
+def test_clipped_edges_of_no_window() -> None:
+    for rule in ("adaptive", "sliding", "caffe"):
+        assert clipped_edges(torch.empty(0, 4, dtype=torch.long), (4, 6), [(2, 3)], rule).shape == (0, 5, 2)
+
+
+@given(st.integers(-20, 20), st.integers(1, 40), st.integers(1, 7), st.sampled_from(["adaptive", "sliding", "caffe"]))
+def test_clipped_edges_are_bin_edges_moved_and_clipped(begin: int, size: int, level: int, rule: Rule) -> None:
+    window = torch.tensor([[begin, 0, begin + size, 1]])
+    try:
+        expected = bin_edges(size, level, rule)
+    except ValueError:
+        with pytest.raises(ValueError, match=f"cannot cut a map side of {size} into level {level}"):
+            clipped_edges(window, (1, 11), [(1, level)], rule)
+    else:
+        found = clipped_edges(window, (1, 11), [(1, level)], rule)[0].tolist()
+        assert found[0] == [0, 1]
+        assert found[1:] == [[min(max(begin + edge, 0), 11) for edge in pair] for pair in expected]

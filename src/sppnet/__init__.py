@@ -4,7 +4,7 @@ from sppnet.backbones import Backbone, FeatureMap, create_backbone
 from sppnet.classify import Classifier, ClassifierConfig, Prediction, imagenet_classifier
 from sppnet.data.images import ImageError
 from sppnet.data.resize import Resize
-from sppnet.layers import SpatialPyramidPool
+from sppnet.layers import RegionPyramidPool, SpatialPyramidPool
 from sppnet.ops import pyramid_pool, region_pyramid_pool
 from sppnet.runs import load
 
@@ -17,6 +17,7 @@ __all__ = [
     "FeatureMap",
     "ImageError",
     "Prediction",
+    "RegionPyramidPool",
     "Resize",
     "SpatialPyramidPool",
     "create_backbone",

@@ -173,6 +173,8 @@ def _axis_cells(
 ) -> tuple[Tensor, Tensor]:
     if rule == "roi_pool":
         first, last = _round_half_away(begin * (1 / stride)), _round_half_away(end * (1 / stride))
+        # Far from any map, but what an integer can count.
+        first, last = first.clamp(-(2.0**30), 2.0**30), last.clamp(-(2.0**30), 2.0**30)
         return first.long(), torch.maximum(last, first).long() + 1
     first_pixel, last_pixel = begin - offset, end - 1 - offset
     if rule == "paper":
@@ -184,9 +186,9 @@ def _axis_cells(
     # The released code counts cells from 1 and truncates the middle of a collapsed window.
     middle = ((first + last + 2) / 2).trunc() - 1
     collapsed = first > last
-    first, last = torch.where(collapsed, middle, first).long(), torch.where(collapsed, middle, last).long()
+    first, last = torch.where(collapsed, middle, first), torch.where(collapsed, middle, last)
     zero = torch.zeros_like(first)
-    return first.clamp(zero, zero + side - 1), last.clamp(zero, zero + side - 1) + 1
+    return first.clamp(zero, zero + side - 1).long(), last.clamp(zero, zero + side - 1).long() + 1
 
 
 def _round_half_away(x: Tensor) -> Tensor:
@@ -223,5 +225,6 @@ def _cut(begin: Tensor, end: Tensor, level: int, side: int, rule: Rule) -> Tenso
         edges = torch.stack((i * sizes[:, None] // level, -(-(i + 1) * sizes[:, None] // level)), dim=2)
     else:
         table = {size: bin_edges(size, level, rule) for size in set(sizes.tolist())}
-        edges = torch.tensor([table[size] for size in sizes.tolist()], device=begin.device).reshape(-1, level, 2)
+        rows = [table[size] for size in sizes.tolist()]
+        edges = torch.tensor(rows, dtype=torch.long, device=begin.device).reshape(-1, level, 2)
     return (begin[:, None, None] + edges).clamp(0, side)

@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 
 from sppnet import __version__
 from sppnet.bins import Level, Rule
+from sppnet.commands.bench import bench, bench_parser
+from sppnet.commands.deploy import check, export, export_parser, verify_parser
 from sppnet.console import console, results, track
 from sppnet.data.datasets import find_split, read_classification
 from sppnet.data.images import ImageError, list_images
@@ -72,8 +74,19 @@ def _parsers() -> tuple[ArgumentParser, dict[str, Callable[[Namespace], int]]]:
     tasks.add_subcommand("classify", _train_parser(), help="a classifier, from a folder of class folders")
     commands.add_subcommand("evaluate", _evaluate_parser(), help="measure a model on labelled images")
     commands.add_subcommand("predict", _predict_parser(), help="classify images")
+    commands.add_subcommand("export", export_parser(), help="write an ONNX file that takes every image size")
+    commands.add_subcommand("verify", verify_parser(), help="compare an ONNX file with its run")
     commands.add_subcommand("demo", _demo_parser(), help="classify photographs and write a report with pictures")
-    return parser, {"train classify": _train, "evaluate": _evaluate, "predict": _predict, "demo": _demo}
+    commands.add_subcommand("bench", bench_parser(), help="time the operators on maps of your own shape")
+    return parser, {
+        "train classify": _train,
+        "evaluate": _evaluate,
+        "predict": _predict,
+        "export": export,
+        "verify": check,
+        "demo": _demo,
+        "bench": bench,
+    }
 
 
 def _train_parser() -> ArgumentParser:

@@ -6,9 +6,10 @@ from typing import get_args
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sppnet.bins import Level, Rule, choose, count_bins, parse_levels
+from sppnet.bins import CellRule, Level, Rule, choose, count_bins, parse_levels
 from sppnet.ops.plain import Reduce
 from sppnet.ops.pyramid import Sizes, pyramid_pool
+from sppnet.ops.regions import parse_offset, parse_scale, region_pyramid_pool
 
 
 class SpatialPyramidPool(nn.Module):
@@ -35,3 +36,52 @@ class SpatialPyramidPool(nn.Module):
     def extra_repr(self) -> str:
         """Levels, reduction and rule, for print(module)."""
         return f"levels={self.levels}, reduce={self.reduce!r}, rule={self.rule!r}"
+
+
+class RegionPyramidPool(nn.Module):
+    """Maps and boxes in, (K, C * bins) out. See :func:`sppnet.region_pyramid_pool`."""
+
+    def __init__(
+        self,
+        levels: Sequence[Level] = (6, 3, 2, 1),
+        spatial_scale: float | tuple[float, float] = 1 / 16,
+        rule: CellRule = "paper",
+        offset: float | tuple[float, float] = 0.0,
+        reduce: Reduce = "max",
+    ) -> None:
+        super().__init__()
+        parse_levels(levels)
+        choose("rule", rule, get_args(CellRule))
+        choose("reduce", reduce, get_args(Reduce))
+        self.levels = tuple(levels)
+        self.spatial_scale = parse_scale(spatial_scale)
+        self.rule: CellRule = rule
+        self.offset = parse_offset(offset)
+        self.reduce: Reduce = reduce
+
+    @property
+    def bins(self) -> int:
+        """Bins of all levels together: the vector's length for one channel."""
+        return count_bins(self.levels)
+
+    def forward(
+        self, x: Float[Tensor, "n c h w"], boxes: Sequence[Float[Tensor, "_ 4"]], sizes: Sizes | None = None
+    ) -> Float[Tensor, "k d"]:
+        """Pool; `boxes` and `sizes` as in :func:`sppnet.region_pyramid_pool`."""
+        return region_pyramid_pool(
+            x,
+            boxes,
+            self.levels,
+            self.spatial_scale,
+            self.rule,
+            offset=self.offset,
+            reduce=self.reduce,
+            sizes=sizes,
+        )
+
+    def extra_repr(self) -> str:
+        """What the constructor was given, for print(module)."""
+        return (
+            f"levels={self.levels}, spatial_scale={self.spatial_scale}, rule={self.rule!r}, offset={self.offset},"
+            f" reduce={self.reduce!r}"
+        )

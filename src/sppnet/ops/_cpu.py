@@ -72,12 +72,14 @@ def forward(
             True,
         )
         arguments = (*source, *output, kind, item, out.data_ptr(), cells.data_ptr(), stream)
-        _run(_kernels.pool_cells, len(images) * groups, out.numel(), 20 * (bins + 16), arguments)
+        scratch = 17 * (bins + 16) + 8 * width
+        _run(_kernels.pool_cells, len(images) * groups, out.numel(), scratch, arguments)
     elif channels >= 64 and x.is_contiguous(memory_format=torch.channels_last):
         step = channels * item
         source = (kind, item, x.data_ptr(), height * width * step, item, step, width, channels, False)
         arguments = (*source, *output, kind, item, out.data_ptr(), cells.data_ptr(), stream)
-        _run(_kernels.pool_cells, len(images) * -(-channels // 64), x.numel(), 20 * (bins + 16), arguments)
+        scratch = 41 * (bins + 16) + 32 * width
+        _run(_kernels.pool_cells, len(images) * -(-channels // 256), x.numel(), scratch, arguments)
     else:
         x = x.contiguous()
         most = max(rows for rows, _ in grids)

@@ -20,10 +20,11 @@ from sppnet.ops._steps import (
     derive,
     derive_four,
     divide_bin,
+    inline,
     lay_out,
     move,
     njit,
-    reduce_rectangle,
+    reduce_four,
     reduce_strip,
 )
 
@@ -72,9 +73,10 @@ def pool_planes(
                 for chunk in range(chunks):
                     left = max(min(chunk * 16, width - 16), 0)  # the last sixteen columns may overlap others
                     for part in range(4):
-                        start, to = base + 4 * part * apart + left * item, block + 4 * part * VECTOR
-                        seen = reduce_rectangle(
-                            kind, start, apart, 0, 1, 0, y0, y1, width * item, 0, width, to, to + 16 * VECTOR, VECTOR,
+                        start = base + 4 * part * apart + (y0 * width + left) * item
+                        to = block + 4 * part * VECTOR
+                        seen = reduce_four(
+                            kind, start, apart, width * item, y1 - y0, y0 * width, width, to, to + 16 * VECTOR, VECTOR,
                             mode, exact,
                         )  # fmt: skip
                         total = add(total, seen)
@@ -87,8 +89,10 @@ def pool_planes(
                 for column in range(columns):
                     x0, x1 = edges[cut, edge + rows + column, 0], edges[cut, edge + rows + column, 1]
                     to = (at + row * columns + column) * VECTOR
-                    start = row * pitch + x0 * VECTOR
-                    reduce_strip(strip + start, strip_cells + start, x0, x1, values + to, places + to, mode, exact)
+                    reduce_strip(
+                        strip + row * pitch, strip_cells + row * pitch, VECTOR, x0, x1, values + to, places + to, mode,
+                        exact,
+                    )  # fmt: skip
                     if mode == AVERAGE:
                         divide_bin(values + to, (y1 - y0) * (x1 - x0))
         if mode != AVERAGE and not exact and any_nan(total):
@@ -111,73 +115,104 @@ def pool_cells(
     kind, item, x, image_step, channel_step, cell_step, width, channels, packed, edges, plan, clipped, mode, images,
     order, starts, out_kind, out_item, out, cells, stream, scratch, begin, end,
 ):  # fmt: skip
-    """Windows of maps whose 64 channels of a cell are neighbours in memory.
+    """Windows of maps whose channels of a cell are neighbours in memory.
 
-    Packed maps have groups of 64 channels, one after the other, and a unit's successor is the next window; in others
-    it is the next group, C >= 64.
+    A unit is a block of up to four groups of 64 channels, so that memory is read in long runs. Packed maps have their
+    groups one after the other, a block is one group, and after a unit comes that of the next window; in others, whose
+    C is 64 at least, comes the next block.
     """
     groups, windows = (channels + 63) // 64, len(images)
+    most = 1 if packed else 4
+    blocks = (groups + most - 1) // most
     bins = 0
     for level in range(len(plan)):
         bins += plan[level, 0] * plan[level, 1]
     apart = (bins + 16) * VECTOR
+    pitch = width * 4 * VECTOR  # of the strip: for each column four vectors of channels
     values = scratch
-    places = values + 4 * apart
-    block = places + 4 * apart
-    block_cells = block + 4 * apart
-    rest = block_cells + 4 * apart
+    places = values + 4 * most * apart
+    laid = places + 4 * most * apart
+    laid_cells = laid + 4 * apart
+    rest = laid_cells + 4 * apart
+    strip = rest + apart
+    strip_cells = strip + most * pitch
     unit, exact = begin, False
     while unit < end:
-        if packed:
-            group, window = unit // windows, unit % windows
-            first = group * 64
-        else:
-            window, group = unit // groups, unit % groups
-            first = min(group * 64, channels - 64)
+        block, window = (unit // windows, unit % windows) if packed else (unit % blocks, unit // blocks)
+        count = min(most, groups - block * most)
         cut = min(window, len(edges) - 1)
-        base = x + images[window] * image_step + first * channel_step
+        map_ = x + images[window] * image_step
         total = floats(ZERO)
         for level in range(len(plan)):
             rows, columns, source = plan[level, 0], plan[level, 1], plan[level, 2]
             edge, at = plan[level, 3], plan[level, 4]
-            if source >= 0 and (mode == PLACES or exact):
-                for part in range(4):
-                    derive(plan, level, values + part * apart, places + part * apart, mode, exact)
-                continue
             if source >= 0:
-                derive_four(plan, level, values, apart)
+                for group in range(count):
+                    if mode == PLACES or exact:
+                        for part in range(4 * group, 4 * group + 4):
+                            derive(plan, level, values + part * apart, places + part * apart, mode, exact)
+                    else:
+                        derive_four(plan, level, values + 4 * group * apart, apart)
                 continue
+            left, right = edges[cut, edge + rows, 0], edges[cut, edge + rows + columns - 1, 1]
             for row in range(rows):
                 y0, y1 = edges[cut, edge + row, 0], edges[cut, edge + row, 1]
-                for column in range(columns):
-                    x0, x1 = edges[cut, edge + rows + column, 0], edges[cut, edge + rows + column, 1]
-                    to = (at + row * columns + column) * VECTOR
-                    seen = reduce_rectangle(
-                        kind, base, 16 * item, y0, y1, width * cell_step, x0, x1, cell_step, width, 1, values + to,
-                        places + to, apart, mode, exact,
-                    )  # fmt: skip
-                    total = add(total, seen)
-                    if mode == AVERAGE:
-                        for part in range(4):
-                            divide_bin(values + to + part * apart, (y1 - y0) * (x1 - x0))
+                for column in range(left, right):
+                    for group in range(count):
+                        first = _first_channel(block * most + group, channels, packed)
+                        to = group * pitch + column * 4 * VECTOR
+                        seen = reduce_four(
+                            kind, map_ + first * channel_step + (y0 * width + column) * cell_step, 16 * item,
+                            width * cell_step, y1 - y0, y0 * width, width, strip + to, strip_cells + to, VECTOR, mode,
+                            exact,
+                        )  # fmt: skip
+                        total = add(total, seen)
+                for group in range(count):
+                    for column in range(columns):
+                        x0, x1 = edges[cut, edge + rows + column, 0], edges[cut, edge + rows + column, 1]
+                        to = 4 * group * apart + (at + row * columns + column) * VECTOR
+                        if mode == PLACES or exact:
+                            for part in range(4):
+                                here = group * pitch + part * VECTOR
+                                reduce_strip(
+                                    strip + here, strip_cells + here, 4 * VECTOR, x0, x1, values + to + part * apart,
+                                    places + to + part * apart, mode, exact,
+                                )  # fmt: skip
+                        else:
+                            here = strip + group * pitch + x0 * 4 * VECTOR
+                            reduce_four(
+                                FLOAT, here, VECTOR, 4 * VECTOR, x1 - x0, 0, 0, values + to, places + to, apart, mode,
+                                exact,
+                            )  # fmt: skip
+                        if mode == AVERAGE:
+                            for part in range(4):
+                                divide_bin(values + to + part * apart, (y1 - y0) * (x1 - x0))
         if mode != AVERAGE and not exact and any_nan(total):
             exact = True
             continue
         exact = False
-        count = min(64, channels - first)
-        for level in range(len(plan)):
-            size, start = plan[level, 0] * plan[level, 1], plan[level, 5]
-            for part in range(4):
-                bin_values, bin_places = values + part * apart, places + part * apart
-                if clipped:
-                    clear_empty_bins(plan, level, edges, cut, bin_values, bin_places, mode)
-                at, to = plan[level, 4] * VECTOR, part * 16 * size
-                lay_out(out_kind, out_item, size, bin_values + at, block + to * out_item, rest)
-                if mode == PLACES:
-                    lay_out(FLOAT, 4, size, bin_places + at, block_cells + to * 4, rest)
-            for index in range(starts[window], starts[window + 1]):
-                to = (order[index] * bins + start) * channels + first * size
-                move(out + to * out_item, block, count * size * out_item, stream)
-                if mode == PLACES:
-                    move(cells + to * 4, block_cells, count * size * 4, stream)
+        for group in range(count):
+            first = _first_channel(block * most + group, channels, packed)
+            length = min(64, channels - first)
+            for level in range(len(plan)):
+                size, at, start = plan[level, 0] * plan[level, 1], plan[level, 4] * VECTOR, plan[level, 5]
+                for part in range(4):
+                    part_values, part_places = values + (4 * group + part) * apart, places + (4 * group + part) * apart
+                    if clipped:
+                        clear_empty_bins(plan, level, edges, cut, part_values, part_places, mode)
+                    to = part * 16 * size
+                    lay_out(out_kind, out_item, size, part_values + at, laid + to * out_item, rest)
+                    if mode == PLACES:
+                        lay_out(FLOAT, 4, size, part_places + at, laid_cells + to * 4, rest)
+                for index in range(starts[window], starts[window + 1]):
+                    to = (order[index] * bins + start) * channels + first * size
+                    move(out + to * out_item, laid, length * size * out_item, stream)
+                    if mode == PLACES:
+                        move(cells + to * 4, laid_cells, length * size * 4, stream)
         unit += 1
+
+
+@inline
+def _first_channel(group, channels, packed):
+    """Of a group of 64; where 64 does not divide, the last begins earlier, unless maps are packed with a margin."""
+    return group * 64 if packed else min(group * 64, channels - 64)

@@ -53,50 +53,42 @@ def inline(function: Callable[..., Any]) -> Any:
 
 
 @inline
-def reduce_rectangle(
-    kind, base, apart, y0, y1, row_step, x0, x1, cell_step, row_cells, column_cells, to, to_places, to_apart, mode,
-    exact,
-):  # fmt: skip
-    """Rows y0..y1-1 and columns x0..x1-1 of four vectors that lie `apart`; returns the sum of what it saw."""
+def reduce_four(kind, base, apart, step, count, cell, cell_step, to, to_places, to_apart, mode, exact):
+    """`count` steps from each of four vectors that lie `apart`; returns the sum of what it saw."""
     s = t = floats(ZERO)
     a = b = c = d = floats(_LOWEST)
     if mode == MAXIMUM and not exact:
-        for y in range(y0, y1):
-            address = base + y * row_step + x0 * cell_step
-            for _ in range(x0, x1):
-                va, vb = load(kind, address), load(kind, address + apart)
-                vc, vd = load(kind, address + 2 * apart), load(kind, address + 3 * apart)
-                a, b, c, d = larger(a, va), larger(b, vb), larger(c, vc), larger(d, vd)
-                s, t = add(s, add(va, vb)), add(t, add(vc, vd))
-                address += cell_step
+        for _ in range(count):
+            va, vb = load(kind, base), load(kind, base + apart)
+            vc, vd = load(kind, base + 2 * apart), load(kind, base + 3 * apart)
+            a, b, c, d = larger(a, va), larger(b, vb), larger(c, vc), larger(d, vd)
+            s, t = add(s, add(va, vb)), add(t, add(vc, vd))
+            base += step
     elif mode == AVERAGE:
         a = b = c = d = floats(ZERO)
-        for y in range(y0, y1):
-            address = base + y * row_step + x0 * cell_step
-            for _ in range(x0, x1):
-                a, b = add(a, load(kind, address)), add(b, load(kind, address + apart))
-                c, d = add(c, load(kind, address + 2 * apart)), add(d, load(kind, address + 3 * apart))
-                address += cell_step
+        for _ in range(count):
+            a, b = add(a, load(kind, base)), add(b, load(kind, base + apart))
+            c, d = add(c, load(kind, base + 2 * apart)), add(d, load(kind, base + 3 * apart))
+            base += step
     else:
-        ia = ib = ic = id_ = ints(np.int32(y0 * row_cells + x0 * column_cells))
-        for y in range(y0, y1):
-            address = base + y * row_step + x0 * cell_step
-            for x in range(x0, x1):
-                cell = ints(np.int32(y * row_cells + x * column_cells))
-                va, vb = load(kind, address), load(kind, address + apart)
-                vc, vd = load(kind, address + 2 * apart), load(kind, address + 3 * apart)
-                if exact:
-                    ia, a = better_cell(a, ia, va, cell), better_value(a, ia, va, cell)
-                    ib, b = better_cell(b, ib, vb, cell), better_value(b, ib, vb, cell)
-                    ic, c = better_cell(c, ic, vc, cell), better_value(c, ic, vc, cell)
-                    id_, d = better_cell(d, id_, vd, cell), better_value(d, id_, vd, cell)
-                else:
-                    ia, a = larger_cell(a, ia, va, cell), larger(a, va)
-                    ib, b = larger_cell(b, ib, vb, cell), larger(b, vb)
-                    ic, c = larger_cell(c, ic, vc, cell), larger(c, vc)
-                    id_, d = larger_cell(d, id_, vd, cell), larger(d, vd)
-                    s, t = add(s, add(va, vb)), add(t, add(vc, vd))
-                address += cell_step
+        ia = ib = ic = id_ = ints(np.int32(cell))
+        for _ in range(count):
+            other = ints(np.int32(cell))
+            va, vb = load(kind, base), load(kind, base + apart)
+            vc, vd = load(kind, base + 2 * apart), load(kind, base + 3 * apart)
+            if exact:
+                ia, a = better_cell(a, ia, va, other), better_value(a, ia, va, other)
+                ib, b = better_cell(b, ib, vb, other), better_value(b, ib, vb, other)
+                ic, c = better_cell(c, ic, vc, other), better_value(c, ic, vc, other)
+                id_, d = better_cell(d, id_, vd, other), better_value(d, id_, vd, other)
+            else:
+                ia, a = larger_cell(a, ia, va, other), larger(a, va)
+                ib, b = larger_cell(b, ib, vb, other), larger(b, vb)
+                ic, c = larger_cell(c, ic, vc, other), larger(c, vc)
+                id_, d = larger_cell(d, id_, vd, other), larger(d, vd)
+                s, t = add(s, add(va, vb)), add(t, add(vc, vd))
+            base += step
+            cell += cell_step
         if mode == PLACES:
             store_ints(to_places, ia)
             store_ints(to_places + to_apart, ib)
@@ -110,27 +102,29 @@ def reduce_rectangle(
 
 
 @inline
-def reduce_strip(strip, strip_cells, x0, x1, to, to_cells, mode, exact):
-    """Columns x0..x1-1 of a reduced row, one vector of channels each, to one bin."""
+def reduce_strip(strip, strip_places, step, x0, x1, to, to_places, mode, exact):
+    """Columns x0..x1-1 of a strip, rows reduced to one, to one bin; one vector of channels a column."""
+    strip += x0 * step
+    strip_places += x0 * step
     if mode == AVERAGE:
         best = floats(ZERO)
         for _ in range(x0, x1):
             best = add(best, load(FLOAT, strip))
-            strip += VECTOR
+            strip += step
     elif mode == MAXIMUM and not exact:
         best = floats(_LOWEST)
         for _ in range(x0, x1):
             best = larger(best, load(FLOAT, strip))
-            strip += VECTOR
+            strip += step
     else:
         best, cell = floats(_LOWEST), ints(_NO_CELL)
         for x in range(x0, x1):
-            value, other = load(FLOAT, strip), add_ints(load_ints(strip_cells), ints(np.int32(x)))
+            value, other = load(FLOAT, strip), add_ints(load_ints(strip_places), ints(np.int32(x)))
             best, cell = _better(best, cell, value, other, exact)
-            strip += VECTOR
-            strip_cells += VECTOR
+            strip += step
+            strip_places += step
         if mode == PLACES:
-            store_ints(to_cells, cell)
+            store_ints(to_places, cell)
     store(FLOAT, to, best)
 
 
@@ -177,13 +171,20 @@ def derive_four(plan, level, values, apart):
     rows, columns, source = plan[level, 0], plan[level, 1], plan[level, 2]
     wide = plan[source, 1] * VECTOR
     down, across = plan[source, 0] // rows, plan[source, 1] // columns
-    to, start = values + plan[level, 4] * VECTOR, values + plan[source, 4] * VECTOR
+    to, fine = values + plan[level, 4] * VECTOR, values + plan[source, 4] * VECTOR
     for row in range(rows):
         for column in range(columns):
-            reduce_rectangle(
-                FLOAT, start, apart, row * down, (row + 1) * down, wide, column * across, (column + 1) * across, VECTOR,
-                0, 0, to, to, apart, MAXIMUM, False,
-            )  # fmt: skip
+            a = b = c = d = floats(_LOWEST)
+            for i in range(down):
+                address = fine + (row * down + i) * wide + column * across * VECTOR
+                for _ in range(across):
+                    a, b = larger(a, load(FLOAT, address)), larger(b, load(FLOAT, address + apart))
+                    c, d = larger(c, load(FLOAT, address + 2 * apart)), larger(d, load(FLOAT, address + 3 * apart))
+                    address += VECTOR
+            store(FLOAT, to, a)
+            store(FLOAT, to + apart, b)
+            store(FLOAT, to + 2 * apart, c)
+            store(FLOAT, to + 3 * apart, d)
             to += VECTOR
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from sppnet.bins import Rule
@@ -27,23 +28,30 @@ _LIBRARY.define(
 
 
 def pool(x: Tensor, windows: Tensor | None, grids: Grids, rule: Rule, reduce: Reduce) -> Tensor:
-    """Vectors (K, C * bins) of windows of maps; arguments as in :func:`sppnet.ops.plain.forward`, not checked."""
+    """Vectors (K, C * bins) of windows of maps; arguments as in :func:`sppnet.ops.plain.forward`, not checked.
+
+    Raises:
+        NotImplementedError: a tangent is carried forward (torch.func.jvp); derivatives go backward only.
+    """
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
+        raise NotImplementedError("x: a pyramid has no forward-mode derivative; reverse mode works, as in .backward()")
     graph = x.requires_grad and torch.is_grad_enabled()
     arguments = (x, windows, [side for grid in grids for side in grid], rule, reduce, graph and reduce == "max")
     values: Tensor
     if _seen(x):
         values = torch.ops.sppnet.pool.default(*arguments)[0]
     else:
-        values = (_Pool.apply if graph else _forward)(*arguments)[0]  # type: ignore[no-untyped-call]
+        values = (_Pool.apply if graph else _forward)(*arguments)[0]
     return values
 
 
 def _seen(x: Tensor) -> bool:
-    """Whether somebody has to see the operator: a graph being made, a transform, a mode, a tensor of another kind."""
+    """Whether somebody has to see the operator: a graph being made, autocast, a transform, a mode, a subclass."""
     return (
         torch.compiler.is_compiling()
         or type(x) not in (Tensor, torch.nn.Parameter)
         or x.device.type not in ("cpu", "cuda")
+        or torch.is_autocast_enabled(x.device.type)
         or torch._C._functorch.is_functorch_wrapped_tensor(x)
         or is_in_torch_dispatch_mode()
     )
@@ -58,7 +66,7 @@ def _backward(
     grad: Tensor,
     cells: Tensor,
     windows: Tensor | None,
-    shape: list[int],
+    shape: list[int | torch.SymInt],
     channels_last: bool,
     grids: list[int],
     *rest: Any,
@@ -90,16 +98,17 @@ _LIBRARY.impl("pool_backward", _backward, "CompositeExplicitAutograd")
 
 @torch.library.register_fake("sppnet::pool", lib=_LIBRARY)  # type: ignore[untyped-decorator]
 def _(
-    x: Tensor, windows: Tensor | None, grids: list[int], _rule: str, _reduce: str, save: bool
+    x: Tensor, windows: Tensor | None, grids: list[int], _rule: str, reduce: str, save: bool
 ) -> tuple[Tensor, Tensor]:
     count = x.shape[0] if windows is None else windows.shape[0]
     values = x.new_empty((count, x.shape[1] * sum(rows * columns for rows, columns in _pairs(grids))))
+    save = save and reduce == "max"
     return values, torch.empty_like(values, dtype=torch.int32) if save else x.new_empty(0, dtype=torch.int32)
 
 
 @torch.library.register_fake("sppnet::pool_backward", lib=_LIBRARY)  # type: ignore[untyped-decorator]
 def _(
-    grad: Tensor, _cells: Tensor, _windows: Tensor | None, shape: list[int], channels_last: bool, *_options: Any
+    grad: Tensor, _cells: Tensor, _windows: Tensor | None, shape: list[int | torch.SymInt], channels_last: bool, *_options: Any
 ) -> Tensor:
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=memory_format)
@@ -112,7 +121,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     # Inside a transform of torch.func nobody can tell beforehand that a derivative will be asked for.
     ctx.recompute = ctx.reduce == "max" and not save
     ctx.save_for_backward(x if ctx.recompute else cells, windows)
-    ctx.shape = x.shape
+    ctx.shape = list(x.shape)
     ctx.channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
@@ -177,7 +186,7 @@ def _batched_backward(
     grad: Tensor,
     cells: Tensor,
     windows: Tensor | None,
-    shape: list[int],
+    shape: list[int | torch.SymInt],
     *options: Any,
 ) -> tuple[Tensor, int]:
     windows = _shifted(windows, in_dims[2], info.batch_size, shape[0])
@@ -194,7 +203,7 @@ def _rows(tensor: Tensor, dim: int | None, batch: int) -> Tensor:
     return tensor.flatten(0, 1)
 
 
-def _shifted(windows: Tensor | None, dim: int | None, batch: int, images: int) -> Tensor | None:
+def _shifted(windows: Tensor | None, dim: int | None, batch: int, images: int | torch.SymInt) -> Tensor | None:
     if windows is None:
         return None
     rows = _rows(windows, dim, batch).clone()
@@ -204,4 +213,3 @@ def _shifted(windows: Tensor | None, dim: int | None, batch: int, images: int) -
 
 torch.library.register_vmap("sppnet::pool", _batched, lib=_LIBRARY)
 torch.library.register_vmap("sppnet::pool_backward", _batched_backward, lib=_LIBRARY)
-

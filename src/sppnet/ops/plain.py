@@ -78,7 +78,7 @@ def backward(
             for i, (top, bottom) in enumerate(rows):
                 for j, (left, right) in enumerate(columns):
                     area = max((bottom - top) * (right - left), 1)
-                    total[image, :, top:bottom, left:right] += level[:, i, j, None, None] / area
+                    total[image, :, top:bottom, left:right] += level[:, i, j, None, None].to(total.dtype) / area
     return total.to(grad.dtype, memory_format=memory_format)
 
 

@@ -53,7 +53,7 @@ def pyramid_pool(
 
 def _area_windows(areas: Int[Tensor, "n 2"]) -> Int[Tensor, "n 5"]:
     """Each map's own top-left area, as a window of cells."""
-    images = torch.arange(len(areas), device=areas.device)
+    images = torch.arange(areas.shape[0], device=areas.device)
     zero = torch.zeros_like(images)
     return torch.stack((images, zero, zero, areas[:, 1], areas[:, 0]), dim=1)
 

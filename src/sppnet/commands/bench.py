@@ -1,0 +1,93 @@
+"""`sppnet bench`: the speed of the operators on a shape of your own, beside what torch offers."""
+
+import dataclasses
+import json
+import re
+import sys
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from rich.table import Table
+
+from sppnet.bench import FASTER, Comparison, compare, environment, legend
+from sppnet.bins import parse_levels
+from sppnet.console import results
+from sppnet.ops.plain import Reduce
+from sppnet.peers import Case, Dtype, Layout
+from sppnet.runs import pick_device
+
+
+def bench_parser() -> ArgumentParser:
+    """Options of `sppnet bench`."""
+    parser = ArgumentParser(
+        description="Time the pyramid of maps of your own shape, or of regions of them, beside the forms that torch"
+        " and torchvision offer. All are checked to give the same and timed in turns."
+    )
+    add = parser.add_argument
+    add("--shape", type=list[int] | str, default="8,256,38,50", help="of the map: images, channels, height, width")
+    add("--levels", type=list[int] | str, default="6,3,2,1", help="levels of the pyramid, such as 6,3,2,1 or 2x3,1")
+    add("--boxes", type=int | None, help="regions over all images, for which stride 16 is taken; none: whole maps")
+    add("--dtype", type=Dtype, default="float32", help="of the map")
+    add("--layout", type=Layout, default="nchw", help="memory format of the map")
+    add("--backward", action="store_true", help="time the gradient of the map too")
+    add("--reduce", type=Reduce, default="max", help="what a bin keeps of its cells")
+    add("--threads", type=int | None, help="of torch; none: its own choice")
+    add("--device", default="cpu", help="auto, cpu, cuda or mps")
+    add("--json", action="store_true", help="print one JSON object and nothing else on standard output")
+    return parser
+
+
+def bench(arguments: Namespace) -> int:
+    """Time one case and print it."""
+    from sppnet.cli import parse_level_text
+
+    shape, levels = _parse_shape(arguments.shape), parse_level_text(arguments.levels)
+    parse_levels(levels)
+    if arguments.boxes is not None and arguments.boxes < 1:
+        raise ValueError(f"boxes: expected at least 1, or none for whole maps; got {arguments.boxes}")
+    if arguments.threads is not None:
+        if arguments.threads < 1:
+            raise ValueError(f"threads: expected at least 1; got {arguments.threads}")
+        torch.set_num_threads(arguments.threads)
+    device = str(pick_device(arguments.device))
+    options = (arguments.dtype, arguments.layout, arguments.backward, arguments.boxes or 0, arguments.reduce)
+    case = Case(shape, levels, *options, device=device)
+    comparison = compare(case, rounds=3)
+    if arguments.json:
+        sys.stdout.write(json.dumps({**environment(device), **dataclasses.asdict(comparison)}) + "\n")
+    else:
+        results.print(_table(comparison))
+        for line in legend([comparison]):
+            results.print(f"- {line}", highlight=False, markup=False)
+    return 0
+
+
+def _parse_shape(text: str | list[int]) -> tuple[int, int, int, int]:
+    parts = [int(part) for part in re.findall(r"\d+", str(text))]
+    if len(parts) != 4 or min(parts) < 1 or not re.fullmatch(r"[\d,\s()\[\]]+", str(text)):
+        raise ValueError(
+            f"shape: expected images, channels, height and width, each at least 1, such as 8,256,38,50; got {text!r}"
+        )
+    images, channels, height, width = parts
+    return images, channels, height, width
+
+
+def _table(comparison: Comparison) -> Table:
+    case = comparison.case
+    what = f"{case.boxes} regions ({100 * (comparison.distinct or 0):.0f} % distinct)" if case.boxes else "whole maps"
+    title = (
+        f"{what}, {'forward and backward' if case.backward else 'forward'}: {' x '.join(map(str, case.shape))}"
+        f" {case.dtype} {case.layout}, {case.reduce}; threads: {torch.get_num_threads()}, rounds: {comparison.rounds}"
+    )
+    table = Table("", "median µs", "quartiles µs", "times ours", "quartiles", title=title, title_justify="left")
+    for timing in comparison.timings:
+        low, high = timing.quartiles_us
+        first, third = timing.ratio_quartiles
+        table.add_row(
+            timing.name,
+            f"{timing.median_us:,.1f}",
+            f"{low:,.1f} - {high:,.1f}",
+            f"{timing.ratio:.2f}{f' {FASTER}' if timing.lost else ''}",
+            f"{first:.2f} - {third:.2f}",
+        )
+    return table

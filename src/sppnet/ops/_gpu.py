@@ -1,0 +1,261 @@
+"""The operator on a GPU: what `plain` says, by kernels in Triton.
+
+A forward is one launch, and so is a backward. Triton is imported with the first map that lies on a GPU.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sppnet.bins import Rule, clipped_edges
+from sppnet.ops.plain import Grids, Reduce, whole
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# Lanes of one program: (channel, bin, cell of the bin) triples that it handles at once.
+_LANES = 2048
+# Programs that keep a large GPU busy.
+_PROGRAMS = 264
+
+
+def serves(x: Tensor) -> bool:
+    """Whether the kernels can take this map: a dtype they know, on a GPU that Triton compiles for."""
+    return x.is_cuda and x.dtype in _DTYPES and _compiles(x.get_device())
+
+
+@functools.cache
+def _compiles(device: int) -> bool:
+    try:
+        import triton  # type: ignore[import-untyped]  # noqa: F401
+    except ImportError:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def forward(
+    x: Tensor, windows: Tensor | None, grids: Grids, rule: Rule, reduce: Reduce, save: bool
+) -> tuple[Tensor, Tensor]:
+    """Values and cells of windows of maps: :func:`sppnet.ops.plain.forward`.
+
+    The map is read once for all levels that follow from a finer one, and where their cells are near each other, from
+    the cache for the others. Any strides are taken; what is neither contiguous nor channels_last is copied.
+    """
+    if rule != "adaptive":
+        # The bins of the other rules are windows of one bin.
+        pieces = _bins(windows, x.shape, grids, rule, x.device)
+        values, cells = forward(x, pieces, ((1, 1),), "adaptive", reduce, save)
+        return _join(values, grids), _join(cells, grids) if cells.ndim == 2 else cells
+    from sppnet.ops import _gpu_forward
+
+    save = save and reduce == "max"
+    channels_last = _is_channels_last(x)
+    x = x if channels_last else x.contiguous()
+    count = len(x) if windows is None else len(windows)
+    length = x.shape[1] * sum(rows * columns for rows, columns in grids)
+    values = x.new_empty((count, length))
+    cells = torch.empty((count, length) if save else (0,), dtype=torch.int32, device=x.device)
+    if count == 0:
+        return values, cells
+    levels, block_c, warps = _plan(tuple(x.shape), count, tuple(grids), reduce, channels_last)
+    with torch.cuda.device_of(x):
+        _gpu_forward.pool[(count * -(-x.shape[1] // block_c),)](
+            x,
+            None if windows is None else windows.contiguous(),
+            values,
+            cells,
+            *x.shape[1:],
+            length,
+            levels,
+            BLOCK_C=block_c,
+            MAX=reduce == "max",
+            SAVE=save,
+            WHOLE=windows is None,
+            CHANNELS_LAST=channels_last,
+            num_warps=warps,
+            enable_fp_fusion=False,
+        )
+    return values, cells
+
+
+def backward(
+    grad: Tensor,
+    cells: Tensor,
+    windows: Tensor | None,
+    shape: Sequence[int],
+    channels_last: bool,
+    grids: Grids,
+    rule: Rule,
+    reduce: Reduce,
+) -> Tensor:
+    """Gradient (N, C, H, W) of the maps: :func:`sppnet.ops.plain.backward`, the same bits in every run."""
+    if reduce == "avg" and rule != "adaptive":
+        pieces = _bins(windows, shape, grids, rule, grad.device)
+        return backward(_split(grad, grids), cells, pieces, shape, channels_last, ((1, 1),), "adaptive", reduce)
+    from sppnet.ops import _gpu_backward
+
+    images, channels, height, width = shape
+    wide = torch.promote_types(grad.dtype, torch.float32) if reduce == "max" else grad.dtype
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    total = torch.empty(shape, dtype=wide, device=grad.device, memory_format=memory_format)
+    if reduce == "max" or grad.numel() == 0:
+        total.zero_()  # `scatter` adds to what is there, `spread` writes every cell
+    if grad.numel() == 0:
+        return total.to(grad.dtype)
+    grad = grad.contiguous()
+    order, firsts = (None, None) if windows is None else _by_image(windows, images)
+    levels, bins = _starts(tuple(grids))
+    options = {"WHOLE": windows is None, "CHANNELS_LAST": channels_last, "enable_fp_fusion": False}
+    with torch.cuda.device_of(grad):
+        if reduce == "max":
+            block = min(64, _power(bins))
+            # One channel a program until there are more programs than the GPU holds; a step compares block x block
+            # pairs of bins, and a thread takes 64 of them.
+            block_c = max(1, min(4, _power(channels), _floor_power(images * channels // (8 * _PROGRAMS))))
+            _gpu_backward.scatter[(images * -(-channels // block_c),)](
+                grad,
+                cells.contiguous(),
+                order,
+                firsts,
+                total,
+                channels,
+                height * width,
+                grad.shape[1],
+                LEVELS=levels,
+                BINS=bins,
+                BLOCK_C=block_c,
+                BLOCK=block,
+                num_warps=max(1, block_c * block * block // 2048),
+                **options,
+            )
+        else:
+            block, block_c = min(128, _power(height * width)), min(8, _power(channels))
+            _gpu_backward.spread[(images * -(-channels // block_c), -(-height * width // block))](
+                grad,
+                None if windows is None else windows.contiguous(),
+                order,
+                firsts,
+                total,
+                *shape[1:],
+                grad.shape[1],
+                LEVELS=levels,
+                BLOCK_C=block_c,
+                BLOCK=block,
+                num_warps=4,
+                **options,
+            )
+    return total.to(grad.dtype)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def _power(number: int) -> int:
+    """The smallest power of two that is not below the number."""
+    return 1 << (number - 1).bit_length()
+
+
+def _floor_power(number: int) -> int:
+    """The largest power of two that is not above the number; 0 of 0."""
+    return 1 << number.bit_length() >> 1
+
+
+@functools.lru_cache(1024)
+def _starts(grids: tuple[tuple[int, int], ...]) -> tuple[tuple[tuple[int, int, int], ...], int]:
+    """(Rows, columns, number of bins before it) of each level, and the number of all bins."""
+    levels, start = [], 0
+    for rows, columns in grids:
+        levels.append((rows, columns, start))
+        start += rows * columns
+    return tuple(levels), start
+
+
+@functools.lru_cache(1024)
+def _plan(
+    shape: tuple[int, ...], count: int, grids: tuple[tuple[int, int], ...], reduce: Reduce, channels_last: bool
+) -> tuple[tuple[Any, ...], int, int]:
+    """LEVELS, BLOCK_C and the number of warps of :func:`sppnet.ops._gpu_forward.pool`."""
+    images, channels, height, width = shape
+    roots = _roots(grids, reduce)
+    # Windows that are many are taken to be half a map's sides.
+    part = 1 if count <= images else 2
+    tiles, patches = [], []
+    for (rows, columns, _), _ in roots:
+        block_j = min(_power(columns), _LANES // 2)
+        tiles.append((min(_power(rows), _LANES // 2 // block_j), block_j))
+        # Half a bin's sides.
+        sides = -(-height // (part * rows)), -(-width // (part * columns))
+        patches.append((_floor_power(sides[0] // 2) or 1, _floor_power(sides[1] // 2) or 1))
+    largest = max(block_i * block_j for block_i, block_j in tiles)
+    # Neighbouring numbers are channels in channels_last and cells of a row in a contiguous map: they come first.
+    lead = 1 if channels_last or part == 2 else min(patches[0][1], 32, _LANES // largest)
+    block_c, least = min(32, _power(channels), _LANES // (largest * lead)), 8 if channels_last else 1
+    while block_c > least and count * -(-channels // block_c) < _PROGRAMS:
+        block_c //= 2
+    levels, lanes = [], 1
+    for (level, coarser), (block_i, block_j), (patch_h, patch_w) in zip(roots, tiles, patches, strict=True):
+        room = _LANES // (block_c * block_i * block_j)
+        patch_w = min(patch_w, 32, room)
+        patch_h = min(patch_h, room // patch_w)
+        lanes = max(lanes, block_c * block_i * block_j * patch_h * patch_w)
+        levels.append((*level, block_i, block_j, patch_h, patch_w, coarser))
+    return tuple(levels), block_c, max(1, min(8, lanes // 256))
+
+
+def _roots(grids: tuple[tuple[int, int], ...], reduce: Reduce) -> list[Any]:
+    """Levels that are pooled from the map, finest first, each with those whose bins are blocks of its bins.
+
+    Where n divides m, bin i of level n ends where the last of its m / n bins of level m does, and begins where the
+    first does. Means do not follow so: bins overlap.
+    """
+    roots: list[Any] = []
+    for level in sorted(_starts(grids)[0], key=lambda level: -level[0] * level[1]):
+        for (rows, columns, _), coarser in roots:
+            one_tile = _power(rows) * _power(columns) <= _LANES // 2
+            if reduce == "max" and one_tile and rows % level[0] == 0 and columns % level[1] == 0:
+                coarser.append(level)
+                break
+        else:
+            roots.append((level, []))
+    return [(level, tuple(coarser)) for level, coarser in roots]
+
+
+def _by_image(windows: Tensor, images: int) -> tuple[Tensor, Tensor]:
+    """Indices of the windows, image by image in their order, and where each image's begin and the last one's end."""
+    sorted_images, order = windows[:, 0].sort(stable=True)
+    firsts = torch.searchsorted(sorted_images, torch.arange(images + 1, device=windows.device))
+    return order.int(), firsts.int()
+
+
+def _bins(windows: Tensor | None, shape: Sequence[int], grids: Grids, rule: Rule, device: torch.device) -> Tensor:
+    """Every bin as a window (K * bins, 5): window by window, levels in order, inside a level row, column."""
+    windows = whole(shape, torch.device("cpu")) if windows is None else windows.cpu()
+    edges = clipped_edges(windows[:, 1:], (shape[2], shape[3]), grids, rule)
+    parts, start = [], 0
+    for rows, columns in grids:
+        y = edges[:, start : start + rows, None].expand(-1, -1, columns, -1)
+        x = edges[:, None, start + rows : start + rows + columns].expand(-1, rows, -1, -1)
+        start += rows + columns
+        parts.append(torch.stack((x[..., 0], y[..., 0], x[..., 1], y[..., 1]), dim=3).flatten(1, 2))
+    cells = torch.cat(parts, dim=1)
+    images = windows[:, :1, None].expand(-1, cells.shape[1], -1)
+    return torch.cat((images, cells), dim=2).flatten(0, 1).to(device)
+
+
+def _join(bins: Tensor, grids: Grids) -> Tensor:
+    """Vectors (K, C * bins) of what was pooled bin by bin (K * bins, C)."""
+    sizes = [rows * columns for rows, columns in grids]
+    parts = bins.unflatten(0, (-1, sum(sizes))).split(sizes, dim=1)
+    return torch.cat([part.transpose(1, 2).flatten(1) for part in parts], dim=1)
+
+
+def _split(vectors: Tensor, grids: Grids) -> Tensor:
+    """What `_join` joined."""
+    sizes = [rows * columns for rows, columns in grids]
+    channels = vectors.shape[1] // sum(sizes)
+    parts = vectors.split([channels * size for size in sizes], dim=1)
+    return torch.cat(
+        [part.unflatten(1, (channels, size)).transpose(1, 2) for part, size in zip(parts, sizes, strict=True)], dim=1
+    ).flatten(0, 1)

@@ -1,0 +1,124 @@
+"""The kernels against plain torch, on the GPU where there is one, else in Triton's interpreter; see `test_gpu.py`."""
+
+from collections.abc import Sequence
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from sppnet.bins import Rule
+from sppnet.ops import _gpu, plain
+from sppnet.ops.plain import Grids, Reduce
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+PYRAMID = ((4, 4), (3, 2), (2, 2), (1, 1))
+# image, x1, y1, x2, y2: inside, cut by each border, larger than the map, outside, one cell, the same again.
+WINDOWS = ((2, 1, 0, 6, 4), (0, -2, -1, 3, 2), (0, -1, -1, 8, 6), (0, 9, 1, 12, 3), (2, 3, 2, 4, 3), (2, 1, 0, 6, 4))
+
+
+@pytest.fixture(autouse=True)
+def _few_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small programs: several tiles of bins and blocks of channels on small maps, and an interpreter that is done."""
+    monkeypatch.setattr(_gpu, "_LANES", 16)
+    monkeypatch.setattr(_gpu, "_PROGRAMS", 1)
+    _gpu._plan.cache_clear()
+
+
+def compare(
+    x: Tensor, windows: Sequence[Sequence[int]] | None, grids: Grids, rule: Rule = "adaptive", reduce: Reduce = "max"
+) -> None:
+    """Forward with and without cells, and backward."""
+    places = None if windows is None else torch.tensor(windows, dtype=torch.long, device=DEVICE).reshape(-1, 5)
+    x = x.to(DEVICE)
+    expected, cells = plain.forward(x, places, grids, rule, reduce, True)
+    values, found_cells = _gpu.forward(x, places, grids, rule, reduce, True)
+    assert values.dtype == expected.dtype
+    assert found_cells.dtype == torch.int32
+    assert torch.equal(found_cells, cells)
+    tolerance = 0.0 if reduce == "max" else None
+    torch.testing.assert_close(values, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+    if reduce == "max":
+        unsaved, none = _gpu.forward(x, places, grids, rule, reduce, False)
+        torch.testing.assert_close(unsaved, expected, rtol=0, atol=0, equal_nan=True)
+        assert none.shape == (0,)
+    # Wide numbers of few bits: a sum has no rounding, whatever its order.
+    grad = torch.randint(-8, 9, expected.shape, device=DEVICE).to(x.dtype)
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    found = _gpu.backward(grad, cells, places, x.shape, last, grids, rule, reduce)
+    wide = plain.backward(grad.double(), cells, places, x.shape, last, grids, rule, reduce)
+    assert found.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    torch.testing.assert_close(found, wide.to(x.dtype), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("reduce", get_args(Reduce))
+def test_dtypes_and_many_equal_numbers(dtype: torch.dtype, reduce: Reduce) -> None:
+    compare(torch.randint(-2, 2, (3, 2, 5, 7)).to(dtype), WINDOWS[:2], ((2, 2), (1, 1)), reduce=reduce)
+
+
+@pytest.mark.parametrize("reduce", get_args(Reduce))
+@pytest.mark.parametrize("windows", [None, WINDOWS])
+def test_levels_that_follow_from_each_other_and_one_that_does_not(
+    windows: Sequence[Sequence[int]] | None, reduce: Reduce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_gpu, "_LANES", 32)  # so that the finest level is one tile
+    compare(torch.randint(-2, 2, (3, 2, 5, 7)).float(), windows, PYRAMID, reduce=reduce)
+
+
+@pytest.mark.parametrize("reduce", get_args(Reduce))
+@pytest.mark.parametrize("windows", [None, WINDOWS[:3]])
+def test_channels_last(reduce: Reduce, windows: Sequence[Sequence[int]] | None) -> None:
+    compare(torch.randn(3, 5, 5, 7).to(memory_format=torch.channels_last), windows, ((2, 2), (1, 1)), reduce=reduce)
+
+
+def test_other_strides() -> None:
+    compare(torch.randn(3, 4, 7, 12)[:, ::2, 1:6, ::2], WINDOWS[:2], ((2, 2),))
+    compare(torch.randn(3, 2, 1, 1).expand(3, 2, 5, 6), None, ((2, 2),))
+
+
+@pytest.mark.parametrize("windows", [None, WINDOWS[:3]])
+def test_nan_and_infinity(windows: Sequence[Sequence[int]] | None) -> None:
+    x = torch.randint(-1, 2, (3, 4, 5, 7)).float()
+    x[:, 0] = -torch.inf
+    x[:, 1, 1:4, 2:5] = torch.nan
+    x[:, 2] = torch.nan
+    x[:, 3, 2, 3] = torch.inf
+    compare(x, windows, ((2, 4), (1, 2), (1, 1)))
+
+
+@pytest.mark.parametrize("reduce", get_args(Reduce))
+@pytest.mark.parametrize("rule", ["sliding", "caffe"])
+def test_other_rules(rule: Rule, reduce: Reduce) -> None:
+    x = torch.randint(-4, 5, (2, 2, 4, 7)).float()
+    compare(x, None, ((2, 3), (1, 1)), rule, reduce)
+    compare(x, [(1, 0, 0, 4, 4), (0, -2, 1, 2, 5)], ((2, 2), (1, 1)), rule, reduce)
+
+
+@pytest.mark.parametrize("reduce", get_args(Reduce))
+def test_maps_smaller_than_the_level(reduce: Reduce) -> None:
+    compare(torch.randn(2, 3, 1, 2), None, ((3, 5), (1, 1)), reduce=reduce)
+    compare(torch.randn(2, 3, 4, 4), [(0, 1, 1, 2, 2), (1, 2, 0, 4, 1)], ((3, 5), (1, 1)), reduce=reduce)
+
+
+def test_a_level_of_many_tiles() -> None:
+    compare(torch.randn(1, 2, 3, 40), None, ((2, 40), (12, 2), (1, 1)))
+
+
+@pytest.mark.parametrize("reduce", get_args(Reduce))
+@pytest.mark.parametrize("rule", get_args(Rule))
+def test_no_window_and_no_image(rule: Rule, reduce: Reduce) -> None:
+    compare(torch.randn(2, 3, 4, 4), [], ((2, 2),), rule, reduce)
+    compare(torch.empty(0, 3, 4, 4), [], ((2, 2),), rule, reduce)
+    compare(torch.empty(0, 3, 4, 4), None, ((2, 2),), rule, reduce)
+
+
+@pytest.mark.parametrize("reduce", get_args(Reduce))
+def test_a_gradient_that_is_one_number_repeated(reduce: Reduce) -> None:
+    x = torch.randn(2, 3, 4, 5, device=DEVICE)
+    values, cells = plain.forward(x, None, ((2, 2),), "adaptive", reduce, True)
+    grad = torch.ones((), device=DEVICE).expand(values.shape)
+    found, expected = (
+        module.backward(grad, cells, None, x.shape, False, ((2, 2),), "adaptive", reduce) for module in (_gpu, plain)
+    )
+    torch.testing.assert_close(found, expected)

@@ -1,0 +1,312 @@
+"""The operator as torch sees it: opcheck, compile, export, vmap, determinism, processes, shapes without data."""
+
+import itertools
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.data import DataLoader, Dataset
+
+from sppnet import pyramid_pool, region_pyramid_pool
+from sppnet.ops.plain import Reduce
+
+REDUCES: tuple[Reduce, ...] = ("max", "avg")
+FORMATS = (torch.contiguous_format, torch.channels_last)
+GRIDS = [3, 3, 1, 2]
+# Images, then xyxy cells: inside, across the border, outside, and an image twice, out of order.
+WINDOWS = torch.tensor([[1, 1, 1, 4, 5], [0, 0, 0, 6, 5], [0, -2, 3, 2, 9], [1, 20, 20, 22, 22]])
+SIZES = [(7, 9), (9, 7), (13, 20), (5, 31), (32, 18), (24, 10), (11, 12), (40, 17), (6, 8), (19, 23)]
+
+
+def some_boxes(count: int) -> Tensor:
+    return torch.rand(count, 4).cumsum(1) * 80
+
+
+def maps(channels: int, dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:
+    return torch.randn(2, channels, 6, 7).to(dtype).contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("channels", [3, 32])
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_opcheck(dtype: torch.dtype, channels: int, memory_format: torch.memory_format) -> None:
+    """Schema, shapes without data, registration of derivatives, tracing with dynamic sizes."""
+    for windows, (reduce, save) in itertools.product((None, WINDOWS), (("max", False), ("max", True), ("avg", False))):
+        x = maps(channels, dtype, memory_format).requires_grad_()
+        torch.library.opcheck(torch.ops.sppnet.pool.default, (x, windows, GRIDS, "adaptive", reduce, save))
+
+
+@pytest.mark.parametrize("channels", [3, 32])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_opcheck_of_a_mean_that_is_asked_for_places(channels: int) -> None:
+    """A mean has none to save."""
+    x = maps(channels, torch.float32, torch.contiguous_format).requires_grad_()
+    torch.library.opcheck(torch.ops.sppnet.pool.default, (x, WINDOWS, GRIDS, "adaptive", "avg", True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("channels", [3, 32])
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_opcheck_of_the_derivative(dtype: torch.dtype, channels: int, memory_format: torch.memory_format) -> None:
+    last = memory_format == torch.channels_last
+    for windows, reduce in itertools.product((None, WINDOWS), REDUCES):
+        x = maps(channels, dtype, memory_format)
+        values, cells = torch.ops.sppnet.pool(x, windows, GRIDS, "adaptive", reduce, reduce == "max")
+        grad = torch.randn_like(values).requires_grad_()
+        arguments = (grad, cells, windows, list(x.shape), last, GRIDS, "adaptive", reduce)
+        torch.library.opcheck(torch.ops.sppnet.pool_backward.default, arguments)
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def graphs(call: Callable[..., Tensor], inputs: Sequence[tuple[Tensor, ...]], backend: str = "aot_eager") -> list[int]:
+    """Graphs made up to each call; values and gradients are compared with those of the function itself."""
+    counter = CompileCounterWithBackend(backend)
+    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend=counter)
+    counts = []
+    for x, *rest in inputs:
+        found, expected = (gradient_and_value(pool, x, rest) for pool in (compiled, call))
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        counts.append(counter.frame_count)
+    return counts
+
+
+def gradient_and_value(pool: Callable[..., Tensor], x: Tensor, rest: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    x = x.detach().requires_grad_()
+    vectors = pool(x, *rest)
+    weight = torch.linspace(-1, 1, vectors.numel()).reshape(vectors.shape)
+    return vectors.detach(), torch.autograd.grad(vectors, x, weight)[0]
+
+
+def some_maps(sizes: Sequence[tuple[int, int]] = SIZES, count: int = 2, channels: int = 16) -> list[Tensor]:
+    return [torch.randn(count, channels, height, width) for height, width in sizes]
+
+
+@pytest.mark.parametrize("reduce", REDUCES)
+@pytest.mark.usefixtures("unchecked", "fresh_compiler")
+def test_one_graph_serves_ten_sizes_of_a_pyramid(reduce: Reduce) -> None:
+    inputs = [(x,) for x in some_maps()]
+    assert graphs(lambda x: pyramid_pool(x, (6, 3, 2, 1), reduce=reduce), inputs) == [1] * 10
+
+
+@pytest.mark.usefixtures("unchecked", "fresh_compiler")
+def test_one_graph_serves_ten_sizes_of_one_image() -> None:
+    inputs = [(x,) for x in some_maps(count=1)]
+    assert graphs(lambda x: pyramid_pool(x, (6, 3, 2, 1)), inputs) == [1] * 10
+
+
+@pytest.mark.usefixtures("unchecked", "fresh_compiler")
+def test_one_graph_serves_ten_sizes_of_padded_batches() -> None:
+    inputs = [(x, torch.tensor([[x.shape[2], 3], [1, x.shape[3]]])) for x in some_maps()]
+    assert graphs(lambda x, sizes: pyramid_pool(x, (6, 3, 2, 1), sizes=sizes), inputs) == [1] * 10
+
+
+@pytest.mark.parametrize("reduce", REDUCES)
+@pytest.mark.usefixtures("unchecked", "fresh_compiler")
+def test_one_graph_serves_ten_sizes_and_numbers_of_boxes(reduce: Reduce) -> None:
+    inputs = [(x, some_boxes(3 + i), some_boxes(14 - i)) for i, x in enumerate(some_maps(channels=20))]
+    assert graphs(lambda x, a, b: region_pyramid_pool(x, [a, b], reduce=reduce), inputs) == [1] * 10
+
+
+@pytest.mark.parametrize("rule", ["released", "roi_pool"])
+@pytest.mark.usefixtures("unchecked", "fresh_compiler")
+def test_the_graphs_of_the_first_call_serve_boxes_of_every_rule(rule: Any) -> None:
+    """torch may trace the first call twice, to turn a number into a tensor."""
+    inputs = [(x, some_boxes(3 + i)) for i, x in enumerate(some_maps(count=1, channels=20))]
+    counts = graphs(lambda x, a: region_pyramid_pool(x, [a], rule=rule, offset=(1.0, 2.0)), inputs)
+    assert len(set(counts)) == 1
+
+
+@pytest.mark.usefixtures("unchecked", "fresh_compiler")
+def test_a_square_first_size_costs_a_second_graph() -> None:
+    """torch takes equal numbers of the first call for one number, until a call tells them apart."""
+    inputs = [(x,) for x in some_maps([(8, 8), *SIZES])]
+    assert graphs(lambda x: pyramid_pool(x, (6, 3, 2, 1)), inputs) == [1, *[2] * 10]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("unchecked", "fresh_compiler")
+def test_inductor_serves_ten_sizes_with_one_graph() -> None:
+    inputs = [(x, some_boxes(3 + i), some_boxes(14 - i)) for i, x in enumerate(some_maps(channels=20))]
+
+    def both(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return torch.cat((pyramid_pool(x, (6, 3, 2, 1)), region_pyramid_pool(x, [a, b], reduce="avg")))
+
+    assert graphs(both, inputs, "inductor") == [1] * 10
+
+
+class Pyramid(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return pyramid_pool(x, (3, 1))
+
+
+class Padded(nn.Module):
+    def forward(self, x: Tensor, sizes: Tensor) -> Tensor:
+        return pyramid_pool(x, (3, 1), sizes=sizes)
+
+
+class Regions(nn.Module):
+    def forward(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        return region_pyramid_pool(x, [first, second], (3, 1))
+
+
+N, H, W, K, L = (torch.export.Dim(name) for name in ("n", "h", "w", "k", "l"))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_export_of_a_pyramid_runs_at_other_sizes() -> None:
+    program = torch.export.export(Pyramid(), (torch.randn(2, 16, 7, 9),), dynamic_shapes=({0: N, 2: H, 3: W},))
+    for n, height, width in ((5, 4, 13), (1, 1, 2), (3, 20, 20)):
+        x = torch.randn(n, 16, height, width)
+        assert torch.equal(program.module()(x), Pyramid()(x))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_export_of_a_padded_batch_runs_at_other_sizes() -> None:
+    traced = (torch.randn(2, 16, 7, 9), torch.tensor([[7, 2], [3, 9]]))
+    program = torch.export.export(Padded(), traced, dynamic_shapes=({0: N, 2: H, 3: W}, {0: N}))
+    for n, height, width in ((5, 4, 13), (3, 20, 20)):
+        inputs = (torch.randn(n, 16, height, width), torch.tensor([[height, 1 + i] for i in range(n)]))
+        assert torch.equal(program.module()(*inputs), Padded()(*inputs))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_export_of_regions_runs_at_other_sizes_and_numbers_of_boxes() -> None:
+    """The number of images is that of the tensors of boxes; it belongs to the program."""
+    traced = (torch.randn(2, 16, 7, 9), some_boxes(4), some_boxes(5))
+    program = torch.export.export(Regions(), traced, dynamic_shapes=({2: H, 3: W}, {0: K}, {0: L}))
+    for height, width, first, second in ((4, 13, 8, 1), (1, 2, 2, 30)):
+        inputs = (torch.randn(2, 16, height, width), some_boxes(first), some_boxes(second))
+        assert torch.equal(program.module()(*inputs), Regions()(*inputs))
+
+
+@pytest.mark.parametrize("reduce", REDUCES)
+@pytest.mark.parametrize("channels", [2, 16])
+@pytest.mark.usefixtures("unchecked")
+def test_vmap_over_maps_with_derivatives(reduce: Reduce, channels: int) -> None:
+    boxes = [some_boxes(3), some_boxes(2)]
+    pools: tuple[Callable[[Tensor], Tensor], ...] = (
+        lambda t: pyramid_pool(t, (3, 1), reduce=reduce),
+        lambda t: region_pyramid_pool(t, boxes, (3, 1), reduce=reduce),
+    )
+    for pool in pools:
+        for dim in (0, 1):
+            x = torch.randn(3, 2, channels, 6, 7).movedim(0, dim).requires_grad_()
+            found, expected = torch.vmap(pool, dim)(x), torch.stack([pool(part) for part in x.unbind(dim)])
+            assert torch.equal(found, expected)
+            weight = torch.randn_like(found)
+            gradients = [torch.autograd.grad(vectors, x, weight)[0] for vectors in (found, expected)]
+            torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("reduce", REDUCES)
+def test_vmap_over_windows(reduce: Reduce) -> None:
+    x = torch.randn(2, 16, 6, 7)
+    several = torch.stack((WINDOWS, WINDOWS.flip(0), WINDOWS))
+
+    def pool(maps: Tensor, windows: Tensor) -> Tensor:
+        values: Tensor = torch.ops.sppnet.pool(maps, windows, GRIDS, "adaptive", reduce, False)[0]
+        return values
+
+    assert torch.equal(torch.vmap(pool, (None, 0))(x, several), torch.stack([pool(x, w) for w in several]))
+    both = torch.stack((x, -x, x * 2))
+    expected = torch.stack([pool(t, w) for t, w in zip(both, several, strict=True)])
+    assert torch.equal(torch.vmap(pool)(both, several), expected)
+
+
+def test_torch_func_grad_is_refused_by_torch() -> None:
+    """torch's register_autograd takes no part in these transforms; autograd itself does."""
+    with pytest.raises(RuntimeError, match=r"functorch transforms .* must override the setup_context"):
+        torch.func.grad(lambda x: pyramid_pool(x, (2, 1)).sum())(torch.randn(1, 16, 6, 7))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
+def test_forward_mode_is_refused() -> None:
+    """Left to itself, torch gives such an operator a tangent of zero."""
+    x = torch.randn(1, 16, 6, 7)
+    with pytest.raises(NotImplementedError, match="forward"):
+        torch.func.jvp(lambda t: pyramid_pool(t, (2, 1)), (x,), (torch.ones_like(x),))
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("channels", [3, 64])
+def test_two_backward_runs_are_equal_to_the_bit(channels: int, memory_format: torch.memory_format) -> None:
+    x = torch.randn(4, channels, 20, 30).contiguous(memory_format=memory_format)
+    boxes = [some_boxes(30) for _ in x]
+    torch.use_deterministic_algorithms(True)
+    try:
+        for reduce in REDUCES:
+            runs = [
+                gradient_and_value(
+                    lambda t, kind=reduce: torch.cat(
+                        (pyramid_pool(t, (6, 3, 2, 1), reduce=kind), region_pyramid_pool(t, boxes, reduce=kind))
+                    ),
+                    x,
+                    (),
+                )
+                for _ in range(2)
+            ]
+            assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+class Pooled(Dataset[Tensor]):
+    """Vectors that are made where the loader's worker runs, with threads of its own."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Tensor:
+        x = torch.arange(32 * 900.0).sin().reshape(1, 32, 30, 30).roll(index, 3)
+        vector = pyramid_pool(x, (6, 3, 2, 1))
+        return torch.cat((vector, region_pyramid_pool(x, [torch.tensor([[9.0, 9.0, 300.0, 200.0]])])))
+
+
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes:UserWarning")
+def test_workers_of_a_loader_give_the_same(context: str) -> None:
+    """The parent has pooled before it forks: its threads do not exist in the child."""
+    torch.set_num_threads(2)
+    try:
+        expected = list(DataLoader(Pooled(), batch_size=2))
+        found = list(DataLoader(Pooled(), batch_size=2, num_workers=2, multiprocessing_context=context, timeout=60))
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(torch.cat(found), torch.cat(expected))
+
+
+def test_shapes_without_data() -> None:
+    x = torch.empty(2, 16, 30, 40, device="meta", requires_grad=True)
+    boxes = [some_boxes(3), some_boxes(0)]
+    for vectors, shape in (
+        (pyramid_pool(x, (6, 3, 2, 1)), (2, 800)),
+        (pyramid_pool(x, (3, 1), sizes=[(2, 3), (30, 40)]), (2, 160)),
+        (region_pyramid_pool(x, boxes, (3, 1)), (3, 160)),
+    ):
+        assert vectors.is_meta
+        assert vectors.shape == shape
+        assert torch.autograd.grad(vectors.sum(), x)[0].shape == x.shape
+
+
+@pytest.mark.slow
+def test_the_probe_of_torchs_own_pools_gives_an_answer() -> None:
+    script = Path(__file__).parents[1] / "scripts" / "probe_torch_export.py"
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=900)
+    assert run.returncode == 0, run.stderr
+    assert re.search(r"^torch's own adaptive pools export for every size: (yes|no)$", run.stdout, flags=re.MULTILINE)
