@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sppnet.bins import Rule, bin_edges
-from sppnet.ops import _cpu, plain
+from sppnet.ops import _cpu, _jobs, plain
 from sppnet.ops.plain import Grids, Reduce
 
 SHAPES = [(2, 64, 13, 13), (3, 83, 17, 19), (2, 5, 3, 4), (1, 128, 20, 37), (2, 16, 1, 1), (2, 70, 5, 40)]
@@ -25,7 +25,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 @pytest.fixture
 def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Two threads, whatever the work."""
-    monkeypatch.setattr(_cpu, "_SERIAL", 0)
+    monkeypatch.setattr(_jobs, "_SERIAL", 0)
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(1)

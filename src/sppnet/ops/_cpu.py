@@ -1,33 +1,24 @@
 """The operator on the CPU: which kernel serves a tensor, its plan and its threads."""
 
 import math
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from sppnet.bins import Rule, bin_edges, clipped_edges
-from sppnet.ops import _kernels, _scatter, _steps
+from sppnet.ops import _entries, _steps
+from sppnet.ops._jobs import Table, run
 from sppnet.ops.plain import Grids, Reduce
 
-Array = npt.NDArray[np.int64]
-_KINDS: dict[torch.dtype, Any] = {torch.float32: np.float32(0), torch.bfloat16: np.uint16(0)}
-_SERIAL = 1 << 17
-"""Numbers below which a second thread costs more than it brings."""
 _LARGE = 1 << 25
 """Bytes above which an output is taken from NumPy, which asks for huge pages: four times as fast to fill."""
 
 
 def serves(x: Tensor) -> bool:
     """Whether the kernels know this kind of number."""
-    return x.dtype in _KINDS and x.numel() > 0
+    return x.dtype in (torch.float32, torch.bfloat16) and x.numel() > 0
 
 
 def forward(
@@ -52,42 +43,32 @@ def forward(
     plan = _plan(tuple(grids), reduce == "max" and rule == "adaptive")
     many = windows is not None and count > 2 * maps
     images, order, starts, edges, clipped = _windows(windows, x.shape, tuple(grids), rule, merge and many)
-    source: tuple[Any, ...]
-    arguments: tuple[Any, ...]
-    output = (edges, plan, clipped, mode, images, order, starts)
-    kind, item = _KINDS[x.dtype], x.element_size()
+    tables = (images, order, starts, plan, edges)
+    source: tuple[int, ...]
+    ends = (out.data_ptr(), cells.data_ptr())
+    item = x.element_size()
+    half = x.dtype == torch.bfloat16
     stream = out.numel() * item >= _LARGE
     if many or channels < 16:
         packed = _packed(x)
         groups, area = packed.shape[1], height * width
-        source = (
-            _KINDS[torch.float32],
-            4,
-            packed.data_ptr(),
-            groups * area * 256,
-            area * 4,
-            256,
-            width,
-            channels,
-            True,
-        )
-        arguments = (*source, *output, kind, item, out.data_ptr(), cells.data_ptr(), stream)
-        scratch = 17 * (bins + 16) + 8 * width
-        _run(_kernels.pool_cells, len(images) * groups, out.numel(), scratch, arguments)
+        source = (packed.data_ptr(), groups * area * 256, area * 4, 256, width, channels, True, clipped, mode)
+        entry = _entries.packed_bfloat16 if half else _entries.cells_float32
+        run(entry, len(images) * groups, out.numel(), 17 * (bins + 16) + 8 * width, tables, (*source, *ends, stream))
     elif channels >= 64 and x.is_contiguous(memory_format=torch.channels_last):
         step = channels * item
-        source = (kind, item, x.data_ptr(), height * width * step, item, step, width, channels, False)
-        arguments = (*source, *output, kind, item, out.data_ptr(), cells.data_ptr(), stream)
-        scratch = 41 * (bins + 16) + 32 * width
-        _run(_kernels.pool_cells, len(images) * -(-channels // 256), x.numel(), scratch, arguments)
+        source = (x.data_ptr(), height * width * step, item, step, width, channels, False, clipped, mode)
+        entry = _entries.cells_bfloat16 if half else _entries.cells_float32
+        units = len(images) * -(-channels // 256)
+        run(entry, units, x.numel(), 41 * (bins + 16) + 32 * width, tables, (*source, *ends, stream))
     else:
         x = x.contiguous()
-        most = max(rows for rows, _ in grids)
-        source = (kind, item, x.data_ptr(), (maps, channels, height, width))
-        arguments = (*source, *output, out.data_ptr(), cells.data_ptr())
-        last = height * width * item // 4 if width < 16 else 0
-        scratch = 2 * most * -(-width // 16) * 16 + 32 + 3 * (bins + 16) + last + 2
-        _run(_kernels.pool_planes, len(images) * -(-channels // 16), x.numel(), scratch, arguments)
+        source = (x.data_ptr(), maps, channels, height, width, clipped, mode)
+        entry = _entries.planes_bfloat16 if half else _entries.planes_float32
+        strip = max(rows for rows, _ in grids) * -(-width // 16) * 16
+        last = height * width * item // 4 + 1 if width < 16 else 0
+        scratch = 2 * strip + 32 + 3 * (bins + 16) + last
+        run(entry, len(images) * -(-channels // 16), x.numel(), scratch, tables, (*source, *ends))
     return out, cells
 
 
@@ -112,18 +93,20 @@ def backward(
     order = np.argsort(images, kind="stable")
     starts = np.searchsorted(images[order], np.arange(maps + 1))
     plan = _plan(tuple(grids), reduce == "max" and rule == "adaptive")
-    share = 64 if maps * channels >= 64 * torch.get_num_threads() and len(images) > maps else 16
-    units, work = maps * -(-channels // share), grad.numel() + total.numel() // 16
-    head = (_KINDS[grad.dtype], grad.element_size(), grad.data_ptr())
-    arguments: tuple[Any, ...]
+    edges = _windows(windows, torch.Size(shape), tuple(grids), rule, merge=False)[3]
+    tables = (images, order, starts, plan, edges)
+    work = grad.numel() + total.numel() // 16
+    half = grad.dtype == torch.bfloat16
     if reduce == "max":
+        share = 64 if maps * channels >= 64 * torch.get_num_threads() and len(images) > maps else 16
         steps = (area * channels * 4, 4, channels * 4) if direct else (area * channels * 4, area * 4, 4)
-        arguments = (*head, cells.data_ptr(), plan, channels, share, area, order, starts, total.data_ptr(), *steps)
-        _run(_scatter.scatter, units, work, 0, arguments)
+        entry = _entries.scatter_bfloat16 if half else _entries.scatter_float32
+        arguments = (grad.data_ptr(), cells.data_ptr(), channels, share, area, total.data_ptr(), *steps)
+        run(entry, maps * -(-channels // share), work, 0, tables, arguments)
     else:
-        edges = _windows(windows, torch.Size(shape), tuple(grids), rule, merge=False)[3]
-        arguments = (*head, edges, plan, channels, width, height, order, starts, total.data_ptr())
-        _run(_scatter.spread, maps * -(-channels // 16), work, 0, arguments)
+        entry = _entries.spread_bfloat16 if half else _entries.spread_float32
+        arguments = (grad.data_ptr(), channels, width, height, total.data_ptr(), 0, 0, 0, 0)
+        run(entry, maps * -(-channels // 16), work, 0, tables, arguments)
     return total.to(grad.dtype, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
@@ -135,7 +118,7 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def _plan(grids: tuple[tuple[int, int], ...], nested: bool) -> Array:
+def _plan(grids: tuple[tuple[int, int], ...], nested: bool) -> Table:
     """The kernels' plan: finer levels first, each from the coarsest of those before it that it nests in."""
     bins = [rows * columns for rows, columns in grids]
     edge = np.cumsum([0, *(rows + columns for rows, columns in grids)])
@@ -155,7 +138,7 @@ def _plan(grids: tuple[tuple[int, int], ...], nested: bool) -> Array:
 
 def _windows(
     windows: Tensor | None, shape: torch.Size, grids: tuple[tuple[int, int], ...], rule: Rule, merge: bool
-) -> tuple[Array, Array, Array, Array, bool]:
+) -> tuple[Table, Table, Table, Table, bool]:
     """Image of each window; its boxes, as (order, starts); edges of its bins; whether some lie outside the map."""
     height, width = shape[2:]
     if windows is None:
@@ -175,7 +158,7 @@ def _windows(
 
 
 @lru_cache(maxsize=1024)
-def _whole_edges(height: int, width: int, grids: tuple[tuple[int, int], ...], rule: Rule) -> Array:
+def _whole_edges(height: int, width: int, grids: tuple[tuple[int, int], ...], rule: Rule) -> Table:
     edges = [
         edge for rows, columns in grids for edge in (*bin_edges(height, rows, rule), *bin_edges(width, columns, rule))
     ]
@@ -187,31 +170,3 @@ def _packed(x: Tensor) -> Tensor:
     maps, channels, height, width = x.shape
     x = torch.nn.functional.pad(x.float(), (0, 0, 0, 0, 0, -channels % 64))
     return x.reshape(maps, -1, 64, height * width).transpose(2, 3).contiguous()
-
-
-def _run(kernel: Callable[..., Any], units: int, work: int, scratch: int, arguments: tuple[Any, ...]) -> None:
-    """Share the units out to threads, each with so many vectors of scratch."""
-    threads = min(torch.get_num_threads(), units) if work >= _SERIAL else 1
-    borders = [units * part // threads for part in range(threads + 1)]
-
-    def task(begin: int, end: int) -> None:
-        memory = np.empty((scratch + 1) * _steps.VECTOR, np.uint8)
-        kernel(*arguments, -(-memory.ctypes.data // 64) * 64, begin, end)
-
-    futures = [_pool(threads).submit(task, *pair) for pair in pairwise(borders[1:])]
-    task(borders[0], borders[1])
-    for future in futures:
-        future.result()
-
-
-_pools: dict[int, ThreadPoolExecutor] = {}
-
-
-def _pool(threads: int) -> ThreadPoolExecutor:
-    if threads not in _pools:
-        _pools[threads] = ThreadPoolExecutor(threads - 1, "sppnet")
-    return _pools[threads]
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pools.clear)  # threads do not survive a fork

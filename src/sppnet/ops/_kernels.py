@@ -23,7 +23,6 @@ from sppnet.ops._steps import (
     inline,
     lay_out,
     move,
-    njit,
     reduce_four,
     reduce_strip,
 )
@@ -32,7 +31,7 @@ from sppnet.ops._steps import (
 # which does not, also sums what it sees; where a sum is NaN the unit is done again in the exact form.
 
 
-@njit
+@inline
 def pool_planes(
     kind, item, x, shape, edges, plan, clipped, mode, images, order, starts, out, cells, scratch, begin, end,
 ):  # fmt: skip
@@ -110,7 +109,7 @@ def pool_planes(
         unit += 1
 
 
-@njit
+@inline
 def pool_cells(
     kind, item, x, image_step, channel_step, cell_step, width, channels, packed, edges, plan, clipped, mode, images,
     order, starts, out_kind, out_item, out, cells, stream, scratch, begin, end,

@@ -3,13 +3,13 @@
 import numpy as np
 
 from sppnet.ops._simd import accumulate, clear, integer, number
-from sppnet.ops._steps import inline, njit
+from sppnet.ops._steps import inline
 
 
-@njit
+@inline
 def scatter(
     kind, item, grad, cells, plan, channels, share, cell_count, order, starts, total, image_step, channel_step,
-    cell_step, _scratch, begin, end,
+    cell_step, begin, end,
 ):  # fmt: skip
     """Gradients of maxima, each added to its cell; a unit is `share` channels of one image, set to zero first."""
     groups = -(-channels // share)
@@ -35,8 +35,8 @@ def scatter(
                     at += size
 
 
-@njit
-def spread(kind, item, grad, edges, plan, channels, width, height, order, starts, total, _scratch, begin, end):
+@inline
+def spread(kind, item, grad, edges, plan, channels, width, height, order, starts, total, begin, end):
     """Gradients of means, each shared out to the cells of its bin; planes of float32; units as in `scatter`."""
     groups = (channels + 15) // 16
     levels, bins = len(plan), 0

@@ -331,3 +331,19 @@ def accumulate(_context: Any, _address: Any, _value: Any) -> tuple[Any, _Codegen
         return context.get_dummy_value()
 
     return types.void(types.int64, types.float32), codegen
+
+
+@intrinsic
+def fetch_add(_context: Any, _address: Any, _value: Any) -> tuple[Any, _Codegen]:
+    """Add to one int64 that threads share; what it was before."""
+
+    def codegen(_c: Any, builder: ir.IRBuilder, _s: Any, args: Sequence[ir.Value]) -> Any:
+        return builder.atomic_rmw("add", _pointer(builder, args[0], ir.IntType(64)), args[1], "monotonic")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def pointer(_context: Any, _address: Any) -> tuple[Any, _Codegen]:
+    """An address as what carray takes."""
+    return types.voidptr(types.int64), lambda _c, builder, _s, args: _pointer(builder, args[0], ir.IntType(8))

@@ -38,18 +38,11 @@ _NO_CELL = np.int32(2**31 - 1)
 _EMPTY = np.int32(-1)
 
 
-def njit(function: Callable[..., Any]) -> Any:
-    """A kernel: compiled for each kind of number that comes, and kept on disk for the next process."""
-    function = inspect.unwrap(function)  # from what watches shapes in tests
-    try:
-        return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
-    except RuntimeError:  # neither the package's folder nor the user's can be written
-        return numba.njit(nogil=True, error_model="numpy")(function)
-
-
 def inline(function: Callable[..., Any]) -> Any:
-    """A part of kernels."""
-    return numba.njit(forceinline=True, error_model="numpy")(inspect.unwrap(function))
+    """A part of a kernel, compiled into it."""
+    return numba.njit(forceinline=True, error_model="numpy")(
+        inspect.unwrap(function)
+    )  # from what watches shapes in tests
 
 
 @inline

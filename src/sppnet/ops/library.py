@@ -108,7 +108,12 @@ def _(
 
 @torch.library.register_fake("sppnet::pool_backward", lib=_LIBRARY)  # type: ignore[untyped-decorator]
 def _(
-    grad: Tensor, _cells: Tensor, _windows: Tensor | None, shape: list[int | torch.SymInt], channels_last: bool, *_options: Any
+    grad: Tensor,
+    _cells: Tensor,
+    _windows: Tensor | None,
+    shape: list[int | torch.SymInt],
+    channels_last: bool,
+    *_options: Any,
 ) -> Tensor:
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=memory_format)
@@ -207,7 +212,8 @@ def _shifted(windows: Tensor | None, dim: int | None, batch: int, images: int | 
     if windows is None:
         return None
     rows = _rows(windows, dim, batch).clone()
-    rows[:, 0] += torch.arange(batch, device=rows.device).repeat_interleave(len(rows) // batch) * images
+    first = torch.arange(batch, device=rows.device) * int(images)
+    rows[:, 0] += first.repeat_interleave(len(rows) // batch)
     return rows
 
 

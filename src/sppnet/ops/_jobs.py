@@ -1,0 +1,108 @@
+"""How kernels are run: a job is a row of int64 in memory, and threads take units of it until none is left.
+
+The threads are those of torch itself, through the OpenMP runtime that it has loaded: others would share the cores with
+torch's, which spin for a while after each of its own operators. Where that runtime is another, a pool takes their part.
+"""
+
+import ctypes
+import functools
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import torch
+from numba.core import types
+
+from sppnet.ops._steps import VECTOR
+
+Table = npt.NDArray[np.int64]
+_SERIAL = 1 << 16
+"""Numbers below which a second thread costs more than it brings."""
+_forked = False
+_kept: list[Any] = []  # compiled functions, whose addresses are in use
+
+
+def run(
+    entry: Callable[..., Any],
+    units: int,
+    work: int,
+    scratch: int,
+    tables: tuple[Table, Table, Table, Table, Table],
+    arguments: Sequence[int],
+) -> None:
+    """Run a kernel.
+
+    Args:
+        entry: a function of `_entries.py`.
+        units: how many units of work there are.
+        work: numbers that are read and written, which decides whether threads pay.
+        scratch: vectors of 64 bytes that a thread needs.
+        tables: images, order, starts, plan and edges, see `_kernels.py`.
+        arguments: what else the entry wants.
+    """
+    threads = min(torch.get_num_threads(), units) if work >= _SERIAL and not _forked else 1
+    memory = np.empty((threads * scratch + 1) * VECTOR, np.uint8)
+    images, order, starts, plan, edges = tables
+    places = [_address(table) for table in tables]
+    sizes = [len(images), len(order), len(starts), len(plan), len(edges), edges.shape[1]]
+    chunk = -(-units // (4 * threads)) if threads > 1 else units
+    start = -(-_address(memory) // VECTOR) * VECTOR
+    job = np.array([0, 0, units, chunk, start, scratch * VECTOR, *places, *sizes, *arguments], dtype=np.int64)
+    function = _compiled(entry)
+    if threads == 1:
+        function(_address(job))
+    elif (parallel := _openmp()) is not None:
+        parallel(function, _address(job), threads, 0)
+    else:
+        for future in [_pool(threads).submit(function, _address(job)) for _ in range(threads)]:
+            future.result()
+
+
+def _address(array: npt.NDArray[Any]) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+@functools.cache
+def _compiled(entry: Callable[..., Any]) -> Any:
+    """The entry as a function of C, compiled once and kept on disk; without the lock of Python while it runs."""
+    signature, entry = types.void(types.int64), inspect.unwrap(entry)
+    try:
+        function = numba.cfunc(signature, cache=True, error_model="numpy")(entry)
+    except RuntimeError:  # neither the package's folder nor the user's can be written
+        function = numba.cfunc(signature, error_model="numpy")(entry)
+    _kept.append(function)
+    address: int = function.address
+    return ctypes.CFUNCTYPE(None, ctypes.c_int64)(address)
+
+
+@functools.cache
+def _openmp() -> Any:
+    """GNU's entry to a parallel region, of the runtime that torch has loaded; None if it is another."""
+    try:
+        parallel = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    parallel.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint, ctypes.c_uint)
+    parallel.restype = None
+    return parallel
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "sppnet")
+
+
+def _after_fork() -> None:
+    """Threads do not survive a fork, neither ours nor those of OpenMP."""
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
