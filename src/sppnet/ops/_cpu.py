@@ -52,22 +52,23 @@ def forward(
     if many or channels < 16:
         packed = _packed(x)
         groups, area = packed.shape[1], height * width
-        source = (packed.data_ptr(), groups * area * 256, area * 4, 256, width, channels, True, clipped, mode)
+        source = (packed.data_ptr(), groups * area * 256, area * 4, 256, width, channels, 0, clipped, mode)
         entry = _entries.packed_bfloat16 if half else _entries.cells_float32
         run(entry, len(images) * groups, out.numel(), 17 * (bins + 16) + 8 * width, tables, (*source, *ends, stream))
     elif channels >= 64 and x.is_contiguous(memory_format=torch.channels_last):
-        step = channels * item
-        source = (x.data_ptr(), height * width * step, item, step, width, channels, False, clipped, mode)
+        step, groups = channels * item, -(-channels // 64)
+        most = max(1, min(4, len(images) * groups // (2 * torch.get_num_threads())))
+        source = (x.data_ptr(), height * width * step, item, step, width, channels, most, clipped, mode)
         entry = _entries.cells_bfloat16 if half else _entries.cells_float32
-        units = len(images) * -(-channels // 256)
-        run(entry, units, x.numel(), 41 * (bins + 16) + 32 * width, tables, (*source, *ends, stream))
+        units, scratch = len(images) * -(-groups // most), 41 * (bins + 16) + 32 * width
+        run(entry, units, x.numel(), scratch, tables, (*source, *ends, stream))
     else:
         x = x.contiguous()
         source = (x.data_ptr(), maps, channels, height, width, clipped, mode)
         entry = _entries.planes_bfloat16 if half else _entries.planes_float32
         strip = max(rows for rows, _ in grids) * -(-width // 16) * 16
         last = height * width * item // 4 + 1 if width < 16 else 0
-        scratch = 2 * strip + 32 + 3 * (bins + 16) + last
+        scratch = 4 * strip + 3 * (bins + 16) + last
         run(entry, len(images) * -(-channels // 16), x.numel(), scratch, tables, (*source, *ends))
     return out, cells
 

@@ -66,13 +66,13 @@ def _planes(kind, item, address):
 @inline
 def _cells(kind, item, out_kind, out_item, address):
     job, images, order, starts, plan, edges = _open(address)
-    x, image_step, channel_step, cell_step, width, channels, packed, clipped, mode = _nine(job)
+    x, image_step, channel_step, cell_step, width, channels, most, clipped, mode = _nine(job)
     out, cells, stream = job[26], job[27], job[28]
     scratch, begin = _scratch(address), _units(address)
     while begin < job[2]:
         end = min(begin + job[3], job[2])
         pool_cells(
-            kind, item, x, image_step, channel_step, cell_step, width, channels, packed != 0, edges, plan, clipped != 0,
+            kind, item, x, image_step, channel_step, cell_step, width, channels, most, edges, plan, clipped != 0,
             mode, images, order, starts, out_kind, out_item, out, cells, stream != 0, scratch, begin, end,
         )  # fmt: skip
         begin = _units(address)

@@ -77,7 +77,7 @@ def _compiled(entry: Callable[..., Any]) -> Any:
     except RuntimeError:  # neither the package's folder nor the user's can be written
         function = numba.cfunc(signature, error_model="numpy")(entry)
     _kept.append(function)
-    address: int = function.address
+    address: Any = function.address
     return ctypes.CFUNCTYPE(None, ctypes.c_int64)(address)
 
 

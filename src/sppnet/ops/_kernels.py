@@ -47,7 +47,8 @@ def pool_planes(
     strip = scratch
     strip_cells = strip + most * pitch
     block = strip_cells + most * pitch
-    values = block + 2 * 16 * VECTOR
+    block_cells = block + most * pitch
+    values = block_cells + most * pitch
     places = values + (bins + 16) * VECTOR
     rest = places + (bins + 16) * VECTOR
     apart = height * width * item
@@ -67,22 +68,24 @@ def pool_planes(
             if source >= 0:
                 derive(plan, level, values, places, mode, exact)
                 continue
-            for row in range(rows):
-                y0, y1 = edges[cut, edge + row, 0], edges[cut, edge + row, 1]
-                for chunk in range(chunks):
-                    left = max(min(chunk * 16, width - 16), 0)  # the last sixteen columns may overlap others
-                    for part in range(4):
-                        start = base + 4 * part * apart + (y0 * width + left) * item
-                        to = block + 4 * part * VECTOR
+            for part in range(4):
+                for row in range(rows):
+                    y0, y1 = edges[cut, edge + row, 0], edges[cut, edge + row, 1]
+                    for chunk in range(chunks):
+                        left = max(min(chunk * 16, width - 16), 0)  # the last sixteen columns may overlap others
+                        to = ((row * chunks + chunk) * 16 + 4 * part) * VECTOR
                         seen = reduce_four(
-                            kind, start, apart, width * item, y1 - y0, y0 * width, width, to, to + 16 * VECTOR, VECTOR,
-                            mode, exact,
+                            kind, base + 4 * part * apart + (y0 * width + left) * item, apart, width * item, y1 - y0,
+                            y0 * width, width, block + to, block_cells + to, VECTOR, mode, exact,
                         )  # fmt: skip
                         total = add(total, seen)
-                    to = row * pitch + left * VECTOR
-                    transpose(FLOAT, block, VECTOR, strip + to, VECTOR)
+            for row in range(rows):
+                for chunk in range(chunks):
+                    here = (row * chunks + chunk) * 16 * VECTOR
+                    to = row * pitch + max(min(chunk * 16, width - 16), 0) * VECTOR
+                    transpose(FLOAT, block + here, VECTOR, strip + to, VECTOR)
                     if mode == PLACES:
-                        transpose(FLOAT, block + 16 * VECTOR, VECTOR, strip_cells + to, VECTOR)
+                        transpose(FLOAT, block_cells + here, VECTOR, strip_cells + to, VECTOR)
             for row in range(rows):
                 y0, y1 = edges[cut, edge + row, 0], edges[cut, edge + row, 1]
                 for column in range(columns):
@@ -111,17 +114,18 @@ def pool_planes(
 
 @inline
 def pool_cells(
-    kind, item, x, image_step, channel_step, cell_step, width, channels, packed, edges, plan, clipped, mode, images,
+    kind, item, x, image_step, channel_step, cell_step, width, channels, most, edges, plan, clipped, mode, images,
     order, starts, out_kind, out_item, out, cells, stream, scratch, begin, end,
 ):  # fmt: skip
     """Windows of maps whose channels of a cell are neighbours in memory.
 
-    A unit is a block of up to four groups of 64 channels, so that memory is read in long runs. Packed maps have their
-    groups one after the other, a block is one group, and after a unit comes that of the next window; in others, whose
-    C is 64 at least, comes the next block.
+    A unit is a block of up to `most` groups of 64 channels; more of them are longer runs of memory. Where it is 0 maps
+    are packed: their groups lie one after the other, with a margin, and after a unit comes that of the next window. In
+    others, whose C is 64 at least, comes the next block.
     """
     groups, windows = (channels + 63) // 64, len(images)
-    most = 1 if packed else 4
+    packed = most == 0
+    most = max(most, 1)
     blocks = (groups + most - 1) // most
     bins = 0
     for level in range(len(plan)):
