@@ -157,10 +157,10 @@ def test_cut_by_the_integer_rule() -> None:
 
 
 def test_plan_takes_a_level_from_the_coarsest_that_it_nests_in() -> None:
-    plan = _cpu._plan(((1, 1), (6, 6), (4, 4), (3, 3), (2, 6)), True)
+    plan = _cpu._plan(((1, 1), (6, 6), (4, 4), (3, 3), (2, 6)), "adaptive", "max")
     sources = {tuple(row[:2]): None if row[2] < 0 else tuple(plan[row[2]][:2]) for row in plan.tolist()}
     assert sources == {(6, 6): None, (4, 4): None, (2, 6): (6, 6), (3, 3): (6, 6), (1, 1): (3, 3)}
-    assert (_cpu._plan(((2, 2), (1, 1)), False)[:, 2] == -1).all()
+    assert (_cpu._plan(((2, 2), (1, 1)), "sliding", "max")[:, 2] == -1).all()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="guards memory by a call of Linux")

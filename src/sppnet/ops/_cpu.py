@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sppnet.bins import Rule, bin_edges, clipped_edges
 from sppnet.ops import _entries, _steps
-from sppnet.ops._jobs import Table, run
+from sppnet.ops._jobs import Table, Tables, run
 from sppnet.ops.plain import Grids, Reduce
 
 _LARGE = 1 << 25
@@ -40,10 +40,11 @@ def forward(
     if count == 0:
         return out, cells
     mode = _steps.AVERAGE if reduce == "avg" else _steps.PLACES if save else _steps.MAXIMUM
-    plan = _plan(tuple(grids), reduce == "max" and rule == "adaptive")
     many = windows is not None and count > 2 * maps
-    images, order, starts, edges, clipped = _windows(windows, x.shape, tuple(grids), rule, merge and many)
-    tables = (images, order, starts, plan, edges)
+    if windows is None:
+        tables = _whole_tables(maps, height, width, tuple(grids), rule, reduce)
+    else:
+        tables = _window_tables(windows, height, width, tuple(grids), rule, reduce, merge and many)
     source: tuple[int, ...]
     ends = (out.data_ptr(), cells.data_ptr())
     item = x.element_size()
@@ -52,24 +53,24 @@ def forward(
     if many or channels < 16:
         packed = _packed(x)
         groups, area = packed.shape[1], height * width
-        source = (packed.data_ptr(), groups * area * 256, area * 4, 256, width, channels, 0, clipped, mode)
+        source = (packed.data_ptr(), groups * area * 256, area * 4, 256, width, channels, 0, tables.clipped, mode)
         entry = _entries.packed_bfloat16 if half else _entries.cells_float32
-        run(entry, len(images) * groups, out.numel(), 17 * (bins + 16) + 8 * width, tables, (*source, *ends, stream))
+        run(entry, tables.windows * groups, out.numel(), 17 * (bins + 16) + 8 * width, tables, (*source, *ends, stream))
     elif channels >= 64 and x.is_contiguous(memory_format=torch.channels_last):
         step, groups = channels * item, -(-channels // 64)
-        most = max(1, min(4, len(images) * groups // (2 * torch.get_num_threads())))
-        source = (x.data_ptr(), height * width * step, item, step, width, channels, most, clipped, mode)
+        most = max(1, min(4, tables.windows * groups // (2 * torch.get_num_threads())))
+        source = (x.data_ptr(), height * width * step, item, step, width, channels, most, tables.clipped, mode)
         entry = _entries.cells_bfloat16 if half else _entries.cells_float32
-        units, scratch = len(images) * -(-groups // most), 41 * (bins + 16) + 32 * width
+        units, scratch = tables.windows * -(-groups // most), 41 * (bins + 16) + 32 * width
         run(entry, units, x.numel(), scratch, tables, (*source, *ends, stream))
     else:
         x = x.contiguous()
-        source = (x.data_ptr(), maps, channels, height, width, clipped, mode)
+        source = (x.data_ptr(), maps, channels, height, width, tables.clipped, mode)
         entry = _entries.planes_bfloat16 if half else _entries.planes_float32
         strip = max(rows for rows, _ in grids) * -(-width // 16) * 16
         last = height * width * item // 4 + 1 if width < 16 else 0
         scratch = 4 * strip + 3 * (bins + 16) + last
-        run(entry, len(images) * -(-channels // 16), x.numel(), scratch, tables, (*source, *ends))
+        run(entry, tables.windows * -(-channels // 16), x.numel(), scratch, tables, (*source, *ends))
     return out, cells
 
 
@@ -90,16 +91,11 @@ def backward(
     direct = channels_last and reduce == "max"
     total = _empty((maps, height, width, channels) if direct else (maps, channels, height, width), torch.float32)
     total = total.permute(0, 3, 1, 2) if direct else total
-    images = np.arange(maps) if windows is None else windows[:, 0].numpy()
-    order = np.argsort(images, kind="stable")
-    starts = np.searchsorted(images[order], np.arange(maps + 1))
-    plan = _plan(tuple(grids), reduce == "max" and rule == "adaptive")
-    edges = _windows(windows, torch.Size(shape), tuple(grids), rule, merge=False)[3]
-    tables = (images, order, starts, plan, edges)
+    tables = _gradient_tables(windows, maps, height, width, tuple(grids), rule)
     work = grad.numel() + total.numel() // 16
     half = grad.dtype == torch.bfloat16
     if reduce == "max":
-        share = 64 if maps * channels >= 64 * torch.get_num_threads() and len(images) > maps else 16
+        share = 64 if maps * channels >= 64 * torch.get_num_threads() and windows is not None else 16
         steps = (area * channels * 4, 4, channels * 4) if direct else (area * channels * 4, area * 4, 4)
         entry = _entries.scatter_bfloat16 if half else _entries.scatter_float32
         arguments = (grad.data_ptr(), cells.data_ptr(), channels, share, area, total.data_ptr(), *steps)
@@ -118,9 +114,56 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(np.empty(size, np.uint8)).view(dtype).view(shape)
 
 
+@lru_cache(maxsize=1024)
+def _whole_tables(
+    maps: int, height: int, width: int, grids: tuple[tuple[int, int], ...], rule: Rule, reduce: Reduce
+) -> Tables:
+    """Each map is a window."""
+    every = np.arange(maps + 1)
+    edges = _whole_edges(height, width, grids, rule)
+    return Tables(every[:-1], every[:-1], every, _plan(grids, rule, reduce), edges, clipped=False)
+
+
+def _window_tables(
+    windows: Tensor,
+    height: int,
+    width: int,
+    grids: tuple[tuple[int, int], ...],
+    rule: Rule,
+    reduce: Reduce,
+    merge: bool,
+) -> Tables:
+    """Each box is a window, or with `merge` those that have equal cells are one."""
+    rows = windows.numpy()
+    order, starts = np.arange(len(rows)), np.arange(len(rows) + 1)
+    if merge:
+        order = np.lexsort(rows.T)
+        rows = rows[order]
+        new = np.append(True, (rows[1:] != rows[:-1]).any(axis=1))
+        rows, starts = rows[new], np.append(np.flatnonzero(new), len(rows))
+    cells = np.ascontiguousarray(rows[:, 1:])
+    clipped = bool((cells[:, :2] < 0).any() or (cells[:, 2:] > (width, height)).any())
+    edges = clipped_edges(torch.from_numpy(cells), (height, width), grids, rule).numpy()
+    return Tables(np.ascontiguousarray(rows[:, 0]), order, starts, _plan(grids, rule, reduce), edges, clipped)
+
+
+def _gradient_tables(
+    windows: Tensor | None, maps: int, height: int, width: int, grids: tuple[tuple[int, int], ...], rule: Rule
+) -> Tables:
+    """Boxes by image: in `order` those of image i are [starts[i], starts[i + 1])."""
+    if windows is None:
+        return _whole_tables(maps, height, width, grids, rule, "avg")
+    images = windows[:, 0].numpy()
+    order = np.argsort(images, kind="stable")
+    starts = np.searchsorted(images[order], np.arange(maps + 1))
+    edges = clipped_edges(windows[:, 1:], (height, width), grids, rule).numpy()
+    return Tables(images[order], order, starts, _plan(grids, rule, "avg"), edges, clipped=False)
+
+
 @lru_cache(maxsize=256)
-def _plan(grids: tuple[tuple[int, int], ...], nested: bool) -> Table:
-    """The kernels' plan: finer levels first, each from the coarsest of those before it that it nests in."""
+def _plan(grids: tuple[tuple[int, int], ...], rule: Rule, reduce: Reduce) -> Table:
+    """The kernels' plan: finer levels first, each maximum from the coarsest of those before it that it nests in."""
+    nested = rule == "adaptive" and reduce == "max"
     bins = [rows * columns for rows, columns in grids]
     edge = np.cumsum([0, *(rows + columns for rows, columns in grids)])
     start = np.cumsum([0, *bins])
@@ -137,28 +180,7 @@ def _plan(grids: tuple[tuple[int, int], ...], nested: bool) -> Table:
     return np.array(plan, dtype=np.int64)
 
 
-def _windows(
-    windows: Tensor | None, shape: torch.Size, grids: tuple[tuple[int, int], ...], rule: Rule, merge: bool
-) -> tuple[Table, Table, Table, Table, bool]:
-    """Image of each window; its boxes, as (order, starts); edges of its bins; whether some lie outside the map."""
-    height, width = shape[2:]
-    if windows is None:
-        every = np.arange(shape[0] + 1)
-        return every[:-1], every[:-1], every, _whole_edges(height, width, grids, rule), False
-    rows = windows.numpy()
-    order, starts = np.arange(len(rows)), np.arange(len(rows) + 1)
-    if merge:
-        order = np.lexsort(rows.T)
-        rows = rows[order]
-        new = np.append(True, (rows[1:] != rows[:-1]).any(axis=1))
-        rows, starts = rows[new], np.append(np.flatnonzero(new), len(rows))
-    cells = np.ascontiguousarray(rows[:, 1:])
-    edges = clipped_edges(torch.from_numpy(cells), (height, width), grids, rule).numpy()
-    clipped = bool((cells[:, :2] < 0).any() or (cells[:, 2:] > (width, height)).any())
-    return np.ascontiguousarray(rows[:, 0]), order, starts, edges, clipped
-
-
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _whole_edges(height: int, width: int, grids: tuple[tuple[int, int], ...], rule: Rule) -> Table:
     edges = [
         edge for rows, columns in grids for edge in (*bin_edges(height, rows, rule), *bin_edges(width, columns, rule))

@@ -4,11 +4,12 @@ The threads are those of torch itself, through the OpenMP runtime that it has lo
 torch's, which spin for a while after each of its own operators. Where that runtime is another, a pool takes their part.
 """
 
+import array
 import ctypes
 import functools
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -27,13 +28,19 @@ _forked = False
 _kept: list[Any] = []  # compiled functions, whose addresses are in use
 
 
+class Tables:
+    """What the kernels look up: images, order, starts, plan and edges, see `_kernels.py`."""
+
+    def __init__(self, images: Table, order: Table, starts: Table, plan: Table, edges: Table, clipped: bool) -> None:
+        self.kept = (images, order, starts, plan, edges)
+        self.windows = len(images)
+        self.clipped = clipped
+        sizes = (len(images), len(order), len(starts), len(plan), len(edges), edges.shape[1])
+        self.head = (*(table.__array_interface__["data"][0] for table in self.kept), *sizes)
+
+
 def run(
-    entry: Callable[..., Any],
-    units: int,
-    work: int,
-    scratch: int,
-    tables: tuple[Table, Table, Table, Table, Table],
-    arguments: Sequence[int],
+    entry: Callable[..., Any], units: int, work: int, scratch: int, tables: Tables, arguments: tuple[int, ...]
 ) -> None:
     """Run a kernel.
 
@@ -42,30 +49,23 @@ def run(
         units: how many units of work there are.
         work: numbers that are read and written, which decides whether threads pay.
         scratch: vectors of 64 bytes that a thread needs.
-        tables: images, order, starts, plan and edges, see `_kernels.py`.
+        tables: what the kernel looks up.
         arguments: what else the entry wants.
     """
     threads = min(torch.get_num_threads(), units) if work >= _SERIAL and not _forked else 1
-    memory = np.empty((threads * scratch + 1) * VECTOR, np.uint8)
-    images, order, starts, plan, edges = tables
-    places = [_address(table) for table in tables]
-    sizes = [len(images), len(order), len(starts), len(plan), len(edges), edges.shape[1]]
+    memory = torch.empty((threads * scratch + 1) * VECTOR, dtype=torch.uint8)
+    start = -(-memory.data_ptr() // VECTOR) * VECTOR
     chunk = -(-units // (4 * threads)) if threads > 1 else units
-    start = -(-_address(memory) // VECTOR) * VECTOR
-    job = np.array([0, 0, units, chunk, start, scratch * VECTOR, *places, *sizes, *arguments], dtype=np.int64)
+    job = array.array("q", (0, 0, units, chunk, start, scratch * VECTOR, *tables.head, *arguments))
+    address = job.buffer_info()[0]
     function = _compiled(entry)
     if threads == 1:
-        function(_address(job))
+        function(address)
     elif (parallel := _openmp()) is not None:
-        parallel(function, _address(job), threads, 0)
+        parallel(function, address, threads, 0)
     else:
-        for future in [_pool(threads).submit(function, _address(job)) for _ in range(threads)]:
+        for future in [_pool(threads).submit(function, address) for _ in range(threads)]:
             future.result()
-
-
-def _address(array: npt.NDArray[Any]) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address
 
 
 @functools.cache
