@@ -10,10 +10,11 @@ from torch import Tensor
 from sppnet.bins import Rule, bin_edges, clipped_edges
 from sppnet.ops import _entries, _steps
 from sppnet.ops._jobs import Table, Tables, run
+from sppnet.ops._memory import take
 from sppnet.ops.plain import Grids, Reduce
 
 _LARGE = 1 << 25
-"""Bytes above which an output is taken from NumPy, which asks for huge pages: four times as fast to fill."""
+"""Bytes from which an output is written past the caches, into memory that `_memory.py` gives."""
 
 
 def serves(x: Tensor) -> bool:
@@ -111,7 +112,7 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     size = math.prod(shape) * dtype.itemsize
     if size < _LARGE:
         return torch.empty(shape, dtype=dtype)
-    return torch.from_numpy(np.empty(size, np.uint8)).view(dtype).view(shape)
+    return torch.from_numpy(take(size)).view(dtype).view(shape)
 
 
 @lru_cache(maxsize=1024)

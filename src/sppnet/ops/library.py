@@ -123,6 +123,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     x, windows, ctx.grids, ctx.rule, ctx.reduce, save = inputs
     cells = output[1]
     ctx.mark_non_differentiable(cells)
+    ctx.set_materialize_grads(False)  # or torch makes zeros for a gradient of the cells
     # Inside a transform of torch.func nobody can tell beforehand that a derivative will be asked for.
     ctx.recompute = ctx.reduce == "max" and not save
     ctx.save_for_backward(x if ctx.recompute else cells, windows)
@@ -130,7 +131,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     ctx.channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
-def _derivative(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _derivative(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 6
     saved, windows = ctx.saved_tensors
     options = (ctx.grids, ctx.rule, ctx.reduce)
     cells = torch.ops.sppnet.pool.default(saved.detach(), windows, *options, True)[1] if ctx.recompute else saved
