@@ -1,6 +1,5 @@
 """The operator on the CPU: which kernel serves a tensor, its plan and its threads."""
 
-import math
 from functools import lru_cache
 
 import numpy as np
@@ -10,11 +9,11 @@ from torch import Tensor
 from sppnet.bins import Rule, bin_edges, clipped_edges
 from sppnet.ops import _entries, _steps
 from sppnet.ops._jobs import Table, Tables, run
-from sppnet.ops._memory import take
+from sppnet.ops._memory import empty
 from sppnet.ops.plain import Grids, Reduce
 
 _LARGE = 1 << 25
-"""Bytes from which an output is written past the caches, into memory that `_memory.py` gives."""
+"""Bytes from which an output is written past the caches."""
 
 
 def serves(x: Tensor) -> bool:
@@ -36,8 +35,8 @@ def forward(
     count = maps if windows is None else len(windows)
     bins = sum(rows * columns for rows, columns in grids)
     save = save and reduce == "max"
-    out = _empty((count, channels * bins), x.dtype)
-    cells = _empty((count, channels * bins), torch.int32) if save else torch.empty(0, dtype=torch.int32)
+    out = empty((count, channels * bins), x.dtype)
+    cells = empty((count, channels * bins), torch.int32) if save else torch.empty(0, dtype=torch.int32)
     if count == 0:
         return out, cells
     mode = _steps.AVERAGE if reduce == "avg" else _steps.PLACES if save else _steps.MAXIMUM
@@ -90,29 +89,23 @@ def backward(
     grad = grad.contiguous()
     area = height * width
     direct = channels_last and reduce == "max"
-    total = _empty((maps, height, width, channels) if direct else (maps, channels, height, width), torch.float32)
-    total = total.permute(0, 3, 1, 2) if direct else total
+    total = empty((maps, height, width, channels) if direct else (maps, channels, height, width), torch.float32)
+    total = total.zero_().permute(0, 3, 1, 2) if direct else total
     tables = _gradient_tables(windows, maps, height, width, tuple(grids), rule)
     work = grad.numel() + total.numel() // 16
     half = grad.dtype == torch.bfloat16
     if reduce == "max":
-        share = 64 if maps * channels >= 64 * torch.get_num_threads() and windows is not None else 16
+        # Gradients of many boxes are read in long runs, cells of channels_last maps written in them.
+        share = 64 if direct or (windows is not None and maps * channels >= 64 * torch.get_num_threads()) else 16
         steps = (area * channels * 4, 4, channels * 4) if direct else (area * channels * 4, area * 4, 4)
         entry = _entries.scatter_bfloat16 if half else _entries.scatter_float32
-        arguments = (grad.data_ptr(), cells.data_ptr(), channels, share, area, total.data_ptr(), *steps)
+        arguments = (grad.data_ptr(), cells.data_ptr(), channels, share, total.data_ptr(), *steps, 0)
         run(entry, maps * -(-channels // share), work, 0, tables, arguments)
     else:
         entry = _entries.spread_bfloat16 if half else _entries.spread_float32
         arguments = (grad.data_ptr(), channels, width, height, total.data_ptr(), 0, 0, 0, 0)
         run(entry, maps * -(-channels // 16), work, 0, tables, arguments)
     return total.to(grad.dtype, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-
-
-def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    size = math.prod(shape) * dtype.itemsize
-    if size < _LARGE:
-        return torch.empty(shape, dtype=dtype)
-    return torch.from_numpy(take(size)).view(dtype).view(shape)
 
 
 @lru_cache(maxsize=1024)

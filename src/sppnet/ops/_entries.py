@@ -81,12 +81,12 @@ def _cells(kind, item, out_kind, out_item, address):
 @inline
 def _scatter(kind, item, address):
     job, _, order, starts, plan, _ = _open(address)
-    grad, cells, channels, share, area, total, image_step, channel_step, cell_step = _nine(job)
+    grad, cells, channels, share, total, image_step, channel_step, cell_step, _ = _nine(job)
     begin = _units(address)
     while begin < job[2]:
         end = min(begin + job[3], job[2])
         scatter(
-            kind, item, grad, cells, plan, channels, share, area, order, starts, total, image_step, channel_step,
+            kind, item, grad, cells, plan, channels, share, order, starts, total, image_step, channel_step,
             cell_step, begin, end,
         )  # fmt: skip
         begin = _units(address)

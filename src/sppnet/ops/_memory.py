@@ -1,36 +1,44 @@
-"""Memory for large outputs, used again when they are dropped.
+"""Memory for outputs of a megabyte and more, used again when they are dropped.
 
-The system fills new memory with zeros, page by page, when it is first written: for the vectors of 2,000 regions that
-takes as long as the pooling. NumPy asks for huge pages, which makes it a fourth; memory that is there costs nothing.
+The system fills new memory with zeros, page by page, when it is first written; that takes as long as the pooling. What
+was written before costs nothing, and the C library gives most of it back to the system at once, so it is kept here.
 """
 
 import weakref
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 Bytes = npt.NDArray[np.uint8]
-_STEP = 1 << 25
-_KEPT = 2
-"""Blocks that wait for the next output; a training step needs two, the vectors and the places of their maxima."""
+_SMALLEST = 1 << 20
 _LARGEST = 1 << 29
-"""Bytes from which a block is not kept."""
+"""Bytes from which memory is used again, and from which it is not kept."""
+_KEPT = 6
+"""Blocks that wait for the next output; a training step wants three: vectors, places of maxima, gradient of the map."""
 _spare: dict[int, Bytes] = {}
 
 
-def take(size: int) -> Bytes:
-    """Memory of `size` bytes with anything in it; it comes back by itself when nobody holds it any more."""
-    block = None
-    for key, spare in list(_spare.items()):
-        if size <= spare.size <= 2 * size and _spare.pop(key, None) is not None:  # no other thread was faster
-            block = spare
-            break
-    if block is None:
-        block = np.empty(-(-size // _STEP) * _STEP, np.uint8)
+def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor with anything in it; its memory comes back by itself when nobody holds it any more."""
+    size = dtype.itemsize
+    for side in shape:
+        size *= side
+    if not _SMALLEST <= size <= _LARGEST:
+        return torch.empty(shape, dtype=dtype)
+    block = _take(size)
     lent = block[:size]
-    if block.size <= _LARGEST:
-        weakref.finalize(lent, _give_back, block).atexit = False
-    return lent
+    weakref.finalize(lent, _give_back, block).atexit = False
+    return torch.from_numpy(lent).view(dtype).view(shape)
+
+
+def _take(size: int) -> Bytes:
+    for key, block in list(_spare.items()):
+        if size <= block.size <= 2 * size and _spare.pop(key, None) is not None:  # no other thread was faster
+            return block
+    step = 1 << (size.bit_length() - 3)  # so that a few boxes more fit another time
+    return np.empty(-(-size // step) * step, np.uint8)
 
 
 def _give_back(block: Bytes) -> None:

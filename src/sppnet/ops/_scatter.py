@@ -8,10 +8,13 @@ from sppnet.ops._steps import inline
 
 @inline
 def scatter(
-    kind, item, grad, cells, plan, channels, share, cell_count, order, starts, total, image_step, channel_step,
+    kind, item, grad, cells, plan, channels, share, order, starts, total, image_step, channel_step,
     cell_step, begin, end,
 ):  # fmt: skip
-    """Gradients of maxima, each added to its cell; a unit is `share` channels of one image, set to zero first."""
+    """Gradients of maxima, each added to its cell; a unit is `share` channels of one image.
+
+    Planes are set to zero first; where channels of a cell are neighbours the map must be zero.
+    """
     groups = -(-channels // share)
     levels, bins = len(plan), 0
     for level in range(levels):
@@ -21,7 +24,8 @@ def scatter(
         first = group * share
         count = min(share, channels - first)
         base = total + image * image_step + first * channel_step
-        _clear_group(base, count, cell_count, channel_step, cell_step)
+        if cell_step == 4:
+            clear(base, count * channel_step)
         for index in range(starts[image], starts[image + 1]):
             for level in range(levels):
                 size = plan[level, 0] * plan[level, 1]
@@ -66,12 +70,3 @@ def spread(kind, item, grad, edges, plan, channels, width, height, order, starts
                             for y in range(y0, y1):
                                 for x in range(x0, x1):
                                     accumulate(plane + (y * width + x) * 4, share)
-
-
-@inline
-def _clear_group(base, count, cell_count, channel_step, cell_step):
-    if cell_step == 4:
-        clear(base, count * channel_step)
-    else:
-        for cell in range(cell_count):
-            clear(base + cell * cell_step, count * 4)
