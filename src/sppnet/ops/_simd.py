@@ -4,7 +4,7 @@ LLVM lowers a vector of 16 to one AVX-512 register, two of AVX2 or four of NEON.
 A `kind` says what lies there: ``float32(0)`` for float32 and, to move them, int32; ``uint16(0)`` for bfloat16, which
 is widened when it is loaded and rounded to the nearest even when it is stored.
 
-Numba's cache on disk does not see a change here: touch the files with kernels after one.
+Numba's cache on disk does not see a change here: touch `_entries.py` after one.
 """
 
 from collections.abc import Callable, Sequence
