@@ -66,7 +66,7 @@ def _later(a: int, i: int, b: int, j: int, to_cell: int) -> None:
 
 @njit
 def _scalars(kind: Any, source: int, index: int, total: int) -> Any:
-    simd.accumulate(total, simd.number(kind, source))
+    simd.accumulate(np.float32(0), total, simd.number(kind, source))
     return simd.integer(index)
 
 

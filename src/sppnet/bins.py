@@ -21,7 +21,7 @@ def choose(argument: str, value: str, choices: Iterable[str]) -> None:
     Raises:
         ValueError: naming the argument, the closest choice and all choices.
     """
-    names = list(choices)
+    names = tuple(choices)
     if value not in names:
         close = difflib.get_close_matches(str(value), names, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""

@@ -88,19 +88,32 @@ def backward(
     maps, channels, height, width = shape
     grad = grad.contiguous()
     area = height * width
-    direct = channels_last and reduce == "max"
-    total = empty((maps, height, width, channels) if direct else (maps, channels, height, width), torch.float32)
-    total = total.zero_().permute(0, 3, 1, 2) if direct else total
+    half = grad.dtype == torch.bfloat16
+    neighbours = channels_last and reduce == "max"
+    # Where few bins share a cell bfloat16 is summed as it is, as torch does.
+    few = windows is None and all(rows <= height and columns <= width for rows, columns in grids)
+    dtype = grad.dtype if reduce == "max" and few else torch.float32
+    total = empty((maps, height, width, channels) if neighbours else (maps, channels, height, width), dtype)
+    total = total.zero_().permute(0, 3, 1, 2) if neighbours else total
     tables = _gradient_tables(windows, maps, height, width, tuple(grids), rule)
     work = grad.numel() + total.numel() // 16
-    half = grad.dtype == torch.bfloat16
     if reduce == "max":
         # Gradients of many boxes are read in long runs, cells of channels_last maps written in them.
-        share = 64 if direct or (windows is not None and maps * channels >= 64 * torch.get_num_threads()) else 16
-        steps = (area * channels * 4, 4, channels * 4) if direct else (area * channels * 4, area * 4, 4)
-        entry = _entries.scatter_bfloat16 if half else _entries.scatter_float32
-        arguments = (grad.data_ptr(), cells.data_ptr(), channels, share, total.data_ptr(), *steps, 0)
-        run(entry, maps * -(-channels // share), work, 0, tables, arguments)
+        share = 64 if neighbours or (windows is not None and maps * channels >= 64 * torch.get_num_threads()) else 16
+        item = dtype.itemsize
+        steps = (item, channels * item) if neighbours else (area * item, item)
+        entry = _entries.scatter_float32
+        if half:
+            entry = _entries.scatter_bfloat16 if few else _entries.scatter_wide_bfloat16
+        ends = (total.data_ptr(), area * channels * item, *steps, 0)
+        run(
+            entry,
+            maps * -(-channels // share),
+            work,
+            0,
+            tables,
+            (grad.data_ptr(), cells.data_ptr(), channels, share, *ends),
+        )
     else:
         entry = _entries.spread_bfloat16 if half else _entries.spread_float32
         arguments = (grad.data_ptr(), channels, width, height, total.data_ptr(), 0, 0, 0, 0)

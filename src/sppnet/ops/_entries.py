@@ -34,11 +34,15 @@ def packed_bfloat16(address):
 
 
 def scatter_float32(address):
-    _scatter(np.float32(0), 4, address)
+    _scatter(np.float32(0), 4, np.float32(0), address)
 
 
 def scatter_bfloat16(address):
-    _scatter(np.uint16(0), 2, address)
+    _scatter(np.uint16(0), 2, np.uint16(0), address)
+
+
+def scatter_wide_bfloat16(address):
+    _scatter(np.uint16(0), 2, np.float32(0), address)
 
 
 def spread_float32(address):
@@ -79,15 +83,15 @@ def _cells(kind, item, out_kind, out_item, address):
 
 
 @inline
-def _scatter(kind, item, address):
+def _scatter(kind, item, total_kind, address):
     job, _, order, starts, plan, _ = _open(address)
-    grad, cells, channels, share, total, image_step, channel_step, cell_step, _ = _nine(job)
+    grad, cells, channels, share, total, image_step, channel_step, cell_step, zeroed = _nine(job)
     begin = _units(address)
     while begin < job[2]:
         end = min(begin + job[3], job[2])
         scatter(
-            kind, item, grad, cells, plan, channels, share, order, starts, total, image_step, channel_step,
-            cell_step, begin, end,
+            kind, item, total_kind, grad, cells, plan, channels, share, order, starts, total, image_step, channel_step,
+            cell_step, zeroed != 0, begin, end,
         )  # fmt: skip
         begin = _units(address)
 

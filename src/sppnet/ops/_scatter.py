@@ -8,12 +8,12 @@ from sppnet.ops._steps import inline
 
 @inline
 def scatter(
-    kind, item, grad, cells, plan, channels, share, order, starts, total, image_step, channel_step,
-    cell_step, begin, end,
+    kind, item, total_kind, grad, cells, plan, channels, share, order, starts, total, image_step, channel_step,
+    cell_step, zeroed, begin, end,
 ):  # fmt: skip
     """Gradients of maxima, each added to its cell; a unit is `share` channels of one image.
 
-    Planes are set to zero first; where channels of a cell are neighbours the map must be zero.
+    Planes are set to zero first, unless all of the map is `zeroed`.
     """
     groups = -(-channels // share)
     levels, bins = len(plan), 0
@@ -24,7 +24,7 @@ def scatter(
         first = group * share
         count = min(share, channels - first)
         base = total + image * image_step + first * channel_step
-        if cell_step == 4:
+        if not zeroed:
             clear(base, count * channel_step)
         for index in range(starts[image], starts[image + 1]):
             for level in range(levels):
@@ -35,7 +35,7 @@ def scatter(
                     for place in range(at, at + size):
                         cell = integer(cells + place * 4)
                         if cell >= 0:
-                            accumulate(plane + cell * cell_step, number(kind, grad + place * item))
+                            accumulate(total_kind, plane + cell * cell_step, number(kind, grad + place * item))
                     at += size
 
 
@@ -69,4 +69,4 @@ def spread(kind, item, grad, edges, plan, channels, width, height, order, starts
                             place += item
                             for y in range(y0, y1):
                                 for x in range(x0, x1):
-                                    accumulate(plane + (y * width + x) * 4, share)
+                                    accumulate(np.float32(0), plane + (y * width + x) * 4, share)

@@ -300,17 +300,17 @@ def clear(_context: Any, _target: Any, _size: Any) -> tuple[Any, _Codegen]:
     return types.void(*[types.int64] * 2), codegen
 
 
+def _load_number(builder: ir.IRBuilder, kind: Any, address: ir.Value) -> ir.Value:
+    if kind == types.float32:
+        return builder.load(_pointer(builder, address, ir.FloatType()), align=4)
+    half = builder.load(_pointer(builder, address, ir.IntType(16)), align=2)
+    return builder.bitcast(builder.shl(builder.zext(half, _INT), ir.Constant(_INT, 16)), ir.FloatType())
+
+
 @intrinsic
 def number(_context: Any, kind: Any, _address: Any) -> tuple[Any, _Codegen]:
     """One number as float32."""
-
-    def codegen(_c: Any, builder: ir.IRBuilder, _s: Any, args: Sequence[ir.Value]) -> Any:
-        if kind == types.float32:
-            return builder.load(_pointer(builder, args[1], ir.FloatType()), align=4)
-        half = builder.load(_pointer(builder, args[1], ir.IntType(16)), align=2)
-        return builder.bitcast(builder.shl(builder.zext(half, _INT), ir.Constant(_INT, 16)), ir.FloatType())
-
-    return types.float32(kind, types.int64), codegen
+    return types.float32(kind, types.int64), lambda _c, builder, _s, args: _load_number(builder, kind, args[1])
 
 
 @intrinsic
@@ -322,15 +322,20 @@ def integer(_context: Any, _address: Any) -> tuple[Any, _Codegen]:
 
 
 @intrinsic
-def accumulate(_context: Any, _address: Any, _value: Any) -> tuple[Any, _Codegen]:
-    """Add to one float32."""
+def accumulate(_context: Any, kind: Any, _address: Any, _value: Any) -> tuple[Any, _Codegen]:
+    """Add to one number."""
 
     def codegen(context: Any, builder: ir.IRBuilder, _signature: Any, args: Sequence[ir.Value]) -> Any:
-        pointer = _pointer(builder, args[0], ir.FloatType())
-        builder.store(builder.fadd(builder.load(pointer, align=4), args[1]), pointer, align=4)
+        _, address, value = args
+        total = builder.fadd(_load_number(builder, kind, address), value)
+        if kind == types.float32:
+            builder.store(total, _pointer(builder, address, ir.FloatType()), align=4)
+        else:
+            half = builder.extract_element(_narrow(builder, _fill(builder, total, _FLOATS)), ir.Constant(_INT, 0))
+            builder.store(half, _pointer(builder, address, half.type), align=2)
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.float32), codegen
+    return types.void(kind, types.int64, types.float32), codegen
 
 
 @intrinsic

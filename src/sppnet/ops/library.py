@@ -36,12 +36,14 @@ def pool(x: Tensor, windows: Tensor | None, grids: Grids, rule: Rule, reduce: Re
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
         raise NotImplementedError("x: a pyramid has no forward-mode derivative; reverse mode works, as in .backward()")
     graph = x.requires_grad and torch.is_grad_enabled()
-    arguments = (x, windows, [side for grid in grids for side in grid], rule, reduce, graph and reduce == "max")
+    seen = _seen(x)
     values: Tensor
-    if _seen(x):
-        values = torch.ops.sppnet.pool.default(*arguments)[0]
+    if not graph and not seen:
+        values = _kernels(x).forward(x, windows, grids, rule, reduce, False)[0]
     else:
-        values = (_Pool.apply if graph else _forward)(*arguments)[0]
+        flat = [side for grid in grids for side in grid]
+        function = torch.ops.sppnet.pool.default if seen else _Pool.apply
+        values = function(x, windows, flat, rule, reduce, graph and reduce == "max")[0]
     return values
 
 

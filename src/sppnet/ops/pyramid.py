@@ -13,6 +13,7 @@ from sppnet.ops import library
 from sppnet.ops.plain import Reduce
 
 Sizes = Int[Tensor, "n 2"] | Sequence[tuple[int, int]]
+_REDUCES, _RULES = get_args(Reduce), get_args(Rule)
 
 
 def pyramid_pool(
@@ -45,8 +46,8 @@ def pyramid_pool(
     """
     check_map(x)
     grids = parse_levels(levels)
-    choose("reduce", reduce, get_args(Reduce))
-    choose("rule", rule, get_args(Rule))
+    choose("reduce", reduce, _REDUCES)
+    choose("rule", rule, _RULES)
     windows = None if sizes is None else _area_windows(check_sizes(sizes, x))
     return library.pool(x, windows, grids, rule, reduce)
 

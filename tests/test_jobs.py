@@ -1,0 +1,99 @@
+"""Threads and memory of the CPU kernels."""
+
+import gc
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sppnet import pyramid_pool
+from sppnet.ops import _cpu, _jobs, _memory
+
+GRIDS = [(6, 6), (2, 2), (1, 1)]
+
+
+def test_memory_comes_back_and_is_given_again() -> None:
+    _memory._spare.clear()
+    first = _memory.empty((600, 1000), torch.float32)
+    place, view = first.data_ptr(), first[5:7]
+    del first
+    gc.collect()
+    assert not _memory._spare  # a view holds it
+    del view
+    assert len(_memory._spare) == 1
+    again = _memory.empty((590, 1000), torch.float32)
+    assert again.data_ptr() == place
+    assert again.shape == (590, 1000)
+    assert _memory.empty((600, 1000), torch.float32).data_ptr() != place
+
+
+def test_small_and_huge_memory_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    _memory._spare.clear()
+    del (small := [_memory.empty((10, 10), torch.float32)])[:]
+    monkeypatch.setattr(_memory, "_LARGEST", 1 << 21)
+    del (huge := [_memory.empty((3000, 1000), torch.float32)])[:]
+    assert small == huge == []
+    assert not _memory._spare
+
+
+def test_no_more_blocks_wait_than_a_training_step_needs() -> None:
+    _memory._spare.clear()
+    blocks = [_memory.empty((300 + 10 * i, 1000), torch.float32) for i in range(_memory._KEPT + 3)]
+    blocks.clear()
+    assert len(_memory._spare) == _memory._KEPT
+
+
+def test_results_that_are_held_do_not_share_memory() -> None:
+    x = torch.randn(8, 64, 20, 20)
+    kept = [pyramid_pool(x + i, (24, 6)) for i in range(4)]
+    for i, vectors in enumerate(kept):
+        assert torch.equal(vectors, pyramid_pool(x + i, (24, 6)))
+
+
+@pytest.mark.parametrize("openmp", [True, False])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_any_number_of_threads_gives_the_same_bits(threads: int, openmp: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of torch's OpenMP runtime, and of the pool that takes its part where there is another."""
+    x = torch.randn(3, 80, 15, 9)
+    expected = _cpu.forward(x, None, GRIDS, "adaptive", "max", True)
+    grad = torch.randn_like(expected[0])
+    shape = list(x.shape)
+    expected_grad = _cpu.backward(grad, expected[1], None, shape, False, GRIDS, "adaptive", "max")
+    monkeypatch.setattr(_jobs, "_SERIAL", 0)
+    if not openmp:
+        monkeypatch.setattr(_jobs, "_openmp", lambda: None)
+    torch.set_num_threads(threads)
+    try:
+        found = _cpu.forward(x, None, GRIDS, "adaptive", "max", True)
+        found_grad = _cpu.backward(grad, found[1], None, shape, False, GRIDS, "adaptive", "max")
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+    assert torch.equal(found_grad, expected_grad)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_in_the_middle_of_threads() -> None:
+    """Parent with two threads, then a child by fork: the child pools on one thread and ends."""
+    program = """
+import os, torch
+from sppnet import pyramid_pool
+torch.set_num_threads(2)
+x = torch.randn(4, 128, 30, 30)
+expected = pyramid_pool(x, (6, 2, 1))
+child = os.fork()
+if child == 0:
+    os._exit(0 if torch.equal(pyramid_pool(x, (6, 2, 1)), expected) else 3)
+code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+raise SystemExit(code or not torch.equal(pyramid_pool(x, (6, 2, 1)), expected))
+"""
+    ended = subprocess.run([sys.executable, "-W", "ignore", "-c", program], timeout=120, check=False)
+    assert ended.returncode == 0
+
+
+def test_the_compiler_is_imported_with_the_first_map_only() -> None:
+    program = "import sys, sppnet; raise SystemExit('numba' in sys.modules or 'triton.language' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], timeout=120, check=False).returncode == 0
