@@ -4,6 +4,7 @@ import gc
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,11 +39,12 @@ def test_small_and_huge_memory_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> N
     assert not _memory._spare
 
 
-def test_no_more_blocks_wait_than_a_training_step_needs() -> None:
+def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     _memory._spare.clear()
-    blocks = [_memory.empty((300 + 10 * i, 1000), torch.float32) for i in range(_memory._KEPT + 3)]
+    monkeypatch.setattr(_memory, "_KEPT", 4 << 20)
+    blocks = [_memory.empty((300 + 10 * i, 1000), torch.float32) for i in range(5)]
     blocks.clear()
-    assert len(_memory._spare) == _memory._KEPT
+    assert 0 < sum(block.size for block in _memory._spare.values()) <= 4 << 20
 
 
 def test_results_that_are_held_do_not_share_memory() -> None:
@@ -97,3 +99,20 @@ raise SystemExit(code or not torch.equal(pyramid_pool(x, (6, 2, 1)), expected))
 def test_the_compiler_is_imported_with_the_first_map_only() -> None:
     program = "import sys, sppnet; raise SystemExit('numba' in sys.modules or 'triton.language' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], timeout=120, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("damage", [b"", b"no pickle"])
+def test_a_damaged_cache_is_done_without(damage: bytes, tmp_path: Path) -> None:
+    program = "import torch, sppnet; print(sppnet.pyramid_pool(torch.ones(1, 16, 3, 3), (1,)).sum())"
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+
+    def call() -> str:
+        command = [sys.executable, "-W", "ignore", "-c", program]
+        return subprocess.run(command, env=environment, timeout=300, check=True, capture_output=True, text=True).stdout
+
+    assert call() == "tensor(16.)\n"
+    indexes = list(tmp_path.rglob("*.nbi"))
+    assert indexes
+    for index in indexes:
+        index.write_bytes(damage)
+    assert call() == "tensor(16.)\n"

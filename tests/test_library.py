@@ -310,3 +310,47 @@ def test_the_probe_of_torchs_own_pools_gives_an_answer() -> None:
     run = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=900)
     assert run.returncode == 0, run.stderr
     assert re.search(r"^torch's own adaptive pools export for every size: (yes|no)$", run.stdout, flags=re.MULTILINE)
+
+
+def test_valid_sizes_that_are_wrong_inside_a_graph_harm_nothing() -> None:
+    """They cannot be checked there; their bins are empty."""
+    windows = torch.tensor([[0, 0, 0, 3, 0], [1, 0, 0, -5, 4]])
+    x = torch.randn(2, 32, 9, 13, requires_grad=True)
+    values = torch.ops.sppnet.pool.default(x, windows, [2, 2, 1, 1], "adaptive", "max", True)[0]
+    assert values.count_nonzero() == 0
+    (gradient,) = torch.autograd.grad(values.sum(), x)
+    assert gradient.count_nonzero() == 0
+
+
+def test_another_default_device_changes_nothing() -> None:
+    x, boxes = torch.randn(1, 16, 9, 8), [torch.tensor([[0.0, 0.0, 90.0, 90.0]] * 4)]
+    expected = pyramid_pool(x, (3, 1)), region_pyramid_pool(x, boxes)
+    with torch.device("meta"):
+        assert torch.equal(pyramid_pool(x, (3, 1)), expected[0])
+        assert torch.equal(region_pyramid_pool(x, boxes), expected[1])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.usefixtures("unchecked")
+def test_a_trace_holds_the_operator() -> None:
+    traced = torch.jit.trace(lambda t: pyramid_pool(t, (4, 2, 1)), torch.randn(2, 32, 9, 13), check_trace=False)
+    x = torch.randn(2, 32, 7, 11)
+    assert torch.equal(traced(x), pyramid_pool(x, (4, 2, 1)))
+
+
+def test_lazy_tensors_and_batched_gradients() -> None:
+    x = torch.randn(2, 32, 9, 13)
+    assert torch.equal(pyramid_pool(torch._neg_view(x), (4, 1)), pyramid_pool(-x, (4, 1)))
+    assert pyramid_pool(torch._efficientzerotensor(2, 32, 9, 13), (4, 1)).count_nonzero() == 0
+    x.requires_grad_()
+    (found,) = torch.autograd.grad(pyramid_pool(x, (1,)), x, torch._neg_view(torch.ones(2, 32)))
+    assert found.sum() == -64
+    values = pyramid_pool(x, (1,))
+    (batched,) = torch.autograd.grad(values, x, torch.stack([torch.ones_like(values)] * 3), is_grads_batched=True)
+    assert batched.shape == (3, *x.shape)
+    assert batched.sum() == 3 * 64
+
+
+def test_a_sparse_map_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"expected a dense tensor; got the layout torch\.sparse_coo"):
+        pyramid_pool(torch.randn(1, 16, 4, 4).to_sparse(), (1,))

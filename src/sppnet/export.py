@@ -212,6 +212,8 @@ def _write_checked(
         raise ValueError(f"model: its weights take {size / 1e9:.1f} GB; one ONNX file holds 2 GB; take a smaller head")
     if sizes < 1:
         raise ValueError(f"sizes: expected at least 1 size to check; got {sizes}")
+    if not path.name or path.is_dir():
+        raise ValueError(f"path: expected the name of a file, such as model.onnx; got {path}")
     if not path.parent.is_dir():
         raise ValueError(f"path: no such folder: {path.parent}")
     part = path.with_name(path.name + ".part")

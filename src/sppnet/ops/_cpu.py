@@ -36,7 +36,7 @@ def forward(
     bins = sum(rows * columns for rows, columns in grids)
     save = save and reduce == "max"
     out = empty((count, channels * bins), x.dtype)
-    cells = empty((count, channels * bins), torch.int32) if save else torch.empty(0, dtype=torch.int32)
+    cells = empty((count, channels * bins), torch.int32) if save else torch.empty(0, dtype=torch.int32, device="cpu")
     if count == 0:
         return out, cells
     mode = _steps.AVERAGE if reduce == "avg" else _steps.PLACES if save else _steps.MAXIMUM
@@ -149,7 +149,8 @@ def _window_tables(
         new = np.append(True, (rows[1:] != rows[:-1]).any(axis=1))
         rows, starts = rows[new], np.append(np.flatnonzero(new), len(rows))
     cells = np.ascontiguousarray(rows[:, 1:])
-    clipped = bool((cells[:, :2] < 0).any() or (cells[:, 2:] > (width, height)).any())
+    outside = (cells[:, :2] < 0).any() or (cells[:, 2:] > (width, height)).any()
+    clipped = bool(outside or (cells[:, 2:] <= cells[:, :2]).any())  # either way there may be empty bins
     edges = clipped_edges(torch.from_numpy(cells), (height, width), grids, rule).numpy()
     return Tables(np.ascontiguousarray(rows[:, 0]), order, starts, _plan(grids, rule, reduce), edges, clipped)
 

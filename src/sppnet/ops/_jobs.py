@@ -11,6 +11,7 @@ import inspect
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pickle import UnpicklingError  # numba's files
 from typing import Any
 
 import numba
@@ -53,7 +54,7 @@ def run(
         arguments: what else the entry wants.
     """
     threads = min(torch.get_num_threads(), units) if work >= _SERIAL and not _forked else 1
-    memory = torch.empty((threads * scratch + 1) * VECTOR, dtype=torch.uint8)
+    memory = torch.empty((threads * scratch + 1) * VECTOR, dtype=torch.uint8, device="cpu")
     start = -(-memory.data_ptr() // VECTOR) * VECTOR
     chunk = -(-units // (4 * threads)) if threads > 1 else units
     job = array.array("q", (0, 0, units, chunk, start, scratch * VECTOR, *tables.head, *arguments))
@@ -74,7 +75,7 @@ def _compiled(entry: Callable[..., Any]) -> Any:
     signature, entry = types.void(types.int64), inspect.unwrap(entry)
     try:
         function = numba.cfunc(signature, cache=True, error_model="numpy")(entry)
-    except RuntimeError:  # neither the package's folder nor the user's can be written
+    except (RuntimeError, OSError, EOFError, UnpicklingError):  # the folder cannot be written, or what is in it read
         function = numba.cfunc(signature, error_model="numpy")(entry)
     _kept.append(function)
     address: Any = function.address

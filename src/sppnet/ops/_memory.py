@@ -15,8 +15,8 @@ Bytes = npt.NDArray[np.uint8]
 _SMALLEST = 1 << 20
 _LARGEST = 1 << 29
 """Bytes from which memory is used again, and from which it is not kept."""
-_KEPT = 6
-"""Blocks that wait for the next output; a training step wants three: vectors, places of maxima, gradient of the map."""
+_KEPT = 1 << 30
+"""Bytes that wait for the next outputs, in all."""
 _spare: dict[int, Bytes] = {}
 
 
@@ -26,7 +26,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     for side in shape:
         size *= side
     if not _SMALLEST <= size <= _LARGEST:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     block = _take(size)
     lent = block[:size]
     weakref.finalize(lent, _give_back, block).atexit = False
@@ -42,6 +42,6 @@ def _take(size: int) -> Bytes:
 
 
 def _give_back(block: Bytes) -> None:
-    while len(_spare) >= _KEPT:
-        _spare.pop(next(iter(_spare)), None)
     _spare[id(block)] = block
+    while sum(spare.size for spare in list(_spare.values())) > _KEPT:
+        _spare.pop(next(iter(_spare)), None)

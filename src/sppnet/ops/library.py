@@ -53,10 +53,23 @@ def _seen(x: Tensor) -> bool:
         torch.compiler.is_compiling()
         or type(x) not in (Tensor, torch.nn.Parameter)
         or x.device.type not in ("cpu", "cuda")
+        or torch._C._get_tracing_state() is not None
         or torch.is_autocast_enabled(x.device.type)
-        or torch._C._functorch.is_functorch_wrapped_tensor(x)
+        or not _is_plain(x)
         or is_in_torch_dispatch_mode()
     )
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether the numbers lie where the tensor says: not those that are batched, lazily negated or known to be zero."""
+    if x.device.type == "cpu":
+        return torch._C._dispatch_keys(x).raw_repr() in _PLAIN_KEYS
+    return not (torch._C._functorch.is_functorch_wrapped_tensor(x) or x.is_neg() or x._is_zerotensor())
+
+
+with torch.inference_mode():
+    _PLAIN_KEYS = {torch._C._dispatch_keys(torch.empty(0, device="cpu")).raw_repr()}
+_PLAIN_KEYS.add(torch._C._dispatch_keys(torch.empty(0, device="cpu")).raw_repr())
 
 
 def _forward(x: Tensor, windows: Tensor | None, grids: list[int], *rest: Any) -> tuple[Tensor, Tensor]:

@@ -109,7 +109,7 @@ def _pool(maps: Tensor, window: tuple[int, ...], grids: Grids, rule: Rule, reduc
             values.append(value.flatten(1))
             cells.append(((top + row) * width + left + cell - row * (right - left)).flatten(1))
     else:
-        edges = clipped_edges(torch.tensor([window]), (height, width), grids, rule)[0].tolist()
+        edges = clipped_edges(torch.tensor([window], device="cpu"), (height, width), grids, rule)[0].tolist()
         for rows, columns in _levels(edges, grids):
             found = [_bin(maps, [y1, y2], [x1, x2], reduce) for y1, y2 in rows for x1, x2 in columns]
             values.append(torch.stack([value for value, _ in found], dim=2).flatten(1))

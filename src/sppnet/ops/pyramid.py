@@ -69,6 +69,8 @@ def check_map(x: Tensor) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         found = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"x: expected a floating-point tensor (N, C, H, W); got {found}")
+    if x.layout is not torch.strided:
+        raise TypeError(f"x: expected a dense tensor; got the layout {x.layout}; .to_dense() converts")
     if x.ndim != 4:
         hint = "; x[None] adds the batch dimension" if x.ndim == 3 else ""
         raise ValueError(f"x: expected 4 dimensions (N, C, H, W); got {x.ndim}, shape {tuple(x.shape)}{hint}")
