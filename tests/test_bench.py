@@ -341,3 +341,11 @@ def test_docs_have_the_markers() -> None:
     before, after = module.split_page(module.ROOT.parent / "docs" / "performance.md", "cpu")
     assert before.endswith("<!-- figures of cpu -->")
     assert after.startswith("<!-- end of figures of cpu -->")
+
+
+def test_levels_that_torchvision_cuts_inexactly_end_no_run() -> None:
+    """At 57 cells its level 7 reads one row too many, so it is no peer there."""
+    case = Case((1, 16, 60, 60), (7, 2), boxes=60)
+    roles = {one.name: one.role for one in region_candidates(case, draw_boxes(case))}
+    assert roles["roi_pool"] == roles["roi_pool, coarse from fine"] == "orientation"
+    assert roles["crops of channels_last"] == "peer"

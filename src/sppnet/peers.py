@@ -23,6 +23,7 @@ Role = Literal["ours", "control", "peer", "limit", "orientation"]
 Form = Callable[[Tensor], Tensor]
 
 _STRIDE = 16  # pixels from one cell to the next, for boxes
+_EXACT_SIDES = (1, 2, 3, 4, 6)  # of levels whose bins torchvision's roi_pool cuts exactly at every window
 _CROPS = 250  # windows that the loop over crops differentiates; each costs it a gradient of the whole map
 
 
@@ -98,9 +99,17 @@ def region_candidates(case: Case, boxes: list[Tensor]) -> list[Candidate]:
 
         candidates.append(Candidate("sppnet, not merged", unmerged, "ours", note="equal windows pooled each"))
     if reduce == "max":
+        exact = all(side in _EXACT_SIDES for grid in grids for side in grid)
+        role: Role = "peer" if exact else "orientation"
+        note = "" if exact else "cuts bins in float32, which is not exact at these levels: for orientation"
         candidates += [
-            Candidate("roi_pool", lambda x: _regions(x, boxes, grids, roi_pool, _separate)),
-            Candidate("roi_pool, coarse from fine", lambda x: _regions(x, boxes, grids, roi_pool, _nested)),
+            Candidate("roi_pool", lambda x: _regions(x, boxes, grids, roi_pool, _separate), role, note=note),
+            Candidate(
+                "roi_pool, coarse from fine",
+                lambda x: _regions(x, boxes, grids, roi_pool, _nested),
+                role,
+                note=note,
+            ),
         ]
     count = min(_CROPS, case.boxes) if case.backward else case.boxes
 
