@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sppnet.bins import Rule, clipped_edges
-from sppnet.ops.plain import Grids, Reduce, whole
+from sppnet.bins import Rule, clipped_edges, count_bins
+from sppnet.ops.plain import Grids, Reduce, is_channels_last, whole
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Lanes of one program: (channel, bin, cell of the bin) triples that it handles at once.
@@ -50,10 +50,10 @@ def forward(
     from sppnet.ops import _gpu_forward
 
     save = save and reduce == "max"
-    channels_last = _is_channels_last(x)
+    channels_last = is_channels_last(x)
     x = x if channels_last else x.contiguous()
     count = len(x) if windows is None else len(windows)
-    length = x.shape[1] * sum(rows * columns for rows, columns in grids)
+    length = x.shape[1] * count_bins(grids)
     values = x.new_empty((count, length))
     cells = torch.empty((count, length) if save else (0,), dtype=torch.int32, device=x.device)
     if count == 0:
@@ -146,10 +146,6 @@ def backward(
                 **options,
             )
     return total.to(grad.dtype)
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 def _power(number: int) -> int:

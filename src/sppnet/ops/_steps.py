@@ -40,9 +40,8 @@ _EMPTY = np.int32(-1)
 
 def inline(function: Callable[..., Any]) -> Any:
     """A part of a kernel, compiled into it."""
-    return numba.njit(forceinline=True, error_model="numpy")(
-        inspect.unwrap(function)
-    )  # from what watches shapes in tests
+    function = inspect.unwrap(function)  # from what watches shapes in tests
+    return numba.njit(forceinline=True, error_model="numpy")(function)
 
 
 @inline

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from sppnet.bins import Rule
+from sppnet.bins import Rule, count_bins
 from sppnet.ops import plain
 from sppnet.ops.plain import Grids, Reduce
 
@@ -116,7 +116,7 @@ def _(
     x: Tensor, windows: Tensor | None, grids: list[int], _rule: str, reduce: str, save: bool
 ) -> tuple[Tensor, Tensor]:
     count = x.shape[0] if windows is None else windows.shape[0]
-    values = x.new_empty((count, x.shape[1] * sum(rows * columns for rows, columns in _pairs(grids))))
+    values = x.new_empty((count, x.shape[1] * count_bins(_pairs(grids))))
     save = save and reduce == "max"
     return values, torch.empty_like(values, dtype=torch.int32) if save else x.new_empty(0, dtype=torch.int32)
 
@@ -143,7 +143,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     ctx.recompute = ctx.reduce == "max" and not save
     ctx.save_for_backward(x if ctx.recompute else cells, windows)
     ctx.shape = list(x.shape)
-    ctx.channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    ctx.channels_last = plain.is_channels_last(x)
 
 
 def _derivative(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sppnet.bins import Rule, clipped_edges
+from sppnet.bins import Rule, clipped_edges, count_bins
 
 Reduce = Literal["max", "avg"]
 Grids = Sequence[tuple[int, int]]
@@ -41,7 +41,7 @@ def forward(
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, (_, *window) in enumerate(windows.tolist()):
         groups.setdefault(tuple(window), []).append(index)
-    values = x.new_empty((len(windows), x.shape[1] * sum(rows * columns for rows, columns in grids)))
+    values = x.new_empty((len(windows), x.shape[1] * count_bins(grids)))
     cells = torch.empty(values.shape if save else (0,), dtype=torch.int32, device=x.device)
     for window, members in groups.items():
         group = torch.tensor(members, device=x.device)
@@ -105,9 +105,8 @@ def _pool(maps: Tensor, window: tuple[int, ...], grids: Grids, rule: Rule, reduc
         crop = maps[:, :, top:bottom, left:right]
         for grid in grids:
             value, cell = _adaptive(crop, grid, reduce)
-            row = cell.div(right - left, rounding_mode="floor")
             values.append(value.flatten(1))
-            cells.append(((top + row) * width + left + cell - row * (right - left)).flatten(1))
+            cells.append(_on_map(cell, left, top, right - left, width).flatten(1))
     else:
         edges = clipped_edges(torch.tensor([window], device="cpu"), (height, width), grids, rule)[0].tolist()
         for rows, columns in _levels(edges, grids):
@@ -123,8 +122,13 @@ def _bin(maps: Tensor, rows: list[int], columns: list[int], reduce: Reduce) -> t
     if top >= bottom or left >= right:
         return maps.new_zeros(maps.shape[:2]), maps.new_full(maps.shape[:2], -1, dtype=torch.long)
     value, cell = _adaptive(maps[:, :, top:bottom, left:right], (1, 1), reduce)
-    row = cell.div(right - left, rounding_mode="floor")
-    return value[:, :, 0, 0], ((top + row) * maps.shape[3] + left + cell - row * (right - left))[:, :, 0, 0]
+    return value[:, :, 0, 0], _on_map(cell, left, top, right - left, maps.shape[3])[:, :, 0, 0]
+
+
+def _on_map(cell: Tensor, left: int, top: int, crop_width: int, width: int) -> Tensor:
+    """Cells of a crop as cells of the map that it was taken from."""
+    row = cell.div(crop_width, rounding_mode="floor")
+    return (top + row) * width + left + cell - row * crop_width
 
 
 def _adaptive(maps: Tensor, grid: tuple[int, int], reduce: Reduce) -> tuple[Tensor, Tensor]:
@@ -133,6 +137,11 @@ def _adaptive(maps: Tensor, grid: tuple[int, int], reduce: Reduce) -> tuple[Tens
         return value, cell
     value = F.adaptive_avg_pool2d(maps, grid)
     return value, torch.zeros_like(value, dtype=torch.long)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether the channels of a cell are neighbours in memory; not where both layouts are the same."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 def whole(shape: Sequence[int], device: torch.device) -> Tensor:
