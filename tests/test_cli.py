@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from images import write_classes
 
-from sppnet.cli import parse_level_text, run
+from sppnet.cli import run
+from sppnet.commands.common import parse_level_text
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,8 @@ SIZES = [(7, 9), (9, 7), (13, 20), (5, 31), (32, 18), (24, 10), (11, 12), (40, 1
 
 
 def some_boxes(count: int) -> Tensor:
-    return torch.rand(count, 4).cumsum(1) * 80
+    first = torch.rand(count, 2) * 30
+    return torch.cat((first, first + torch.rand(count, 2) * 200), dim=1)
 
 
 def maps(channels: int, dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:

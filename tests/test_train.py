@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import sppnet
 from sppnet.options import TrainOptions
+from sppnet.runs import load_classifier
 from sppnet.train import train_classifier
 
 QUICK = TrainOptions(sizes="32,48", epochs=3, batch=4, lr=1e-3, head="fc", levels=(1,))  # fc has dropout
@@ -47,7 +48,7 @@ def without_time(run: Path) -> list[dict[str, float]]:
 
 
 def test_a_run_folder_holds_model_options_and_metrics(undisturbed: Path) -> None:
-    model = sppnet.load(undisturbed)
+    model = load_classifier(undisturbed)
     assert model.config.classes == ("blue", "green", "red")
     assert str(model.resize) == "shorter-side:55"
     assert [line["size"] for line in metrics(undisturbed)] == [32, 48, 32]
@@ -124,7 +125,7 @@ def test_a_frozen_backbone_keeps_its_weights_and_its_vectors(head: str, data: Pa
     options = TrainOptions(freeze_backbone=True, head=head, levels=(2, 1), epochs=15, cache=str(tmp_path / "cache"))  # type: ignore[arg-type]
     training = train_classifier(data, tmp_path / "run", options)
     assert training.scores["training images"].top1 > 0.9
-    model = sppnet.load(tmp_path / "run")
+    model = load_classifier(tmp_path / "run")
     embedded = sppnet.imagenet_classifier().backbone.state_dict()
     assert all(torch.equal(tensor, embedded[name]) for name, tensor in model.backbone.state_dict().items())
     shards = sorted((tmp_path / "cache").rglob("*.safetensors"))
@@ -139,7 +140,7 @@ def test_the_paper_head_and_native_sizes_train(data: Path, tmp_path: Path) -> No
     options = TrainOptions(head="fc", sizes="native", epochs=1, batch=6, levels=(1,), optimizer="sgd", schedule="step")
     training = train_classifier(data / "train", tmp_path / "run", options)
     assert training.finished
-    assert sppnet.load(tmp_path / "run").config.resize == "native"
+    assert load_classifier(tmp_path / "run").config.resize == "native"
     assert metrics(tmp_path / "run")[0]["size"] is None
 
 

@@ -1,9 +1,12 @@
 """Spatial pyramid pooling: networks that take every image at its own size."""
 
 from sppnet.backbones import Backbone, FeatureMap, create_backbone
+from sppnet.boxes import Detections
 from sppnet.classify import Classifier, ClassifierConfig, Prediction, imagenet_classifier
 from sppnet.data.images import ImageError
 from sppnet.data.resize import Resize
+from sppnet.detect import Detector, DetectorConfig
+from sppnet.encoder import RegionEncoder
 from sppnet.layers import RegionPyramidPool, SpatialPyramidPool
 from sppnet.ops import pyramid_pool, region_pyramid_pool
 from sppnet.runs import load
@@ -14,9 +17,13 @@ __all__ = [
     "Backbone",
     "Classifier",
     "ClassifierConfig",
+    "Detections",
+    "Detector",
+    "DetectorConfig",
     "FeatureMap",
     "ImageError",
     "Prediction",
+    "RegionEncoder",
     "RegionPyramidPool",
     "Resize",
     "SpatialPyramidPool",

@@ -161,6 +161,24 @@ def create_backbone(
     return Backbone(name, network, stage, config)
 
 
+def stage_of_stride(name: str, stride: int) -> int | None:
+    """The last feature map of a network with at most this stride, for :func:`create_backbone`.
+
+    Args:
+        name: as for :func:`create_backbone`; the paper's networks have one map, which is None.
+        stride: image pixels from one cell to the next, at least that of the first map.
+    """
+    _check_name(name)
+    if name in PAPER_NETS:
+        return None
+    with torch.device("meta"):
+        reductions = [one["reduction"] for one in _create_timm(name, pretrained=False).feature_info]  # type: ignore[union-attr]
+    fine = [index for index, reduction in enumerate(reductions) if reduction <= stride]
+    if not fine:
+        raise ValueError(f"stride: the finest map of {name} has stride {reductions[0]}; got {stride}")
+    return fine[-1]
+
+
 def _create_timm(name: str, pretrained: bool) -> nn.Module:
     import timm  # seconds to import, and the operators do without it
 

@@ -1,15 +1,20 @@
 """The state of a training that is under way: one file, replaced as a whole, with nothing in it but tensors and text."""
 
 import json
+import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sppnet.runs import read_tensors, save_tensors
+from sppnet.options import LoopOptions
+from sppnet.runs import WEIGHTS, read_tensors, save_tensors, write_json
 
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT, OPTIONS = "checkpoint.safetensors", "options.json"
+# What may change between the parts of one training without changing its outcome.
+_FREE_OPTIONS = ("workers", "device", "cache", "tensorboard")
 
 
 @dataclass
@@ -62,3 +67,41 @@ def load_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer) -> Pr
             states.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
     return Progress(**json.loads(metadata["progress"]))
+
+
+def open_training(out: Path, data: Path, images: Sequence[str], options: LoopOptions, resume: bool) -> None:
+    """Make the run folder, or make sure that it belongs to the same training.
+
+    Args:
+        out: the run folder.
+        data: the data set.
+        images: a line for each image, with all that training takes from the data set.
+        options: of the training; it is resumed only under the same ones.
+        resume: whether there may be a training in the folder.
+
+    Raises:
+        ValueError: there is one and `resume` is False, or it is another one.
+    """
+    path = out / OPTIONS
+    # The number of epochs shapes the learning rates, so it belongs to the training as all options do.
+    text = "\n".join(images)
+    counted = f"{len(images)} images, {zlib.crc32(text.encode(errors='surrogateescape')):08x}"
+    content = json.loads(json.dumps({"data": str(data.resolve()), "images": counted, **asdict(options)}))
+    if (out / CHECKPOINT).exists() or (out / WEIGHTS).exists():
+        if not path.exists():
+            raise ValueError(f"out: {out} holds a model but no {OPTIONS}; name another folder")
+        if not resume:
+            raise ValueError(f"out: {out} holds a training already; --resume goes on with it, or name another folder")
+        try:
+            stored = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"out: {path} is damaged ({error}); name another folder") from error
+        unlike = [name for name in content if stored.get(name) != content[name] and name not in _FREE_OPTIONS]
+        if unlike:
+            name = unlike[0]
+            raise ValueError(
+                f"out: the training in {out} was begun with {name}={stored.get(name)!r}, now it is {content[name]!r};"
+                " a resumed training keeps its options"
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(content, path)

@@ -1,4 +1,4 @@
-"""Where a level's bins lie on an image, and pictures of boxes: outlines, names and a tint."""
+"""Where cells and bins lie on an image, and pictures of boxes: outlines, names and a tint."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -47,10 +47,7 @@ def bin_boxes(
             f"image_size, network_size: expected at least 1 x 1 pixels; got {image_size} and {network_size}"
         )
     ((rows, columns),) = parse_levels([level])
-    y, x = (
-        _cell_borders(features.data.shape[2 + axis], axis, features, image_size[axis], network_size[axis])
-        for axis in (0, 1)
-    )
+    y, x = cell_borders(features.data.shape[2:], features.stride, features.offset, image_size, network_size)
     return torch.tensor(
         [
             (x[left], y[top], x[right], y[bottom])
@@ -60,11 +57,30 @@ def bin_boxes(
     )
 
 
-def _cell_borders(cells: int, axis: int, features: FeatureMap, image_side: int, network_side: int) -> list[float]:
-    """Borders between cells along one axis, in pixels of the image, its two edges included."""
+def cell_borders(
+    map_size: Sequence[int],
+    stride: tuple[int, int],
+    offset: tuple[float, float],
+    image_size: tuple[int, int],
+    network_size: tuple[int, int],
+) -> tuple[list[float], list[float]]:
+    """Borders between the rows of a map and between its columns, in pixels of the image, its edges included.
+
+    Args:
+        map_size: (height, width) of the map, in cells.
+        stride: of the map.
+        offset: of the map.
+        image_size: (height, width) of the image, pixels.
+        network_size: (height, width) at which the network saw it, pixels.
+    """
+    sides = zip(map_size, stride, offset, image_size, network_size, strict=True)
+    y, x = (_axis_borders(*side) for side in sides)
+    return y, x
+
+
+def _axis_borders(cells: int, stride: int, offset: float, image_side: int, network_side: int) -> list[float]:
     # Pixel p covers p to p + 1, so that its centre, which the offset names, lies at p + 0.5.
-    first = features.offset[axis] + 0.5
-    inner = [first + features.stride[axis] * (cell - 0.5) for cell in range(1, cells)]
+    inner = [offset + 0.5 + stride * (cell - 0.5) for cell in range(1, cells)]
     borders = [0.0, *(min(max(border, 0.0), float(network_side)) for border in inner), float(network_side)]
     return [border * image_side / network_side for border in borders]
 

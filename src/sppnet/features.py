@@ -18,6 +18,7 @@ from sppnet.data.images import ImageError
 from sppnet.data.resize import Resize
 from sppnet.predict import image_vectors, read_image
 from sppnet.runs import read_tensors, save_tensors
+from sppnet.weights import weights_digest
 
 _SHARD = 64
 
@@ -80,10 +81,7 @@ def _compute_shard(model: Classifier, samples: Sequence[Sample], policy: Resize,
 
 def _digest(model: Classifier, samples: Sequence[Sample], policy: Resize) -> str:
     """A name for exactly these vectors: of the network with its weights, the pyramid, the sizes and the files."""
-    digest = hashlib.sha256()
-    for name, tensor in model.backbone.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    digest = hashlib.sha256(weights_digest(model.backbone).encode())
     config = model.config
     parts = (config.backbone, config.stage, config.levels, config.reduce, config.rule, str(policy), policy.max_pixels)
     digest.update(repr(parts).encode())

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import get_args
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sppnet.bins import CellRule, Level, Rule, choose, count_bins, parse_levels
 from sppnet.ops.plain import Reduce
 from sppnet.ops.pyramid import Sizes, pyramid_pool
-from sppnet.ops.regions import parse_offset, parse_scale, region_pyramid_pool
+from sppnet.ops.regions import Boxes, OnBad, parse_offset, parse_scale, region_pyramid_pool
 
 
 class SpatialPyramidPool(nn.Module):
@@ -48,16 +48,19 @@ class RegionPyramidPool(nn.Module):
         rule: CellRule = "paper",
         offset: float | tuple[float, float] = 0.0,
         reduce: Reduce = "max",
+        on_bad: OnBad = "raise",
     ) -> None:
         super().__init__()
         parse_levels(levels)
         choose("rule", rule, get_args(CellRule))
         choose("reduce", reduce, get_args(Reduce))
+        choose("on_bad", on_bad, get_args(OnBad))
         self.levels = tuple(levels)
         self.spatial_scale = parse_scale(spatial_scale)
         self.rule: CellRule = rule
         self.offset = parse_offset(offset)
         self.reduce: Reduce = reduce
+        self.on_bad: OnBad = on_bad
 
     @property
     def bins(self) -> int:
@@ -65,9 +68,13 @@ class RegionPyramidPool(nn.Module):
         return count_bins(self.levels)
 
     def forward(
-        self, x: Float[Tensor, "n c h w"], boxes: Sequence[Float[Tensor, "_ 4"]], sizes: Sizes | None = None
+        self,
+        x: Float[Tensor, "n c h w"],
+        boxes: Boxes,
+        sizes: Sizes | None = None,
+        box_offsets: Int[Tensor, " _"] | None = None,
     ) -> Float[Tensor, "k d"]:
-        """Pool; `boxes` and `sizes` as in :func:`sppnet.region_pyramid_pool`."""
+        """Pool; `boxes`, `sizes` and `box_offsets` as in :func:`sppnet.region_pyramid_pool`."""
         return region_pyramid_pool(
             x,
             boxes,
@@ -77,11 +84,13 @@ class RegionPyramidPool(nn.Module):
             offset=self.offset,
             reduce=self.reduce,
             sizes=sizes,
+            box_offsets=box_offsets,
+            on_bad=self.on_bad,
         )
 
     def extra_repr(self) -> str:
         """What the constructor was given, for print(module)."""
         return (
             f"levels={self.levels}, spatial_scale={self.spatial_scale}, rule={self.rule!r}, offset={self.offset},"
-            f" reduce={self.reduce!r}"
+            f" reduce={self.reduce!r}, on_bad={self.on_bad!r}"
         )

@@ -8,31 +8,55 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from sppnet.checkpoint import Progress, load_checkpoint, save_checkpoint
 from sppnet.console import console, track
 from sppnet.data.images import ImageError
-from sppnet.data.training import ImageBatches, VectorBatches
 from sppnet.evaluate import Scores
-from sppnet.options import TrainOptions
+from sppnet.options import LoopOptions
 from sppnet.runs import write_text
 
 METRICS = "metrics.jsonl"
 _SAVE_SECONDS = 120.0
 
+# From the module's output and the target: the loss to minimise, and how many answers are right.
+Objective = Callable[[Any, Any], tuple[Tensor, int]]
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """What is trained on: batch k of epoch e is the same each time it is asked for."""
+
+    steps: int
+
+    def epoch(self, epoch: int, start: int) -> Iterator[tuple[Any, Any, list[ImageError]]]:
+        """Input, target and unreadable files of each batch of an epoch, from the one numbered `start` on.
+
+        The target has a length, which is the number of answers; nothing is learned from an empty one.
+        """
+
+    def side(self, epoch: int) -> int | None:
+        """Side of the square images of an epoch; None where there is none."""
+
+
+def classification(logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+    """Cross entropy."""
+    return F.cross_entropy(logits, labels), int((logits.argmax(1) == labels).sum())
+
 
 def fit(
     module: nn.Module,
-    batches: ImageBatches | VectorBatches,
-    options: TrainOptions,
+    batches: Batches,
+    options: LoopOptions,
     out: Path,
     validate: Callable[[], Scores | None],
     failures: list[ImageError],
+    objective: Objective = classification,
 ) -> bool:
     """Train to the last epoch, from the checkpoint in `out` if there is one.
 
@@ -43,6 +67,7 @@ def fit(
         out: the run folder.
         validate: called after each epoch; its scores go into the metrics.
         failures: files that could not be read are added here.
+        objective: what is minimised.
 
     Returns:
         False where the training was interrupted; the checkpoint then has everything that was done.
@@ -68,8 +93,7 @@ def fit(
                 # Dropout draws the same in a resumed step as in an undisturbed one.
                 torch.manual_seed(hash((options.seed, step)) % (1 << 63))
                 if len(y):
-                    logits = wrapped(fabric.to_device(x))
-                    loss = F.cross_entropy(logits, fabric.to_device(y))
+                    loss, right = objective(wrapped(fabric.to_device(x)), fabric.to_device(y))
                     if not loss.isfinite():
                         where = f"epoch {at.epoch + 1}, batch {at.step + 1}"
                         raise RuntimeError(
@@ -80,7 +104,7 @@ def fit(
                     fabric.backward(loss)
                     optimizer.step()
                     at.seen += len(y)
-                    at.correct += int((logits.argmax(1).cpu() == y).sum())
+                    at.correct += right
                     at.loss += float(loss.detach()) * len(y)
                 at.step += 1
                 at.seconds = time.monotonic() - since
@@ -108,13 +132,13 @@ def fit(
     return True
 
 
-def _optimizer(module: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
+def _optimizer(module: nn.Module, options: LoopOptions) -> torch.optim.Optimizer:
     if options.optimizer == "sgd":
         return torch.optim.SGD(module.parameters(), options.rate, momentum=0.9, weight_decay=options.decay)
     return torch.optim.AdamW(module.parameters(), options.rate, weight_decay=options.decay)
 
 
-def _rate(options: TrainOptions, done: float) -> float:
+def _rate(options: LoopOptions, done: float) -> float:
     """Learning rate when a share of all steps is done."""
     if options.schedule == "cosine":
         return options.rate * (1 + math.cos(math.pi * done)) / 2
@@ -137,7 +161,7 @@ def _log(fabric: Any, out: Path, at: Progress, side: int | None, lr: float, val:
     console.print("  ".join(f"{name} {value}" for name, value in shown.items() if value is not None), highlight=False)
 
 
-def _loggers(options: TrainOptions, out: Path) -> list[Any]:
+def _loggers(options: LoopOptions, out: Path) -> list[Any]:
     if not options.tensorboard:
         return []
     try:

@@ -15,8 +15,65 @@ _DECAYS = {"adamw": 5e-2, "sgd": 5e-4}
 
 
 @dataclass(frozen=True)
-class TrainOptions:
-    """Settings of a training; the defaults train the whole embedded network at one size.
+class LoopOptions:
+    """What the training loop is told.
+
+    Attributes:
+        epochs, batch, optimizer, lr, weight_decay, schedule: lr and weight_decay of None are the optimiser's customary
+            ones. ``step`` divides the rate by 10 after 60 % and 85 % of the steps.
+        precision: ``32-true`` or ``bf16-mixed``.
+        seed: of everything that is drawn.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        tensorboard: write TensorBoard events into the run folder too.
+    """
+
+    epochs: int = 20
+    batch: int = 32
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float | None = None
+    weight_decay: float | None = None
+    schedule: Literal["cosine", "step"] = "cosine"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("optimizer", ("adamw", "sgd")),
+            ("schedule", ("cosine", "step")),
+            ("precision", ("32-true", "bf16-mixed")),
+            ("device", ("auto", "cpu", "cuda", "mps")),
+        ):
+            choose(name, getattr(self, name), choices)
+        require_positive(self, "epochs", "batch")
+        for name, value in (("lr", self.lr), ("weight_decay", self.weight_decay)):
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name}: expected a number of at least 0; got {value}")
+        if not 0 <= self.seed < 1 << 32:
+            raise ValueError(f"seed: expected 0..{(1 << 32) - 1}; got {self.seed}")
+
+    @property
+    def rate(self) -> float:
+        """The learning rate that `lr` of None stands for."""
+        return _RATES[self.optimizer] if self.lr is None else self.lr
+
+    @property
+    def decay(self) -> float:
+        """The weight decay that `weight_decay` of None stands for."""
+        return _DECAYS[self.optimizer] if self.weight_decay is None else self.weight_decay
+
+
+def require_positive(options: object, *names: str) -> None:
+    """Refuse options of these names that are below 1."""
+    for name in names:
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name}: expected at least 1; got {getattr(options, name)}")
+
+
+@dataclass(frozen=True)
+class TrainOptions(LoopOptions):
+    """Settings of a classifier's training; the defaults train the whole embedded network at one size.
 
     Attributes:
         backbone, stage, weights: see :func:`sppnet.backbones.create_backbone`.
@@ -29,15 +86,9 @@ class TrainOptions:
         resize: at which size images are evaluated and predicted, see :class:`sppnet.Resize`; None for ``native``
             where training is, and for a shorter side of 8/7 of the greatest training size otherwise.
         max_pixels: bound of native sizes.
-        epochs, batch, optimizer, lr, weight_decay, schedule: of the loop; lr and weight_decay of None are the
-            optimiser's customary ones. ``step`` divides the rate by 10 after 60 % and 85 % of the steps.
-        precision: ``32-true`` or ``bf16-mixed``.
         svm_c: penalty of the SVM.
-        seed: of everything that is drawn.
         workers: processes that decode images.
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         cache: where vectors are kept, None for the run folder; runs may share it.
-        tensorboard: write TensorBoard events into the run folder too.
     """
 
     backbone: str = EMBEDDED_BACKBONE
@@ -51,42 +102,22 @@ class TrainOptions:
     sizes: str = "224"
     resize: str | None = None
     max_pixels: int = 1_000_000
-    epochs: int = 20
-    batch: int = 32
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: float | None = None
-    weight_decay: float | None = None
-    schedule: Literal["cosine", "step"] = "cosine"
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
     svm_c: float = 1.0
-    seed: int = 0
     workers: int = 0
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     cache: str | None = None
-    tensorboard: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, choices in (
-            ("optimizer", ("adamw", "sgd")),
-            ("schedule", ("cosine", "step")),
-            ("precision", ("32-true", "bf16-mixed")),
-            ("device", ("auto", "cpu", "cuda", "mps")),
             ("reduce", get_args(Reduce)),
             ("rule", get_args(Rule)),
             ("head", (None, "linear", "fc", "svm")),
         ):
             if getattr(self, name) not in choices:
                 choose(name, getattr(self, name), [choice for choice in choices if choice])
-        for name in ("epochs", "batch", "max_pixels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1; got {getattr(self, name)}")
-        for name, value in (("lr", self.lr), ("weight_decay", self.weight_decay)):
-            if value is not None and not 0 <= value < math.inf:
-                raise ValueError(f"{name}: expected a number of at least 0; got {value}")
+        require_positive(self, "max_pixels")
         if not 0 < self.svm_c < math.inf:
             raise ValueError(f"svm_c: expected a penalty above 0; got {self.svm_c}")
-        if not 0 <= self.seed < 1 << 32:
-            raise ValueError(f"seed: expected 0..{(1 << 32) - 1}; got {self.seed}")
         if self.workers < 0:
             raise ValueError(f"workers: expected at least 0; got {self.workers}")
         if self.head == "svm" and not self.freeze_backbone:
@@ -108,13 +139,3 @@ class TrainOptions:
         if self.resize is not None:
             return self.resize
         return "native" if self.freeze_backbone or not sides else f"shorter-side:{round(max(sides) * 8 / 7)}"
-
-    @property
-    def rate(self) -> float:
-        """The learning rate that `lr` of None stands for."""
-        return _RATES[self.optimizer] if self.lr is None else self.lr
-
-    @property
-    def decay(self) -> float:
-        """The weight decay that `weight_decay` of None stands for."""
-        return _DECAYS[self.optimizer] if self.weight_decay is None else self.weight_decay

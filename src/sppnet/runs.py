@@ -13,23 +13,29 @@ from torch import Tensor
 
 from sppnet.backbones import create_backbone
 from sppnet.classify import Classifier, ClassifierConfig, imagenet_classifier
+from sppnet.detect import Detector, DetectorConfig
 from sppnet.weights import load_weights
 
 CONFIG, WEIGHTS = "run.json", "model.safetensors"
 IMAGENET = "imagenet"
 _FORMAT = 1
+_TASKS: dict[str, tuple[type, type]] = {
+    "classify": (Classifier, ClassifierConfig),
+    "detect": (Detector, DetectorConfig),
+}
 
 
-def save_run(model: Classifier, folder: str | Path) -> None:
+def save_run(model: Classifier | Detector, folder: str | Path) -> None:
     """Write the model into the folder; what is there is replaced file by file, never half."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
-    content = {"format": _FORMAT, "task": "classify", "config": dataclasses.asdict(model.config)}
+    task = next(name for name, (kind, _) in _TASKS.items() if isinstance(model, kind))
+    content = {"format": _FORMAT, "task": task, "config": dataclasses.asdict(model.config)}
     write_json(content, folder / CONFIG)
 
 
-def load(run: str | Path) -> Classifier:
+def load(run: str | Path) -> Classifier | Detector:
     """The model of a run folder, in evaluation mode, on the CPU.
 
     Args:
@@ -41,20 +47,28 @@ def load(run: str | Path) -> Classifier:
     if str(run) == IMAGENET and not Path(run).exists():
         return imagenet_classifier()
     folder = Path(run)
-    config = _read_config(folder)
+    task, config = _read_config(folder)
     if not (folder / WEIGHTS).is_file():
         raise ValueError(f"run: {folder} has no {WEIGHTS}: its training has not finished")
     try:
         with torch.random.fork_rng(devices=[]):  # the weights that are drawn here are replaced at once
-            model = Classifier(config, create_backbone(config.backbone, config.stage, None))
+            model: Classifier | Detector = _TASKS[task][0](config, create_backbone(config.backbone, config.stage, None))
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"run: {folder / CONFIG} does not describe a classifier: {error}") from error
+        raise ValueError(f"run: {folder / CONFIG} does not describe a model of task {task!r}: {error}") from error
     state, _ = read_tensors(folder / WEIGHTS)
     load_weights(model, state, str(folder / WEIGHTS))
     return model.eval()
 
 
-def _read_config(folder: Path) -> ClassifierConfig:
+def load_classifier(run: str | Path) -> Classifier:
+    """The classifier of a run folder, as :func:`load`; a detector is refused."""
+    model = load(run)
+    if not isinstance(model, Classifier):
+        raise ValueError(f"run: expected a classifier; {run} holds a detector")
+    return model
+
+
+def _read_config(folder: Path) -> tuple[str, Any]:
     file = folder / CONFIG
     if not file.is_file():
         found = "no such folder" if not folder.is_dir() else f"it has no {CONFIG}"
@@ -63,16 +77,17 @@ def _read_config(folder: Path) -> ClassifierConfig:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"run: {file} is not JSON: {error}") from error
-    if not isinstance(content, dict) or content.get("task") != "classify":
-        task = content.get("task") if isinstance(content, dict) else None
-        raise ValueError(f"run: {folder} is of another kind: expected the task 'classify', got {task!r}")
+    task = content.get("task") if isinstance(content, dict) else None
+    if task not in _TASKS:
+        known = " or ".join(map(repr, _TASKS))
+        raise ValueError(f"run: {folder} is of another kind: expected the task {known}, got {task!r}")
     if content.get("format") != _FORMAT:
         raise ValueError(f"run: {file} has format {content.get('format')!r}; this version reads {_FORMAT}")
     try:
         values = {name: _tuples(value) for name, value in content["config"].items()}
-        return ClassifierConfig(**values)
+        return task, _TASKS[task][1](**values)
     except (KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"run: {file} does not describe a classifier: {error}") from error
+        raise ValueError(f"run: {file} does not describe a model of task {task!r}: {error}") from error
 
 
 def _tuples(value: Any) -> Any:

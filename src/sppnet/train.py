@@ -1,33 +1,27 @@
 """Training of a classifier, from a folder of images to a run folder."""
 
-import json
 import time
-import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from sppnet.backbones import create_backbone
 from sppnet.bins import bin_edges, parse_levels
-from sppnet.checkpoint import CHECKPOINT
+from sppnet.checkpoint import open_training
 from sppnet.classify import Classifier, ClassifierConfig
 from sppnet.console import console
 from sppnet.data.batching import Schedule
-from sppnet.data.datasets import ClassificationData, Sample, find_split, read_classification
+from sppnet.data.datasets import Sample, find_split, read_classification
 from sppnet.data.images import ImageError
 from sppnet.data.training import ImageBatches, VectorBatches
 from sppnet.evaluate import Scores, evaluate_classifier, rank, scores_of
 from sppnet.features import Vectors, compute_vectors
 from sppnet.loop import fit
 from sppnet.options import TrainOptions
-from sppnet.runs import WEIGHTS, pick_device, save_run, write_json
+from sppnet.runs import pick_device, save_run
 from sppnet.svm import fit_linear_svm
-
-OPTIONS = "options.json"
-# What may change between the parts of one training without changing its outcome.
-_FREE_OPTIONS = ("workers", "device", "cache", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -99,7 +93,8 @@ def train_classifier(
     )
     model = Classifier(config, create_backbone(options.backbone, options.stage, options.weights))
     _check_sizes(model, options)
-    _open_run(out, options, train_set, resume)
+    listed = [f"{sample.path.name} {sample.label}" for sample in train_set.samples]
+    open_training(out, train_set.root, listed, options, resume)
     train = _train_head if options.freeze_backbone else _train_whole
     finished, scores, failures = train(model, train_set.samples, val_samples, options, out)
     if finished:
@@ -191,30 +186,3 @@ def _vector_scores(model: Classifier, vectors: Vectors) -> Scores:
     with torch.inference_mode():
         logits = [model.head(part.float().to(model.device)).cpu() for part in vectors.data.split(1024)]
     return scores_of(rank(torch.cat(logits)), vectors.labels)
-
-
-def _open_run(out: Path, options: TrainOptions, data: ClassificationData, resume: bool) -> None:
-    """Make the run folder, or make sure that it belongs to the same training."""
-    path = out / OPTIONS
-    # The number of epochs shapes the learning rates, so it belongs to the training as all options do.
-    listed = "\n".join(f"{sample.path.name} {sample.label}" for sample in data.samples)
-    images = f"{len(data.samples)} images, {zlib.crc32(listed.encode(errors='surrogateescape')):08x}"
-    content = json.loads(json.dumps({"data": str(data.root.resolve()), "images": images, **asdict(options)}))
-    if (out / CHECKPOINT).exists() or (out / WEIGHTS).exists():
-        if not path.exists():
-            raise ValueError(f"out: {out} holds a model but no {OPTIONS}; name another folder")
-        if not resume:
-            raise ValueError(f"out: {out} holds a training already; --resume goes on with it, or name another folder")
-        try:
-            stored = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"out: {path} is damaged ({error}); name another folder") from error
-        unlike = [name for name in content if stored.get(name) != content[name] and name not in _FREE_OPTIONS]
-        if unlike:
-            name = unlike[0]
-            raise ValueError(
-                f"out: the training in {out} was begun with {name}={stored.get(name)!r}, now it is {content[name]!r};"
-                " a resumed training keeps its options"
-            )
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(content, path)

@@ -118,3 +118,12 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str, sp
             f" {tuple(own[name].shape)}, got {tuple(state[name].shape)}"
         )
     module.load_state_dict({name: state[name] for name in own})
+
+
+def weights_digest(network: nn.Module) -> str:
+    """A name for the network's weights: whatever was computed with others has another."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

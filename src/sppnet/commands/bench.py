@@ -11,6 +11,7 @@ from rich.table import Table
 
 from sppnet.bench import FASTER, Comparison, compare, environment, legend
 from sppnet.bins import parse_levels
+from sppnet.commands.common import parse_level_text
 from sppnet.console import results
 from sppnet.ops.plain import Reduce
 from sppnet.peers import Case, Dtype, Layout
@@ -39,8 +40,6 @@ def bench_parser() -> ArgumentParser:
 
 def bench(arguments: Namespace) -> int:
     """Time one case and print it."""
-    from sppnet.cli import parse_level_text
-
     shape, levels = _parse_shape(arguments.shape), parse_level_text(arguments.levels)
     parse_levels(levels)
     if arguments.boxes is not None and arguments.boxes < 1:

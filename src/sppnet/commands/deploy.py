@@ -10,8 +10,9 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.markup import escape
 from rich.table import Table
 
+from sppnet.commands.common import parse_level_text
 from sppnet.console import results
-from sppnet.runs import load
+from sppnet.runs import load_classifier
 from sppnet.verify import Verification, verify
 
 
@@ -48,7 +49,6 @@ def verify_parser() -> ArgumentParser:
 
 def export(arguments: Namespace) -> int:
     """Write the file, checked."""
-    from sppnet.cli import parse_level_text
     from sppnet.export import export_classifier, export_regions
 
     if arguments.levels and not arguments.regions:
@@ -56,7 +56,7 @@ def export(arguments: Namespace) -> int:
     if arguments.with_preprocessing and arguments.regions:
         raise ValueError("with-preprocessing: --regions takes feature maps, not images; leave one of the two out")
     levels = parse_level_text(arguments.levels) if arguments.levels else None
-    model, out = load(arguments.run), Path(arguments.out)
+    model, out = load_classifier(arguments.run), Path(arguments.out)
     if arguments.regions:
         report = export_regions(model, out, levels, sizes=arguments.sizes)
     else:
@@ -67,7 +67,7 @@ def export(arguments: Namespace) -> int:
 
 def check(arguments: Namespace) -> int:
     """Compare file and run; 1 if they differ anywhere."""
-    model = load(arguments.run)
+    model = load_classifier(arguments.run)
     report = verify(arguments.file, model, arguments.sizes, arguments.seed, arguments.tolerance)
     if arguments.json:
         sys.stdout.write(json.dumps(_content(report)) + "\n")

@@ -49,7 +49,7 @@ def splits(root: str | os.PathLike[str]) -> tuple[str, ...]:
     if "train" in names and others and names.keys() & set(SPLITS[1:]):
         raise ValueError(
             f"{root} has splits ({', '.join(sorted(names.keys() - set(others)))}) and other folders beside them"
-            f" ({_some(others)}); name one split's folder itself, or move the others away"
+            f" ({list_some(others)}); name one split's folder itself, or move the others away"
         )
     if not {"train", "test"} & names.keys() or others:
         return ()
@@ -86,7 +86,7 @@ def read_classification(
     root = Path(root)
     if not root.exists():
         siblings = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
-        raise ValueError(f"no data set at {root}: no such folder or file{_hint(root.name, siblings)}")
+        raise ValueError(f"no data set at {root}: no such folder or file{suggest(root.name, siblings)}")
     if root.is_dir():
         folder = _split_folder(root, split)
         files, skipped = _read_folders(folder)
@@ -117,7 +117,7 @@ def _split_folder(root: Path, split: str | None) -> Path:
     if not present:
         raise ValueError(f"split must be left out for {root}, which has no split folders, got {split!r}")
     if split not in present:
-        hint = _hint(split, present)
+        hint = suggest(split, present)
         raise ValueError(f"split must be one of {', '.join(present)} for {root}, got {split!r}{hint}")
     return root / split
 
@@ -143,7 +143,7 @@ def _read_folders(root: Path) -> tuple[list[tuple[Path, str]], tuple[Path, ...]]
         if len(images) == before:
             empty.append(folder.name)
     if empty:
-        raise ValueError(f"every class folder of {root} must hold an image; none in {_some(empty)}")
+        raise ValueError(f"every class folder of {root} must hold an image; none in {list_some(empty)}")
     return images, tuple(skipped)
 
 
@@ -175,7 +175,7 @@ def _read_csv(file: Path) -> list[tuple[Path, str]]:
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{file} cannot be read as a CSV file in UTF-8: {error}") from error
     if missing:
-        raise ValueError(f"image files named in {file} are missing: {_some(missing)}")
+        raise ValueError(f"image files named in {file} are missing: {list_some(missing)}")
     if not rows:
         raise ValueError(f"{file} names no image below its header")
     return rows
@@ -185,23 +185,26 @@ def _class_names(root: Path, found: set[str], classes: Sequence[str] | None) -> 
     """Returns ``classes`` once it covers what was found, or else what was found, sorted."""
     if classes is None:
         if len(found) < 2:
-            raise ValueError(f"training needs two classes or more; {root} has only {_some(found)}")
+            raise ValueError(f"training needs two classes or more; {root} has only {list_some(found)}")
         return tuple(sorted(found))
     if not classes or len(set(classes)) < len(classes):
         raise ValueError(f"classes must be one or more different names, got {list(classes)}")
     unknown = sorted(found - set(classes))
     if unknown:
-        hint = _hint(unknown[0], classes)
-        raise ValueError(f"{root} has classes that are not among the {len(classes)} of classes: {_some(unknown)}{hint}")
+        hint = suggest(unknown[0], classes)
+        raise ValueError(
+            f"{root} has classes that are not among the {len(classes)} of classes: {list_some(unknown)}{hint}"
+        )
     return tuple(classes)
 
 
-def _hint(name: str, known: Iterable[str]) -> str:
+def suggest(name: str, known: Iterable[str]) -> str:
+    """The close matches as the end of a message; empty without any."""
     close = difflib.get_close_matches(name, list(known), n=3)
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
-def _some(names: Iterable[str]) -> str:
+def list_some(names: Iterable[str]) -> str:
     """Joins names for a message, not more than ten of them."""
     names = list(names)
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

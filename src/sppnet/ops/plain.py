@@ -14,6 +14,8 @@ from sppnet.bins import Rule, clipped_edges, count_bins
 
 Reduce = Literal["max", "avg"]
 Grids = Sequence[tuple[int, int]]
+_CHUNK = 1 << 20
+"""Numbers of a gradient that are handled at once: what they need beside it is several times as large."""
 
 
 def forward(
@@ -45,10 +47,13 @@ def forward(
     cells = torch.empty(values.shape if save else (0,), dtype=torch.int32, device=x.device)
     for window, members in groups.items():
         group = torch.tensor(members, device=x.device)
-        found = _pool(x[windows[group, 0]], window, grids, rule, reduce)
-        values[group] = found[0]
+        images, back = windows[group, 0], slice(None)
+        if len(members) > len(x):  # no more maps are copied than there are
+            images, back = images.unique(return_inverse=True)
+        found = _pool(x[images], window, grids, rule, reduce)
+        values[group] = found[0][back]
         if save:
-            cells[group] = found[1]
+            cells[group] = found[1][back]
     return values, cells
 
 
@@ -65,21 +70,31 @@ def backward(
     """Gradient (N, C, H, W) of the maps from that of the vectors."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     total = torch.zeros(shape, dtype=torch.promote_types(grad.dtype, torch.float32), device=grad.device)
-    if reduce == "max":
-        kept = torch.where(cells >= 0, grad, 0).to(total.dtype)
-        total.view(-1).index_put_((_flat(cells, windows, shape, grids),), kept, accumulate=True)
-        return total.to(grad.dtype, memory_format=memory_format)
-    images, edges = _edges(windows, shape, grids, rule, grad.device)
-    for image, window, vector in zip(images, edges, grad, strict=True):
+    windows = whole(shape, grad.device) if windows is None else windows
+    step = max(1, _CHUNK // max(1, grad.shape[1]))
+    for start in range(0, len(grad), step):
+        part = slice(start, start + step)
+        if reduce == "max":
+            kept = torch.where(cells[part] >= 0, grad[part], 0).to(total.dtype)
+            total.view(-1).index_put_((_flat(cells[part], windows[part], shape, grids),), kept, accumulate=True)
+        else:
+            _spread(total, grad[part], windows[part], grids, rule)
+    return total.to(grad.dtype, memory_format=memory_format)
+
+
+def _spread(total: Tensor, grad: Tensor, windows: Tensor, grids: Grids, rule: Rule) -> None:
+    """Add the gradient of means to that of the maps."""
+    edges = clipped_edges(windows[:, 1:], (total.shape[2], total.shape[3]), grids, rule)
+    for image, window, vector in zip(windows[:, 0].tolist(), edges.tolist(), grad, strict=True):
         start = 0
         for rows, columns in _levels(window, grids):
-            level = vector[start : start + shape[1] * len(rows) * len(columns)].view(shape[1], len(rows), len(columns))
-            start += level.numel()
+            size = total.shape[1] * len(rows) * len(columns)
+            level = vector[start : start + size].view(total.shape[1], len(rows), len(columns))
+            start += size
             for i, (top, bottom) in enumerate(rows):
                 for j, (left, right) in enumerate(columns):
                     area = max((bottom - top) * (right - left), 1)
                     total[image, :, top:bottom, left:right] += level[:, i, j, None, None].to(total.dtype) / area
-    return total.to(grad.dtype, memory_format=memory_format)
 
 
 def take(x: Tensor, cells: Tensor, windows: Tensor | None, grids: Grids) -> Tensor:
@@ -150,14 +165,6 @@ def whole(shape: Sequence[int], device: torch.device) -> Tensor:
     windows[:, 0] = torch.arange(shape[0], device=device)
     windows[:, 3], windows[:, 4] = shape[3], shape[2]
     return windows
-
-
-def _edges(
-    windows: Tensor | None, shape: Sequence[int], grids: Grids, rule: Rule, device: torch.device
-) -> tuple[list[int], list[list[list[int]]]]:
-    windows = whole(shape, device) if windows is None else windows
-    edges = clipped_edges(windows[:, 1:], (shape[2], shape[3]), grids, rule)
-    return windows[:, 0].tolist(), edges.tolist()
 
 
 def _levels(edges: list[list[int]], grids: Grids) -> list[tuple[list[list[int]], list[list[int]]]]:

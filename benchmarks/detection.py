@@ -1,0 +1,126 @@
+"""Seconds of SPP-net and of R-CNN for one image of 500 x 375 pixels and 2,000 windows, and their ratios.
+
+    python benchmarks/detection.py [--backbones resnet18,tf_efficientnet_lite0] [--rounds 5] [--markdown]
+
+Both sides have the same network, pyramid and heads, with random weights in the heads; proposals are not counted, as
+in the paper. R-CNN's convolutions run on a sample of the windows and are scaled up to all. All parts are interleaved in
+one process; figures are medians with the lowest and highest of the rounds.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from sppnet.compress import compress
+
+from sppnet.backbones import create_backbone, stage_of_stride
+from sppnet.demo import sample_photographs
+from sppnet.detect import Detector, DetectorConfig
+from sppnet.encoder import PAPER_SCALES, DistinctVectors
+from sppnet.proposals import propose
+
+SIZE, WINDOWS, SAMPLE, CLASSES = (500, 375), 2000, 64, 20
+RANKS = (1024, 256)  # Fast R-CNN's of fc6 and fc7
+SCALES = {"1 scale": (688,), "5 scales": PAPER_SCALES}
+HEADS = ("linear", "fc 4096", "bf16 + SVD")
+# (scales, what is timed) -> the ratio that is asked for.
+TARGETS = {
+    ("1 scale", "conv + pool"): 150,
+    ("5 scales", "conv + pool"): 22,
+    ("1 scale", "linear"): 100,
+    ("1 scale", "fc 4096"): 25,
+    ("1 scale", "bf16 + SVD"): 75,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbones", default="resnet18,tf_efficientnet_lite0")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--sample", type=int, default=SAMPLE, help="windows that R-CNN's network runs on")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    image = Image.open(sample_photographs()[0]).convert("RGB").resize(SIZE, Image.Resampling.BICUBIC)
+    boxes = propose(image, "selective-search", max_windows=WINDOWS)
+    print(f"{len(boxes)} windows, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    results = {}
+    for name in arguments.backbones.split(","):
+        results[name] = compare(name, image, boxes, arguments.rounds, arguments.sample)
+        report(name, results[name], arguments.sample)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def compare(name: str, image: Image.Image, boxes: torch.Tensor, rounds: int, sample: int) -> dict[str, list[float]]:
+    backbone = create_backbone(name, stage_of_stride(name, 16), "auto" if name.startswith("tf_") else "none").eval()
+    classes = tuple(map(str, range(CLASSES)))
+
+    def create(hidden: tuple[int, ...], scales: tuple[int, ...] = (688,), method: str = "spp") -> Detector:
+        config = DetectorConfig(classes, method, name, backbone.stage, scales=scales, hidden=hidden)  # type: ignore[arg-type]
+        return Detector(config, backbone)
+
+    fc = create((4096, 4096))
+    heads = {"linear": create(()), "fc 4096": fc, "bf16 + SVD": compress(fc, RANKS, "bfloat16")}
+    rcnn = create((), method="rcnn")
+    parts: dict[str, Callable[[], object]] = {}
+    crops = boxes[:: len(boxes) // sample][:sample]
+    parts["R-CNN conv + pool"] = lambda: rcnn.encoder.distinct(image, crops)  # type: ignore[arg-type]
+    full = DistinctVectors(torch.rand(len(boxes), fc.encoder.length), torch.arange(len(boxes)))
+    for scales, sides in SCALES.items():
+        encoder = create((), sides).encoder
+        prepared = encoder.prepare(image)  # type: ignore[arg-type]
+        distinct = encoder.distinct(prepared, boxes)  # type: ignore[arg-type]
+        print(f"{name}, {scales}: {len(distinct.data)} distinct windows of {len(boxes)}")
+        parts[f"{scales} conv"] = lambda encoder=encoder: encoder.prepare(image)
+        parts[f"{scales} pool"] = lambda encoder=encoder, prepared=prepared: encoder.distinct(prepared, boxes)
+        for head, model in heads.items():
+            parts[f"{scales} {head}"] = lambda model=model, distinct=distinct: model(distinct.data)
+    for head, model in heads.items():
+        parts[f"R-CNN {head}"] = lambda model=model: model(full.data)
+    seconds: dict[str, list[float]] = {part: [] for part in parts}
+    with torch.inference_mode():
+        for turn in range(rounds + 1):
+            for part, run in parts.items():
+                started = time.perf_counter()
+                run()
+                if turn:
+                    seconds[part].append(time.perf_counter() - started)
+    factor = len(boxes) / len(crops)
+    seconds["R-CNN conv + pool"] = [factor * one for one in seconds["R-CNN conv + pool"]]
+    return seconds
+
+
+def report(name: str, seconds: dict[str, list[float]], sample: int) -> None:
+    print(f"\n### {name}\n\n| part | ms, median (lowest to highest) |\n|---|---|")
+    for part, times in seconds.items():
+        low, middle, high = (1000 * one for one in (min(times), statistics.median(times), max(times)))
+        note = f", scaled up from {sample} windows" if part == "R-CNN conv + pool" else ""
+        print(f"| {part}{note} | {middle:,.1f} ({low:,.1f} to {high:,.1f}) |")
+    print("\n| | SPP-net, ms | R-CNN, ms | ratio | asked for |\n|---|---|---|---|---|")
+    for scales in SCALES:
+        for what in ("conv + pool", *HEADS):
+            mine, theirs = _whole(seconds, scales, what)
+            ratios = [b / a for a, b in zip(mine, theirs, strict=True)]
+            middle = [1000 * statistics.median(part) for part in (mine, theirs)]
+            target = TARGETS.get((scales, what), "")
+            spread = f"{statistics.median(ratios):.0f} ({min(ratios):.0f} to {max(ratios):.0f})"
+            print(f"| {scales}, {what} | {middle[0]:,.0f} | {middle[1]:,.0f} | {spread} | {target} |")
+
+
+def _whole(seconds: dict[str, list[float]], scales: str, what: str) -> tuple[list[float], list[float]]:
+    """Seconds of each round of both sides, for convolutions and pooling or with a head."""
+    mine = [sum(parts) for parts in zip(seconds[f"{scales} conv"], seconds[f"{scales} pool"], strict=True)]
+    theirs = seconds["R-CNN conv + pool"]
+    if what in HEADS:
+        mine = [a + b for a, b in zip(mine, seconds[f"{scales} {what}"], strict=True)]
+        theirs = [a + b for a, b in zip(theirs, seconds[f"R-CNN {what}"], strict=True)]
+    return mine, theirs
+
+
+if __name__ == "__main__":
+    main()

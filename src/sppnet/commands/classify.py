@@ -1,0 +1,156 @@
+"""`sppnet train classify` and what `evaluate` and `predict` do with a classifier."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.markup import escape
+from rich.table import Table
+
+from sppnet.bins import Rule
+from sppnet.classify import Classifier
+from sppnet.commands.common import complain, list_failures, parse_level_text
+from sppnet.console import results, track
+from sppnet.data.datasets import find_split, read_classification
+from sppnet.data.images import ImageError, list_images
+from sppnet.data.resize import POLICIES
+from sppnet.evaluate import Evaluation, Scores, evaluate_classifier
+from sppnet.ops.plain import Reduce
+from sppnet.options import TrainOptions
+from sppnet.predict import Failure, predict_images, size_policy
+
+RESIZE = f"size policy: {', '.join(POLICIES)}; a side follows a colon, as in shorter-side:256"
+
+
+def train_parser() -> ArgumentParser:
+    """Options of `sppnet train classify`."""
+    parser = ArgumentParser(
+        description="Train a classifier. Ctrl-C stops after the step under way and loses nothing; --resume goes on."
+    )
+    add, default = parser.add_argument, TrainOptions()
+    add("data", help="folder of class folders, folder of splits (train, val), or CSV file with path,label")
+    add("--config", action="config", help="YAML file with any of these options")
+    add("--out", required=True, metavar="RUN", help="folder for the model, its metrics and its checkpoint")
+    add("--val", type=str | None, metavar="DATA", help="images for validation; by default the split val, if any")
+    add("--resume", action="store_true", help="go on with the training in RUN, if there is one")
+    add("--backbone", default=default.backbone, help="timm network, or zf5, convnet5, overfeat5, overfeat7")
+    add("--stage", type=int | None, help="feature map of the backbone: 0 the finest, -1 the coarsest; none: the last")
+    add("--weights", default=default.weights, help="auto, hub (downloads timm's), none, or a safetensors file")
+    add("--levels", type=list[int] | str, default="3,2,1", help="levels of the pyramid, such as 6,3,2,1 or 2x3,1")
+    add("--reduce", type=Reduce, default=default.reduce, help="what a bin keeps of its cells")
+    add("--rule", type=Rule, default=default.rule, help="how maps are cut into bins")
+    add("--head", type=str | None, help="linear, fc (the paper's three layers) or svm (the choice if frozen)")
+    add("--freeze-backbone", action="store_true", help="compute features once, keep them on disk, train the head")
+    add("--sizes", default=default.sizes, help="training sizes: 224; 180,224 in turn; 180-224 drawn; native")
+    add("--resize", type=str | None, metavar="POLICY", help=f"{RESIZE}; for evaluation and frozen features")
+    add("--max-pixels", type=int, default=default.max_pixels, help="bound of native sizes, height times width")
+    add("--epochs", type=int, default=default.epochs, help="passes over the images")
+    add("--batch", type=int, default=default.batch, help="images a batch")
+    add("--optimizer", default=default.optimizer, help="adamw or sgd")
+    add("--lr", type=float | None, help="highest learning rate; none: 3e-4 for adamw, 1e-2 for sgd")
+    add("--weight-decay", type=float | None, help="none: 5e-2 for adamw, 5e-4 for sgd")
+    add("--schedule", default=default.schedule, help="cosine or step")
+    add("--precision", default=default.precision, help="32-true or bf16-mixed")
+    add("--svm-c", type=float, default=default.svm_c, help="penalty of the SVM")
+    add("--seed", type=int, default=default.seed, help="of everything that is drawn")
+    add("--workers", type=int, default=default.workers, help="processes that decode images")
+    add("--device", default=default.device, help="auto, cpu, cuda or mps")
+    add("--cache", type=str | None, metavar="DIR", help="folder for frozen features that runs may share; none: RUN")
+    add("--tensorboard", action="store_true", help="write TensorBoard events into RUN too")
+    return parser
+
+
+def train(arguments: Namespace) -> int:
+    """Train; 1 if it was interrupted."""
+    from sppnet.train import train_classifier
+
+    names = {field.name for field in dataclasses.fields(TrainOptions)}
+    values = {name: value for name, value in vars(arguments).items() if name in names}
+    options = TrainOptions(**{**values, "levels": parse_level_text(arguments.levels)})
+    training = train_classifier(arguments.data, arguments.out, options, val=arguments.val, resume=arguments.resume)
+    list_failures(training.failures, training.skipped)
+    if not training.finished:
+        complain(f"stopped; the same command with --resume goes on with {training.run}")
+        return 1
+    if training.scores:
+        results.print(_score_table("accuracy", training.scores))
+    results.print(f"{training.run} is ready after {training.seconds:.0f} s", highlight=False, markup=False)
+    return 0
+
+
+def evaluate(model: Classifier, arguments: Namespace) -> int:
+    """Score a classifier; 1 if an image could not be read."""
+    split = arguments.split or find_split(arguments.data, "test", "val", "valid", "validation")
+    data = read_classification(arguments.data, split, model.config.classes)
+    if arguments.compare and (arguments.resize or arguments.views != "full"):
+        raise ValueError("compare: it takes the place of --resize, and views have sizes of their own")
+    asked = arguments.compare.split(",") if arguments.compare else [arguments.resize]
+    if arguments.views != "full":
+        asked = [None]
+    policies = [size_policy(model, name) for name in asked]
+    evaluations = [
+        evaluate_classifier(model, data.samples, resize=policy, views=arguments.views) for policy in policies
+    ]
+    failures = {failure.path: failure for evaluation in evaluations for failure in evaluation.failures}
+    list_failures(tuple(failures.values()), data.skipped)
+    if arguments.json:
+        content = _evaluation_content(evaluations[0])
+        if arguments.compare:
+            content["compare"] = {evaluation.resize: _evaluation_content(evaluation) for evaluation in evaluations}
+        content["failures"] = [{"path": failure.path, "reason": failure.reason} for failure in failures.values()]
+        sys.stdout.write(json.dumps(content) + "\n")
+    else:
+        for title, parts in _evaluation_tables(evaluations).items():
+            results.print(_score_table(title, parts))
+    return 1 if failures else 0
+
+
+def predict(model: Classifier, arguments: Namespace) -> int:
+    """Classify images, a line for each; 1 if one could not be read."""
+    failures: list[ImageError] = []
+    paths: list[Path] = []
+    for name in arguments.images:
+        try:
+            paths += list_images(name)
+        except ImageError as error:
+            failures.append(error)
+    answers = predict_images(model, paths, resize=arguments.resize, views=arguments.views, batch=arguments.batch)
+    for result in track(answers, "predicting", len(paths)):
+        if isinstance(result, Failure):
+            failures.append(result.error)
+        elif arguments.json:
+            sys.stdout.write(json.dumps(dataclasses.asdict(result)) + "\n")
+        else:
+            sys.stdout.write(f"{result.source}\t{result.label}\t{result.score:.3f}\n")
+    list_failures(tuple(failures), ())
+    return 1 if failures else 0
+
+
+def _evaluation_content(evaluation: Evaluation) -> dict[str, Any]:
+    content = {"resize": evaluation.resize, **dataclasses.asdict(evaluation.scores)}
+    content["by_size"] = {name: dataclasses.asdict(scores) for name, scores in evaluation.by_size.items()}
+    content["by_aspect"] = {name: dataclasses.asdict(scores) for name, scores in evaluation.by_aspect.items()}
+    return content
+
+
+def _evaluation_tables(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Scores]]:
+    if len(evaluations) > 1:
+        return {"the same images by size policy": {evaluation.resize: evaluation.scores for evaluation in evaluations}}
+    (evaluation,) = evaluations
+    return {
+        "accuracy": {f"all images, {evaluation.resize}": evaluation.scores},
+        "by size": evaluation.by_size,
+        "by aspect ratio": evaluation.by_aspect,
+    }
+
+
+def _score_table(title: str, parts: dict[str, Scores]) -> Table:
+    table = Table("", "images", "top-1 %", "top-5 %", "mean per class %", title=title, title_justify="left")
+    for name, scores in parts.items():
+        shares = (scores.top1, scores.top5, scores.mean_per_class_accuracy)
+        table.add_row(escape(name), str(scores.images), *(f"{100 * share:.2f}" for share in shares))
+    return table

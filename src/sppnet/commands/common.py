@@ -1,0 +1,42 @@
+"""What commands share: levels as people write them, and lists of what could not be used."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from sppnet.bins import Level
+from sppnet.console import console
+from sppnet.data.images import ImageError
+
+
+def parse_level_text(text: str | list[int]) -> tuple[Level, ...]:
+    """Levels as people type them: ``6,3,2,1`` or, with rows x columns, ``2x3,1``; or a list from a YAML file.
+
+    Raises:
+        ValueError: anything else.
+    """
+    parts = [part for part in re.split(r"[,\s]+", str(text).strip("()[] ")) if part]
+    if not parts or not all(re.fullmatch(r"\d+(x\d+)?", part) for part in parts):
+        raise ValueError(f"levels: expected numbers such as 6,3,2,1 or 2x3,1; got {text!r}")
+    levels: list[Level] = []
+    for part in parts:
+        rows, _, columns = part.partition("x")
+        levels.append((int(rows), int(columns)) if columns else int(rows))
+    return tuple(levels)
+
+
+def list_failures(failures: Sequence[ImageError], skipped: Sequence[Path]) -> None:
+    """Name on standard error what was passed over and what could not be read."""
+    if skipped:
+        console.print(f"{len(skipped)} files are no images and were passed over:", highlight=False)
+        for path in skipped:
+            console.print(f"  {path}", highlight=False, soft_wrap=True, markup=False)
+    if failures:
+        console.print(f"{len(failures)} images could not be used:", highlight=False)
+        for failure in failures:
+            console.print(f"  {failure}", highlight=False, soft_wrap=True, markup=False)
+
+
+def complain(text: str) -> None:
+    """One line on standard error."""
+    console.print(f"sppnet: {text}", highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,85 @@
+"""`sppnet features`: vectors of boxes of many images, into files."""
+
+import re
+from pathlib import Path
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+
+from sppnet.backbones import Backbone, create_backbone
+from sppnet.bins import CellRule
+from sppnet.commands.common import complain, list_failures, parse_level_text
+from sppnet.console import console, results
+from sppnet.data.boxfile import BoxFormat, OnBad, read_boxes
+from sppnet.encoder import RegionEncoder
+from sppnet.ops.plain import Reduce
+from sppnet.region_features import Dtype, compute_features
+from sppnet.region_shards import Storage
+from sppnet.runs import pick_device, write_text
+from sppnet.weights import EMBEDDED_BACKBONE
+
+_PROBLEMS = "problems.txt"
+
+
+def features_parser() -> ArgumentParser:
+    """Options of `sppnet features`."""
+    parser = ArgumentParser(
+        description="Write one vector a box: the network runs once an image, and a pyramid is pooled over the cells of"
+        " each box. DIR gets files of at most 250 MB and index.json; a run that was stopped or killed goes on with the"
+        " same command. sppnet.region_features.read_features(DIR) reads them back, image by image."
+    )
+    add = parser.add_argument
+    add("images", help="folder of images, or one image")
+    add("--boxes", required=True, metavar="FILE", help="boxes: .csv, .jsonl, or .json of COCO")
+    add("--out", required=True, metavar="DIR", help="folder for the vectors")
+    add("--box-format", type=BoxFormat | None, help="what a box is; none: as the file says")
+    add("--on-bad", type=OnBad, default="raise", help="bad boxes: an error, cut at the image, or left out")
+    add("--backbone", default=EMBEDDED_BACKBONE, help="timm network, or zf5, convnet5, overfeat5, overfeat7")
+    add("--stage", type=int | None, help="feature map of the backbone: 0 the finest, -1 the coarsest; none: the last")
+    add("--weights", default="auto", help="auto, hub (downloads timm's), none (random, always the same), or a file")
+    add("--levels", type=str, default="6,3,2,1", help="levels of the pyramid, such as 6,3,2,1 or 2x3,1")
+    add("--scales", type=str, default="688", help="shorter side of the image; of several each box takes its own")
+    add("--max-side", type=int, default=2000, help="most pixels of the longer side")
+    add("--rule", type=CellRule, default="paper", help="how boxes become cells")
+    add("--reduce", type=Reduce, default="max", help="what a bin keeps of its cells")
+    add("--format", type=Storage, default="safetensors", help="of the files")
+    add("--dtype", type=Dtype, default="float16", help="of the vectors")
+    add("--draw", type=int, default=0, metavar="N", help="draw boxes and cells of the first N images first")
+    add("--device", default="auto", help="auto, cpu, cuda or mps")
+    return parser
+
+
+def features(arguments: Namespace) -> int:
+    """Write the vectors; 1 if images could not be used."""
+    levels, scales = parse_level_text(arguments.levels), _parse_scales(arguments.scales)
+    images, out = Path(arguments.images), Path(arguments.out)
+    device = pick_device(arguments.device)
+    encoder = RegionEncoder(
+        _backbone(arguments), levels, scales, arguments.max_side, arguments.rule, arguments.reduce
+    ).to(device)
+    with console.status("reading boxes"):
+        data = read_boxes(Path(arguments.boxes), images, arguments.box_format, arguments.on_bad)
+    report = compute_features(encoder, data.images, images, out, arguments.format, arguments.dtype, arguments.draw)
+    if data.problems:
+        write_text("\n".join(data.problems) + "\n", out / _PROBLEMS)
+        complain(f"{len(data.problems)} boxes or images were cut or left out; {out / _PROBLEMS} lists them")
+    results.print(
+        f"{report.vectors} vectors of {encoder.length} numbers in {report.files} files: {out}",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
+    list_failures(report.failures, ())
+    return 1 if report.failures else 0
+
+
+def _parse_scales(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\s*\d+(\s*,\s*\d+)*\s*", text):
+        raise ValueError(f"scales: expected pixels such as 688 or 480,576,688,864,1200; got {text!r}")
+    return tuple(map(int, text.split(",")))
+
+
+def _backbone(arguments: Namespace) -> Backbone:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # so that random weights are those of the run that is to go on
+        return create_backbone(arguments.backbone, arguments.stage, arguments.weights)

@@ -1,0 +1,100 @@
+"""Settings of a detector's training."""
+
+from dataclasses import dataclass
+from typing import get_args
+
+from sppnet.backbones import Backbone, create_backbone, stage_of_stride
+from sppnet.bins import CellRule, Level, choose, parse_levels
+from sppnet.detect import DetectorConfig, Method, Regression, Scorer
+from sppnet.encoder import ScaleRule
+from sppnet.ops.plain import Reduce
+from sppnet.options import LoopOptions, require_positive
+from sppnet.weights import EMBEDDED_BACKBONE
+
+
+@dataclass(frozen=True)
+class DetectOptions(LoopOptions):
+    """Settings of a detector's training.
+
+    Attributes:
+        method: ``spp``: vectors from one pass an image, fc layers fine-tuned, SVMs, ridge regression of boxes;
+            ``rcnn``: the same with one pass a window; ``fast``: Fast R-CNN, the convolutions trained too.
+        backbone, stage, weights: see :func:`sppnet.backbones.create_backbone`; a stage of None is the last one of
+            stride 16.
+        levels, scales, rule, reduce, scale_rule: see :class:`sppnet.RegionEncoder`.
+        hidden: outputs of fc6 and fc7; none scores the pooled vectors.
+        finetune: train the fc layers; otherwise they stay as they are drawn.
+        mirror: fine-tune on mirror images too, which have features of their own.
+        scorer: ``svm``, or ``softmax``: the fine-tuned layer itself.
+        regression: of boxes, on or off.
+        proposals: where windows come from, see :func:`sppnet.proposals.propose`.
+        windows: most windows of an image.
+        steps: batches of an epoch of fine-tuning.
+        workers: images that are searched for proposals at a time.
+        cache: for proposals and features, None for the run folder; runs may share it.
+    """
+
+    method: Method = "spp"
+    backbone: str = EMBEDDED_BACKBONE
+    stage: int | None = None
+    weights: str = "auto"
+    levels: tuple[Level, ...] = (6, 3, 2, 1)
+    scales: tuple[int, ...] = (688,)
+    rule: CellRule = "paper"
+    reduce: Reduce = "max"
+    scale_rule: ScaleRule = "paper"
+    hidden: tuple[int, ...] = (1024, 1024)
+    finetune: bool = True
+    mirror: bool = True
+    scorer: Scorer = "svm"
+    regression: bool = True
+    proposals: str = "selective-search,grid"
+    windows: int = 2000
+    epochs: int = 10
+    batch: int = 128
+    steps: int = 100
+    workers: int = 2
+    cache: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, choices in (
+            ("method", get_args(Method)),
+            ("rule", get_args(CellRule)),
+            ("reduce", get_args(Reduce)),
+            ("scale_rule", get_args(ScaleRule)),
+            ("scorer", get_args(Scorer)),
+        ):
+            choose(name, getattr(self, name), choices)
+        require_positive(self, "windows", "steps", "workers")
+        if any(width < 1 for width in self.hidden):
+            raise ValueError(f"hidden: expected sizes of at least 1; got {self.hidden}")
+        if self.scorer == "softmax" and not (self.hidden and self.finetune):
+            raise ValueError("scorer: a softmax is trained with the fc layers; it needs hidden sizes and finetune")
+        parse_levels(self.levels)
+
+    def create_backbone(self) -> Backbone:
+        """The network that these settings name, cut off at its map."""
+        stage = stage_of_stride(self.backbone, 16) if self.stage is None else self.stage
+        return create_backbone(self.backbone, stage, self.weights)
+
+    def config(self, classes: tuple[str, ...], stage: int | None) -> DetectorConfig:
+        """The detector that these settings train, on this stage of the backbone."""
+        fast = self.method == "fast"
+        regression: Regression = "fc" if fast else "pool"
+        return DetectorConfig(
+            classes=classes,
+            method=self.method,
+            backbone=self.backbone,
+            stage=stage,
+            levels=(7,) if fast else self.levels,
+            scales=self.scales,
+            rule="roi_pool" if fast else self.rule,
+            reduce=self.reduce,
+            scale_rule=self.scale_rule,
+            hidden=self.hidden,
+            scorer="softmax" if fast else self.scorer,
+            regression=regression if self.regression else "none",
+            proposals=self.proposals,
+            windows=self.windows,
+        )

@@ -1,0 +1,63 @@
+"""How good a detector is on a data set, and how good its proposals can let it be."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sppnet.average_precision import DetectionScores, score_detections
+from sppnet.boxes import Detections
+from sppnet.console import track
+from sppnet.data.detection import DetectionSample
+from sppnet.data.images import ImageError, load_image
+from sppnet.detect import Detector
+from sppnet.predict import Failure
+from sppnet.proposals import Recall, proposals_of, recall
+
+
+@dataclass(frozen=True)
+class DetectEvaluation:
+    """Scores of a detector.
+
+    Attributes:
+        scores: over the images that could be read.
+        recall: of the proposals, at overlaps of 0.5, 0.7 and 0.9; None without objects.
+        samples: the images that could be read.
+        found: the detections in each.
+        failures: the images that could not be read.
+    """
+
+    scores: DetectionScores
+    recall: Recall | None
+    samples: tuple[DetectionSample, ...]
+    found: tuple[Detections, ...]
+    failures: tuple[ImageError, ...]
+
+
+def evaluate_detector(
+    model: Detector, samples: Sequence[DetectionSample], cache: Path, workers: int = 2
+) -> DetectEvaluation:
+    """Detect in every image and score what is found.
+
+    Args:
+        model: its `config.classes` are what the labels index.
+        samples: images and their objects.
+        cache: folder where proposals are kept.
+        workers: images that are searched for proposals at a time.
+    """
+    config = model.config
+    paths = [sample.path for sample in samples]
+    proposals = proposals_of(paths, config.proposals, cache, max_windows=config.windows, workers=workers)
+    good, found, failures, boxes = [], [], [], []
+    pairs = zip(samples, proposals, strict=True)
+    for sample, one in track(pairs, "detecting", len(samples)):
+        if isinstance(one, Failure):
+            failures.append(one.error)
+            continue
+        found.append(model.detect(load_image(sample.path), one.boxes))
+        good.append(sample)
+        boxes.append(one.boxes)
+    truths = [sample.boxes[~sample.difficult] for sample in good]
+    covered = recall(boxes, truths) if any(len(part) for part in truths) else None
+    return DetectEvaluation(
+        score_detections(found, good, config.classes), covered, tuple(good), tuple(found), tuple(failures)
+    )

@@ -1,0 +1,304 @@
+"""Windows that may hold objects: selective search, a sliding grid, or both, kept on disk by content."""
+
+import hashlib
+import math
+import re
+import time
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from sppnet.bins import choose
+from sppnet.boxes import overlaps
+from sppnet.console import track
+from sppnet.data.images import ImageError, image_size, load_image
+from sppnet.predict import Failure
+from sppnet.runs import read_tensors, save_tensors
+from sppnet.selective_search import SEARCHES, load_cv2, selective_search
+
+GRID = "grid"
+SOURCES = (*SEARCHES, GRID)
+MAX_WINDOWS = 2000
+
+_FORMAT = 1  # to be raised when the same settings come to give other boxes
+# The grid's sides shrink by this factor from those of the image, and its windows are at most so much longer than wide.
+_RATIO, _ASPECT, _LEAST_SIDE = 1.6, 2.0, 16
+# Smaller windows are worth having as long as neighbours need not be further apart than this part of their side.
+_STRIDE, _LEAST_STRIDE = 0.45, 0.1
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """The windows of one image.
+
+    Attributes:
+        boxes: xyxy edges in pixels of the image as :func:`sppnet.data.images.load_image` gives it.
+        complete: False where the clock stopped the search; another machine, or a second run, may find others.
+    """
+
+    boxes: Float[Tensor, "k 4"]
+    complete: bool
+
+
+@dataclass(frozen=True)
+class Recall:
+    """How well proposals cover true boxes.
+
+    Attributes:
+        fractions: of the true boxes that are covered, one for each threshold.
+        mean_best: mean over the true boxes of the best overlap that a proposal has with them.
+    """
+
+    fractions: tuple[float, ...]
+    mean_best: float
+
+
+def propose(
+    image: Image.Image,
+    source: str,
+    *,
+    max_windows: int | None = MAX_WINDOWS,
+    seconds: float | None = None,
+    seed: int = 0,
+) -> Float[Tensor, "k 4"]:
+    """Windows of an image that may hold objects.
+
+    The box of the whole image is always among them, so there is at least one. Equal arguments without a time limit
+    give equal boxes. Their order says nothing of their quality: they are sorted by x1, y1, x2, y2, each given once.
+
+    Args:
+        image: RGB.
+        source: one of `SOURCES`, or several, joined by commas or plus signs: each has an equal share of the windows,
+            and a grid also what the others leave of theirs.
+        max_windows: most windows, >= 1; where selective search finds more, they are drawn at random, so that all
+            sizes keep their parts. None keeps all, and is not for a grid.
+        seconds: after so many, a selective search begins no further part (see
+            :func:`sppnet.selective_search.selective_search`) and the boxes depend on the machine's speed.
+        seed: of the drawing.
+
+    Returns:
+        float32 xyxy edges in pixels of the image.
+
+    Raises:
+        ModuleNotFoundError: selective search without OpenCV.
+        ValueError: an unknown source, a limit that is not above 0, or an image of another mode.
+    """
+    sources = _parse(source, max_windows, seconds)
+    if image.mode != "RGB":
+        raise ValueError(f"image: expected mode RGB, as load_image gives it; got mode {image.mode}")
+    return _propose(image, sources, max_windows, seconds, seed).boxes
+
+
+def proposals_of(
+    paths: Sequence[Path],
+    source: str,
+    folder: Path,
+    *,
+    max_windows: int | None = MAX_WINDOWS,
+    seconds: float | None = None,
+    seed: int = 0,
+    workers: int = 1,
+) -> list[Proposals | Failure]:
+    """Windows of many images, read from the folder where an earlier call has left them.
+
+    Each image has a file of its own, named by the content of the image, the source and the settings: a killed run goes
+    on at the image where it stopped, and a moved or renamed data set is not searched again.
+
+    Args:
+        paths: image files.
+        source: as in :func:`propose`.
+        folder: is made if it is missing; sets of several sources and settings may share it.
+        max_windows: as in :func:`propose`.
+        seconds: for each image. A file made under a limit says in its metadata whether it is complete, and is never
+            taken for one of another limit.
+        seed: as in :func:`propose`.
+        workers: images searched at a time, >= 1, in threads: OpenCV does not hold Python's lock.
+
+    Returns:
+        In the order of the paths; a Failure for an image that cannot be read.
+
+    Raises:
+        ModuleNotFoundError: selective search without OpenCV.
+        ValueError: as in :func:`propose`, or a file of the folder is damaged.
+    """
+    sources = _parse(source, max_windows, seconds)
+    if workers < 1:
+        raise ValueError(f"workers: expected at least 1; got {workers}")
+    opencv = "" if sources == (GRID,) else load_cv2().__version__
+    settings = repr((_FORMAT, sources, max_windows, seconds, seed, opencv))
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def work(path: Path) -> Proposals | Failure:
+        try:
+            image_size(path)  # what is missing or no file is told by name
+            digest = hashlib.sha256(settings.encode() + b"\n" + path.read_bytes()).hexdigest()
+            place = folder / f"{digest}.safetensors"
+            if place.exists():
+                return _read(place)
+            proposals = _propose(load_image(path), sources, max_windows, seconds, seed)
+        except ImageError as error:
+            return Failure(str(path), error)
+        _write(proposals, place, settings)
+        return proposals
+
+    pool = ThreadPoolExecutor(workers, "proposals")
+    try:
+        return list(track(pool.map(work, paths), "proposals", len(paths)))
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error, or Ctrl-C, only the images under way are finished
+
+
+def window_grid(size: tuple[int, int], max_windows: int) -> Float[Tensor, "k 4"]:
+    """Windows of many sizes that slide over an image, edge to edge.
+
+    Their sides are those of the image divided by powers of 1.6, down to 16 pixels, and one is at most twice the other;
+    besides there is the whole image. As many sizes are taken as fit into the number of windows with neighbours at
+    most 0.45 of their side apart; what is left of the number then brings the neighbours closer.
+
+    Args:
+        size: of the image, (height, width).
+        max_windows: >= 1.
+
+    Returns:
+        xyxy edges in pixels of the image.
+    """
+    shapes: list[tuple[float, float]] = [size]
+    least = float(min(size))
+    while least >= min(_LEAST_SIDE, *size):
+        finer = _shapes(size, least)
+        if _count(size, finer, _STRIDE) > max_windows:
+            break
+        shapes, least = finer, least / _RATIO
+    low, high = _LEAST_STRIDE, _STRIDE
+    for _ in range(20):
+        stride = (low + high) / 2
+        low, high = (low, stride) if _count(size, shapes, stride) <= max_windows else (stride, high)
+    return torch.cat([_slide(size, shape, high) for shape in shapes])
+
+
+def recall(
+    proposals: Sequence[Float[Tensor, "_ 4"]],
+    truths: Sequence[Float[Tensor, "_ 4"]],
+    thresholds: Sequence[float] = (0.5, 0.7, 0.9),
+) -> Recall:
+    """The fraction of the true boxes that some proposal of their image overlaps enough.
+
+    Args:
+        proposals: of each image, xyxy edges.
+        truths: of each image, xyxy edges; an image may have none, but not all.
+        thresholds: least intersection over union; exactly as much counts.
+
+    Raises:
+        ValueError: another number of images, or no true box at all.
+    """
+    if len(proposals) != len(truths):
+        raise ValueError(f"truths: expected those of {len(proposals)} images, as proposals has; got {len(truths)}")
+    best = [
+        overlaps(boxes, found).max(1).values if len(found) else torch.zeros(len(boxes))
+        for found, boxes in zip(proposals, truths, strict=True)
+        if len(boxes)
+    ]
+    if not best:
+        raise ValueError("truths: expected at least one box in all images together; got none")
+    every = torch.cat(best)
+    fractions = tuple((every >= threshold).double().mean().item() for threshold in thresholds)
+    return Recall(fractions, every.double().mean().item())
+
+
+def _parse(source: str, max_windows: int | None, seconds: float | None) -> tuple[str, ...]:
+    """The sources in the order of `SOURCES`, so that the order in which they are named makes no difference."""
+    names = set(re.split(r"\s*[,+]\s*", source.strip()))
+    for name in sorted(names):
+        choose("source", name, SOURCES)
+    if max_windows is None and GRID in names:
+        raise ValueError(f"max_windows: a grid needs a number of windows, such as {MAX_WINDOWS}; got None")
+    if max_windows is not None and max_windows < 1:
+        raise ValueError(f"max_windows: expected at least 1, for the whole image; got {max_windows}")
+    if seconds is not None and not seconds > 0:
+        raise ValueError(f"seconds: expected a number above 0, or None for no limit; got {seconds}")
+    return tuple(name for name in SOURCES if name in names)
+
+
+def _propose(
+    image: Image.Image, sources: tuple[str, ...], max_windows: int | None, seconds: float | None, seed: int
+) -> Proposals:
+    deadline = None if seconds is None else time.monotonic() + seconds
+    runs = [selective_search(image, source, deadline) for source in sources if source != GRID]
+    whole = torch.tensor([[0.0, 0.0, image.width, image.height]])
+    boxes = torch.cat((whole, *(found for found, _ in runs))).unique(dim=0)
+    if max_windows is not None:
+        boxes = _draw(boxes, whole, max(1, max_windows * len(runs) // len(sources)), seed)
+        if GRID in sources:  # the whole image is in both
+            grid = window_grid((image.height, image.width), max_windows - len(boxes) + 1)
+            boxes = torch.cat((boxes, grid)).unique(dim=0)
+    return Proposals(boxes, all(complete for _, complete in runs))
+
+
+def _draw(boxes: Float[Tensor, "k 4"], whole: Float[Tensor, "1 4"], count: int, seed: int) -> Float[Tensor, "n 4"]:
+    """At most so many of the boxes, the whole image among them."""
+    if len(boxes) <= count:
+        return boxes
+    others = boxes[(boxes != whole).any(1)]
+    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
+    drawn: Tensor = torch.cat((whole, others[order[: count - 1]])).unique(dim=0)
+    return drawn
+
+
+def _shapes(size: tuple[int, int], least: float) -> list[tuple[float, float]]:
+    """The (height, width) of the grid's windows whose sides are at least so long, and that of the image."""
+    heights, widths = (_ladder(side, least) for side in size)
+    pairs = [
+        (height, width) for height in heights for width in widths if max(height, width) <= _ASPECT * min(height, width)
+    ]
+    return pairs if size in pairs else [size, *pairs]
+
+
+def _ladder(side: float, least: float) -> list[float]:
+    """The side and what is left of it when it shrinks step by step."""
+    sides = []
+    while side >= least * (1 - 1e-9):
+        sides.append(side)
+        side /= _RATIO
+    return sides
+
+
+def _places(side: int, window: float, stride: float) -> int:
+    """How many windows lie along a side, from edge to edge."""
+    return 1 + math.ceil((side - window) / (stride * window) - 1e-9)
+
+
+def _count(size: tuple[int, int], shapes: Sequence[tuple[float, float]], stride: float) -> int:
+    return sum(_places(size[0], height, stride) * _places(size[1], width, stride) for height, width in shapes)
+
+
+def _slide(size: tuple[int, int], shape: tuple[float, float], stride: float) -> Float[Tensor, "k 4"]:
+    """Windows of one shape at all their places."""
+    top, left = (
+        torch.linspace(0, side - window, _places(side, window, stride), dtype=torch.float64)
+        for side, window in zip(size, shape, strict=True)
+    )
+    y, x = torch.cartesian_prod(top, left).unbind(1)
+    return torch.stack((x, y, x + shape[1], y + shape[0]), dim=1).float()
+
+
+def _read(place: Path) -> Proposals:
+    try:
+        tensors, metadata = read_tensors(place)
+        return Proposals(tensors["boxes"], {"yes": True, "no": False}[metadata["complete"]])
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"folder: {place} is damaged ({error}); delete it, and it is made anew") from error
+
+
+def _write(proposals: Proposals, place: Path, settings: str) -> None:
+    # Under a name of its own first: another worker, or another run, may be at an equal image.
+    part = place.with_name(f"{place.stem}-{uuid.uuid4().hex}.safetensors")
+    metadata = {"complete": "yes" if proposals.complete else "no", "settings": settings}
+    save_tensors({"boxes": proposals.boxes}, part, metadata)
+    part.replace(place)

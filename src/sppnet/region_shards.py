@@ -1,0 +1,134 @@
+"""Files of box vectors, as safetensors or Parquet; each says by itself what its rows are."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sppnet.runs import read_tensors, save_tensors
+
+Storage = Literal["safetensors", "parquet"]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The rows of a file.
+
+    Attributes:
+        vectors: one row a box.
+        boxes: xyxy edges in pixels of the image.
+        image: index into `images` of each box.
+        images: names, each image once.
+        ids: one a box.
+    """
+
+    vectors: Float[Tensor, "k d"]
+    boxes: Float[Tensor, "k 4"]
+    image: Int[Tensor, " k"]
+    images: tuple[str, ...]
+    ids: tuple[str, ...]
+
+
+def save_shard(shard: Shard, path: Path, metadata: dict[str, str]) -> None:
+    """Write the rows so that the file is either the old one or the new one.
+
+    Args:
+        shard: on the CPU.
+        path: ends in .safetensors or .parquet.
+        metadata: texts that the file carries, for :func:`read_metadata`.
+
+    Raises:
+        ModuleNotFoundError: pyarrow is not installed, which .parquet needs.
+    """
+    if path.suffix == ".parquet":
+        _save_parquet(shard, path, metadata)
+        return
+    tensors = {"vectors": shard.vectors, "boxes": shard.boxes, "image": shard.image}
+    lists = {"images": json.dumps(shard.images), "ids": json.dumps(shard.ids)}
+    save_tensors(tensors, path, metadata | lists)
+
+
+def read_metadata(path: Path) -> dict[str, str] | None:
+    """The texts of a file without its rows; None where there is no such file or it is damaged."""
+    if not path.is_file():
+        return None
+    if path.suffix == ".parquet":
+        pyarrow, parquet = import_pyarrow()
+        try:
+            found = parquet.read_schema(path).metadata or {}
+        except pyarrow.ArrowException:
+            return None
+        return {name.decode(): text.decode() for name, text in found.items()}
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError:
+        return None
+
+
+def read_shard(path: Path) -> Shard:
+    """The rows of a file that :func:`save_shard` wrote.
+
+    Raises:
+        ValueError: the file is of another kind or damaged.
+        ModuleNotFoundError: pyarrow is not installed, which .parquet needs.
+    """
+    if path.suffix == ".parquet":
+        return _read_parquet(path)
+    tensors, metadata = read_tensors(path)
+    images, ids = (tuple(json.loads(metadata[name])) for name in ("images", "ids"))
+    return Shard(tensors["vectors"], tensors["boxes"], tensors["image"], images, ids)
+
+
+def import_pyarrow() -> tuple[Any, Any]:
+    """The modules pyarrow and pyarrow.parquet.
+
+    Raises:
+        ModuleNotFoundError: saying how to install it.
+    """
+    try:
+        import pyarrow  # type: ignore[import-untyped, unused-ignore]
+        import pyarrow.parquet  # type: ignore[import-untyped, unused-ignore]
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError('Parquet needs pyarrow; install it with pip install "sppnet[features]"') from error
+    return pyarrow, pyarrow.parquet
+
+
+def _save_parquet(shard: Shard, path: Path, metadata: dict[str, str]) -> None:
+    pyarrow, parquet = import_pyarrow()
+    numbers = pyarrow.array(shard.vectors.numpy().reshape(-1))
+    columns = {
+        "image": pyarrow.array([shard.images[number] for number in shard.image.tolist()], pyarrow.string()),
+        "id": pyarrow.array(shard.ids, pyarrow.string()),
+        **dict(zip(("x1", "y1", "x2", "y2"), map(pyarrow.array, shard.boxes.numpy().T.copy()), strict=True)),
+        "vector": pyarrow.FixedSizeListArray.from_arrays(numbers, shard.vectors.shape[1]),
+    }
+    table = pyarrow.table(columns).replace_schema_metadata(metadata)
+    part = path.with_name(path.name + ".part")
+    parquet.write_table(table, part, compression="zstd", use_dictionary=["image"], write_statistics=False)
+    part.replace(path)
+
+
+def _read_parquet(path: Path) -> Shard:
+    pyarrow, parquet = import_pyarrow()
+    try:
+        table = parquet.read_table(path)
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path} is not a Parquet file: {error}") from error
+    names = table["image"].to_pylist()
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    vectors = table["vector"].combine_chunks()
+    edges = [table[name].to_numpy() for name in ("x1", "y1", "x2", "y2")]
+    return Shard(
+        torch.from_numpy(np.array(vectors.flatten())).reshape(len(names), vectors.type.list_size),
+        torch.from_numpy(np.stack(edges, axis=1)),
+        torch.tensor([numbers[name] for name in names], dtype=torch.long),
+        tuple(numbers),
+        tuple(table["id"].to_pylist()),
+    )
