@@ -136,12 +136,14 @@ def scenes(draw: st.DrawFn) -> tuple[list[Detections], list[DetectionSample]]:
         left, top = draw(st.integers(0, 6)), draw(st.integers(0, 6))
         return left, top, left + draw(side), top + draw(side)
 
-    label, score = st.integers(0, 1), st.sampled_from([-1.5, 0.1, 0.2, 0.7, 0.9])
+    label, more, score = st.integers(0, 1), st.integers(0, 1), st.sampled_from([-1.5, 0.1, 0.2, 0.7, 0.9])
     found, samples = [], []
     for _ in range(draw(st.integers(1, 3))):
         objects = [(box(), draw(label), draw(st.booleans())) for _ in range(draw(st.integers(0, 4)))]
         rows = [(box(), draw(label), draw(score)) for _ in range(draw(st.integers(0, 3)))]
-        near = [(objects[draw(st.integers(0, len(objects) - 1))][0], draw(label), draw(score)) for _ in objects]
+        near = []
+        for left, top, right, bottom in (draw(st.sampled_from(objects))[0] for _ in objects):
+            near.append(((left, top, right + draw(more), bottom + draw(more)), draw(label), draw(score)))
         samples.append(sample(*objects))
         found.append(detections(*rows, *near))
     return found, samples
@@ -282,7 +284,7 @@ def jittered(images: int, classes: int, seed: int) -> tuple[list[Detections], li
 
 @settings(max_examples=30, deadline=None)
 @given(scenes())
-def test_coco_matches_the_rule_taken_one_detection_at_a_time(
+def test_scores_match_the_rules_taken_one_detection_at_a_time(
     scene: tuple[list[Detections], list[DetectionSample]],
 ) -> None:
     found, samples = scene
@@ -290,7 +292,13 @@ def test_coco_matches_the_rule_taken_one_detection_at_a_time(
     scores = score_detections(found, samples, ["a", "b"])
     for label, of_class in enumerate(scores.per_class.values()):
         aps = [coco(found, samples, label, (50 + 5 * step) / 100) for step in range(10)]
-        assert of_class.ap == pytest.approx(None if None in aps else np.mean(np.array(aps, dtype=float)), abs=1e-9)
+        if None in aps:
+            assert (of_class.ap50, of_class.voc07, of_class.ap) == (None, None, None)
+            continue
+        assert of_class.ap == pytest.approx(np.mean(np.array(aps, dtype=float)), abs=1e-9)
+        hits, objects = devkit(found, samples, label)
+        assert of_class.ap50 == pytest.approx(area(hits, objects), abs=1e-12)
+        assert of_class.voc07 == pytest.approx(eleven_points(hits, objects), abs=1e-12)
 
 
 def test_area_is_near_the_101_points_of_coco_at_overlap_one_half() -> None:

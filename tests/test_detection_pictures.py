@@ -127,23 +127,28 @@ def test_labels_of_equal_boxes_stand_beside_each_other() -> None:
     assert all(shows(picture, class_colour(label)).sum() > 400 for label in range(5))
 
 
+def tinted(file: Path, label: int) -> float:
+    """Share of a curve's picture that has the class's colour at 0.15 over white."""
+    colour = ImageColor.getrgb(class_colour(label))
+    tint = "#{:02x}{:02x}{:02x}".format(*(round(255 - 0.15 * (255 - value)) for value in colour))
+    with Image.open(file) as picture:
+        return float(shows(picture.convert("RGB"), tint, 2).mean())
+
+
 def test_curves_of_all_classes_and_of_each(tmp_path: Path) -> None:
-    box = (0.0, 0.0, 10.0, 10.0)
-    samples = [sample(Path("x.jpg"), (box, 0), (box, 1))]
-    names = ["a/b:%", "$never^found$", "_absent"]
-    scores = score_detections([detections((box, 0, 0.5), ((0, 0, 3, 3), 0, 0.4))], samples, names)
+    one, two, nothing = (0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0), (50.0, 0.0, 60.0, 10.0)
+    samples = [sample(Path("x.jpg"), (one, 0), (two, 0), (one, 1), (one, 2))]
+    rows = [(one, 0, 0.9), (nothing, 0, 0.8), (nothing, 0, 0.7), (two, 0, 0.6), (one, 1, 0.5)]
+    scores = score_detections([detections(*rows)], samples, ["a/b:%", "found", "$x^$", "_absent"])
     folder = tmp_path / "new" / "folder"
     write_curves(scores, folder)
-    assert {file.name for file in folder.iterdir()} == {
-        "pr-curves.png",
-        "pr-curve-a%2fb%3a%25.png",
-        "pr-curve-$never^found$.png",
-    }
-    with Image.open(folder / "pr-curve-a%2fb%3a%25.png") as picture:
-        # The found class fills the square up to precision 1 with its colour, at 0.15 over white.
-        tint = tuple(round(255 - 0.15 * (255 - c)) for c in ImageColor.getrgb(class_colour(0)))
-        share = shows(picture.convert("RGB"), "#{:02x}{:02x}{:02x}".format(*tint), 2).mean()
-    assert share > 0.5
+    files = {"pr-curves.png", "pr-curve-a%2fb%3a%25.png", "pr-curve-found.png", "pr-curve-$x^$.png"}
+    assert {file.name for file in folder.iterdir()} == files
+    # The area under a curve is tinted, and is the AP.
+    whole = tinted(folder / "pr-curve-found.png", 1)
+    assert whole > 0.6
+    assert tinted(folder / "pr-curve-a%2fb%3a%25.png", 0) == pytest.approx(0.75 * whole, rel=0.04)
+    assert tinted(folder / "pr-curve-$x^$.png", 2) == 0
 
 
 def test_mosaics_show_hits_errors_and_missed_objects(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ class DetectorConfig:
         regression: ``none``, ``pool`` from the pooled vectors, or ``fc`` from what the scores come from.
         proposals: where windows come from, see :func:`sppnet.proposals.propose`.
         windows: most windows of an image.
+        proposal_seconds: an image's search for windows begins nothing new after so many; None for no limit.
         overlap: a detection goes where it overlaps a better one by more.
     """
 
@@ -63,6 +64,7 @@ class DetectorConfig:
     regression: Regression = "none"
     proposals: str = "selective-search"
     windows: int = 2000
+    proposal_seconds: float | None = None
     overlap: float = 0.3
 
 
@@ -142,13 +144,15 @@ class Detector(nn.Module):
 
         Raises:
             sppnet.ImageError: the first image that cannot be read.
+            ValueError: the detector's proposals come from a file; give them to :meth:`detect`.
         """
         from sppnet.proposals import propose
 
         single = isinstance(images, str | bytes | os.PathLike | Image.Image | np.ndarray)
         loaded = (load_image(source) for source in ([images] if single else images))  # type: ignore[union-attr,arg-type]
         config = self.config
-        return [self.detect(one, propose(one, config.proposals, max_windows=config.windows)) for one in loaded]
+        limits = {"max_windows": config.windows, "seconds": config.proposal_seconds}
+        return [self.detect(one, propose(one, config.proposals, **limits)) for one in loaded]  # type: ignore[arg-type]
 
     def read(self, distinct: DistinctVectors, proposals: Float[Tensor, "k 4"], size: tuple[int, int]) -> Detections:
         """Detections from the windows' vectors: threshold, suppression, regression, suppression.

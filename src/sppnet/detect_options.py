@@ -27,8 +27,8 @@ class DetectOptions(LoopOptions):
         mirror: fine-tune on mirror images too, which have features of their own.
         scorer: ``svm``, or ``softmax``: the fine-tuned layer itself.
         regression: of boxes, on or off.
-        proposals: where windows come from, see :func:`sppnet.proposals.propose`.
-        windows: most windows of an image.
+        proposals, windows, proposal_seconds: where windows come from, how many an image has at most and how long they
+            are searched for, see :func:`sppnet.proposals.proposals_of`.
         steps: batches of an epoch of fine-tuning.
         workers: images that are searched for proposals at a time.
         cache: for proposals and features, None for the run folder; runs may share it.
@@ -50,6 +50,7 @@ class DetectOptions(LoopOptions):
     regression: bool = True
     proposals: str = "selective-search,grid"
     windows: int = 2000
+    proposal_seconds: float | None = None
     epochs: int = 10
     batch: int = 128
     steps: int = 100
@@ -97,4 +98,5 @@ class DetectOptions(LoopOptions):
             regression=regression if self.regression else "none",
             proposals=self.proposals,
             windows=self.windows,
+            proposal_seconds=self.proposal_seconds,
         )

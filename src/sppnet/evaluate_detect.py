@@ -34,19 +34,21 @@ class DetectEvaluation:
 
 
 def evaluate_detector(
-    model: Detector, samples: Sequence[DetectionSample], cache: Path, workers: int = 2
+    model: Detector, samples: Sequence[DetectionSample], classes: Sequence[str], cache: Path, workers: int = 2
 ) -> DetectEvaluation:
     """Detect in every image and score what is found.
 
     Args:
-        model: its `config.classes` are what the labels index.
+        model: its classes are the first of `classes`.
         samples: images and their objects.
+        classes: what the labels index; objects of classes that the model does not know count as missed.
         cache: folder where proposals are kept.
         workers: images that are searched for proposals at a time.
     """
     config = model.config
     paths = [sample.path for sample in samples]
-    proposals = proposals_of(paths, config.proposals, cache, max_windows=config.windows, workers=workers)
+    limits = {"max_windows": config.windows, "seconds": config.proposal_seconds}
+    proposals = proposals_of(paths, config.proposals, cache, workers=workers, **limits)  # type: ignore[arg-type]
     good, found, failures, boxes = [], [], [], []
     pairs = zip(samples, proposals, strict=True)
     for sample, one in track(pairs, "detecting", len(samples)):
@@ -58,6 +60,4 @@ def evaluate_detector(
         boxes.append(one.boxes)
     truths = [sample.boxes[~sample.difficult] for sample in good]
     covered = recall(boxes, truths) if any(len(part) for part in truths) else None
-    return DetectEvaluation(
-        score_detections(found, good, config.classes), covered, tuple(good), tuple(found), tuple(failures)
-    )
+    return DetectEvaluation(score_detections(found, good, classes), covered, tuple(good), tuple(found), tuple(failures))

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import re
 import time
 import uuid
@@ -18,6 +19,7 @@ from torch import Tensor
 from sppnet.bins import choose
 from sppnet.boxes import overlaps
 from sppnet.console import track
+from sppnet.data.boxfile import read_boxes
 from sppnet.data.images import ImageError, image_size, load_image
 from sppnet.predict import Failure
 from sppnet.runs import read_tensors, save_tensors
@@ -27,6 +29,7 @@ GRID = "grid"
 SOURCES = (*SEARCHES, GRID)
 MAX_WINDOWS = 2000
 
+_BOX_FILES = (".csv", ".jsonl", ".json")
 _FORMAT = 1  # to be raised when the same settings come to give other boxes
 # The grid's sides shrink by this factor from those of the image, and its windows are at most so much longer than wide.
 _RATIO, _ASPECT, _LEAST_SIDE = 1.6, 2.0, 16
@@ -113,7 +116,8 @@ def proposals_of(
 
     Args:
         paths: image files.
-        source: as in :func:`propose`.
+        source: as in :func:`propose`, or the path of a file of boxes (see :func:`sppnet.data.boxfile.read_boxes`) of
+            images in the folder that holds these; an image that the file does not name has the box of its whole alone.
         folder: is made if it is missing; sets of several sources and settings may share it.
         max_windows: as in :func:`propose`.
         seconds: for each image. A file made under a limit says in its metadata whether it is complete, and is never
@@ -128,6 +132,8 @@ def proposals_of(
         ModuleNotFoundError: selective search without OpenCV.
         ValueError: as in :func:`propose`, or a file of the folder is damaged.
     """
+    if Path(source).suffix in _BOX_FILES:
+        return _from_file(paths, Path(source))
     sources = _parse(source, max_windows, seconds)
     if workers < 1:
         raise ValueError(f"workers: expected at least 1; got {workers}")
@@ -153,6 +159,24 @@ def proposals_of(
         return list(track(pool.map(work, paths), "proposals", len(paths)))
     finally:
         pool.shutdown(cancel_futures=True)  # after an error, or Ctrl-C, only the images under way are finished
+
+
+def _from_file(paths: Sequence[Path], file: Path) -> list[Proposals | Failure]:
+    """All boxes that a file has of the images, and the box of each whole image."""
+    absolute = [path.resolve() for path in paths]
+    images = Path(os.path.commonpath([path.parent for path in absolute])) if absolute else Path()
+    listed = {one.path.resolve(): one.boxes for one in read_boxes(file, images).images}
+    found: list[Proposals | Failure] = []
+    for path, resolved in zip(paths, absolute, strict=True):
+        try:
+            height, width = image_size(path)
+        except ImageError as error:
+            found.append(Failure(str(path), error))
+            continue
+        whole = torch.tensor([[0.0, 0.0, width, height]])
+        boxes = torch.cat((whole, listed.get(resolved, whole))).unique(dim=0)
+        found.append(Proposals(boxes, complete=True))
+    return found
 
 
 def window_grid(size: tuple[int, int], max_windows: int) -> Float[Tensor, "k 4"]:

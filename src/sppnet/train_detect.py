@@ -24,7 +24,7 @@ from sppnet.finetune import WindowBatches, positives
 from sppnet.loop import fit
 from sppnet.mining import fit_detection_svms
 from sppnet.predict import Failure
-from sppnet.proposals import proposals_of
+from sppnet.proposals import proposals_of, recall
 from sppnet.runs import pick_device, save_run
 from sppnet.windows import CropVectors, MapVectors, Windows, WindowVectors, label_windows
 
@@ -114,7 +114,12 @@ def propose_windows(
     """Windows of every image that can be read, and the errors of the others."""
     paths = [sample.path for sample in samples]
     found = proposals_of(
-        paths, options.proposals, cache / "proposals", max_windows=options.windows, workers=options.workers
+        paths,
+        options.proposals,
+        cache / "proposals",
+        max_windows=options.windows,
+        seconds=options.proposal_seconds,
+        workers=options.workers,
     )
     windows, failures = [], []
     for sample, proposals in zip(samples, found, strict=True):
@@ -122,6 +127,12 @@ def propose_windows(
             failures.append(proposals.error)
         else:
             windows.append(label_windows(sample, proposals.boxes, num_classes))
+    pairs = [(one.boxes[one.objects :], one.boxes[: one.objects]) for one in windows]
+    if any(len(objects) for _, objects in pairs):
+        half = recall([boxes for boxes, _ in pairs], [objects for _, objects in pairs], (0.5,)).fractions[0]
+        mean = sum(len(boxes) for boxes, _ in pairs) / len(pairs)
+        text = f"{mean:.0f} proposals an image; {100 * half:.1f} % of the objects have one that overlaps by 0.5"
+        console.print(text, highlight=False)
     return windows, failures
 
 

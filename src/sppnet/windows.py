@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -194,9 +195,16 @@ def content_digest(path: Path) -> str:
         sppnet.ImageError: it cannot be read.
     """
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:24]
+        state = path.stat()
+        return _content_digest(path, state.st_size, state.st_mtime_ns)
     except OSError as error:
         raise ImageError(str(path), error.strerror or str(error)) from error
+
+
+@lru_cache(maxsize=100_000)
+def _content_digest(path: Path, size: int, modified: int) -> str:  # noqa: ARG001
+    """Training asks for each image again and again."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:24]
 
 
 def _digest(network: nn.Module, parts: tuple[object, ...]) -> str:

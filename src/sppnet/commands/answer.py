@@ -20,6 +20,7 @@ _DETECT = {
     "pictures": None,
     "cache": None,
     "min_score": None,
+    "proposals": None,
     "workers": 2,
     "svd": None,
     "head": "float32",
@@ -60,6 +61,7 @@ def _add_detector_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--svd", type=str | None, metavar="RANKS", help="detectors: fc6 and fc7 as products of these ranks: 256,128")
     add("--head", default="float32", help="detectors: float32, or bfloat16 for the layers after the pyramid")
+    add("--proposals", type=str | None, help=f"detectors: {detect.PROPOSALS}; none: as in training")
     add("--workers", type=int, default=2, help="detectors: images searched for proposals at a time")
     add("--cache", type=str | None, metavar="DIR", help="detectors: folder for proposals; none: in the run")
     add("--device", default="auto", help="auto, cpu, cuda or mps")

@@ -9,7 +9,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
 
-from sppnet.commands.detect import list_problems, options_of
+from sppnet.commands.detect import PROPOSALS, list_problems, options_of
 from sppnet.console import console, results
 from sppnet.detect_options import DetectOptions
 from sppnet.runs import write_json
@@ -38,7 +38,7 @@ def compare_parser() -> ArgumentParser:
     add("--levels", default="6,3,2,1", help="levels of the pyramid")
     add("--scales", default="688", help="shorter side of the images for the one scale, pixels")
     add("--hidden", default="1024,1024", help="outputs of fc6 and fc7 (the paper's: 4096,4096)")
-    add("--proposals", default="selective-search", help="selective-search, -fast, -quality, grid, or several by commas")
+    add("--proposals", default="selective-search", help=PROPOSALS)
     add("--windows", type=int, default=500, help="most windows of an image")
     add("--epochs", type=int, default=default.epochs, help="of fine-tuning")
     add("--steps", type=int, default=default.steps, help="batches of an epoch of fine-tuning")
@@ -57,8 +57,9 @@ def compare(arguments: Namespace) -> int:
     options = options_of(arguments)
     if len(options.hidden) != 2 or len(options.scales) != 1 or arguments.seeds < 1:
         raise ValueError("hidden, scales, seeds: expected two sizes, one scale and at least one seed")
-    train = read_detection(arguments.data, arguments.split)
-    test = read_detection(arguments.data, arguments.test_split, train.classes)
+    parts = [read_detection(arguments.data, split) for split in (arguments.split, arguments.test_split)]
+    classes = tuple(dict.fromkeys(name for part in parts for name in part.classes))
+    train, test = (read_detection(arguments.data, split, classes) for split in (arguments.split, arguments.test_split))
     first = slice(arguments.images)
     train, test = (dataclasses.replace(part, samples=part.samples[first]) for part in (train, test))
     out = Path(arguments.out)

@@ -19,6 +19,7 @@ from sppnet.detect import Detector, Method, Scorer
 from sppnet.detect_options import DetectOptions
 from sppnet.ops.plain import Reduce
 
+PROPOSALS = "selective-search, -fast, -quality, grid, several of them by commas, or a file of boxes"
 # What is drawn and listed unless something else is asked for: the authors' demonstration shows margins from -0.5 on.
 _SHOWN = {"svm": -0.5, "softmax": 0.5}
 
@@ -52,9 +53,10 @@ def train_parser() -> ArgumentParser:
     add("--finetune", type=bool, default=True, help="train fc6 and fc7; false leaves them as they are drawn")
     add("--mirror", type=bool, default=True, help="fine-tune on mirror images too")
     add("--regression", type=bool, default=True, help="of boxes")
-    add("--proposals", default=default.proposals, help="selective-search, -fast, -quality, grid, or several by commas")
+    add("--proposals", default=default.proposals, help=PROPOSALS)
     add("--windows", type=int, default=default.windows, help="most windows of an image")
-    add("--epochs", type=int | None, help="of fine-tuning; none: the method's own")
+    add("--proposal-seconds", type=float | None, help="an image's search begins nothing new after so many")
+    add("--epochs", type=int, default=default.epochs, help="of --steps batches each; of fast, of all images")
     add("--steps", type=int, default=default.steps, help="batches of an epoch of fine-tuning")
     add("--batch", type=int, default=default.batch, help="windows a batch, a quarter of them on objects")
     add("--optimizer", default=default.optimizer, help="adamw or sgd")
@@ -113,18 +115,24 @@ def evaluate(model: Detector, arguments: Namespace) -> int:
 
     present = detection_splits(arguments.data)
     split = arguments.split or next((name for name in ("test", "val", "valid", "validation") if name in present), None)
-    data = read_detection(arguments.data, split, model.config.classes)
+    known = model.config.classes
+    strange = [name for name in read_detection(arguments.data, split).classes if name not in known]
+    data = read_detection(arguments.data, split, (*known, *strange))
+    if strange:
+        text = f"classes that the model does not know, whose objects count as missed: {', '.join(strange)}"
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
+    override_proposals(model, arguments)
     exact = None
     if arguments.svd or arguments.head != "float32":
-        exact = evaluate_detector(model, data.samples, _cache(arguments), arguments.workers).scores
+        exact = evaluate_detector(model, data.samples, data.classes, _cache(arguments), arguments.workers).scores
         model = cheaper(model, arguments)
-    evaluation = evaluate_detector(model, data.samples, _cache(arguments), arguments.workers)
+    evaluation = evaluate_detector(model, data.samples, data.classes, _cache(arguments), arguments.workers)
     list_problems(data.problems, evaluation.failures)
     if arguments.pictures:
         folder = Path(arguments.pictures)
         folder.mkdir(parents=True, exist_ok=True)
         write_curves(evaluation.scores, folder)
-        write_mosaic(evaluation.found, evaluation.samples, model.config.classes, folder)
+        write_mosaic(evaluation.found, evaluation.samples, data.classes, folder)
         console.print(f"curves and mosaics are in {folder}", highlight=False, markup=False)
     content = json_content(evaluation.scores)
     if evaluation.recall:
@@ -170,9 +178,15 @@ def predict(model: Detector, arguments: Namespace) -> int:
     folder = Path(arguments.out) if arguments.out else None
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
+    override_proposals(model, arguments)
     config = model.config
     windows = proposals_of(
-        paths, config.proposals, _cache(arguments), max_windows=config.windows, workers=arguments.workers
+        paths,
+        config.proposals,
+        _cache(arguments),
+        max_windows=config.windows,
+        seconds=config.proposal_seconds,
+        workers=arguments.workers,
     )
     for path, proposals in zip(paths, track(windows, "detecting", len(paths)), strict=True):
         if isinstance(proposals, Failure):
@@ -198,6 +212,12 @@ def predict(model: Detector, arguments: Namespace) -> int:
                 sys.stdout.write(f"{path}\t{one['label']}\t{one['score']:.3f}\t{corners}\n")
     list_problems((), tuple(failures))
     return 1 if failures else 0
+
+
+def override_proposals(model: Detector, arguments: Namespace) -> None:
+    """Take windows from elsewhere than the training did."""
+    if arguments.proposals:
+        model.config = dataclasses.replace(model.config, proposals=arguments.proposals)
 
 
 def cheaper(model: Detector, arguments: Namespace) -> Detector:
