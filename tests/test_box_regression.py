@@ -50,6 +50,15 @@ def test_whitened_offsets_have_unit_covariance_where_they_vary() -> None:
     torch.testing.assert_close(white.T @ white / 4000, torch.eye(4, dtype=torch.float64), rtol=0, atol=2e-2)
 
 
+def test_whitening_counted_by_hand() -> None:
+    """A variance of 0.01, and a thousandth on top of it; none in the other three."""
+    mean, whiten, unwhiten = whitening(torch.tensor([[0.4, 1, 2, 3], [0.6, 1, 2, 3]]).double())
+    torch.testing.assert_close(mean, torch.tensor([0.5, 1, 2, 3]).double(), rtol=1e-6, atol=0)
+    spread = torch.tensor([0.011, 0.001, 0.001, 0.001]).double().sqrt()
+    torch.testing.assert_close(whiten, (1 / spread).diag(), rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(unwhiten, spread.diag(), rtol=1e-5, atol=1e-9)
+
+
 @pytest.mark.parametrize(("count", "width"), [(5, 12), (11, 12), (12, 12), (40, 12), (1, 3)])
 def test_the_gradient_of_the_ridge_is_zero(count: int, width: int) -> None:
     x, y = torch.randn(count, width).double(), torch.randn(count, 4).double()

@@ -1,5 +1,6 @@
 import base64
 import re
+import sys
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,8 +11,11 @@ from PIL import Image
 from reference import adaptive_bins
 
 from sppnet import Classifier, ImageError, Prediction, demo, imagenet_classifier
+from sppnet.boxes import overlaps
 from sppnet.data.images import load_image, to_tensor
 from sppnet.demo import DemoResult, run_demo, sample_photographs
+from sppnet.demo_regions import find_regions, regions_section
+from sppnet.encoder import RegionEncoder
 
 NAMES = ("<b>x & y.png", "plain.png")
 
@@ -80,7 +84,7 @@ def test_report_needs_nothing_but_itself(text: str) -> None:
     assert "//" not in re.sub(r"base64,[^\"]*", "", text)
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
     sources = page.values("img", "src")
-    assert len(sources) == 2 * (1 + 2)
+    assert len(sources) == 2 * (1 + 2) + 1
     for source in sources:
         head, _, data = source.partition(",")
         assert head == "data:image/jpeg;base64"
@@ -130,7 +134,9 @@ def test_captions_count_the_bins_that_give_the_answer(model: Classifier, text: s
 def test_pictures_lie_beside_the_report(result: DemoResult) -> None:
     pictures = {path.name: path for path in result.report.parent.glob("*.jpg")}
     names = ("photograph", "level-1", "level-2")
-    assert set(pictures) == {f"{stem}-{name}.jpg" for stem in ("b-x-y", "plain") for name in names}
+    assert set(pictures) == {f"{stem}-{name}.jpg" for stem in ("b-x-y", "plain") for name in names} | {
+        "plain-windows.jpg"
+    }
     assert {load_image(path).size for name, path in pictures.items() if name.startswith("plain")} == {(220, 800)}
 
 
@@ -168,3 +174,39 @@ def test_wrong_arguments_are_refused_before_the_network_is_made(
         run_demo(tmp_path, "x.png")
     with pytest.raises(ImageError, match=r"missing\.png: no such file"):
         run_demo(tmp_path, [tmp_path / "missing.png"])
+
+
+def test_windows_of_the_last_photograph_are_classified_in_one_pass(
+    model: Classifier, result: DemoResult, text: str
+) -> None:
+    regions = result.regions
+    assert 1 <= regions.distinct <= regions.windows <= 2000
+    assert regions.ratio == pytest.approx(
+        regions.each * regions.windows / (regions.convolutions + regions.pooling + regions.head)
+    )
+    found = Page(text)
+    assert f"Objects in {NAMES[-1]}: {regions.windows:,} windows, one pass" in " ".join(found.texts)
+    assert f"measured on a sample of {regions.sample} windows" in " ".join(" ".join(found.texts).split())
+    assert (result.report.parent / "plain-windows.jpg").exists()
+
+
+def test_windows_are_the_best_of_their_class_and_none_lies_inside_another(model: Classifier) -> None:
+    photograph = load_image(sample_photographs()[-1]).resize((300, 200))
+    regions = find_regions(model, photograph)
+    assert "espresso" in {model.config.classes[label] for label in regions.found.labels.tolist()}
+    assert regions.found.scores.min() >= 0.5
+    shared = overlaps(regions.found.boxes, regions.found.boxes).fill_diagonal_(0)
+    assert float(shared.max()) < 0.6
+    (row,) = (regions.found.boxes[:1],)
+    encoder = RegionEncoder(model.backbone, (1,), (320,), reduce="avg")
+    with torch.inference_mode():
+        alone = model.head(encoder.vectors(encoder.prepare(photograph), row)).softmax(1).max()
+    assert float(alone) == pytest.approx(float(regions.found.scores[0]), rel=1e-3)
+
+
+def test_without_opencv_the_windows_are_a_grid_and_the_report_says_so(
+    model: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    regions = find_regions(model, load_image(sample_photographs()[-1]).resize((90, 60)))
+    assert "a sliding grid, as OpenCV is not installed" in regions_section(regions, model.config.classes, "a", "data:,")

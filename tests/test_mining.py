@@ -60,20 +60,21 @@ def mixed() -> tuple[Windows, Tensor]:
     return scene(torch.randn(8, 3) + torch.tensor([1.2, 0, 0]), [0] * 8, torch.randn(16, 3) - 0.4, 1)
 
 
-def test_the_solution_beats_every_perturbation(mixed: tuple[Windows, Tensor]) -> None:
-    windows, x = mixed
+def test_the_solution_beats_every_perturbation() -> None:
+    """Of clouds far from the origin, where it counts how the bias is penalised."""
+    far = torch.tensor([4.0, 4])
+    aside = torch.tensor([1.0, 0])
+    windows, x = scene(torch.randn(300, 2) * 2 + far + aside, [0] * 300, torch.randn(300, 2) * 2 + far - aside, 1)
     layer = fit_detection_svms([windows], table([x]), 1)
-    scaled = x.double() * NORM / norm_of([x])
-    weight = layer.weight.detach()[0].double() / (NORM / norm_of([x]))
-    bias = layer.bias.detach()[0].double()
-    positives, negatives = scaled[:8], scaled[8:]
+    scale = NORM / norm_of([x])
+    positives, negatives = (x.double() * scale).split(300)
+    weight, bias = layer.weight.detach()[0].double() / scale, layer.bias.detach()[0].double()
     least = objective(weight, bias, positives, negatives)
-    steps = [torch.zeros(4, dtype=torch.float64).index_fill(0, torch.tensor([k]), 1.0) for k in range(4)]
-    steps += [torch.cat((weight, bias[None])), *torch.randn(60, 4).double()]
-    for step in steps:
-        for size in (-0.3, -0.03, -0.01, 0.01, 0.03, 0.3):
-            moved = size * step / step.norm() * torch.tensor([1, 1, 1, 10])
-            assert objective(weight + moved[:3], bias + moved[3], positives, negatives) > least * (1 - 1e-6)
+    solution = torch.cat((weight, bias[None] / 10))
+    for step in (solution, -solution, *torch.eye(3).double(), *-torch.eye(3).double(), *torch.randn(60, 3).double()):
+        for size in (0.003, 0.01, 0.03, 0.1, 0.3, 1):
+            moved = size * step / step.norm() * torch.tensor([1, 1, 10])
+            assert objective(weight + moved[:2], bias + moved[2], positives, negatives) > least * (1 - 1e-6)
 
 
 def test_the_solution_equals_the_reference(mixed: tuple[Windows, Tensor]) -> None:

@@ -85,6 +85,12 @@ def test_warps_counted_by_hand(
     assert warp_of((x1 - 1, y1 - 1, x2, y2), (375, 500), 227) == Warp(part, size, place)
 
 
+def test_halves_are_rounded_away_from_zero_and_the_part_stays_in_the_square() -> None:
+    """First the half -0.5 of the dilated box, then the halves 15.5 of the place and 48.5 of the size."""
+    assert warp_of((0, 0, 3, 3), (10, 10), 64) == Warp((0, 0, 6, 6), (48, 48), (16, 16))
+    assert warp_of((1, 1, 64, 64), (200, 200), 64) == Warp((0, 0, 97, 97), (48, 48), (16, 16))
+
+
 sides = st.integers(1, 700)
 edges = st.floats(-0.5, 1.5)
 

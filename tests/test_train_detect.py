@@ -147,7 +147,7 @@ def test_bad_data_is_told_by_name(data: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_images_that_do_not_decode_are_named_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = write_voc(tmp_path / "data", 6, 2)
+    data = write_voc(tmp_path / "data", 6, 3)
     (data / "JPEGImages" / "train2.png").write_bytes((data / "JPEGImages" / "train2.png").read_bytes()[:400])
     (data / "JPEGImages" / "test1.png").write_bytes((data / "JPEGImages" / "test1.png").read_bytes()[:400])
     command = ["train", "detect", str(data), "--out", str(tmp_path / "run"), *SMALL, "--epochs", "1", "--steps", "2"]

@@ -22,6 +22,9 @@ from sppnet.classify import Classifier, Prediction, imagenet_classifier
 from sppnet.console import console
 from sppnet.data.images import load_image, to_tensor
 from sppnet.data.resize import Resize
+from sppnet.demo_page import PAGE, SECTION, STYLE
+from sppnet.demo_regions import Regions, find_regions, regions_section
+from sppnet.detection_pictures import draw_detections
 from sppnet.draw import bin_boxes, draw_bins
 from sppnet.ops.pyramid import pyramid_pool
 
@@ -48,10 +51,12 @@ class DemoResult:
     Attributes:
         report: the HTML page; it needs no other file and no network.
         answers: one for each photograph, at its own size.
+        regions: of the photograph whose windows were classified, the last one.
     """
 
     report: Path
     answers: tuple[Prediction, ...]
+    regions: Regions
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ def run_demo(out: Path, images: Sequence[str | Path] = (), levels: Sequence[int]
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)
         progress = stack.enter_context(Progress(*columns, console=console))
-        task = progress.add_task("the network", total=len(paths) + 1)
+        task = progress.add_task("the network", total=len(paths) + 2)
         model = imagenet_classifier()
         stack.enter_context(torch.inference_mode())
         for path, stem, photograph in zip(paths, _stems(paths), photographs, strict=True):
@@ -101,9 +106,16 @@ def run_demo(out: Path, images: Sequence[str | Path] = (), levels: Sequence[int]
             answer, section = _photograph(model, path, photograph, out / stem, levels)
             answers.append(answer)
             sections.append(section)
+        progress.update(task, description=f"windows of {paths[-1].name}", advance=1)
+        small = photographs[-1].copy()
+        small.thumbnail((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+        regions = find_regions(model, small)
+        picture = draw_detections(small, regions.found, model.config.classes)
+        file = _save(picture, out / f"{_stems(paths)[-1]}-windows.jpg")
+        sections.append(regions_section(regions, model.config.classes, paths[-1].name, file))
         progress.update(task, description="done", advance=1)
-    page = Template(_PAGE).substitute(
-        style=_STYLE,
+    page = Template(PAGE).substitute(
+        style=STYLE,
         levels=", ".join(map(str, levels)),
         bins=f"{bins:,}",
         channels=f"{model.backbone.channels:,}",
@@ -116,7 +128,7 @@ def run_demo(out: Path, images: Sequence[str | Path] = (), levels: Sequence[int]
     )
     report = out / "index.html"
     report.write_text(page, encoding="utf-8", errors="replace")  # file names need not be Unicode
-    return DemoResult(report, tuple(answers))
+    return DemoResult(report, tuple(answers), regions)
 
 
 def sample_photographs() -> list[Path]:
@@ -176,7 +188,7 @@ def _photograph(
     width, height = (max(1, round(side * _SIDE / max(photograph.size))) for side in photograph.size)
     ground = photograph.resize((width, height), Image.Resampling.BICUBIC)
     pictures, most = _pictures(model, ground, answer, views[0].features, base, levels)
-    section = Template(_SECTION).substitute(
+    section = Template(SECTION).substitute(
         name=escape(path.name),
         size=_sides(size),
         shrunk=f" The network saw it at {_sides(views[0].size)}, within its bound of pixels." if shrunk else "",
@@ -263,88 +275,3 @@ def _row(view: _View) -> str:
     answer = f"{escape(label)}, {_percent(score)}"
     cells = (_sides(view.size), f"{rows} × {columns}", f"{view.vector:,}", answer, f"{view.milliseconds:.0f}")
     return f'<tr><th scope="row">{escape(view.name)}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>Spatial pyramid pooling: photographs of any size</title>
-<style>$style</style>
-</head>
-<body><header>
-<h1>One network, photographs of any size</h1>
-<p class="lead">Spatial pyramid pooling cuts the feature map of an image, whatever its size, into a fixed number of
-bins and takes one number a channel from each. The pyramid ($levels) has $bins bins; with the network's $channels
-channels that makes a vector of $length numbers for every image below, and a classifier can be trained on it.
-The answers below are those of the network's own ImageNet classifier, which stands on the pyramid of the one level 1:
-the mean of the map.</p>
-<p>Made in $seconds s with $versions.</p>
-<h2>How to read the pictures</h2>
-<p>Each white outline is a bin. Its cells are averaged and given to the same classifier, and the likeliest class is
-written into the bin where there is room. The stronger the <span class="key">tint</span>, the more probability the bin
-alone gives to the answer for the whole photograph; all pictures of one photograph have one scale. Where a level does
-not divide the map, neighbouring bins share a row or a column of cells, and the tint there is the mean of theirs. The
-cells have seen more than their own part of the photograph, so that a bin does not answer what the same piece would
-answer if it were cut out.</p>
-<p>The network learnt from images of $side × $side pixels only. On larger ones its probabilities are often much lower,
-as the lists and tables show: it takes any size, but it was not trained on any size. All sizes are height × width; ms
-is the time of one pass on one thread.</p>
-</header><main>
-$sections
-</main><footer>
-<h2>What to do next</h2>
-<p>Train a classifier on a folder of class folders, each image at its own size, then ask it about an image:</p>
-<pre><code>sppnet train classify DATA --out RUN
-sppnet predict RUN IMAGE</code></pre>
-$credits
-<p>The pictures also lie beside this page as JPEG files.</p>
-</footer></body></html>
-"""
-
-_SECTION = """<section>
-<h2>$name</h2>
-<p>$size pixels.$shrunk</p>
-<div class="answer">
-<figure><img src="$photograph" alt="$alt"></figure>
-<div class="lists">$own$centre</div>
-</div>
-<h3>What each bin answers</h3>
-<p class="scale">Probability of $label: 0 % <span class="ramp"></span> $most</p>
-<div class="levels">$pictures</div>
-<h3>The same photograph at other sizes</h3>
-<div class="wide" role="region" aria-label="$name at other sizes" tabindex="0"><table>
-<thead><tr>$heads</tr></thead>
-<tbody>$rows</tbody>
-</table></div>
-</section>"""
-
-_STYLE = """
-:root { color-scheme: light dark; --text: #1d2129; --soft: #5a6472; --line: #dde1e7; --back: #fbfbfa; --card: #fff;
-  --bar: #d98a00; }
-@media (prefers-color-scheme: dark) { :root { --text: #e7eaee; --soft: #a0a9b6; --line: #343a44; --back: #14171c;
-  --card: #1c2027; --bar: #ffb02e; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.25rem; max-width: 66rem; background: var(--back); color: var(--text);
-  font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: break-word; }
-h1, .lists h3 { margin: 0 0 .5rem; } h1 { font-size: clamp(1.6rem, 5vw, 2.4rem); line-height: 1.15; }
-h2 { margin: 2rem 0 .4rem; font-size: 1.3rem; } h3 { margin: 1.75rem 0 .4rem; font-size: 1rem; }
-p { max-width: 46rem; margin: 0 0 .8rem; } .lead { font-size: 1.1rem; }
-.key { padding: 0 .3em; border-radius: .2em; background: #ffa600; color: #1d2129; }
-section, pre { padding: 1rem 1.25rem; background: var(--card); border: 1px solid var(--line); border-radius: .6rem; }
-section { margin: 2.5rem 0; } section > h2 { margin-top: 0; }
-figure, ol { margin: 0; padding: 0; list-style: none; }
-img { display: block; width: 100%; height: auto; max-height: 36rem; object-fit: contain; object-position: left top; }
-.answer, .levels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1rem; }
-.lists div + div { margin-top: 1.25rem; } ol, .scale, figcaption, table { font-size: .92rem; }
-li { display: grid; grid-template-columns: 1fr auto; gap: 0 1rem; margin-bottom: .3rem; }
-li b, td { font-variant-numeric: tabular-nums; }
-li i { grid-column: 1 / -1; height: .3rem; min-width: 2px; border-radius: .15rem; background: var(--bar); }
-.scale, figcaption, thead, footer { color: var(--soft); }
-.ramp { display: inline-block; width: 7rem; height: .8em; margin: 0 .3em; border-radius: .2em;
-  background: linear-gradient(to right, #999, #ffa600); }
-figcaption { margin-top: .4rem; } figcaption b, footer h2, code { color: var(--text); }
-.wide, pre { overflow-x: auto; } table { width: 100%; border-collapse: collapse; }
-th, td { padding: .35rem .75rem .35rem 0; text-align: left; white-space: nowrap; font-weight: 400; }
-tr { border-bottom: 1px solid var(--line); }
-"""

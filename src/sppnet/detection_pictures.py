@@ -39,7 +39,7 @@ Edges = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class _Crop:
-    """A tile of a mosaic: the window is around the box found, or the first object where there is none."""
+    """A tile of a mosaic: the part of an image around a window, with a detection where there is one."""
 
     image: int
     label: int
@@ -142,7 +142,7 @@ def write_mosaic(
     Args:
         found: one an image.
         samples: the images' objects, in the same order.
-        classes: names that the labels index; those beyond the 276th that have something to show are left out.
+        classes: names that the labels index; at most the first 274 that have something to show are shown.
         folder: made if it does not exist.
 
     Raises:

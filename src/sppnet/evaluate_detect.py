@@ -20,14 +20,14 @@ class DetectEvaluation:
 
     Attributes:
         scores: over the images that could be read.
-        recall: of the proposals, at overlaps of 0.5, 0.7 and 0.9; None without objects.
+        recall: of the proposals, at overlaps of 0.5, 0.7 and 0.9; of objects that are not difficult.
         samples: the images that could be read.
         found: the detections in each.
         failures: the images that could not be read.
     """
 
     scores: DetectionScores
-    recall: Recall | None
+    recall: Recall
     samples: tuple[DetectionSample, ...]
     found: tuple[Detections, ...]
     failures: tuple[ImageError, ...]
@@ -59,5 +59,11 @@ def evaluate_detector(
         good.append(sample)
         boxes.append(one.boxes)
     truths = [sample.boxes[~sample.difficult] for sample in good]
-    covered = recall(boxes, truths) if any(len(part) for part in truths) else None
+    if not any(len(part) for part in truths):
+        named = "; ".join(str(failure) for failure in failures[:10])
+        raise ValueError(
+            f"data: no object that is not difficult in the {len(good)} images that can be read, so there is nothing to"
+            f" score against; {len(failures)} cannot be read{': ' * bool(named)}{named}"
+        )
+    covered = recall(boxes, truths)
     return DetectEvaluation(score_detections(found, good, classes), covered, tuple(good), tuple(found), tuple(failures))

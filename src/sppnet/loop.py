@@ -108,10 +108,11 @@ def fit(
                     at.loss += float(loss.detach()) * len(y)
                 at.step += 1
                 at.seconds = time.monotonic() - since
-                if interrupted() or time.monotonic() - saved > _SAVE_SECONDS:
+                stop = interrupted()
+                if stop or time.monotonic() - saved > _SAVE_SECONDS:
                     save_checkpoint(out, module, raw, at)
                     saved = time.monotonic()
-                if interrupted():
+                if stop:
                     return False
             if not at.seen:
                 raise ValueError(f"data: none of the images can be read, the first is {failures[0]}")

@@ -135,8 +135,7 @@ def evaluate(model: Detector, arguments: Namespace) -> int:
         write_mosaic(evaluation.found, evaluation.samples, data.classes, folder)
         console.print(f"curves and mosaics are in {folder}", highlight=False, markup=False)
     content = json_content(evaluation.scores)
-    if evaluation.recall:
-        content["proposal_recall"] = dict(zip(("0.5", "0.7", "0.9"), evaluation.recall.fractions, strict=True))
+    content["proposal_recall"] = dict(zip(("0.5", "0.7", "0.9"), evaluation.recall.fractions, strict=True))
     if exact:
         content |= {"exact": {"ap50": exact.ap50, "map": exact.map}, "loss_ap50": exact.ap50 - evaluation.scores.ap50}
     content["failures"] = [{"path": failure.path, "reason": failure.reason} for failure in evaluation.failures]
@@ -154,9 +153,8 @@ def evaluate(model: Detector, arguments: Namespace) -> int:
         results.print(
             f"AP50 of the exact layers: {100 * exact.ap50:.1f}; --svd and --head cost {lost:.2f}", highlight=False
         )
-    if evaluation.recall:
-        shares = ", ".join(_percent(share) for share in evaluation.recall.fractions)
-        results.print(f"{shares} % of the objects have a proposal that overlaps by 0.5, 0.7, 0.9", highlight=False)
+    shares = ", ".join(_percent(share) for share in evaluation.recall.fractions)
+    results.print(f"{shares} % of the objects have a proposal that overlaps by 0.5, 0.7, 0.9", highlight=False)
     return 1 if evaluation.failures else 0
 
 
