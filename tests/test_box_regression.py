@@ -92,7 +92,9 @@ def test_the_layer_equals_the_slow_reference(penalty: float, factor: float) -> N
     vectors = torch.randn(70, 24).relu() * factor
     labels = torch.tensor([2] * 10 + [0] * 60)[torch.randperm(70)]
     offsets = some_offsets(70).float()
+    before = vectors.clone()
     layer = fit_box_regression(vectors, labels, offsets, 3, penalty)
+    assert torch.equal(vectors, before)
     assert layer.weight.shape == (12, 24)
     scale = 20 / float(vectors.double().norm(dim=1).mean())
     for label in (0, 2):

@@ -31,6 +31,8 @@ def test_the_full_rank_reproduces_the_layer(inputs: int, outputs: int, bias: boo
 def test_a_rank_has_its_number_of_weights_and_the_least_error(unchecked: None) -> None:
     layer = nn.Linear(12, 7)
     first, second = truncated_svd(layer, 3)
+    assert isinstance(first, nn.Linear)
+    assert isinstance(second, nn.Linear)
     assert first.weight.numel() + second.weight.numel() == 3 * (12 + 7)
     assert first.bias is None
     assert torch.equal(second.bias, layer.bias)
@@ -61,7 +63,7 @@ def test_a_compressed_detector_shares_the_convolutions_and_leaves_the_original(d
     lossy = compress(detector, (4, 4))(vectors)[0]
     assert not torch.allclose(lossy, detector(vectors)[0], rtol=1e-2, atol=1e-2)
     assert not small.training
-    assert compress(detector).fc.fc6.weight.shape == (24, detector.encoder.length)
+    assert compress(detector).state_dict()["fc.fc6.weight"].shape == (24, detector.encoder.length)
 
 
 @pytest.mark.parametrize("ranks", [(), (24, 16)])

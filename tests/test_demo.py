@@ -5,17 +5,19 @@ from html.parser import HTMLParser
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from reference import adaptive_bins
 
-from sppnet import Classifier, ImageError, Prediction, demo, imagenet_classifier
-from sppnet.boxes import overlaps
+from sppnet import Classifier, ImageError, Prediction, demo, demo_regions, imagenet_classifier
+from sppnet.boxes import Detections, areas
 from sppnet.data.images import load_image, to_tensor
 from sppnet.demo import DemoResult, run_demo, sample_photographs
-from sppnet.demo_regions import find_regions, regions_section
+from sppnet.demo_regions import Pass, Regions, find_regions, regions_section
 from sppnet.encoder import RegionEncoder
+from sppnet.proposals import propose
 
 NAMES = ("<b>x & y.png", "plain.png")
 
@@ -56,6 +58,8 @@ def result(model: Classifier, tmp_path_factory: pytest.TempPathFactory) -> DemoR
     torch.set_num_threads(2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "imagenet_classifier", lambda: model)
+        patch.setattr(demo_regions, "_SAMPLE", 3)
+        patch.setattr(demo_regions, "_RUNS", 1)
         made = run_demo(folder / "out", [folder / name for name in NAMES], levels=(2, 1))
     assert torch.get_num_threads() == 2
     torch.set_num_threads(threads)
@@ -176,37 +180,107 @@ def test_wrong_arguments_are_refused_before_the_network_is_made(
         run_demo(tmp_path, [tmp_path / "missing.png"])
 
 
-def test_windows_of_the_last_photograph_are_classified_in_one_pass(
-    model: Classifier, result: DemoResult, text: str
-) -> None:
+@pytest.fixture
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_regions, "_SAMPLE", 3)
+    monkeypatch.setattr(demo_regions, "_RUNS", 1)
+
+
+def test_windows_of_the_last_photograph_are_classified_in_one_pass(result: DemoResult, text: str) -> None:
     regions = result.regions
-    assert 1 <= regions.distinct <= regions.windows <= 2000
-    assert regions.ratio == pytest.approx(
-        regions.each * regions.windows / (regions.convolutions + regions.pooling + regions.head)
-    )
-    found = Page(text)
-    assert f"Objects in {NAMES[-1]}: {regions.windows:,} windows, one pass" in " ".join(found.texts)
-    assert f"measured on a sample of {regions.sample} windows" in " ".join(" ".join(found.texts).split())
-    assert (result.report.parent / "plain-windows.jpg").exists()
+    assert regions.once.scale < regions.paper.scale == 688
+    assert 1 <= regions.once.distinct <= regions.paper.distinct <= regions.windows <= 2000
+    assert regions.once.seconds == regions.once.convolutions + regions.once.pooling + regions.once.head
+    assert min(regions.once.seconds, regions.paper.seconds, regions.each, regions.search) > 0
+    page = " ".join(" ".join(Page(text).texts).split())
+    assert f"Objects in {NAMES[-1]}: {regions.windows:,} windows, one pass" in page
+    assert "sample of 3 windows only" in page
+    assert "sppnet train detect DATA --out RUN" in page
 
 
-def test_windows_are_the_best_of_their_class_and_none_lies_inside_another(model: Classifier) -> None:
-    photograph = load_image(sample_photographs()[-1]).resize((300, 200))
-    regions = find_regions(model, photograph)
-    assert "espresso" in {model.config.classes[label] for label in regions.found.labels.tolist()}
-    assert regions.found.scores.min() >= 0.5
-    shared = overlaps(regions.found.boxes, regions.found.boxes).fill_diagonal_(0)
-    assert float(shared.max()) < 0.6
-    (row,) = (regions.found.boxes[:1],)
-    encoder = RegionEncoder(model.backbone, (1,), (320,), reduce="avg")
+def test_section_has_the_measured_times_and_their_ratios() -> None:
+    found = Detections(torch.tensor([[0.0, 0, 9, 9], [5, 5, 9, 9]]), torch.tensor([0.96, 0.75]), torch.tensor([1, 0]))
+    once, paper = Pass(384, 700, 0.1, 0.008, 0.012), Pass(688, 1100, 1.2, 0.02, 0.03)
+    regions = Regions(found, 1500, False, 0.84, once, paper, 0.04, 64)
+    assert regions.ratio(once) == pytest.approx(500)
+    assert regions.ratio(paper) == pytest.approx(48)
+    texts = Page(regions_section(regions, ("<cup>", "ladle"), "a", "data:,")).texts
+    rows = texts[texts.index("1,500 windows") :]
+    assert [text for text in rows if text.strip()][:24] == [
+        *("1,500 windows", "384 pixels", "688 pixels"),
+        *("different windows among them", "700", "1,100"),
+        *("the network, once", "100 ms", "1,200 ms"),
+        *("pooling them all", "8 ms", "20 ms"),
+        *("the classifier on all of them", "12 ms", "30 ms"),
+        *("one pass in all", "120 ms", "1,250 ms"),
+        *("a pass for each, by the sample: 1,500 × 40.0 ms", "60.0 s", "60.0 s"),
+        *("so many times as long", "500", "48"),
+    ]
+    words = " ".join(" ".join(texts).split())
+    assert "60 % or more: ladle (96 %), <cup> (75 %)." in words
+    assert "sample of 64 windows only" in words
+    assert "0.8 s, comes before both" in words
+
+
+def test_section_of_a_photograph_without_likely_windows() -> None:
+    nothing = Detections(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.long))
+    one = Pass(384, 1, 0.1, 0.1, 0.1)
+    section = regions_section(Regions(nothing, 1, False, 0.1, one, one, 0.1, 1), (), "a", "data:,")
+    assert "60 % or more: none here." in section
+
+
+@pytest.mark.usefixtures("_quick")
+def test_windows_are_likely_and_none_lies_mostly_inside_a_better_one(model: Classifier) -> None:
+    if not find_spec("skimage"):
+        pytest.skip("needs the extra demo")
+    photograph = load_image(sample_photographs()[-1])
+    found = find_regions(model, photograph).found
+    labels = [model.config.classes[label] for label in found.labels.tolist()]
+    assert labels[0] == "espresso"
+    left, top, right, bottom = found.boxes[0].tolist()
+    assert left < 220 < 360 < right  # the cup
+    assert top < 110 < 190 < bottom
+    assert 1 <= len(labels) <= 5
+    assert found.scores.min() >= 0.6
+    for row, box in enumerate(found.boxes):
+        for better in found.boxes[:row]:
+            shared = torch.cat((torch.maximum(box[:2], better[:2]), torch.minimum(box[2:], better[2:])))
+            assert areas(shared) < 0.6 * min(areas(box), areas(better))
+    encoder = RegionEncoder(model.backbone, (1,), (384,), reduce="avg")
     with torch.inference_mode():
-        alone = model.head(encoder.vectors(encoder.prepare(photograph), row)).softmax(1).max()
-    assert float(alone) == pytest.approx(float(regions.found.scores[0]), rel=1e-3)
+        alone = model.head(encoder.vectors(encoder.prepare(photograph), found.boxes)).softmax(1)
+    torch.testing.assert_close(alone.max(1).values, found.scores, rtol=1e-3, atol=1e-4)
+    assert alone.argmax(1).tolist() == found.labels.tolist()
 
 
+def test_boxes_are_drawn_at_the_size_of_the_picture(model: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Pass(384, 1, 0.1, 0.1, 0.1)
+    sizes = []
+
+    def find(_: Classifier, image: Image.Image) -> Regions:
+        sizes.append(image.size)
+        box = torch.tensor([[0.25, 0.5, 0.75, 1.0]]) * torch.tensor([image.width, image.height]).repeat(2)
+        found = Detections(box, torch.tensor([0.9]), torch.tensor([967]))
+        return Regions(found, 1, False, 0.1, one, one, 0.1, 1)
+
+    monkeypatch.setattr(demo, "find_regions", find)
+    for size in ((100, 50), (1600, 800)):
+        picture = np.asarray(demo._regions(model, Image.new("RGB", size))[1])
+        assert picture.shape == (400, 800, 3)
+        rows, columns = np.flatnonzero(picture[:, 599].any(1)), np.flatnonzero(picture[399].any(1))
+        assert (rows.min(), rows.max(), columns.min(), columns.max()) == (200, 399, 200, 599)
+    assert sizes == [(100, 50), (800, 400)]
+
+
+@pytest.mark.usefixtures("_quick")
 def test_without_opencv_the_windows_are_a_grid_and_the_report_says_so(
     model: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
-    regions = find_regions(model, load_image(sample_photographs()[-1]).resize((90, 60)))
-    assert "a sliding grid, as OpenCV is not installed" in regions_section(regions, model.config.classes, "a", "data:,")
+    photograph = Image.effect_mandelbrot((90, 60), (-2, -1, 1, 1), 50).convert("RGB")
+    regions = find_regions(model, photograph)
+    assert regions.grid
+    assert regions.windows == len(propose(photograph, "grid", max_windows=2000)) > 1
+    section = regions_section(regions, model.config.classes, "a", "data:,")
+    assert "They are those of a sliding grid; those of selective search need OpenCV" in " ".join(section.split())
+    assert 'pip install "sppnet[detect]"' in section

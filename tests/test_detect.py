@@ -305,6 +305,9 @@ def test_wrong_configurations_are_named(values: dict[str, Any], message: str, ba
         ({"reduce": "sum"}, "reduce: expected one of max, avg; got 'sum'"),
         ({"scale_rule": "nearest"}, "scale_rule: expected one of paper, released; got 'nearest'"),
         ({"lr": -1.0}, "lr: expected a number of at least 0"),
+        ({"method": "rcnn", "scales": (480,)}, r"scales: the method 'rcnn' does not use it; expected \(688,\)"),
+        ({"method": "fast", "levels": (3,)}, "levels: the method 'fast' does not use it"),
+        ({"method": "fast", "regression": False}, "regression: Fast R-CNN .* cannot be left out"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
@@ -321,7 +324,7 @@ def test_options_become_a_configuration() -> None:
         proposals="grid", windows=7,
     )  # fmt: skip
     assert replace(options, regression=False).config(("a",), None).regression == "none"
-    fast = replace(options, method="fast").config(("a", "b"), 3)
+    fast = DetectOptions(method="fast").config(("a", "b"), 3)
     found = (fast.method, fast.levels, fast.rule, fast.scorer, fast.regression)
     assert found == ("fast", (7,), "roi_pool", "softmax", "fc")
 

@@ -73,7 +73,10 @@ def test_a_quarter_is_positive_and_background_is_near_objects_first(
 
 def test_background_is_near_from_a_tenth_on() -> None:
     windows = make_windows([0.0999, 0.1, 0.4999])
-    assert set(draw_windows(windows, 1, 2, random.Random(0)).tolist()) == {1, 2}
+    for seed in range(8):
+        assert set(draw_windows(windows, 1, 2, random.Random(seed)).tolist()) == {1, 2}
+    assert set(draw_windows(windows, 1, 3, random.Random(0)).tolist()) == {0, 1, 2}
+    assert set(draw_windows(windows, 1, 3, random.Random(0), far=False).tolist()) == {1, 2}
 
 
 def test_windows_that_do_not_count_are_never_drawn() -> None:

@@ -181,6 +181,15 @@ def test_a_class_without_objects_scores_below_every_other() -> None:
     assert layer.bias.tolist()[1::2] == [-NORM, -NORM]
 
 
+def test_negatives_that_are_all_easy_are_let_go_without_harm() -> None:
+    """Nothing is left for the last fit, which the one before it stands in for."""
+    objects, easy = torch.tensor([[20.0, 0]]).expand(6, -1), torch.tensor([[-80.0, 0]]).expand(3, -1)
+    windows, x = scene(objects, [0] * 6, easy, 1)
+    layer = fit_detection_svms([windows, windows], table([x, x]), 1)
+    assert layer(easy).max() < -1.2
+    assert layer(objects).min() > 0.9
+
+
 def test_images_without_windows_do_no_harm() -> None:
     empty = scene(torch.empty(0, 5), [], torch.empty(0, 5))
     images = [empty, scene(torch.randn(4, 5) + 1, [0, 1, 1, 0], torch.randn(20, 5)), empty]

@@ -98,12 +98,12 @@ def test_broken_json_is_named(run: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], "is of another kind: expected the task 'classify', got None"),
-        ({"format": 1, "task": "detect", "config": {}}, "is of another kind: .* got 'detect'"),
+        ([], "is of another kind: expected the task 'classify' or 'detect', got None"),
+        ({"format": 1, "task": "sing", "config": {}}, "is of another kind: .* got 'sing'"),
         ({"format": 2, "task": "classify", "config": {}}, r"run\.json has format 2; this version reads 1"),
         ({"task": "classify", "config": {}}, r"run\.json has format None; this version reads 1"),
-        ({"format": 1, "task": "classify"}, r"run\.json does not describe a classifier: 'config'"),
-        ({"format": 1, "task": "classify", "config": {}}, "does not describe a classifier: .*'classes'"),
+        ({"format": 1, "task": "classify"}, r"run\.json does not describe a model of task 'classify': 'config'"),
+        ({"format": 1, "task": "classify", "config": {}}, "does not describe a model of task 'classify': .*'classes'"),
         ({"format": 1, "task": "classify", "config": {"classes": ["a"], "depth": 3}}, "does not describe .*'depth'"),
     ],
 )
@@ -131,7 +131,7 @@ def test_a_configuration_that_cannot_be_built_names_the_file(
     run: Path, config: dict[str, Any], message: str, unchecked: None
 ) -> None:
     change(run, **config)
-    with pytest.raises(ValueError, match=rf"run: .*run\.json does not describe a classifier: .*{message}"):
+    with pytest.raises(ValueError, match=rf"run\.json does not describe a model of task 'classify': .*{message}"):
         load(run)
 
 

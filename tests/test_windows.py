@@ -219,11 +219,10 @@ def test_leftovers_of_a_killed_run_are_passed_over(
         folder = tmp_path / name
         expected = store.vectors(0, rows)
         (path,) = files(folder)
-        part = path.rename(path.with_name(path.name + ".part"))
-        part.write_bytes(b"half a file")
+        path.rename(path.with_name(path.name + ".part")).write_bytes(b"half a file")
         assert torch.equal(store.vectors(0, rows), expected)
         assert store.compute("features") == []
-        assert list(files(folder)) == [path]
+        assert path in [file for file in files(folder) if file.suffix == ".safetensors"]
 
 
 @pytest.mark.parametrize("kind", ["maps", "crops"])

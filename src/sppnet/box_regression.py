@@ -21,7 +21,8 @@ def fit_box_regression(
     which is penalised too, and all is undone in the layer's weights.
 
     Args:
-        vectors: of windows that overlap an object well; they are scaled to a mean norm of 20 for the fit.
+        vectors: of windows that overlap an object well, in any precision; they are scaled to a mean norm of 20
+            for the fit.
         labels: class of that object.
         offsets: from window to object, as :func:`sppnet.boxes.encode` gives them.
         num_classes: a class without windows leaves boxes as they are.
@@ -34,10 +35,11 @@ def fit_box_regression(
     with torch.no_grad():
         layer.weight.zero_()
         layer.bias.zero_()
-        scale = 20.0 / float(vectors.float().norm(dim=1).mean().clamp(min=1e-12)) if len(vectors) else 1.0
+        norms = [part.float().norm(dim=1) for part in vectors.split(1024)]
+        scale = 20.0 / float(torch.cat(norms).mean().clamp(min=1e-12)) if len(vectors) else 1.0
         for label in labels.unique().tolist():
             mine = labels == label
-            weight, bias = _fit_class(vectors[mine].float() * scale, offsets[mine].double(), penalty)
+            weight, bias = _fit_class(vectors[mine].float().mul_(scale), offsets[mine].double(), penalty)
             layer.weight[4 * label : 4 * label + 4] = weight * scale
             layer.bias[4 * label : 4 * label + 4] = bias
     return layer

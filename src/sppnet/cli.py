@@ -109,10 +109,11 @@ def _demo(arguments: Namespace) -> int:
         table.add_row(escape(Path(one.source).name), size, escape(one.label), f"{one.score:.2f}")
     results.print(table)
     regions = result.regions
-    whole = 1000 * (regions.convolutions + regions.pooling + regions.head)
     results.print(
-        f"{regions.windows} windows of the last photograph in one pass: {whole:.0f} ms; one pass a window would take"
-        f" {regions.ratio:.0f} times as long (measured on a sample of {regions.sample})",
+        f"{regions.windows} windows of {escape(Path(result.answers[-1].source).name)} in one pass:"
+        f" {1000 * regions.once.seconds:.0f} ms; a pass for each window would take {regions.ratio(regions.once):.0f}"
+        f" times as long, {regions.ratio(regions.paper):.0f} times at the paper's {regions.paper.scale} pixels"
+        f" (measured on a sample of {regions.sample} windows)",
         highlight=False,
     )
     results.print(f"open {result.report.resolve()}", highlight=False, soft_wrap=True, markup=False)

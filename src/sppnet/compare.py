@@ -20,6 +20,7 @@ from sppnet.data.images import load_image
 from sppnet.detect import Detector
 from sppnet.detect_options import DetectOptions
 from sppnet.encoder import PAPER_SCALES, DistinctVectors
+from sppnet.runs import pick_device
 from sppnet.train_detect import (
     finetune,
     fit_offsets,
@@ -101,7 +102,7 @@ def compare_detectors(
         seeds: how often fine-tuning and SVMs are repeated, with seeds from `options.seed` on.
     """
     cache = Path(options.cache) if options.cache else out / "cache"
-    backbone = options.create_backbone()
+    backbone = options.create_backbone().to(pick_device(options.device))
     windows, failures = propose_windows(train.samples, len(train.classes), options, cache)
     test_windows, test_failures = propose_windows(test.samples, len(train.classes), options, cache)
     samples = _matching(test.samples, test_windows)
@@ -144,24 +145,31 @@ def time_detector(model: Detector, windows: Sequence[Windows]) -> tuple[dict[str
     for one in windows[: _TIMED_IMAGES + 1]:
         image, boxes = load_image(one.path), one.boxes[one.objects :]
         with torch.inference_mode():
-            started = time.perf_counter()
+            started = _now()
             prepared = model.encoder.prepare(image)
             if model.config.method == "rcnn":
                 timed = boxes[:: max(len(boxes) // _TIMED_CROPS, 1)][:_TIMED_CROPS]
                 model.encoder.distinct(prepared, timed)  # type: ignore[arg-type]
-                convolutions.append((time.perf_counter() - started) * len(boxes) / len(timed))
+                convolutions.append((_now() - started) * len(boxes) / len(timed))
                 samples = _TIMED_CROPS
                 distinct = DistinctVectors(torch.rand(len(boxes), model.encoder.length), torch.arange(len(boxes)))
-                started = time.perf_counter()
+                started = _now()
             else:
-                convolutions.append(time.perf_counter() - started)
-                started = time.perf_counter()
+                convolutions.append(_now() - started)
+                started = _now()
                 distinct = model.encoder.distinct(prepared, boxes)  # type: ignore[arg-type]
             model.read(distinct, boxes, (image.height, image.width))
-            heads.append(time.perf_counter() - started)
+            heads.append(_now() - started)
     # The first is a warm-up, if there is more than one.
     conv, rest = (statistics.median(part[1:] or part) for part in (convolutions, heads))
     return {"convolutions": conv, "heads": rest, "in all": conv + rest}, samples
+
+
+def _now() -> float:
+    """Seconds, when the device has done all that it was given."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter()
 
 
 def comparison_content(comparison: DetectorComparison) -> dict[str, Any]:
@@ -184,7 +192,7 @@ def comparison_content(comparison: DetectorComparison) -> dict[str, Any]:
 def _options(options: DetectOptions) -> tuple[DetectOptions, ...]:
     """The options of each column; what the paper does not do is left out, and mirror images for R-CNN's sake."""
     plain = replace(options, method="spp", mirror=False)
-    return plain, replace(plain, scales=PAPER_SCALES), replace(plain, method="rcnn")
+    return plain, replace(plain, scales=PAPER_SCALES), replace(plain, method="rcnn", scales=DetectOptions.scales)
 
 
 def _rows(

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sppnet.backbones import FeatureMap
 from sppnet.bins import count_bins
+from sppnet.boxes import Detections
 from sppnet.classify import Classifier, Prediction, imagenet_classifier
 from sppnet.console import console
 from sppnet.data.images import load_image, to_tensor
@@ -107,10 +108,7 @@ def run_demo(out: Path, images: Sequence[str | Path] = (), levels: Sequence[int]
             answers.append(answer)
             sections.append(section)
         progress.update(task, description=f"windows of {paths[-1].name}", advance=1)
-        small = photographs[-1].copy()
-        small.thumbnail((_SIDE, _SIDE), Image.Resampling.BICUBIC)
-        regions = find_regions(model, small)
-        picture = draw_detections(small, regions.found, model.config.classes)
+        regions, picture = _regions(model, photographs[-1])
         file = _save(picture, out / f"{_stems(paths)[-1]}-windows.jpg")
         sections.append(regions_section(regions, model.config.classes, paths[-1].name, file))
         progress.update(task, description="done", advance=1)
@@ -184,9 +182,7 @@ def _photograph(
     views += [_view(model, name, image, levels) for name, image in others]
     top, size = views[0].top, (photograph.height, photograph.width)
     answer = Prediction(str(path), top[0][0], top[0][1], top, size, views[0].size)
-    # All pictures have one length, for the names in the bins of small photographs to be readable.
-    width, height = (max(1, round(side * _SIDE / max(photograph.size))) for side in photograph.size)
-    ground = photograph.resize((width, height), Image.Resampling.BICUBIC)
+    ground = _ground(photograph)
     pictures, most = _pictures(model, ground, answer, views[0].features, base, levels)
     section = Template(SECTION).substitute(
         name=escape(path.name),
@@ -203,6 +199,25 @@ def _photograph(
         rows="\n".join(_row(view) for view in views),
     )
     return answer, section
+
+
+def _regions(model: Classifier, photograph: Image.Image) -> tuple[Regions, Image.Image]:
+    """The windows of a photograph that look like objects, and the picture of them."""
+    ground = _ground(photograph)
+    # Small photographs are only drawn larger: the network gains nothing from pixels that are made up.
+    seen = ground if max(photograph.size) > _SIDE else photograph
+    regions = find_regions(model, seen)
+    boxes = regions.found.boxes * (max(ground.size) / max(seen.size))
+    # Numbered anew, so that these few classes have the colours that differ most.
+    present, labels = regions.found.labels.unique(return_inverse=True)
+    names = [model.config.classes[label] for label in present.tolist()]
+    return regions, draw_detections(ground, Detections(boxes, regions.found.scores, labels), names)
+
+
+def _ground(photograph: Image.Image) -> Image.Image:
+    """What is drawn on: all of one length, for the names on small photographs to be readable."""
+    width, height = (max(1, round(side * _SIDE / max(photograph.size))) for side in photograph.size)
+    return photograph.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def _view(model: Classifier, name: str, image: Image.Image, levels: Sequence[int]) -> _View:

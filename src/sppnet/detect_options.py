@@ -1,6 +1,8 @@
 """Settings of a detector's training."""
 
+import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import get_args
 
 from sppnet.backbones import Backbone, create_backbone, stage_of_stride
@@ -9,7 +11,15 @@ from sppnet.detect import DetectorConfig, Method, Regression, Scorer
 from sppnet.encoder import ScaleRule
 from sppnet.ops.plain import Reduce
 from sppnet.options import LoopOptions, require_positive
+from sppnet.proposals import is_box_file
 from sppnet.weights import EMBEDDED_BACKBONE
+
+# Options that a method does not use.
+_IDLE: dict[Method, tuple[str, ...]] = {
+    "spp": (),
+    "rcnn": ("scales", "rule", "scale_rule"),
+    "fast": ("levels", "rule", "scorer", "finetune", "steps"),
+}
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,17 @@ class DetectOptions(LoopOptions):
         ):
             choose(name, getattr(self, name), choices)
         require_positive(self, "windows", "steps", "workers")
+        fields = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in _IDLE[self.method]:
+            if getattr(self, name) != fields[name]:
+                raise ValueError(
+                    f"{name}: the method {self.method!r} does not use it; expected {fields[name]!r}, the default; got"
+                    f" {getattr(self, name)!r}"
+                )
+        if self.method == "fast" and not self.regression:
+            raise ValueError("regression: Fast R-CNN trains scores and boxes together; it cannot be left out")
+        if is_box_file(self.proposals):  # a run knows the file from everywhere
+            object.__setattr__(self, "proposals", str(Path(self.proposals).resolve()))
         if any(width < 1 for width in self.hidden):
             raise ValueError(f"hidden: expected sizes of at least 1; got {self.hidden}")
         if self.scorer == "softmax" and not (self.hidden and self.finetune):

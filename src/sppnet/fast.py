@@ -1,225 +1,292 @@
-"""Training of Fast R-CNN: the convolutions, the fc layers, the softmax and the box offsets together."""
+"""Fast R-CNN: the convolutions and the head trained together, on the regions of two images a batch (Girshick, 2015)."""
 
+import math
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from PIL import Image, ImageOps
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from sppnet.backbones import Backbone
 from sppnet.boxes import encode, mirror
-from sppnet.console import track
 from sppnet.data.images import ImageError, load_image, to_tensor
-from sppnet.detect import Detector
+from sppnet.detect import Detector, create_fc
 from sppnet.detect_options import DetectOptions
-from sppnet.encoder import ImageMaps, RegionEncoder
+from sppnet.encoder import RegionEncoder
 from sppnet.finetune import POSITIVE_SHARE, draw_windows, positives
 from sppnet.loop import fit
+from sppnet.nets import PAPER_NETS
+from sppnet.ops.regions import region_pyramid_pool
+from sppnet.train_detect import usable_images
 from sppnet.windows import Windows
 
-_IMAGES = 2  # a batch (section 2.3); its windows are shared out between them
-_FROZEN = 0.4  # of the network's parameters, counted from the image on, stay as they are: edges and colours
-_SPREAD_WINDOWS = 200
-_NORM_IMAGES = 10
+_IMAGES = 2  # of a batch
+_FROZEN_MAPS, _FROZEN_STRIDE = 2, 4
+_LEAST_DEVIATION = 0.01  # of offsets: a class whose windows are its objects alone has none
+_NORM_IMAGES, _NORM_WINDOWS = 10, 100
 
-Pair = tuple[tuple[int, int], Tensor, Tensor]
+Picture = tuple[Float[Tensor, "1 3 _ _"], Float[Tensor, "_ 4"]]
 
 
-def fit_fast(
-    model: Detector, windows: Sequence[Windows], options: DetectOptions, out: Path, failures: list[ImageError]
-) -> bool:
-    """Train a detector of the method ``fast`` (Fast R-CNN, section 2).
+@dataclass
+class Regions:
+    """What the regions of a batch are to become.
 
-    A batch has 2 images and 128 windows, a quarter of them on objects. The loss is the cross entropy plus the smooth L1
-    loss of the true class's offsets on objects, these being centred and scaled to a deviation of 1 for the training.
-    The first layers and all batch norms stay as they are.
-
-    Args:
-        model: is trained in place.
-        windows: of the training images.
-        options: of the training.
-        out: for checkpoints.
-        failures: images that cannot be read are added here.
-
-    Returns:
-        False where it was interrupted; the checkpoint then has everything that was done.
+    Attributes:
+        labels: classes; the background has the last one.
+        offsets: normalised, from region to object; no part where the region is background.
     """
-    if not isinstance(model.encoder, RegionEncoder) or model.offsets is None:
-        raise ValueError("method: Fast R-CNN has regions and offsets; got a detector without")
-    windows = _with_objects_first(windows)
-    mean, spread = offset_statistics(windows)
-    model.norm.fill_(_norm(model.encoder, windows, failures))
-    network = FastNetwork(model)
-    batches = ImagePairs(model.encoder, windows, len(model.config.classes), mean, spread, options)
-    finished = fit(network, batches, options, out, lambda: None, failures, multi_task_loss)
-    model.cpu().eval().requires_grad_(True)
-    if finished:
-        undo_scaling(model.offsets, mean, spread)  # type: ignore[arg-type]
-    return finished
+
+    labels: Int[Tensor, " k"]
+    offsets: Float[Tensor, "k 4"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class OffsetNorm:
+    """Mean and deviation of each class's offsets."""
+
+    mean: Float[Tensor, "c 4"]
+    deviation: Float[Tensor, "c 4"]
+
+    @staticmethod
+    def measure(windows: Sequence[Windows], classes: int) -> "OffsetNorm":
+        """Those of all windows on objects; a class without any has mean 0 and deviation 1."""
+        labels = torch.cat([one.labels[positives(one)] for one in windows])
+        offsets = torch.cat([encode(one.boxes[positives(one)], one.targets[positives(one)]) for one in windows])
+        mean, deviation = torch.zeros(classes, 4), torch.ones(classes, 4)
+        for label in labels.unique().tolist():
+            mine = offsets[labels == label].double()
+            mean[label] = mine.mean(0).float()
+            deviation[label] = mine.std(0, correction=0).clamp(min=_LEAST_DEVIATION).float()
+        return OffsetNorm(mean, deviation)
+
+    def apply(self, offsets: Float[Tensor, "k 4"], labels: Int[Tensor, " k"]) -> Float[Tensor, "k 4"]:
+        """Offsets as the box head learns them."""
+        return (offsets - self.mean[labels]) / self.deviation[labels]
+
+    def undo(self, layer: nn.Linear) -> None:
+        """Turn a layer that gives normalised offsets into one that gives plain ones."""
+        deviation = self.deviation.flatten().to(layer.weight)
+        with torch.no_grad():
+            layer.weight.mul_(deviation[:, None])
+            layer.bias.mul_(deviation).add_(self.mean.flatten().to(layer.bias))
 
 
 class FastNetwork(nn.Module):
-    """A detector in training: images and windows in, logits and offsets out."""
+    """A detector while it is trained: images with boxes in, logits and normalised offsets out.
+
+    The images of a batch have sizes of their own, and each passes the backbone by itself: padded to one size they
+    would cost more, and cells at their borders would see what they do not see in prediction. With batch norms that
+    stay as they are, nothing else ties images together. All boxes pass the head at once.
+    """
 
     def __init__(self, model: Detector) -> None:
         super().__init__()
         self.model = model
-        freeze_first_layers(model.encoder.backbone)
-
-    def forward(self, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
-        """Logits and offsets of the windows of all images.
-
-        Args:
-            pairs: for each image its (height, width), what the network sees of it, (1, 3, H, W), and windows in pixels
-                of the image. The images have sizes of their own and so passes of their own: padding one to the other's
-                size would change what its border cells see.
-        """
-        encoder: RegionEncoder = self.model.encoder  # type: ignore[assignment]
-        rows = []
-        for size, pixels, boxes in pairs:
-            maps = ImageMaps(size, ((pixels.shape[2], pixels.shape[3]),), (encoder.backbone(pixels),))
-            rows.append(encoder.vectors(maps, boxes))
-        logits, offsets = self.model(torch.cat(rows))
-        return logits, offsets
 
     def train(self, mode: bool = True) -> "FastNetwork":
-        """Train mode for dropout only: statistics of two images are worse than those of ImageNet."""
+        """Set the head's mode; the backbone's batch norms keep their statistics."""
         super().train(mode)
         self.model.encoder.eval()
         return self
 
+    def forward(self, pictures: Sequence[Picture]) -> tuple[Tensor, Tensor | None]:
+        """Logits (K, classes + 1) and offsets (K, classes, 4) of all images' boxes.
 
-class ImagePairs:
-    """Batches of two images with 64 windows each; batch k of epoch e is the same each time.
+        Args:
+            pictures: normalised pixels of an image, and its boxes: xyxy edges in these pixels.
+        """
+        output: tuple[Tensor, Tensor | None] = self.model(torch.cat([self._pool(*one) for one in pictures]))
+        return output
+
+    def _pool(self, pixels: Tensor, boxes: Tensor) -> Tensor:
+        encoder = cast(RegionEncoder, self.model.encoder)
+        features = encoder.backbone(pixels.to(memory_format=torch.channels_last))
+        vertical, horizontal = features.stride
+        return region_pyramid_pool(
+            features.data,
+            [boxes],
+            encoder.levels,
+            (1 / vertical, 1 / horizontal),
+            encoder.rule,
+            offset=features.offset,
+            reduce=encoder.reduce,
+        )
+
+
+class RegionBatches:
+    """Batches of two images with 64 regions each, a quarter of them on objects.
+
+    A region is positive from an overlap of 0.5 on, with the label of that object, and background from 0.1 to 0.5; an
+    image that has fewer gives fewer. An epoch takes every image once, those apart that have no such region. Each is
+    mirrored by the toss of a coin and seen at one of the scales; what is drawn depends on seed, epoch and image alone.
 
     Args:
-        encoder: gives images their sizes; of several scales one is drawn for each image.
+        encoder: says how images are resized and normalised.
         windows: of each image.
         background: label of the background.
-        mean, spread: of the offsets, see :func:`offset_statistics`.
-        options: windows a batch, whether images are mirrored, and the seed.
+        norm: of the offsets.
+        options: regions a batch, whether images are mirrored, and the seed.
     """
 
     def __init__(
-        self, encoder: RegionEncoder, windows: Sequence[Windows], background: int, mean: Tensor, spread: Tensor,
+        self,
+        encoder: RegionEncoder,
+        windows: Sequence[Windows],
+        background: int,
+        norm: OffsetNorm,
         options: DetectOptions,
-    ) -> None:  # fmt: skip
-        self.encoder, self.windows, self.background = encoder, list(windows), background
-        self.mean, self.spread = mean, spread
-        self.each, self.seed, self.mirror = max(options.batch // _IMAGES, 1), options.seed, options.mirror
+    ) -> None:
+        self.encoder, self.background, self.norm = encoder, background, norm
+        self.total, self.mirror, self.seed = max(options.batch // _IMAGES, 1), options.mirror, options.seed
+        self.windows = [one for one in windows if len(self._draw(one, random.Random(0)))]  # noqa: S311
         self.steps = -(-len(self.windows) // _IMAGES)
 
-    def epoch(self, epoch: int, start: int) -> Iterator[tuple[Any, Tensor, list[ImageError]]]:
+    def epoch(self, epoch: int, start: int) -> Iterator[tuple[list[Picture], Regions, list[ImageError]]]:
         """The batches of an epoch from the one numbered `start` on."""
         order = list(range(len(self.windows)))
         random.Random(f"order {self.seed} {epoch}").shuffle(order)  # noqa: S311
         for step in range(start, self.steps):
-            pairs, targets, bad = [], [], []
-            for image in order[step * _IMAGES : (step + 1) * _IMAGES]:
-                rng = random.Random(f"image {self.seed} {epoch} {image}")  # noqa: S311
+            pictures: list[Picture] = []
+            parts, failures = [Regions(torch.empty(0, dtype=torch.long), torch.empty(0, 4))], []
+            for number in order[step * _IMAGES : (step + 1) * _IMAGES]:
                 try:
-                    pair, target = self._draw(self.windows[image], rng)
+                    picture, regions = self.example(number, epoch)
                 except ImageError as error:
-                    bad.append(error)
-                    continue
-                pairs.append(pair)
-                targets.append(target)
-            yield pairs, torch.cat(targets) if targets else torch.empty(0, 5), bad
+                    failures.append(error)
+                else:
+                    pictures.append(picture)
+                    parts.append(regions)
+            labels, offsets = (torch.cat([getattr(part, name) for part in parts]) for name in ("labels", "offsets"))
+            yield pictures, Regions(labels, offsets), failures
 
     def side(self, epoch: int) -> int | None:  # noqa: ARG002
         """Images have sizes of their own."""
         return None
 
-    def _draw(self, windows: Windows, rng: random.Random) -> tuple[Pair, Tensor]:
-        """The image and windows of it, and for each window its label and scaled offsets."""
+    def example(self, number: int, epoch: int) -> tuple[Picture, Regions]:
+        """An image as an epoch shows it, and its regions.
+
+        Raises:
+            sppnet.ImageError: it cannot be read.
+        """
+        rng = random.Random(f"regions {self.seed} {epoch} {number}")  # noqa: S311
+        windows = self.windows[number]
+        rows = self._draw(windows, rng)
+        scale = rng.choice(self.encoder.scales)
         image = load_image(windows.path)
-        rows = draw_windows(windows, round(self.each * POSITIVE_SHARE), self.each, rng)
-        boxes, goals = windows.boxes[rows], windows.targets[rows]
-        labels = torch.where(positives(windows)[rows], windows.labels[rows], self.background)
+        boxes, targets, nearest = windows.boxes[rows], windows.targets[rows], windows.labels[rows]
         if self.mirror and rng.random() < 0.5:
-            boxes, goals, image = mirror(boxes, image.width), mirror(goals, image.width), ImageOps.mirror(image)
-        size = (image.height, image.width)
-        network_size = self.encoder.network_size(size, rng.choice(self.encoder.scales))
-        pixels = self._pixels(image, network_size)
-        offsets = torch.zeros(len(rows), 4)
-        on = labels != self.background
-        offsets[on] = (encode(boxes[on], goals[on]) - self.mean) / self.spread
-        return (size, pixels, boxes), torch.cat((labels[:, None].float(), offsets), dim=1)
-
-    def _pixels(self, image: Image.Image, size: tuple[int, int]) -> Tensor:
+            image, boxes, targets = ImageOps.mirror(image), mirror(boxes, image.width), mirror(targets, image.width)
+        height, width = self.encoder.network_size((image.height, image.width), scale)
+        factors = torch.tensor([width / image.width, height / image.height]).repeat(2)
         backbone = self.encoder.backbone
-        resized = image.resize((size[1], size[0]), Image.Resampling[backbone.interpolation.upper()])
-        x = to_tensor(resized, backbone.mean, backbone.std)[None]
-        return x.to(memory_format=torch.channels_last)
+        resized = image.resize((width, height), Image.Resampling[backbone.interpolation.upper()])
+        pixels = to_tensor(resized, backbone.mean, backbone.std)[None]
+        labels = torch.where(positives(windows)[rows], nearest, self.background)
+        return (pixels, boxes * factors), Regions(labels, self.norm.apply(encode(boxes, targets), nearest))
+
+    def _draw(self, windows: Windows, rng: random.Random) -> Int[Tensor, " n"]:
+        return draw_windows(windows, round(self.total * POSITIVE_SHARE), self.total, rng, far=False)
 
 
-def multi_task_loss(output: tuple[Tensor, Tensor], target: Tensor) -> tuple[Tensor, int]:
-    """Cross entropy, plus smooth L1 on the offsets of the true class, over the number of windows (section 2.3).
-
-    Args:
-        output: logits (K, classes + 1) with the background last, and offsets (K, classes, 4).
-        target: (K, 5), the label and the offsets.
-
-    Returns:
-        The loss, and how many labels are right.
+def multi_task(output: tuple[Tensor, Tensor | None], regions: Regions) -> tuple[Tensor, int]:
+    """Fast R-CNN's loss, the mean over the regions: cross entropy, and for those on objects the smooth L1 distance of
+    the four offsets of the true class.
     """
     logits, offsets = output
-    labels = target[:, 0].long()
-    on = labels < offsets.shape[1]
-    moved = F.smooth_l1_loss(offsets[on, labels[on]], target[on, 1:], reduction="sum") / max(len(labels), 1)
-    return F.cross_entropy(logits, labels) + moved, int((logits.argmax(1) == labels).sum())
+    loss, labels = F.cross_entropy(logits, regions.labels), regions.labels
+    if offsets is not None:
+        on = (labels < offsets.shape[1]).nonzero()[:, 0]
+        distance = F.smooth_l1_loss(offsets[on, labels[on]], regions.offsets[on], reduction="sum")
+        loss = loss + distance / len(labels)
+    return loss, int((logits.argmax(1) == labels).sum())
 
 
-def offset_statistics(windows: Sequence[Windows]) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of the offsets of all windows on objects."""
-    parts = []
-    for one in windows:
-        rows = positives(one).nonzero()[:_SPREAD_WINDOWS, 0]
-        parts.append(encode(one.boxes[rows], one.targets[rows]))
-    offsets = torch.cat(parts)
-    return offsets.mean(0), offsets.std(0, unbiased=False).clamp(min=1e-3)
+def freeze(backbone: Backbone) -> None:
+    """Exempt the stem and the first stage from training, and all batch norms.
+
+    The first stage ends with the second feature map, or with the last one of stride 4 or less if that comes first: the
+    layers that Fast R-CNN leaves as they are in VGG-16. The paper's networks keep conv1.
+    """
+    network: Any = backbone.network
+    if backbone.name in PAPER_NETS:
+        last = "conv1"
+    else:
+        maps = [one for one in network.feature_info[:_FROZEN_MAPS] if one["reduction"] <= _FROZEN_STRIDE]
+        last = maps[-1]["module"] if maps else ""
+    # timm's networks list their modules in the order in which they run.
+    names = [name for name, _ in network.named_modules()]
+    ends = [number for number, name in enumerate(names) if name == last or name.startswith(f"{last}.")]
+    early = set(names[: ends[-1] + 1]) if last and ends else set()
+    for name, module in network.named_modules():
+        if name in early or isinstance(module, _BatchNorm):
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
 
 
-def undo_scaling(layer: nn.Linear, mean: Tensor, spread: Tensor) -> None:
-    """Turn a layer that gives centred and scaled offsets into one that gives plain ones."""
-    classes = layer.out_features // 4
-    with torch.no_grad():
-        layer.weight.mul_(spread.repeat(classes)[:, None])
-        layer.bias.mul_(spread.repeat(classes)).add_(mean.repeat(classes))
+def fit_fast(
+    model: Detector, windows: Sequence[Windows], options: DetectOptions, out: Path, failures: list[ImageError]
+) -> bool:
+    """Train a detector with its convolutions, from the checkpoint in `out` if there is one.
+
+    Args:
+        model: with a softmax; its head is drawn anew.
+        windows: of the training images.
+        options: how.
+        out: for checkpoints and metrics.
+        failures: images that could not be read; those that training meets are added.
+
+    Returns:
+        False where the training was interrupted.
+
+    Raises:
+        ValueError: no image with an object can be read.
+    """
+    encoder, classes = model.encoder, len(model.config.classes)
+    if not isinstance(encoder, RegionEncoder) or model.config.scorer != "softmax":
+        raise ValueError(f"model: expected Fast R-CNN's, with a softmax; got method {model.config.method!r}")
+    usable = [windows[number] for number in usable_images(windows, failures)]
+    norm = OffsetNorm.measure(usable, classes)
+    freeze(encoder.backbone)
+    _draw_head(model, options.seed)
+    model.norm.fill_(_vector_norm(encoder, usable))
+    batches = RegionBatches(encoder, usable, classes, norm, options)
+    finished = fit(FastNetwork(model), batches, options, out, lambda: None, failures, multi_task)
+    if finished and isinstance(model.offsets, nn.Linear):
+        norm.undo(model.offsets)
+    return finished
 
 
-def freeze_first_layers(backbone: nn.Module) -> None:
-    """Leave untrained the first two fifths of the layers with weights, and all batch norms."""
-    layers = [layer for layer in backbone.modules() if isinstance(layer, nn.Conv2d)]
-    for layer in layers[: round(_FROZEN * len(layers))]:
-        layer.requires_grad_(False)
-    for part in backbone.modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
-            part.requires_grad_(False)
+def _draw_head(model: Detector, seed: int) -> None:
+    torch.manual_seed(seed)
+    model.fc.load_state_dict(create_fc(model.encoder.length, model.config.hidden).state_dict())
+    for layer, deviation in ((model.score, 0.01), (model.offsets, 0.001)):
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=deviation)
+            nn.init.zeros_(layer.bias)
 
 
-def _with_objects_first(windows: Sequence[Windows]) -> list[Windows]:
-    """The images that have windows on objects: the others would be batches of background only."""
-    kept = [one for one in windows if one.objects]
-    if not kept:
-        raise ValueError("data: no image that can be read has an object")
-    return kept
-
-
-def _norm(encoder: RegionEncoder, windows: Sequence[Windows], failures: list[ImageError]) -> float:
-    """What scales vectors to unit mean square before anything is trained."""
+def _vector_norm(encoder: RegionEncoder, windows: Sequence[Windows]) -> float:
+    """What scales the first images' vectors to unit mean square, so that one learning rate suits all backbones."""
     squares = []
-    with torch.inference_mode():
-        for one in track(windows[:_NORM_IMAGES], "norm of the vectors", min(len(windows), _NORM_IMAGES)):
-            try:
-                maps = encoder.prepare(load_image(one.path))
-            except ImageError as error:
-                failures.append(error)
-                continue
-            squares.append(encoder.vectors(maps, one.boxes[:_SPREAD_WINDOWS]).square().mean())
-    if not squares:
-        raise ValueError(f"data: the first {_NORM_IMAGES} images cannot be read; the first is {failures[0]}")
-    return float(1 / torch.stack(squares).mean().sqrt().clamp(min=1e-12))
+    for one in windows[:_NORM_IMAGES]:
+        try:
+            image = load_image(one.path)
+        except ImageError:  # told when its turn comes
+            continue
+        rows = torch.linspace(0, len(one.boxes) - 1, min(len(one.boxes), _NORM_WINDOWS)).long()
+        with torch.inference_mode():
+            squares.append(encoder.vectors(encoder.prepare(image), one.boxes[rows]).float().square().mean(1))
+    mean = float(torch.cat(squares).mean()) if squares else 0.0
+    return 1 / math.sqrt(mean) if mean else 1.0

@@ -78,7 +78,7 @@ class _Class:
     def __init__(self, positives: Tensor, seed: int) -> None:
         self.positives, self.seed = positives, seed
         self.negatives = positives[:0]
-        self.new = 0
+        self.new: list[Tensor] = []
         self.weight, self.bias = torch.zeros(positives.shape[1]), -1.0
         self.fitted = False
 
@@ -86,21 +86,21 @@ class _Class:
         if not len(self.positives) or not len(x):
             return
         hard = x[self.margins(x) > _HARD] if self.fitted else x
-        self.negatives = torch.cat((self.negatives, hard))
-        self.new += len(hard)
-        if not self.fitted or self.new > _RETRAIN:
+        self.new.append(hard)
+        if not self.fitted or sum(map(len, self.new)) > _RETRAIN:
             self.fit()
 
     def fit(self) -> None:
+        self.negatives = torch.cat((self.negatives, *self.new))
         self.weight, self.bias = _fit(self.positives, self.negatives, self.seed)
         self.negatives = self.negatives[self.margins(self.negatives) >= _EASY]
-        self.new, self.fitted = 0, True
+        self.new, self.fitted = [], True
 
     def margins(self, x: Tensor) -> Tensor:
         return x @ self.weight + self.bias
 
     def finish(self) -> tuple[Tensor, float]:
-        if len(self.positives) and len(self.negatives):
+        if self.fitted and len(self.negatives) + sum(map(len, self.new)):
             self.fit()
         return self.weight, self.bias if self.fitted else -NORM
 

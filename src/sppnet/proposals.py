@@ -5,8 +5,7 @@ import math
 import os
 import re
 import time
-import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from sppnet.bins import choose
 from sppnet.boxes import overlaps
-from sppnet.console import track
+from sppnet.console import console, track
 from sppnet.data.boxfile import read_boxes
 from sppnet.data.images import ImageError, image_size, load_image
 from sppnet.predict import Failure
@@ -102,14 +101,29 @@ def propose(
 def proposals_of(
     paths: Sequence[Path],
     source: str,
-    folder: Path,
+    folder: Path | None,
     *,
     max_windows: int | None = MAX_WINDOWS,
     seconds: float | None = None,
     seed: int = 0,
     workers: int = 1,
 ) -> list[Proposals | Failure]:
-    """Windows of many images, read from the folder where an earlier call has left them.
+    """Windows of many images, as :func:`iter_proposals` gives them, under a progress bar."""
+    found = iter_proposals(paths, source, folder, max_windows=max_windows, seconds=seconds, seed=seed, workers=workers)
+    return list(track(found, "proposals", len(paths)))
+
+
+def iter_proposals(
+    paths: Sequence[Path],
+    source: str,
+    folder: Path | None,
+    *,
+    max_windows: int | None = MAX_WINDOWS,
+    seconds: float | None = None,
+    seed: int = 0,
+    workers: int = 1,
+) -> Iterator[Proposals | Failure]:
+    """Windows of many images one after the other, read from the folder where an earlier call has left them.
 
     Each image has a file of its own, named by the content of the image, the source and the settings: a killed run goes
     on at the image where it stopped, and a moved or renamed data set is not searched again.
@@ -118,65 +132,83 @@ def proposals_of(
         paths: image files.
         source: as in :func:`propose`, or the path of a file of boxes (see :func:`sppnet.data.boxfile.read_boxes`) of
             images in the folder that holds these; an image that the file does not name has the box of its whole alone.
-        folder: is made if it is missing; sets of several sources and settings may share it.
+        folder: is made if it is missing; sets of several sources and settings may share it. None keeps nothing.
         max_windows: as in :func:`propose`.
         seconds: for each image. A file made under a limit says in its metadata whether it is complete, and is never
             taken for one of another limit.
         seed: as in :func:`propose`.
         workers: images searched at a time, >= 1, in threads: OpenCV does not hold Python's lock.
 
-    Returns:
+    Yields:
         In the order of the paths; a Failure for an image that cannot be read.
 
     Raises:
         ModuleNotFoundError: selective search without OpenCV.
-        ValueError: as in :func:`propose`, or a file of the folder is damaged.
+        ValueError: as in :func:`propose`, or a file is damaged, missing, or names none of the images.
     """
-    if Path(source).suffix in _BOX_FILES:
-        return _from_file(paths, Path(source))
+    if is_box_file(source):
+        yield from _from_file(paths, Path(source), max_windows, seed)
+        return
     sources = _parse(source, max_windows, seconds)
     if workers < 1:
         raise ValueError(f"workers: expected at least 1; got {workers}")
     opencv = "" if sources == (GRID,) else load_cv2().__version__
     settings = repr((_FORMAT, sources, max_windows, seconds, seed, opencv))
-    folder.mkdir(parents=True, exist_ok=True)
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
 
     def work(path: Path) -> Proposals | Failure:
         try:
             image_size(path)  # what is missing or no file is told by name
-            digest = hashlib.sha256(settings.encode() + b"\n" + path.read_bytes()).hexdigest()
-            place = folder / f"{digest}.safetensors"
-            if place.exists():
-                return _read(place)
+            place = None
+            if folder:
+                digest = hashlib.sha256(settings.encode() + b"\n" + path.read_bytes()).hexdigest()
+                place = folder / f"{digest}.safetensors"
+                if place.exists():
+                    return _read(place)
             proposals = _propose(load_image(path), sources, max_windows, seconds, seed)
         except ImageError as error:
             return Failure(str(path), error)
-        _write(proposals, place, settings)
+        if place:
+            metadata = {"complete": "yes" if proposals.complete else "no", "settings": settings}
+            save_tensors({"boxes": proposals.boxes}, place, metadata, shared=True)
         return proposals
 
     pool = ThreadPoolExecutor(workers, "proposals")
     try:
-        return list(track(pool.map(work, paths), "proposals", len(paths)))
+        yield from pool.map(work, paths)
     finally:
         pool.shutdown(cancel_futures=True)  # after an error, or Ctrl-C, only the images under way are finished
 
 
-def _from_file(paths: Sequence[Path], file: Path) -> list[Proposals | Failure]:
-    """All boxes that a file has of the images, and the box of each whole image."""
-    absolute = [path.resolve() for path in paths]
+def is_box_file(source: str) -> bool:
+    """Whether a source is a file of boxes rather than the name of a search."""
+    return Path(source).suffix.lower() in _BOX_FILES
+
+
+def _from_file(paths: Sequence[Path], file: Path, max_windows: int | None, seed: int) -> Iterator[Proposals | Failure]:
+    """The boxes that a file has of the images, and the box of each whole image."""
+    if not file.is_file():
+        raise ValueError(f"proposals: there is no file {file}")
+    absolute = [path.absolute() for path in paths]
     images = Path(os.path.commonpath([path.parent for path in absolute])) if absolute else Path()
-    listed = {one.path.resolve(): one.boxes for one in read_boxes(file, images).images}
-    found: list[Proposals | Failure] = []
-    for path, resolved in zip(paths, absolute, strict=True):
+    listed = {one.path: one.boxes for one in read_boxes(file, images).images}
+    bare = [path for path in absolute if path not in listed]
+    if absolute and len(bare) == len(absolute):
+        raise ValueError(f"proposals: {file} has no box of any of the {len(absolute)} images, such as {absolute[0]}")
+    if bare:
+        named = ", ".join(str(path) for path in bare[:10])
+        text = f"{file} has no box of {len(bare)} of {len(absolute)} images, which have their whole alone: {named}"
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
+    for path, place in zip(paths, absolute, strict=True):
         try:
             height, width = image_size(path)
         except ImageError as error:
-            found.append(Failure(str(path), error))
+            yield Failure(str(path), error)
             continue
         whole = torch.tensor([[0.0, 0.0, width, height]])
-        boxes = torch.cat((whole, listed.get(resolved, whole))).unique(dim=0)
-        found.append(Proposals(boxes, complete=True))
-    return found
+        boxes = torch.cat((whole, listed.get(place, whole))).unique(dim=0)
+        yield Proposals(boxes if max_windows is None else _draw(boxes, whole, max_windows, seed), complete=True)
 
 
 def window_grid(size: tuple[int, int], max_windows: int) -> Float[Tensor, "k 4"]:
@@ -318,11 +350,3 @@ def _read(place: Path) -> Proposals:
         return Proposals(tensors["boxes"], {"yes": True, "no": False}[metadata["complete"]])
     except (KeyError, ValueError) as error:
         raise ValueError(f"folder: {place} is damaged ({error}); delete it, and it is made anew") from error
-
-
-def _write(proposals: Proposals, place: Path, settings: str) -> None:
-    # Under a name of its own first: another worker, or another run, may be at an equal image.
-    part = place.with_name(f"{place.stem}-{uuid.uuid4().hex}.safetensors")
-    metadata = {"complete": "yes" if proposals.complete else "no", "settings": settings}
-    save_tensors({"boxes": proposals.boxes}, part, metadata)
-    part.replace(place)

@@ -72,8 +72,7 @@ class CropEncoder(nn.Module):
 
     def distinct(self, prepared: Image.Image, boxes: Float[Tensor, "k 4"]) -> DistinctVectors:
         """Vectors of boxes of one image: xyxy edges in its pixels."""
-        rows = [self._vectors(prepared, part) for part in boxes.split(_BATCH)]
-        data = torch.cat(rows) if rows else torch.empty(0, self.length)
+        data = torch.cat([self._vectors(prepared, part) for part in boxes.split(_BATCH)])
         return DistinctVectors(data, torch.arange(len(boxes), device=data.device))
 
     def _vectors(self, image: Image.Image, boxes: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +122,18 @@ def write_text(text: str, path: Path) -> None:
     part.replace(path)
 
 
-def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write safetensors so that the file is either the old one or the new one."""
-    part = path.with_name(path.name + ".part")
+def save_tensors(
+    tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None, *, shared: bool = False
+) -> None:
+    """Write safetensors so that the file is either the old one or the new one.
+
+    Args:
+        tensors: by name.
+        path: of the file.
+        metadata: texts that the file carries.
+        shared: other workers or runs may write the same file meanwhile, so the part has a name of its own.
+    """
+    part = path.with_name(f"{path.name}{'.' + uuid.uuid4().hex if shared else ''}.part")
     save_file(tensors, part, metadata)
     umask = os.umask(0)
     os.umask(umask)

@@ -15,7 +15,7 @@ from sppnet.box_regression import fit_box_regression
 from sppnet.boxes import encode
 from sppnet.checkpoint import open_training
 from sppnet.console import console
-from sppnet.data.detection import DetectionData, DetectionSample, read_detection
+from sppnet.data.detection import DetectionData, DetectionSample, choose_split, read_detection
 from sppnet.data.images import ImageError
 from sppnet.detect import Detector, create_fc
 from sppnet.detect_options import DetectOptions
@@ -24,12 +24,12 @@ from sppnet.finetune import WindowBatches, positives
 from sppnet.loop import fit
 from sppnet.mining import fit_detection_svms
 from sppnet.predict import Failure
-from sppnet.proposals import proposals_of, recall
+from sppnet.proposals import is_box_file, proposals_of, recall
 from sppnet.runs import pick_device, save_run
-from sppnet.windows import CropVectors, MapVectors, Windows, WindowVectors, label_windows
+from sppnet.windows import CropVectors, MapVectors, Windows, WindowVectors, content_digest, label_windows
 
 _NORM_IMAGES, _NORM_WINDOWS = 100, 100
-_REGRESSED_EACH, _REGRESSED_MEMORY = 64, 1_000_000_000
+_REGRESSED_EACH, _REGRESSED_MEMORY = 64, 500_000_000
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def train_detector(
     out: str | Path,
     options: DetectOptions | None = None,
     *,
-    split: str = "train",
+    split: str | None = None,
     resume: bool = False,
 ) -> DetectTraining:
     """Train a detector and write it into a run folder.
@@ -68,7 +68,7 @@ def train_detector(
         data: see :func:`sppnet.data.detection.read_detection`.
         out: the run folder; made if need be.
         options: how to train; None for the defaults.
-        split: of the data.
+        split: of the data; None for ``train``, or for data without splits.
         resume: go on with the training in `out` if there is one.
 
     Raises:
@@ -77,13 +77,18 @@ def train_detector(
     options = options or DetectOptions()
     out = Path(out)
     seconds: dict[str, float] = {}
-    found = read_detection(data, split)
-    _require_objects(found)
+    found = read_detection(data, choose_split(data, split, "train", "training"))
+    idle = _require_objects(found)
     torch.manual_seed(options.seed)
     backbone = options.create_backbone()
     model = Detector(options.config(found.classes, backbone.stage), backbone)
     model.encoder.to(pick_device(options.device))
-    listed = [f"{sample.path.name} {sample.boxes.tolist()} {sample.labels.tolist()}" for sample in found.samples]
+    listed = [
+        f"{sample.path} {sample.boxes.tolist()} {sample.labels.tolist()} {sample.difficult.tolist()}"
+        for sample in found.samples
+    ]
+    if is_box_file(options.proposals):
+        listed.append(content_digest(Path(options.proposals)))
     open_training(out, found.root, listed, options, resume)
     cache = Path(options.cache) if options.cache else out / "cache"
     started = time.monotonic()
@@ -98,14 +103,14 @@ def train_detector(
     else:
         vectors = window_vectors(model, windows, cache)
         started = time.monotonic()
-        failures += vectors.compute("features", mirrored=options.finetune and options.mirror)
+        failures += vectors.compute("features", mirrored=options.finetune and options.mirror and bool(options.hidden))
         seconds["features"] = time.monotonic() - started
         usable = usable_images(windows, failures)
         finished = fit_detector(model, vectors, usable, options, out, seconds)
     if finished:
         save_run(model.cpu().eval(), out)
     unique = {failure.path: failure for failure in failures}
-    return DetectTraining(out, finished, tuple(unique.values()), found.problems, seconds)
+    return DetectTraining(out, finished, tuple(unique.values()), (*found.problems, *idle), seconds)
 
 
 def propose_windows(
@@ -213,7 +218,9 @@ def fit_offsets(model: Detector, vectors: WindowVectors, usable: Sequence[int], 
     """Put box regression on the pooled vectors."""
     with torch.inference_mode(), console.status("box regression"):
         x, labels, offsets = _regression_windows(vectors, usable, seed)
-        model.offsets = fit_box_regression(x.float() * model.norm, labels, offsets, len(model.config.classes))
+        layer = fit_box_regression(x, labels, offsets, len(model.config.classes))
+        layer.weight /= model.norm  # the detector's vectors are scaled
+        model.offsets = layer
 
 
 def vector_norm(vectors: WindowVectors, usable: Sequence[int]) -> float:
@@ -256,9 +263,15 @@ def usable_images(windows: Sequence[Windows], failures: Sequence[ImageError]) ->
     return usable
 
 
-def _require_objects(data: DetectionData) -> None:
+def _require_objects(data: DetectionData) -> list[str]:
+    """A line for each class without objects, which is never found then."""
     counts = torch.zeros(len(data.classes), dtype=torch.long)
     for sample in data.samples:
         counts += torch.bincount(sample.labels[~sample.difficult], minlength=len(data.classes))
     if not counts.any():
         raise ValueError(f"data: {data.root} has no object that is not difficult in {len(data.samples)} images")
+    return [
+        f"no object of class {name} is in the training images: it will never be found"
+        for name, count in zip(data.classes, counts.tolist(), strict=True)
+        if not count
+    ]

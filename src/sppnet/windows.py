@@ -128,7 +128,7 @@ class MapVectors:
             made = self.encoder.prepare(ImageOps.mirror(image) if mirrored else image)
         self._folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"map{number}": _storable(one.data) for number, one in enumerate(made.maps)}
-        save_tensors(tensors | {"sizes": torch.tensor([made.size, *made.network_sizes])}, place)
+        save_tensors(tensors | {"sizes": torch.tensor([made.size, *made.network_sizes])}, place, shared=True)
         # The CPU's kernels take single precision and bfloat16.
         rounded = tuple(replace(one, data=tensors[f"map{number}"].float()) for number, one in enumerate(made.maps))
         return replace(made, maps=rounded)
@@ -181,7 +181,7 @@ class CropVectors:
             with torch.inference_mode():
                 made = self.encoder.distinct(self.encoder.prepare(picture), boxes)
             place.parent.mkdir(parents=True, exist_ok=True)
-            save_tensors({"vectors": _storable(made.data)}, place)
+            save_tensors({"vectors": _storable(made.data)}, place, shared=True)
         return read_tensors(place)[0]["vectors"]
 
 

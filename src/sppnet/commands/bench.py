@@ -27,12 +27,12 @@ def bench_parser() -> ArgumentParser:
     add = parser.add_argument
     add("--shape", type=list[int] | str, default="8,256,38,50", help="of the map: images, channels, height, width")
     add("--levels", type=list[int] | str, default="6,3,2,1", help="levels of the pyramid, such as 6,3,2,1 or 2x3,1")
-    add("--boxes", type=int | None, help="regions over all images, for which stride 16 is taken; none: whole maps")
+    add("--boxes", type=int | None, help="regions over all images, for which stride 16 is taken; left out: whole maps")
     add("--dtype", type=Dtype, default="float32", help="of the map")
     add("--layout", type=Layout, default="nchw", help="memory format of the map")
     add("--backward", action="store_true", help="time the gradient of the map too")
     add("--reduce", type=Reduce, default="max", help="what a bin keeps of its cells")
-    add("--threads", type=int | None, help="of torch; none: its own choice")
+    add("--threads", type=int | None, help="of torch; left out: its own choice")
     add("--device", default="cpu", help="auto, cpu, cuda or mps")
     add("--json", action="store_true", help="print one JSON object and nothing else on standard output")
     return parser

@@ -38,7 +38,11 @@ def train_parser() -> ArgumentParser:
     add("--val", type=str | None, metavar="DATA", help="images for validation; by default the split val, if any")
     add("--resume", action="store_true", help="go on with the training in RUN, if there is one")
     add("--backbone", default=default.backbone, help="timm network, or zf5, convnet5, overfeat5, overfeat7")
-    add("--stage", type=int | None, help="feature map of the backbone: 0 the finest, -1 the coarsest; none: the last")
+    add(
+        "--stage",
+        type=int | None,
+        help="feature map of the backbone: 0 the finest, -1 the coarsest; left out: last",
+    )
     add("--weights", default=default.weights, help="auto, hub (downloads timm's), none, or a safetensors file")
     add("--levels", type=list[int] | str, default="3,2,1", help="levels of the pyramid, such as 6,3,2,1 or 2x3,1")
     add("--reduce", type=Reduce, default=default.reduce, help="what a bin keeps of its cells")
@@ -51,7 +55,7 @@ def train_parser() -> ArgumentParser:
     add("--epochs", type=int, default=default.epochs, help="passes over the images")
     add("--batch", type=int, default=default.batch, help="images a batch")
     add("--optimizer", default=default.optimizer, help="adamw or sgd")
-    add("--lr", type=float | None, help="highest learning rate; none: 3e-4 for adamw, 1e-2 for sgd")
+    add("--lr", type=float | None, help="highest learning rate; left out: 3e-4 for adamw, 1e-2 for sgd")
     add("--weight-decay", type=float | None, help="none: 5e-2 for adamw, 5e-4 for sgd")
     add("--schedule", default=default.schedule, help="cosine or step")
     add("--precision", default=default.precision, help="32-true or bf16-mixed")
@@ -59,7 +63,7 @@ def train_parser() -> ArgumentParser:
     add("--seed", type=int, default=default.seed, help="of everything that is drawn")
     add("--workers", type=int, default=default.workers, help="processes that decode images")
     add("--device", default=default.device, help="auto, cpu, cuda or mps")
-    add("--cache", type=str | None, metavar="DIR", help="folder for frozen features that runs may share; none: RUN")
+    add("--cache", type=str | None, metavar="DIR", help="folder for frozen features that runs may share; left out: RUN")
     add("--tensorboard", action="store_true", help="write TensorBoard events into RUN too")
     return parser
 

@@ -27,7 +27,7 @@ def compare_parser() -> ArgumentParser:
     add("--out", default="sppnet-detectors", metavar="DIR", help="folder for figures, checkpoints and features")
     add("--split", default="train", help="part of the data to train on")
     add("--test-split", default="val", help="part of the data to score on")
-    add("--images", type=int | None, help="first images of each part that are taken; none: all")
+    add("--images", type=int | None, help="first images of each part that are taken; left out: all")
     add("--seeds", type=int, default=3, help="how often fine-tuning and SVMs are repeated")
     add("--seed", type=int, default=0, help="the first seed")
     add("--backbone", default=default.backbone, help="timm network, or zf5, convnet5, overfeat5, overfeat7")
@@ -55,11 +55,18 @@ def compare(arguments: Namespace) -> int:
     from sppnet.data.detection import read_detection
 
     options = options_of(arguments)
-    if len(options.hidden) != 2 or len(options.scales) != 1 or arguments.seeds < 1:
-        raise ValueError("hidden, scales, seeds: expected two sizes, one scale and at least one seed")
-    parts = [read_detection(arguments.data, split) for split in (arguments.split, arguments.test_split)]
-    classes = tuple(dict.fromkeys(name for part in parts for name in part.classes))
-    train, test = (read_detection(arguments.data, split, classes) for split in (arguments.split, arguments.test_split))
+    if len(options.hidden) != 2:
+        raise ValueError(
+            f"hidden: the tables have rows of fc6 and fc7, so two sizes are expected; got {options.hidden}"
+        )
+    if len(options.scales) != 1:
+        raise ValueError(f"scales: the first column has one scale; got {options.scales}")
+    for name in ("seeds", "images"):
+        if arguments[name] is not None and arguments[name] < 1:
+            raise ValueError(f"{name}: expected at least 1; got {arguments[name]}")
+    train = read_detection(arguments.data, arguments.split)
+    test = read_detection(arguments.data, arguments.test_split, train.classes, more_classes=True)
+    train = dataclasses.replace(train, classes=test.classes)
     first = slice(arguments.images)
     train, test = (dataclasses.replace(part, samples=part.samples[first]) for part in (train, test))
     out = Path(arguments.out)

@@ -27,7 +27,7 @@ def export_parser() -> ArgumentParser:
     add("--out", required=True, metavar="FILE.onnx", help="the file; one that is there is replaced")
     add("--with-preprocessing", action="store_true", help="take uint8 pixels (N, H, W, 3); scaling is in the file")
     add("--regions", action="store_true", help="write the pyramid of boxes of a feature map, not the classifier")
-    add("--levels", type=str | None, help="levels of --regions, such as 6,3,2,1; none: the run's own")
+    add("--levels", type=str | None, help="levels of --regions, such as 6,3,2,1; left out: the run's own")
     add("--sizes", type=int, default=50, help="number of sizes at which the file is checked")
     return parser
 

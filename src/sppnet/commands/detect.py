@@ -34,11 +34,11 @@ def train_parser() -> ArgumentParser:
     add("data", help="data set in VOC or COCO layout")
     add("--config", action="config", help="YAML file with any of these options")
     add("--out", required=True, metavar="RUN", help="folder for the model and its checkpoint")
-    add("--split", default="train", help="part of the data to train on")
+    add("--split", type=str | None, help="part of the data to train on; left out: train, or all without splits")
     add("--resume", action="store_true", help="go on with the training in RUN, if there is one")
     add("--method", type=Method, default=default.method, help=", ".join(get_args(Method)))
     add("--backbone", default=default.backbone, help="timm network, or zf5, convnet5, overfeat5, overfeat7")
-    add("--stage", type=int | None, help="feature map of the backbone: 0 the finest; none: the last of stride 16")
+    add("--stage", type=int | None, help="feature map of the backbone: 0 the finest; left out: the last of stride 16")
     add("--weights", default=default.weights, help="auto, hub (downloads timm's), none, or a safetensors file")
     add("--levels", default="6,3,2,1", help="levels of the pyramid; Fast R-CNN has the one level 7")
     add("--scales", default="688", help="shorter sides of the images in pixels, such as 480,576,688,864,1200")
@@ -60,7 +60,7 @@ def train_parser() -> ArgumentParser:
     add("--steps", type=int, default=default.steps, help="batches of an epoch of fine-tuning")
     add("--batch", type=int, default=default.batch, help="windows a batch, a quarter of them on objects")
     add("--optimizer", default=default.optimizer, help="adamw or sgd")
-    add("--lr", type=float | None, help="highest learning rate; none: the optimiser's customary one")
+    add("--lr", type=float | None, help="highest learning rate; left out: the optimiser's customary one")
     add("--weight-decay", type=float | None, help="none: the optimiser's customary one")
     add("--precision", default=default.precision, help="32-true or bf16-mixed")
     add("--seed", type=int, default=default.seed, help="of everything that is drawn")
@@ -70,7 +70,7 @@ def train_parser() -> ArgumentParser:
         "--cache",
         type=str | None,
         metavar="DIR",
-        help="folder for proposals and features that runs may share; none: RUN",
+        help="folder for proposals and features that runs may share; left out: RUN",
     )
     return parser
 
@@ -109,28 +109,30 @@ def options_of(arguments: Namespace) -> DetectOptions:
 def evaluate(model: Detector, arguments: Namespace) -> int:
     """Score a detector; 1 if an image could not be read."""
     from sppnet.average_precision import json_content
-    from sppnet.data.detection import detection_splits, read_detection
+    from sppnet.data.detection import choose_split, read_detection
     from sppnet.detection_pictures import write_curves, write_mosaic
     from sppnet.evaluate_detect import evaluate_detector
 
-    present = detection_splits(arguments.data)
-    split = arguments.split or next((name for name in ("test", "val", "valid", "validation") if name in present), None)
-    known = model.config.classes
-    strange = [name for name in read_detection(arguments.data, split).classes if name not in known]
-    data = read_detection(arguments.data, split, (*known, *strange))
+    split = choose_split(arguments.data, arguments.split, "test", "val", "valid", "validation")
+    data = read_detection(arguments.data, split, model.config.classes, more_classes=True)
+    strange = data.classes[len(model.config.classes) :]
+    if not any(len(sample.boxes[~sample.difficult]) for sample in data.samples):
+        raise ValueError(f"data: {data.root}, split {split}, has no object to score against")
+    if arguments.pictures:
+        Path(arguments.pictures).mkdir(parents=True, exist_ok=True)
     if strange:
         text = f"classes that the model does not know, whose objects count as missed: {', '.join(strange)}"
         console.print(text, highlight=False, soft_wrap=True, markup=False)
     override_proposals(model, arguments)
     exact = None
     if arguments.svd or arguments.head != "float32":
+        small = cheaper(model, arguments)
         exact = evaluate_detector(model, data.samples, data.classes, _cache(arguments), arguments.workers).scores
-        model = cheaper(model, arguments)
+        model = small
     evaluation = evaluate_detector(model, data.samples, data.classes, _cache(arguments), arguments.workers)
     list_problems(data.problems, evaluation.failures)
     if arguments.pictures:
         folder = Path(arguments.pictures)
-        folder.mkdir(parents=True, exist_ok=True)
         write_curves(evaluation.scores, folder)
         write_mosaic(evaluation.found, evaluation.samples, data.classes, folder)
         console.print(f"curves and mosaics are in {folder}", highlight=False, markup=False)
@@ -162,7 +164,7 @@ def predict(model: Detector, arguments: Namespace) -> int:
     """Detect in images; a picture and a line for each; 1 if one could not be read."""
     from sppnet.detection_pictures import draw_detections
     from sppnet.predict import Failure
-    from sppnet.proposals import proposals_of
+    from sppnet.proposals import iter_proposals
 
     failures: list[ImageError] = []
     paths: list[Path] = []
@@ -178,21 +180,23 @@ def predict(model: Detector, arguments: Namespace) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     override_proposals(model, arguments)
     config = model.config
-    windows = proposals_of(
+    windows = iter_proposals(
         paths,
         config.proposals,
-        _cache(arguments),
+        _cache(arguments) if arguments.cache else None,
         max_windows=config.windows,
         seconds=config.proposal_seconds,
         workers=arguments.workers,
     )
+    taken: dict[str, int] = {}
     for path, proposals in zip(paths, track(windows, "detecting", len(paths)), strict=True):
         if isinstance(proposals, Failure):
             failures.append(proposals.error)
             continue
         image = load_image(path)
         found = above(model.detect(image, proposals.boxes), least)
-        picture = folder / f"{path.stem}{path.suffix}.jpg" if folder else None
+        count = taken[path.name] = taken.get(path.name, 0) + 1
+        picture = folder / f"{path.name}{f'-{count}' if count > 1 else ''}.jpg" if folder else None
         if picture:
             draw_detections(image, found, config.classes).save(picture, quality=90)
         objects = [
@@ -250,7 +254,7 @@ def list_problems(problems: tuple[str, ...], failures: tuple[ImageError, ...]) -
 
 
 def _cache(arguments: Namespace) -> Path:
-    return Path(arguments.cache) if arguments.cache else Path(arguments.run) / "cache"
+    return (Path(arguments.cache) if arguments.cache else Path(arguments.run) / "cache") / "proposals"
 
 
 def _percent(value: float | None) -> str:

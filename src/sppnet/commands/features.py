@@ -32,10 +32,14 @@ def features_parser() -> ArgumentParser:
     add("images", help="folder of images, or one image")
     add("--boxes", required=True, metavar="FILE", help="boxes: .csv, .jsonl, or .json of COCO")
     add("--out", required=True, metavar="DIR", help="folder for the vectors")
-    add("--box-format", type=BoxFormat | None, help="what a box is; none: as the file says")
+    add("--box-format", type=BoxFormat | None, help="what a box is; left out: as the file says")
     add("--on-bad", type=OnBad, default="raise", help="bad boxes: an error, cut at the image, or left out")
     add("--backbone", default=EMBEDDED_BACKBONE, help="timm network, or zf5, convnet5, overfeat5, overfeat7")
-    add("--stage", type=int | None, help="feature map of the backbone: 0 the finest, -1 the coarsest; none: the last")
+    add(
+        "--stage",
+        type=int | None,
+        help="feature map of the backbone: 0 the finest, -1 the coarsest; left out: last",
+    )
     add("--weights", default="auto", help="auto, hub (downloads timm's), none (random, always the same), or a file")
     add("--levels", type=str, default="6,3,2,1", help="levels of the pyramid, such as 6,3,2,1 or 2x3,1")
     add("--scales", type=str, default="688", help="shorter side of the image; of several each box takes its own")

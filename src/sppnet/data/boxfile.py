@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 from array import array
 from collections.abc import Iterator, MutableSequence, Sequence
 from dataclasses import dataclass
@@ -185,7 +186,10 @@ class _Collection:
         if self.images.is_file():
             same = [self.images] if Path(row.image).name == self.images.name else []
         elif (self.images / row.image).is_file():
-            same = [self.images / row.image]
+            inside = os.path.relpath(self.images / row.image, self.images)
+            if inside.startswith(os.pardir):
+                raise ValueError(f"{self.file}, {row.place}: {row.image} lies outside {self.images}; name images in it")
+            same = [self.images / inside]
         else:
             if not self.bare:
                 for path in list_images(self.images):
@@ -207,7 +211,8 @@ class _Collection:
         normalised = row.format.endswith("normalised")
         if normalised and any(_MOST_NORMALISED < abs(value) < math.inf for value in box):
             raise ValueError(f"{self._name(row, box)} is in pixels; a file has one format")
-        if not normalised and 0 <= min(box) <= max(box) <= 1 and any(box):
+        # Whole numbers are pixels: the first of an image is the box (0, 0, 1, 1).
+        if not normalised and 0 <= min(box) <= max(box) <= 1 and any(value % 1 for value in box):
             raise ValueError(
                 f"{self._name(row, box)} is normalised; a file has one format, and box_format may be"
                 f" {row.format}-normalised"

@@ -21,6 +21,7 @@ from sppnet.data.datasets import SPLITS, list_some, suggest
 from sppnet.data.images import ImageError, image_extensions, image_size, walk_files
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_UNKNOWN = 1 << 30  # pixels; the side of an image that cannot be read
 _FLAGS = {"0": False, "1": True, "false": False, "true": True}
 
 
@@ -87,8 +88,27 @@ def detection_splits(root: str | os.PathLike[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (order.get(name.lower().rstrip("0123456789"), len(order)), name)))
 
 
+def choose_split(root: str | os.PathLike[str], wanted: str | None, *usual: str) -> str | None:
+    """The split that is meant: the wanted one, else the first usual one that there is; None where there are no splits.
+
+    Raises:
+        ValueError: there are splits, none is wanted, and none is usual.
+    """
+    present = detection_splits(root)
+    if wanted is not None or not present:
+        return wanted
+    found = next((name for name in usual if name in present), None)
+    if found is None:
+        raise ValueError(f"split: {root} has {', '.join(present)}; name one of them")
+    return found
+
+
 def read_detection(
-    root: str | os.PathLike[str], split: str | None = None, classes: Sequence[str] | None = None
+    root: str | os.PathLike[str],
+    split: str | None = None,
+    classes: Sequence[str] | None = None,
+    *,
+    more_classes: bool = False,
 ) -> DetectionData:
     """Reads which images a data set has, and which objects each shows.
 
@@ -109,6 +129,7 @@ def read_detection(
         split: the split to read; given exactly where `detection_splits` names some.
         classes: the class names that labels shall index, such as those of a trained detector. The data may lack some of
             them. Without it they are the sorted names of the objects (VOC), or the categories by id (COCO).
+        more_classes: put other classes that the objects have behind `classes`; otherwise they are refused.
 
     Raises:
         ValueError: if the data set is not as described; the message names what is wrong and where.
@@ -136,7 +157,9 @@ def read_detection(
     _check_images(root, images)
     label = {name: index for index, name in enumerate(known if classes is None else classes)}
     unknown = {item.name: item.where for image in images for item in image.objects if item.name not in label}
-    if unknown:
+    if more_classes:
+        label |= {name: index for index, name in enumerate(sorted(unknown), len(label))}
+    elif unknown:
         named = list_some(f"{name} ({where})" for name, where in sorted(unknown.items()))
         raise ValueError(
             f"{root} has objects of classes that are not among the {len(label)} of classes: {named}"
@@ -197,8 +220,8 @@ def _size(image: _Image, problems: list[str]) -> tuple[int, int]:
     try:
         height, width = image_size(image.path)
     except ImageError as error:
-        if image.size is None:
-            raise
+        if image.size is None:  # whoever reads the image tells of it; until then nothing is cut
+            return _UNKNOWN, _UNKNOWN
         problems.append(f"{error}; its size is taken from {image.where}")
         return image.size
     if image.size not in (None, (height, width)):
