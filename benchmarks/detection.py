@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from sppnet.compress import compress
 
 from sppnet.backbones import create_backbone, stage_of_stride
+from sppnet.compress import compress
 from sppnet.demo import sample_photographs
 from sppnet.detect import Detector, DetectorConfig
 from sppnet.encoder import PAPER_SCALES, DistinctVectors

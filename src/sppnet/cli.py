@@ -87,7 +87,7 @@ def _parsers() -> tuple[ArgumentParser, dict[str, Callable[[Namespace], int]]]:
 def _demo_parser() -> ArgumentParser:
     parser = ArgumentParser(
         description="Classify real photographs with the embedded ImageNet network, at their own and at odd sizes, and"
-        " write a report with each pyramid level drawn over them."
+        " write a report with each pyramid level drawn over them and the objects that one pass finds among windows."
     )
     parser.add_argument("images", nargs="*", help="your own photographs; none: those of installed packages")
     parser.add_argument("--out", default="sppnet-demo", help="folder for the report")
