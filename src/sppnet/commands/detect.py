@@ -17,6 +17,7 @@ from sppnet.console import console, results, track
 from sppnet.data.images import ImageError, list_images, load_image
 from sppnet.detect import Detector, Method, Scorer
 from sppnet.detect_options import DetectOptions
+from sppnet.encoder import ScaleRule
 from sppnet.ops.plain import Reduce
 
 PROPOSALS = "selective-search, -fast, -quality, grid, several of them by commas, or a file of boxes"
@@ -43,6 +44,7 @@ def train_parser() -> ArgumentParser:
     add("--levels", default="6,3,2,1", help="levels of the pyramid; Fast R-CNN has the one level 7")
     add("--scales", default="688", help="shorter sides of the images in pixels, such as 480,576,688,864,1200")
     add("--rule", type=CellRule, default=default.rule, help="how boxes become cells: paper, released or roi_pool")
+    add("--scale-rule", type=ScaleRule, default=default.scale_rule, help="of several scales: paper or released")
     add("--reduce", type=Reduce, default=default.reduce, help="what a bin keeps of its cells")
     add(
         "--hidden",
