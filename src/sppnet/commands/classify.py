@@ -4,7 +4,6 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -13,10 +12,9 @@ from rich.table import Table
 
 from sppnet.bins import Rule
 from sppnet.classify import Classifier
-from sppnet.commands.common import complain, list_failures, parse_level_text
+from sppnet.commands.common import complain, find_images, list_failures, parse_level_text
 from sppnet.console import results, track
 from sppnet.data.datasets import find_split, read_classification
-from sppnet.data.images import ImageError, list_images
 from sppnet.data.resize import POLICIES
 from sppnet.evaluate import Evaluation, Scores, evaluate_classifier
 from sppnet.ops.plain import Reduce
@@ -115,13 +113,7 @@ def evaluate(model: Classifier, arguments: Namespace) -> int:
 
 def predict(model: Classifier, arguments: Namespace) -> int:
     """Classify images, a line for each; 1 if one could not be read."""
-    failures: list[ImageError] = []
-    paths: list[Path] = []
-    for name in arguments.images:
-        try:
-            paths += list_images(name)
-        except ImageError as error:
-            failures.append(error)
+    paths, failures = find_images(arguments.images)
     answers = predict_images(model, paths, resize=arguments.resize, views=arguments.views, batch=arguments.batch)
     for result in track(answers, "predicting", len(paths)):
         if isinstance(result, Failure):

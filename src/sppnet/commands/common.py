@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sppnet.bins import Level
 from sppnet.console import console
-from sppnet.data.images import ImageError
+from sppnet.data.images import ImageError, list_images
 
 
 def parse_level_text(text: str | list[int]) -> tuple[Level, ...]:
@@ -23,6 +23,18 @@ def parse_level_text(text: str | list[int]) -> tuple[Level, ...]:
         rows, _, columns = part.partition("x")
         levels.append((int(rows), int(columns)) if columns else int(rows))
     return tuple(levels)
+
+
+def find_images(names: Sequence[str]) -> tuple[list[Path], list[ImageError]]:
+    """The images that files and folders hold, and the errors of those that are none."""
+    paths: list[Path] = []
+    failures: list[ImageError] = []
+    for name in names:
+        try:
+            paths += list_images(name)
+        except ImageError as error:
+            failures.append(error)
+    return paths, failures
 
 
 def list_failures(failures: Sequence[ImageError], skipped: Sequence[Path]) -> None:

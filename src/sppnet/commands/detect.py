@@ -12,9 +12,9 @@ from rich.table import Table
 
 from sppnet.bins import CellRule
 from sppnet.boxes import Detections
-from sppnet.commands.common import list_failures, parse_level_text
+from sppnet.commands.common import find_images, list_failures, parse_level_text
 from sppnet.console import console, results, track
-from sppnet.data.images import ImageError, list_images, load_image
+from sppnet.data.images import ImageError, load_image
 from sppnet.detect import Detector, Method, Scorer
 from sppnet.detect_options import DetectOptions
 from sppnet.encoder import ScaleRule
@@ -168,13 +168,7 @@ def predict(model: Detector, arguments: Namespace) -> int:
     from sppnet.predict import Failure
     from sppnet.proposals import iter_proposals
 
-    failures: list[ImageError] = []
-    paths: list[Path] = []
-    for name in arguments.images:
-        try:
-            paths += list_images(name)
-        except ImageError as error:
-            failures.append(error)
+    paths, failures = find_images(arguments.images)
     model = cheaper(model, arguments)
     least = _SHOWN[model.config.scorer] if arguments.min_score is None else arguments.min_score
     folder = Path(arguments.out) if arguments.out else None
