@@ -114,7 +114,7 @@ def compare_detectors(
         held = window_vectors(model, test_windows, cache)
         column = columns[name] = Column()
         column.seconds, column.sample = time_detector(model, test_windows)
-        bad += vectors.compute(f"{name}: features", mirrored=one.mirror)
+        bad += vectors.compute(f"{name}: features")
         bad += held.compute(f"{name}: test features")
         usable = usable_images(windows, bad)
         for seed in range(options.seed, options.seed + seeds):

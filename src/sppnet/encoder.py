@@ -161,6 +161,12 @@ class RegionEncoder(nn.Module):
         least = max(self.backbone.geometry.smallest())  # a strip of 10 to 1 and more
         return max(round(size[0] * factor), least), max(round(size[1] * factor), least)
 
+    def pixels(self, image: Image.Image, network_size: tuple[int, int]) -> Float[Tensor, "1 3 h w"]:
+        """What the network sees of an RGB image at this (height, width): resized and normalised."""
+        height, width = network_size
+        resized = image.resize((width, height), Image.Resampling[self.backbone.interpolation.upper()])
+        return to_tensor(resized, self.backbone.mean, self.backbone.std)[None]
+
     def prepare(self, image: Image.Image) -> ImageMaps:
         """The network's pass over an RGB image at each scale."""
         backbone = self.backbone
@@ -168,9 +174,8 @@ class RegionEncoder(nn.Module):
         network_sizes = tuple(self.network_size(size, scale) for scale in self.scales)
         weight = next(backbone.parameters())
         maps = []
-        for height, width in network_sizes:
-            resized = image.resize((width, height), Image.Resampling[backbone.interpolation.upper()])
-            x = to_tensor(resized, backbone.mean, backbone.std)[None]
+        for network_size in network_sizes:
+            x = self.pixels(image, network_size)
             maps.append(backbone(x.to(weight.device, weight.dtype, memory_format=torch.channels_last)))
         return ImageMaps(size, network_sizes, tuple(maps))
 
@@ -193,7 +198,7 @@ class RegionEncoder(nn.Module):
             torch.index_select(found.data.to(out), 0, found.index.to(out.device), out=rows)
 
     def distinct(self, maps: ImageMaps, boxes: Float[Tensor, "k 4"]) -> DistinctVectors:
-        """As :meth:`vectors`, each window of cells once: of 2,000 proposals a quarter to a half cover others' cells."""
+        """As :meth:`vectors`, each window of cells once: of many proposals a fifth and more cover others' cells."""
         if len(maps.maps) > 1:
             chosen = choose_scales(boxes, maps.size, self.scales, self.scale_rule)
         else:

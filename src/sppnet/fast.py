@@ -10,13 +10,13 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from PIL import Image, ImageOps
+from PIL import ImageOps
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sppnet.backbones import Backbone
 from sppnet.boxes import encode, mirror
-from sppnet.data.images import ImageError, load_image, to_tensor
+from sppnet.data.images import ImageError, load_image
 from sppnet.detect import Detector, create_fc
 from sppnet.detect_options import DetectOptions
 from sppnet.encoder import RegionEncoder
@@ -190,9 +190,7 @@ class RegionBatches:
             image, boxes, targets = ImageOps.mirror(image), mirror(boxes, image.width), mirror(targets, image.width)
         height, width = self.encoder.network_size((image.height, image.width), scale)
         factors = torch.tensor([width / image.width, height / image.height]).repeat(2)
-        backbone = self.encoder.backbone
-        resized = image.resize((width, height), Image.Resampling[backbone.interpolation.upper()])
-        pixels = to_tensor(resized, backbone.mean, backbone.std)[None]
+        pixels = self.encoder.pixels(image, (height, width))
         labels = torch.where(positives(windows)[rows], nearest, self.background)
         return (pixels, boxes * factors), Regions(labels, self.norm.apply(encode(boxes, targets), nearest))
 

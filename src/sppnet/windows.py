@@ -34,9 +34,9 @@ class Windows:
         path: the image file.
         boxes: xyxy edges in pixels of the image.
         objects: so many of the first boxes are objects.
-        labels: class of the object that each box overlaps most; 0 where there is no object.
+        labels: class of the object that each box overlaps most; 0 where the image has none.
         overlap: with that object.
-        targets: that object's box; the window itself where there is no object.
+        targets: that object's box; the window itself where the image has none.
         others: overlap with the nearest object of each class, which SVMs ask for.
         counts: False for windows on difficult objects, which are examples of nothing.
     """

@@ -1,10 +1,11 @@
 """`sppnet evaluate` and `sppnet predict`: options, and which task's answer a run gives."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import get_args
 
 from jsonargparse import ArgumentParser, Namespace
 
+from sppnet.classify import Classifier
 from sppnet.commands import classify, detect
 from sppnet.data.resize import POLICIES
 from sppnet.detect import Detector
@@ -54,11 +55,7 @@ def predict_parser() -> ArgumentParser:
     add("--views", type=str, default="full", help=_VIEWS)
     add("--batch", type=int, default=32, help="classifiers: images read at a time; the answers do not depend on it")
     add("--out", type=str | None, metavar="DIR", help="detectors: write each image there with its objects drawn")
-    add(
-        "--min-score",
-        type=float | None,
-        help=_LEAST,
-    )
+    add("--min-score", type=float | None, help=_LEAST)
     _add_detector_options(parser)
     return parser
 
@@ -69,34 +66,32 @@ def _add_detector_options(parser: ArgumentParser) -> None:
     add("--head", default="float32", help="detectors: float32, or bfloat16 for the layers after the pyramid")
     add("--proposals", type=str | None, help=f"detectors: {detect.PROPOSALS}; left out: as in training")
     add("--workers", type=int, default=2, help="detectors: images searched for proposals at a time")
-    add(
-        "--cache",
-        type=str | None,
-        metavar="DIR",
-        help=_CACHE,
-    )
+    add("--cache", type=str | None, metavar="DIR", help=_CACHE)
     add("--device", default="auto", help="auto, cpu, cuda or mps")
     add("--json", action="store_true", help="print JSON and nothing else on standard output")
 
 
 def evaluate(arguments: Namespace) -> int:
     """Score a run."""
-    model = load(arguments.run)
-    if isinstance(model, Detector):
-        _refuse(arguments, _CLASSIFY, "classifiers", "a detector")
-        return detect.evaluate(model.to(pick_device(arguments.device)), arguments)
-    _refuse(arguments, _DETECT, "detectors", "a classifier")
-    return classify.evaluate(model.to(pick_device(arguments.device)), arguments)
+    return _ask(arguments, classify.evaluate, detect.evaluate)
 
 
 def predict(arguments: Namespace) -> int:
     """Answer for images."""
+    return _ask(arguments, classify.predict, detect.predict)
+
+
+def _ask(
+    arguments: Namespace,
+    of_classifier: Callable[[Classifier, Namespace], int],
+    of_detector: Callable[[Detector, Namespace], int],
+) -> int:
     model = load(arguments.run)
     if isinstance(model, Detector):
         _refuse(arguments, _CLASSIFY, "classifiers", "a detector")
-        return detect.predict(model.to(pick_device(arguments.device)), arguments)
+        return of_detector(model.to(pick_device(arguments.device)), arguments)
     _refuse(arguments, _DETECT, "detectors", "a classifier")
-    return classify.predict(model.to(pick_device(arguments.device)), arguments)
+    return of_classifier(model.to(pick_device(arguments.device)), arguments)
 
 
 def _refuse(arguments: Namespace, options: Mapping[str, object], whose: str, task: str) -> None:

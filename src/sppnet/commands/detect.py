@@ -63,7 +63,7 @@ def train_parser() -> ArgumentParser:
     add("--batch", type=int, default=default.batch, help="windows a batch, a quarter of them on objects")
     add("--optimizer", default=default.optimizer, help="adamw or sgd")
     add("--lr", type=float | None, help="highest learning rate; left out: the optimiser's customary one")
-    add("--weight-decay", type=float | None, help="none: the optimiser's customary one")
+    add("--weight-decay", type=float | None, help="left out: the optimiser's customary one")
     add("--precision", default=default.precision, help="32-true or bf16-mixed")
     add("--seed", type=int, default=default.seed, help="of everything that is drawn")
     add("--workers", type=int, default=default.workers, help="images searched for proposals at a time")
