@@ -45,25 +45,23 @@ class Backbone(nn.Module):
         mean, std: normalisation per RGB channel, for values in [0, 1].
         interpolation: how the images were resized that the weights were trained on.
         side: the image side that the weights were trained at, pixels.
+        fine: index of a finer map that :meth:`both` gives too, or None.
+        fine_channels, fine_geometry: of that map.
     """
 
-    def __init__(self, name: str, network: nn.Module, stage: int | None, config: dict[str, Any]) -> None:
+    def __init__(
+        self, name: str, network: nn.Module, stage: int | None, config: dict[str, Any], fine: int | None = None
+    ) -> None:
         super().__init__()
         self.name = name
         self.stage = stage
+        self.fine = fine
         self.network = network
-        try:
-            self.geometry: Geometry = trace_geometry(network, self._features)
-        except ValueError as error:
-            where = "the last map" if stage is None else f"stage {stage}"
-            raise ValueError(f"backbone: {name} at {where} cannot be used: {error}") from error
-        with torch.no_grad():
-            height, width = self.geometry.smallest()
-            probe = torch.zeros(1, 3, max(height, 64), max(width, 64))
-            mode = network.training
-            network.eval()
-            self.channels: int = self._features(network, probe).shape[1]
-            network.train(mode)
+        self.geometry: Geometry = self._trace(stage)
+        self.channels: int = self._count_channels(stage)
+        if fine is not None:
+            self.fine_geometry: Geometry = self._trace(fine)
+            self.fine_channels: int = self._count_channels(fine)
         self.mean: tuple[float, ...] = tuple(config["mean"])
         self.std: tuple[float, ...] = tuple(config["std"])
         self.interpolation: str = config["interpolation"]
@@ -86,30 +84,58 @@ class Backbone(nn.Module):
             raise ValueError(f"x: expected images (N, 3, H, W); got shape {tuple(x.shape)}")
         if not x.is_floating_point():
             raise TypeError(f"x: expected normalised images of a floating-point type; got {x.dtype}")
-        height, width = x.shape[2], x.shape[3]
         areas = sizes.tolist() if isinstance(sizes, Tensor) else sizes
         if areas is not None:
             _check_areas(areas, x)
-        for area in ((height, width), *(() if areas is None else areas)):
-            if min(self.geometry.map_size(*area)) < 1:
-                raise ValueError(
-                    f"x: an image of {area[0]} x {area[1]} pixels is too small for backbone {self.name};"
-                    f" the smallest is {' x '.join(map(str, self.geometry.smallest()))}"
-                )
-        data = self._features(self.network, x)
+        for area in (x.shape[2:], *(() if areas is None else areas)):
+            self._check_size(*area)
+        (data,) = self._maps(self.network, x, (self.stage,))
         cells = tuple(self.geometry.map_size(*area) for area in areas) if areas is not None else None
-        return FeatureMap(data, self.geometry.stride, self.geometry.offset(height, width), cells)
+        return FeatureMap(data, self.geometry.stride, self.geometry.offset(*x.shape[2:]), cells)
 
-    def _features(self, network: nn.Module, x: Tensor) -> Tensor:
-        if self.name in PAPER_NETS:
-            data: Tensor = network(x)
-        elif self.stage is None:
-            data = network.forward_features(x)  # type: ignore[operator]
-        else:
-            (data,) = network.forward_intermediates(  # type: ignore[operator]
-                x, indices=[self.stage], intermediates_only=True, stop_early=True
+    def both(self, x: Float[Tensor, "n 3 h w"]) -> tuple[FeatureMap, FeatureMap]:
+        """The map and the finer one of a normalised batch, from one pass; the backbone must have been made for it."""
+        self._check_size(*x.shape[2:])
+        fine, data = self._maps(self.network, x, (self.fine, self.stage))
+        here, there = self.geometry, self.fine_geometry
+        return (
+            FeatureMap(data, here.stride, here.offset(*x.shape[2:])),
+            FeatureMap(fine, there.stride, there.offset(*x.shape[2:])),
+        )
+
+    def _check_size(self, height: int, width: int) -> None:
+        if min(self.geometry.map_size(height, width)) < 1:
+            raise ValueError(
+                f"x: an image of {height} x {width} pixels is too small for backbone {self.name};"
+                f" the smallest is {' x '.join(map(str, self.geometry.smallest()))}"
             )
-        return data
+
+    def _maps(self, network: nn.Module, x: Tensor, stages: Sequence[int | None]) -> list[Tensor]:
+        if self.name in PAPER_NETS:
+            return [network(x)]
+        if stages == (None,):
+            return [network.forward_features(x)]  # type: ignore[operator]
+        maps: list[Tensor] = network.forward_intermediates(  # type: ignore[operator]
+            x, indices=list(stages), intermediates_only=True, stop_early=True
+        )
+        return maps
+
+    def _trace(self, stage: int | None) -> Geometry:
+        try:
+            return trace_geometry(self.network, lambda network, x: self._maps(network, x, (stage,))[0])
+        except ValueError as error:
+            where = "the last map" if stage is None else f"stage {stage}"
+            raise ValueError(f"backbone: {self.name} at {where} cannot be used: {error}") from error
+
+    @torch.no_grad()
+    def _count_channels(self, stage: int | None) -> int:
+        height, width = self.geometry.smallest()
+        probe = torch.zeros(1, 3, max(height, 64), max(width, 64))
+        mode = self.network.training
+        self.network.eval()
+        (data,) = self._maps(self.network, probe, (stage,))
+        self.network.train(mode)
+        return data.shape[1]
 
 
 def _check_areas(areas: Sequence[Sequence[int]], x: Tensor) -> None:
@@ -122,7 +148,12 @@ def _check_areas(areas: Sequence[Sequence[int]], x: Tensor) -> None:
 
 
 def create_backbone(
-    name: str = EMBEDDED_BACKBONE, stage: int | None = None, weights: str | Path | None = "auto"
+    name: str = EMBEDDED_BACKBONE,
+    stage: int | None = None,
+    weights: str | Path | None = "auto",
+    *,
+    output_stride: int = 32,
+    fine_stride: int | None = None,
 ) -> Backbone:
     """Build a backbone.
 
@@ -133,18 +164,23 @@ def create_backbone(
         weights: ``auto`` takes the ImageNet weights that come with the package for ``tf_efficientnet_lite0``
             and none for the paper's networks, and asks you to choose for any other; ``hub`` downloads timm's;
             None or ``none`` leaves the random initialisation; anything else is a safetensors file.
+        output_stride: 8 or 16 for atrous convolutions instead of strides in the last stages; not every network of
+            timm has them.
+        fine_stride: also keep the last map with at most this stride, for :meth:`Backbone.both`; needs a `stage`.
 
     Raises:
         ValueError: unknown name (close matches are named), no such stage, a network whose maps have no fixed
-            place on the image, weights that do not fit.
+            place on the image, or no atrous form, weights that do not fit.
     """
     source = "none" if weights is None else str(weights)
     _check_name(name)
     if source == "auto":
         source = _automatic(name)
     if name in PAPER_NETS:
+        if output_stride != 32 or fine_stride is not None:
+            raise ValueError(f"output_stride: {name} has one map and no atrous form; take a network of timm")
         return _paper_backbone(name, stage, source)
-    network = _create_timm(name, pretrained=source == "hub")
+    network = _create_timm(name, pretrained=source == "hub", output_stride=output_stride)
     config = dict(network.pretrained_cfg)  # type: ignore[arg-type]
     if source == "embedded" and name != EMBEDDED_BACKBONE:
         raise ValueError(f"weights: only {EMBEDDED_BACKBONE} has embedded weights; got them asked for {name}")
@@ -155,10 +191,13 @@ def create_backbone(
         network.reset_classifier(0)  # type: ignore[operator]
         load_weights(network, read_weights(source), source, spare=names)
     network.reset_classifier(0)  # type: ignore[operator]
+    fine = None
     if stage is not None:
         stage = _check_stage(name, stage, len(network.feature_info))  # type: ignore[arg-type]
-        (stage,) = network.prune_intermediate_layers([stage], prune_head=True)  # type: ignore[operator]
-    return Backbone(name, network, stage, config)
+        if fine_stride is not None:
+            fine = _stage_of_stride(name, network, fine_stride)
+        network.prune_intermediate_layers([stage], prune_head=True)  # type: ignore[operator]
+    return Backbone(name, network, stage, config, fine)
 
 
 def stage_of_stride(name: str, stride: int) -> int | None:
@@ -172,20 +211,33 @@ def stage_of_stride(name: str, stride: int) -> int | None:
     if name in PAPER_NETS:
         return None
     with torch.device("meta"):
-        reductions = [one["reduction"] for one in _create_timm(name, pretrained=False).feature_info]  # type: ignore[union-attr]
+        return _stage_of_stride(name, _create_timm(name, pretrained=False), stride)
+
+
+def _stage_of_stride(name: str, network: nn.Module, stride: int) -> int:
+    reductions = [one["reduction"] for one in network.feature_info]  # type: ignore[union-attr]
     fine = [index for index, reduction in enumerate(reductions) if reduction <= stride]
     if not fine:
         raise ValueError(f"stride: the finest map of {name} has stride {reductions[0]}; got {stride}")
     return fine[-1]
 
 
-def _create_timm(name: str, pretrained: bool) -> nn.Module:
+def _create_timm(name: str, pretrained: bool, output_stride: int = 32) -> nn.Module:
     import timm  # seconds to import, and the operators do without it
 
+    atrous: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
     with warnings.catch_warnings():
         # timm warns of its own renamed models; the name that was asked for is the one that is kept.
         warnings.simplefilter("ignore")
-        network: nn.Module = timm.create_model(name, pretrained=pretrained)
+        try:
+            network: nn.Module = timm.create_model(name, pretrained=pretrained, **atrous)
+        except (AssertionError, NotImplementedError, TypeError, ValueError) as error:
+            if not atrous:
+                raise
+            raise ValueError(
+                f"output_stride: {name} has no form with output stride {output_stride} ({error}); take 32, or another"
+                " network such as resnet50"
+            ) from error
     return network
 
 

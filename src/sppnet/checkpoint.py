@@ -31,7 +31,7 @@ class Progress:
     epoch: int = 0
     step: int = 0
     seen: int = 0
-    correct: int = 0
+    correct: float = 0
     loss: float = 0.0
     seconds: float = 0.0
 

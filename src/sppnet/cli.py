@@ -11,7 +11,7 @@ from rich.table import Table
 from safetensors import SafetensorError
 
 from sppnet import __version__
-from sppnet.commands import answer, classify, detect
+from sppnet.commands import answer, classify, detect, segment
 from sppnet.commands.bench import bench, bench_parser
 from sppnet.commands.common import complain, parse_level_text
 from sppnet.commands.compare import compare, compare_parser
@@ -62,8 +62,9 @@ def _parsers() -> tuple[ArgumentParser, dict[str, Callable[[Namespace], int]]]:
     tasks = train.add_subcommands(dest="task", metavar="TASK")
     tasks.add_subcommand("classify", classify.train_parser(), help="a classifier, from a folder of class folders")
     tasks.add_subcommand("detect", detect.train_parser(), help="a detector, from images with boxes")
-    commands.add_subcommand("evaluate", answer.evaluate_parser(), help="measure a model on labelled images")
-    commands.add_subcommand("predict", answer.predict_parser(), help="classify images or find objects in them")
+    tasks.add_subcommand("segment", segment.train_parser(), help="classes of pixels, from images with masks")
+    commands.add_subcommand("evaluate", answer.evaluate_parser(), help="measure a model on data with known answers")
+    commands.add_subcommand("predict", answer.predict_parser(), help="classify images, find objects or label pixels")
     commands.add_subcommand("compare-detectors", compare_parser(), help="SPP-net beside R-CNN on your own data")
     commands.add_subcommand("export", export_parser(), help="write an ONNX file that takes every image size")
     commands.add_subcommand("verify", verify_parser(), help="compare an ONNX file with its run")
@@ -73,6 +74,7 @@ def _parsers() -> tuple[ArgumentParser, dict[str, Callable[[Namespace], int]]]:
     return parser, {
         "train classify": classify.train,
         "train detect": detect.train,
+        "train segment": segment.train,
         "evaluate": answer.evaluate,
         "predict": answer.predict,
         "compare-detectors": compare,

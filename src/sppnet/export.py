@@ -133,7 +133,7 @@ class _Network(nn.Module):
         backbone, config = self.model.backbone, self.model.config
         if self.with_preprocessing:
             image = (image.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
-        data = backbone._features(backbone.network, image)
+        (data,) = backbone._maps(backbone.network, image, (backbone.stage,))
         logits: Tensor = self.model.head(
             library.pool(data, None, parse_levels(config.levels), config.rule, config.reduce)
         )

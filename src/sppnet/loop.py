@@ -4,7 +4,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from sppnet.checkpoint import Progress, load_checkpoint, save_checkpoint
 from sppnet.console import console, track
 from sppnet.data.images import ImageError
-from sppnet.evaluate import Scores
 from sppnet.options import LoopOptions
 from sppnet.runs import write_text
 
 METRICS = "metrics.jsonl"
 _SAVE_SECONDS = 120.0
 
-# From the module's output and the target: the loss to minimise, and how many answers are right.
-Objective = Callable[[Any, Any], tuple[Tensor, int]]
+# From the module's output and the target: the loss to minimise, and how many answers are right (a share of an answer
+# counts as such).
+Objective = Callable[[Any, Any], tuple[Tensor, float]]
 
 
 @runtime_checkable
@@ -54,9 +54,10 @@ def fit(
     batches: Batches,
     options: LoopOptions,
     out: Path,
-    validate: Callable[[], Scores | None],
+    validate: Callable[[], Mapping[str, float] | None],
     failures: list[ImageError],
     objective: Objective = classification,
+    right: str = "top1",
 ) -> bool:
     """Train to the last epoch, from the checkpoint in `out` if there is one.
 
@@ -68,6 +69,7 @@ def fit(
         validate: called after each epoch; its scores go into the metrics.
         failures: files that could not be read are added here.
         objective: what is minimised.
+        right: name of the share of right answers in the metrics.
 
     Returns:
         False where the training was interrupted; the checkpoint then has everything that was done.
@@ -93,7 +95,7 @@ def fit(
                 # Dropout draws the same in a resumed step as in an undisturbed one.
                 torch.manual_seed(hash((options.seed, step)) % (1 << 63))
                 if len(y):
-                    loss, right = objective(wrapped(fabric.to_device(x)), fabric.to_device(y))
+                    loss, hits = objective(wrapped(fabric.to_device(x)), fabric.to_device(y))
                     if not loss.isfinite():
                         where = f"epoch {at.epoch + 1}, batch {at.step + 1}"
                         raise RuntimeError(
@@ -104,7 +106,7 @@ def fit(
                     fabric.backward(loss)
                     optimizer.step()
                     at.seen += len(y)
-                    at.correct += right
+                    at.correct += hits
                     at.loss += float(loss.detach()) * len(y)
                 at.step += 1
                 at.seconds = time.monotonic() - since
@@ -123,6 +125,7 @@ def fit(
                 at,
                 batches.side(at.epoch),
                 _rate(options, (at.epoch * batches.steps + at.step - 1) / total),
+                right,
                 validate(),
             )
             at = Progress(epoch=at.epoch + 1)
@@ -143,16 +146,19 @@ def _rate(options: LoopOptions, done: float) -> float:
     """Learning rate when a share of all steps is done."""
     if options.schedule == "cosine":
         return options.rate * (1 + math.cos(math.pi * done)) / 2
+    if options.schedule == "poly":  # DeepLab v2, section 4.1
+        return options.rate * math.pow(1 - done, 0.9)
     return options.rate * 0.1 ** ((done >= 0.6) + (done >= 0.85))
 
 
-def _log(fabric: Any, out: Path, at: Progress, side: int | None, lr: float, val: Scores | None) -> None:
+def _log(
+    fabric: Any, out: Path, at: Progress, side: int | None, lr: float, right: str, val: Mapping[str, float] | None
+) -> None:
     """One line of metrics; lines of an epoch that is done again after a kill are replaced."""
     seen = max(at.seen, 1)
     line: dict[str, Any] = {"epoch": at.epoch + 1, "size": side, "lr": lr, "seconds": round(at.seconds, 2)}
-    line |= {"train_loss": at.loss / seen, "train_top1": at.correct / seen}
-    if val is not None:
-        line |= {"val_top1": val.top1, "val_mean_per_class_accuracy": val.mean_per_class_accuracy}
+    line |= {"train_loss": at.loss / seen, f"train_{right}": at.correct / seen}
+    line |= {f"val_{name}": value for name, value in (val or {}).items()}
     path = out / METRICS
     old = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     kept = [text for text in old if json.loads(text)["epoch"] <= at.epoch]

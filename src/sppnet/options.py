@@ -20,7 +20,8 @@ class LoopOptions:
 
     Attributes:
         epochs, batch, optimizer, lr, weight_decay, schedule: lr and weight_decay of None are the optimiser's customary
-            ones. ``step`` divides the rate by 10 after 60 % and 85 % of the steps.
+            ones. ``step`` divides the rate by 10 after 60 % and 85 % of the steps; ``poly`` multiplies it by
+            (1 - share of the steps done) ** 0.9.
         precision: ``32-true`` or ``bf16-mixed``.
         seed: of everything that is drawn.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
@@ -32,7 +33,7 @@ class LoopOptions:
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float | None = None
     weight_decay: float | None = None
-    schedule: Literal["cosine", "step"] = "cosine"
+    schedule: Literal["cosine", "step", "poly"] = "cosine"
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     seed: int = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -41,7 +42,7 @@ class LoopOptions:
     def __post_init__(self) -> None:
         for name, choices in (
             ("optimizer", ("adamw", "sgd")),
-            ("schedule", ("cosine", "step")),
+            ("schedule", ("cosine", "step", "poly")),
             ("precision", ("32-true", "bf16-mixed")),
             ("device", ("auto", "cpu", "cuda", "mps")),
         ):

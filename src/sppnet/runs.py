@@ -15,18 +15,21 @@ from torch import Tensor
 from sppnet.backbones import create_backbone
 from sppnet.classify import Classifier, ClassifierConfig, imagenet_classifier
 from sppnet.detect import Detector, DetectorConfig
+from sppnet.segment import Segmenter, SegmenterConfig, create_segmenter
 from sppnet.weights import load_weights
 
 CONFIG, WEIGHTS = "run.json", "model.safetensors"
 IMAGENET = "imagenet"
 _FORMAT = 1
-_TASKS: dict[str, tuple[type, type]] = {
+Model = Classifier | Detector | Segmenter
+_TASKS: dict[str, tuple[type[Model], type]] = {
     "classify": (Classifier, ClassifierConfig),
     "detect": (Detector, DetectorConfig),
+    "segment": (Segmenter, SegmenterConfig),
 }
 
 
-def save_run(model: Classifier | Detector, folder: str | Path) -> None:
+def save_run(model: Model, folder: str | Path) -> None:
     """Write the model into the folder; what is there is replaced file by file, never half."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,7 +39,7 @@ def save_run(model: Classifier | Detector, folder: str | Path) -> None:
     write_json(content, folder / CONFIG)
 
 
-def load(run: str | Path) -> Classifier | Detector:
+def load(run: str | Path) -> Model:
     """The model of a run folder, in evaluation mode, on the CPU.
 
     Args:
@@ -53,7 +56,7 @@ def load(run: str | Path) -> Classifier | Detector:
         raise ValueError(f"run: {folder} has no {WEIGHTS}: its training has not finished")
     try:
         with torch.random.fork_rng(devices=[]):  # the weights that are drawn here are replaced at once
-            model: Classifier | Detector = _TASKS[task][0](config, create_backbone(config.backbone, config.stage, None))
+            model = _create(task, config)
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"run: {folder / CONFIG} does not describe a model of task {task!r}: {error}") from error
     state, _ = read_tensors(folder / WEIGHTS)
@@ -62,11 +65,18 @@ def load(run: str | Path) -> Classifier | Detector:
 
 
 def load_classifier(run: str | Path) -> Classifier:
-    """The classifier of a run folder, as :func:`load`; a detector is refused."""
+    """The classifier of a run folder, as :func:`load`; a model of another task is refused."""
     model = load(run)
     if not isinstance(model, Classifier):
-        raise ValueError(f"run: expected a classifier; {run} holds a detector")
+        raise ValueError(f"run: expected a classifier; {run} holds a {type(model).__name__.lower()}")
     return model
+
+
+def _create(task: str, config: Any) -> Model:
+    if task == "segment":
+        return create_segmenter(config, None)
+    backbone = create_backbone(config.backbone, config.stage, None)
+    return Classifier(config, backbone) if task == "classify" else Detector(config, backbone)
 
 
 def _read_config(folder: Path) -> tuple[str, Any]:

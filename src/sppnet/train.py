@@ -130,7 +130,7 @@ def _train_head(
         batches = VectorBatches(vectors.data, vectors.labels, options.batch, options.seed)
         held = parts.get("validation images")
         finished = fit(
-            model.head, batches, options, out, lambda: _vector_scores(model, held) if held else None, failures
+            model.head, batches, options, out, lambda: _shown(_vector_scores(model, held)) if held else None, failures
         )
     return finished, {name: _vector_scores(model, part) for name, part in parts.items()}, failures
 
@@ -147,16 +147,20 @@ def _train_whole(
     _require_two_classes([sample.label for sample in batches.samples], failures)
     scores: dict[str, Scores] = {}
 
-    def validate() -> Scores | None:
+    def validate() -> dict[str, float] | None:
         if not val_samples:
             return None
         evaluation = evaluate_classifier(model, val_samples)
         failures.extend(evaluation.failures)
         scores["validation images"] = evaluation.scores
-        return evaluation.scores
+        return _shown(evaluation.scores)
 
     finished = fit(model, batches, options, out, validate, failures)
     return finished, scores, failures
+
+
+def _shown(scores: Scores) -> dict[str, float]:
+    return {"top1": scores.top1, "mean_per_class_accuracy": scores.mean_per_class_accuracy}
 
 
 def _require_two_classes(labels: Sequence[int], failures: Sequence[ImageError]) -> None:

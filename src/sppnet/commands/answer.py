@@ -1,62 +1,86 @@
 """`sppnet evaluate` and `sppnet predict`: options, and which task's answer a run gives."""
 
-from collections.abc import Callable, Mapping
-from typing import get_args
+from collections.abc import Callable
+from typing import Any, get_args
 
 from jsonargparse import ArgumentParser, Namespace
 
 from sppnet.classify import Classifier
-from sppnet.commands import classify, detect
+from sppnet.commands import classify, detect, segment
+from sppnet.data.images import MAX_PIXELS
 from sppnet.data.resize import POLICIES
 from sppnet.detect import Detector
 from sppnet.runs import load, pick_device
+from sppnet.segment import Segmenter
+from sppnet.tiles import OVERLAP
 from sppnet.views import Views
 
 _RESIZE = f"classifiers: size policy: {', '.join(POLICIES)}; a side follows a colon, as in shorter-side:256"
 _VIEWS = f"classifiers: views of an image: {', '.join(get_args(Views))}"
 _LEAST = "detectors: least score that is told; left out: -0.5 of an SVM, else 0.5; there are none below -1.5, else 0.01"
 _CACHE = "detectors: folder that keeps proposals; left out: evaluate has them in RUN, predict keeps none"
-# Options that one task has and the other has not, with the values that they have when they are not given.
-_CLASSIFY = {"resize": None, "compare": None, "views": "full", "batch": 32}
-_DETECT = {
-    "out": None,
-    "pictures": None,
-    "cache": None,
-    "min_score": None,
-    "proposals": None,
-    "workers": 2,
-    "svd": None,
-    "head": "float32",
+_CONTEXT = "segmenters: tiles see a reduced copy of the whole image in ASPP's image-level branch"
+# Options that not every task has: the tasks that have it, and the value when it is not given.
+_OF: dict[str, tuple[tuple[type, ...], Any]] = {
+    "resize": ((Classifier,), None),
+    "compare": ((Classifier,), None),
+    "views": ((Classifier,), "full"),
+    "batch": ((Classifier,), 32),
+    "out": ((Detector, Segmenter), None),
+    "pictures": ((Detector, Segmenter), None),
+    "cache": ((Detector,), None),
+    "min_score": ((Detector,), None),
+    "proposals": ((Detector,), None),
+    "workers": ((Detector,), 2),
+    "svd": ((Detector,), None),
+    "head": ((Detector,), "float32"),
+    "ignore": ((Segmenter,), None),
+    "output": ((Segmenter,), "palette,overlay"),
+    "scales": ((Segmenter,), "1"),
+    "flip": ((Segmenter,), False),
+    "memory": ((Segmenter,), "4GB"),
+    "tile": ((Segmenter,), None),
+    "overlap": ((Segmenter,), OVERLAP),
+    "global_context": ((Segmenter,), False),
+    "max_pixels": ((Segmenter,), MAX_PIXELS),
 }
 
 
 def evaluate_parser() -> ArgumentParser:
     """Options of `sppnet evaluate`."""
-    parser = ArgumentParser(description="Measure a classifier on labelled images, or a detector on images with boxes.")
+    parser = ArgumentParser(description="Measure a model on labelled images, on images with boxes or with masks.")
     add = parser.add_argument
     add("run", help="run folder, or imagenet for the embedded network")
-    add("data", help="classifiers: class folders, splits of them, or CSV file with path,label; detectors: VOC or COCO")
+    add("data", help="as for training: class folders or CSV; VOC or COCO; or images and masks")
     add("--split", type=str | None, help="of the data; left out: test, or val where there is no test")
     add("--resize", type=str | None, metavar="POLICY", help=f"{_RESIZE}; left out: the run's own")
     add("--compare", type=str | None, metavar="POLICIES", help="classifiers: several policies side by side, by commas")
     add("--views", type=str, default="full", help=_VIEWS)
-    add("--pictures", type=str | None, metavar="DIR", help="detectors: write curves, best and worst detections there")
+    add("--pictures", type=str | None, metavar="DIR", help="detectors, segmenters: write curves, best and worst there")
+    add("--ignore", type=str | None, metavar="IDS", help="segmenters: ids of masks that do not count, by commas")
     _add_detector_options(parser)
+    _add_segmenter_options(parser)
     return parser
 
 
 def predict_parser() -> ArgumentParser:
     """Options of `sppnet predict`."""
-    parser = ArgumentParser(description="Classify images, or find objects in them, each at its own size.")
+    parser = ArgumentParser(
+        description="Classify images, find objects in them or label their pixels, each at its own size."
+    )
     add = parser.add_argument
     add("run", help="run folder, or imagenet for the embedded network")
     add("images", nargs="+", help="files or folders")
     add("--resize", type=str | None, metavar="POLICY", help=f"{_RESIZE}; left out: the run's own")
     add("--views", type=str, default="full", help=_VIEWS)
     add("--batch", type=int, default=32, help="classifiers: images read at a time; the answers do not depend on it")
-    add("--out", type=str | None, metavar="DIR", help="detectors: write each image there with its objects drawn")
+    add("--out", type=str | None, metavar="DIR", help="detectors, segmenters: write pictures and labels there")
     add("--min-score", type=float | None, help=_LEAST)
+    add("--output", default="palette,overlay", help="segmenters: what is written: palette, overlay, probabilities")
+    add("--memory", default="4GB", help="segmenters: an image that takes more in one pass is cut into tiles")
+    add("--max-pixels", type=int, default=MAX_PIXELS, help="segmenters: larger images are refused")
     _add_detector_options(parser)
+    _add_segmenter_options(parser)
     return parser
 
 
@@ -67,35 +91,40 @@ def _add_detector_options(parser: ArgumentParser) -> None:
     add("--proposals", type=str | None, help=f"detectors: {detect.PROPOSALS}; left out: as in training")
     add("--workers", type=int, default=2, help="detectors: images searched for proposals at a time")
     add("--cache", type=str | None, metavar="DIR", help=_CACHE)
+
+
+def _add_segmenter_options(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--scales", default="1", help="segmenters: average over these factors of size, such as 0.75,1,1.25")
+    add("--flip", action="store_true", help="segmenters: average over mirror images, too")
+    add("--tile", type=int | None, help="segmenters: side of tiles in pixels, whatever the memory")
+    add("--overlap", type=int, default=OVERLAP, help="segmenters: pixels that tiles have in common")
+    add("--global-context", action="store_true", help=_CONTEXT)
     add("--device", default="auto", help="auto, cpu, cuda or mps")
     add("--json", action="store_true", help="print JSON and nothing else on standard output")
 
 
 def evaluate(arguments: Namespace) -> int:
     """Score a run."""
-    return _ask(arguments, classify.evaluate, detect.evaluate)
+    return _ask(arguments, {Classifier: classify.evaluate, Detector: detect.evaluate, Segmenter: segment.evaluate})
 
 
 def predict(arguments: Namespace) -> int:
     """Answer for images."""
-    return _ask(arguments, classify.predict, detect.predict)
+    return _ask(arguments, {Classifier: classify.predict, Detector: detect.predict, Segmenter: segment.predict})
 
 
-def _ask(
-    arguments: Namespace,
-    of_classifier: Callable[[Classifier, Namespace], int],
-    of_detector: Callable[[Detector, Namespace], int],
-) -> int:
+def _ask(arguments: Namespace, commands: dict[type, Callable[[Any, Namespace], int]]) -> int:
     model = load(arguments.run)
-    if isinstance(model, Detector):
-        _refuse(arguments, _CLASSIFY, "classifiers", "a detector")
-        return of_detector(model.to(pick_device(arguments.device)), arguments)
-    _refuse(arguments, _DETECT, "detectors", "a classifier")
-    return of_classifier(model.to(pick_device(arguments.device)), arguments)
+    _refuse(arguments, type(model))
+    return commands[type(model)](model.to(pick_device(arguments.device)), arguments)
 
 
-def _refuse(arguments: Namespace, options: Mapping[str, object], whose: str, task: str) -> None:
+def _refuse(arguments: Namespace, task: type) -> None:
     """No option is passed over in silence."""
-    for name, default in options.items():
-        if arguments.get(name, default) != default:
-            raise ValueError(f"{name.replace('_', '-')}: an option for {whose}; {arguments.run} holds {task}")
+    for name, (tasks, default) in _OF.items():
+        if task not in tasks and arguments.get(name, default) != default:
+            whose = " and ".join(f"{one.__name__.lower()}s" for one in tasks)
+            raise ValueError(
+                f"{name.replace('_', '-')}: an option for {whose}; {arguments.run} holds a {task.__name__.lower()}"
+            )

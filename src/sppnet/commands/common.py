@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from sppnet.bins import Level
 from sppnet.console import console
@@ -23,6 +24,27 @@ def parse_level_text(text: str | list[int]) -> tuple[Level, ...]:
         rows, _, columns = part.partition("x")
         levels.append((int(rows), int(columns)) if columns else int(rows))
     return tuple(levels)
+
+
+Number = TypeVar("Number", int, float)
+
+
+def numbers(name: str, text: str, kind: type[Number] = int, least: int = 1) -> tuple[Number, ...]:
+    """Numbers separated by commas.
+
+    Args:
+        name: of the option, for the message.
+        text: what was typed.
+        kind: of number.
+        least: the smallest that is taken.
+    """
+    try:
+        values = tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or not min(values) >= least:
+        raise ValueError(f"{name}: expected numbers of at least {least}, separated by commas; got {text!r}")
+    return values
 
 
 def find_images(names: Sequence[str]) -> tuple[list[Path], list[ImageError]]:
@@ -47,6 +69,13 @@ def list_failures(failures: Sequence[ImageError], skipped: Sequence[Path]) -> No
         console.print(f"{len(failures)} images could not be used:", highlight=False)
         for failure in failures:
             console.print(f"  {failure}", highlight=False, soft_wrap=True, markup=False)
+
+
+def list_problems(problems: Sequence[str], failures: Sequence[ImageError]) -> None:
+    """Name on standard error what a data set left out and what could not be read."""
+    for problem in problems:
+        console.print(problem, highlight=False, soft_wrap=True, markup=False)
+    list_failures(failures, ())
 
 
 def complain(text: str) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
 
-from sppnet.commands.detect import PROPOSALS, list_problems, options_of
+from sppnet.commands.common import list_problems
+from sppnet.commands.detect import PROPOSALS, options_of
 from sppnet.console import console, results
 from sppnet.detect_options import DetectOptions
 from sppnet.runs import write_json

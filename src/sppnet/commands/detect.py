@@ -12,9 +12,9 @@ from rich.table import Table
 
 from sppnet.bins import CellRule
 from sppnet.boxes import Detections
-from sppnet.commands.common import find_images, list_failures, parse_level_text
+from sppnet.commands.common import find_images, list_problems, numbers, parse_level_text
 from sppnet.console import console, results, track
-from sppnet.data.images import ImageError, load_image
+from sppnet.data.images import load_image
 from sppnet.detect import Detector, Method, Scorer
 from sppnet.detect_options import DetectOptions
 from sppnet.encoder import ScaleRule
@@ -229,24 +229,6 @@ def above(found: Detections, least: float) -> Detections:
     """The detections with at least this score."""
     good = found.scores >= least
     return Detections(found.boxes[good], found.scores[good], found.labels[good])
-
-
-def numbers(name: str, text: str) -> tuple[int, ...]:
-    """Whole numbers above 0, separated by commas."""
-    try:
-        values = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        values = ()
-    if not values or min(values) < 1:
-        raise ValueError(f"{name}: expected numbers of at least 1, separated by commas; got {text!r}")
-    return values
-
-
-def list_problems(problems: tuple[str, ...], failures: tuple[ImageError, ...]) -> None:
-    """Name on standard error what was left out."""
-    for problem in problems:
-        console.print(problem, highlight=False, soft_wrap=True, markup=False)
-    list_failures(failures, ())
 
 
 def _cache(arguments: Namespace) -> Path:

@@ -62,6 +62,32 @@ def find_split(root: str | os.PathLike[str], *wanted: str) -> str | None:
     return next((present[name] for name in wanted if name in present), None)
 
 
+def sort_splits(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of splits, training first and test last, with or without a year; others behind them."""
+    order = {split: place for place, split in enumerate(SPLITS)}
+    return tuple(sorted(names, key=lambda name: (order.get(name.lower().rstrip("0123456789"), len(order)), name)))
+
+
+def usual_split(root: str | os.PathLike[str], present: Sequence[str], wanted: str | None, *usual: str) -> str | None:
+    """The split that is meant: the wanted one, else the first usual one that there is; None where there are no splits.
+
+    Args:
+        root: for the message.
+        present: the splits that there are.
+        wanted: the split that was named, or None.
+        usual: what the caller takes of itself, the best first.
+
+    Raises:
+        ValueError: there are splits, none is wanted, and none is usual.
+    """
+    if wanted is not None or not present:
+        return wanted
+    found = next((name for name in usual if name in present), None)
+    if found is None:
+        raise ValueError(f"split: {root} has {', '.join(present)}; name one of them")
+    return found
+
+
 def read_classification(
     root: str | os.PathLike[str], split: str | None = None, classes: Sequence[str] | None = None
 ) -> ClassificationData:

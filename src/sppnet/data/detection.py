@@ -17,8 +17,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sppnet.data.coco import coco_files, find_images, four_numbers, load_coco, short
-from sppnet.data.datasets import SPLITS, list_some, suggest
-from sppnet.data.images import ImageError, image_extensions, image_size, walk_files
+from sppnet.data.datasets import list_some, sort_splits, suggest, usual_split
+from sppnet.data.images import ImageError, image_size, walk_files
+from sppnet.data.voc import images_by_name, read_list, require_images, voc_folder, voc_lists, whole_lists
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _UNKNOWN = 1 << 30  # pixels; the side of an image that cannot be read
@@ -80,12 +81,8 @@ def detection_splits(root: str | os.PathLike[str]) -> tuple[str, ...]:
     Lists of single classes such as cat_train.txt are not named beside train.txt, but can be read.
     """
     root = Path(root)
-    voc = _voc_folder(root)
-    names = list(_voc_lists(voc) if voc else coco_files(root))
-    if voc:
-        names = [name for name in names if "_" not in name or name.rpartition("_")[2] not in names]
-    order = {split: place for place, split in enumerate(SPLITS)}
-    return tuple(sorted(names, key=lambda name: (order.get(name.lower().rstrip("0123456789"), len(order)), name)))
+    voc = voc_folder(root, "Annotations")
+    return sort_splits(whole_lists(voc_lists(voc, "Main")) if voc else coco_files(root))
 
 
 def choose_split(root: str | os.PathLike[str], wanted: str | None, *usual: str) -> str | None:
@@ -94,13 +91,7 @@ def choose_split(root: str | os.PathLike[str], wanted: str | None, *usual: str) 
     Raises:
         ValueError: there are splits, none is wanted, and none is usual.
     """
-    present = detection_splits(root)
-    if wanted is not None or not present:
-        return wanted
-    found = next((name for name in usual if name in present), None)
-    if found is None:
-        raise ValueError(f"split: {root} has {', '.join(present)}; name one of them")
-    return found
+    return usual_split(root, detection_splits(root), wanted, *usual)
 
 
 def read_detection(
@@ -142,7 +133,7 @@ def read_detection(
     if classes is not None and (not classes or len(set(classes)) < len(classes)):
         raise ValueError(f"classes must be one or more different names, got {list(classes)}")
     problems: list[str] = []
-    voc, files = _voc_folder(root), coco_files(root)
+    voc, files = voc_folder(root, "Annotations"), coco_files(root)
     if (voc is not None and files) or (voc is None and not files and root.suffix.lower() != ".json"):
         raise ValueError(
             f"a detection data set must be a folder with JPEGImages and Annotations (VOC) or with annotations/*.json"
@@ -150,7 +141,7 @@ def read_detection(
         )
     if voc:
         root = voc
-        images = _read_voc(voc, _split_file(voc, split, _voc_lists(voc)), problems)
+        images = _read_voc(voc, _split_file(voc, split, voc_lists(voc, "Main")), problems)
         known = sorted({item.name for image in images for item in image.objects})
     else:
         images, known = _read_coco(_split_file(root, split, files) or root, split, problems)
@@ -232,59 +223,22 @@ def _size(image: _Image, problems: list[str]) -> tuple[int, int]:
     return height, width
 
 
-def _voc_folder(root: Path) -> Path | None:
-    found = [
-        folder
-        for folder in (root, *sorted(root.glob("VOC*")), *sorted(root.glob("VOCdevkit/VOC*")))
-        if (folder / "Annotations").is_dir() and (folder / "JPEGImages").is_dir()
-    ]
-    if len(found) > 1 and found[0] != root:
-        raise ValueError(f"root must be one of the data sets {list_some(str(folder) for folder in found)}, got {root}")
-    return found[0] if found else None
-
-
-def _voc_lists(folder: Path) -> dict[str, Path]:
-    return {path.stem: path for path in sorted((folder / "ImageSets/Main").glob("*.txt"))}
-
-
 def _read_voc(folder: Path, listed: Path | None, problems: list[str]) -> list[_Image]:
     photos, annotations = folder / "JPEGImages", folder / "Annotations"
-    extensions = image_extensions()
-    files: dict[str, list[Path]] = {}
-    for path in walk_files(photos):
-        if path.suffix.lower() in extensions:
-            files.setdefault(path.relative_to(photos).with_suffix("").as_posix(), []).append(path)
+    files = images_by_name(photos)
     if listed is None:
         every = (path.relative_to(annotations) for path in walk_files(annotations) if path.suffix == ".xml")
         ids = [path.with_suffix("").as_posix() for path in every]
         if files.keys() - set(ids):
             problems.append(f"images without an annotation: {list_some(sorted(files.keys() - set(ids)))}; left out")
     else:
-        ids = _read_list(listed, files)
+        ids = read_list(listed, files)
     of = listed or annotations
-    missing = [name for name in ids if name not in files]
-    if missing:
-        raise ValueError(f"{photos} lacks images of {of}: {list_some(missing)}{suggest(missing[0], files)}")
-    several = [str(path) for name in ids for path in files[name] if len(files[name]) > 1]
-    if several:
-        raise ValueError(f"{photos} must have one image for each name of {of}, got {list_some(several)}")
+    require_images(ids, files, photos, of)
     missing = [name for name in ids if not (annotations / f"{name}.xml").is_file()]
     if missing:
         raise ValueError(f"{annotations} lacks .xml files of {of}: {list_some(missing)}")
     return [_read_annotation(annotations / f"{name}.xml", files[name][0], problems) for name in ids]
-
-
-def _read_list(file: Path, files: dict[str, list[Path]]) -> list[str]:
-    """The first column of a list of images; a second one, of 1, 0 or -1, says whether a class is in the image."""
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} must be text in UTF-8: {error}") from error
-    # Names may have spaces.
-    ids = [line if line in files else re.sub(r"\s+(-1|0|1)$", "", line) for line in lines if line]
-    if not ids:
-        raise ValueError(f"{file} must name an image or more, got none")
-    return ids
 
 
 def _read_annotation(file: Path, path: Path, problems: list[str]) -> _Image:

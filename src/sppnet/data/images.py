@@ -18,6 +18,8 @@ from torch import Tensor
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 
+MAX_PIXELS, MAX_SIDE = 178_956_970, 65_500  # the first is Pillow's own limit
+
 # Formats that Pillow names but that are no pictures to read here: EPS would run Ghostscript, WMF needs
 # Windows, MPEG, BUFR, GRIB and HDF5 are recognised without a decoder, IM is deprecated.
 _REFUSED_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "IM", "MPEG", "WMF"}
@@ -49,7 +51,7 @@ _ORIENTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SIDEWAYS = (5, 6, 7, 8)
+_SIDEWAYS = tuple(_ORIENTATIONS[number] for number in (5, 6, 7, 8))
 
 
 class ImageError(ValueError):
@@ -64,7 +66,7 @@ class ImageError(ValueError):
         return f"{self.path}: {self.reason}"
 
 
-def load_image(source: ImageSource, *, max_pixels: int = 178_956_970, max_side: int = 65_500) -> Image.Image:
+def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE) -> Image.Image:
     """Decodes an image to RGB at its own size, with its EXIF orientation applied.
 
     Alpha, and the transparent colour of a palette, is composed over white. 16-bit grey (modes I;16 and I)
@@ -75,7 +77,7 @@ def load_image(source: ImageSource, *, max_pixels: int = 178_956_970, max_side: 
     Args:
         source: a path, the bytes of a file, a Pillow image (left as it is), or a uint8 array of shape
             (height, width, 3) in RGB order or (height, width) in grey.
-        max_pixels: most pixels (height times width) allowed; 1 or more. The default is Pillow's own limit.
+        max_pixels: most pixels (height times width) allowed; 1 or more.
         max_side: most pixels along either side; 1 or more. Both limits are checked on the header, before
             anything is decoded.
 
@@ -94,13 +96,17 @@ def load_image(source: ImageSource, *, max_pixels: int = 178_956_970, max_side: 
     if isinstance(source, bytes):
         return _decode(_open(io.BytesIO(source), "<bytes>"), "<bytes>", max_pixels, max_side)
     path = os.fspath(source)
-    with _opened(path) as image:
+    with open_image(path) as image:
         return _decode(image, path, max_pixels, max_side)
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[ImageFile.ImageFile]:
-    """The image of a file, its header read."""
+def open_image(path: str) -> Iterator[ImageFile.ImageFile]:
+    """The image of a file, its header read and nothing decoded.
+
+    Raises:
+        ImageError: if the file is missing, empty or not an image.
+    """
     try:
         if not Path(path).exists():
             raise ImageError(path, "no such file")
@@ -119,9 +125,8 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         ImageError: if the file is missing, empty or not an image. That its pixels can be decoded is not known.
     """
     name = os.fspath(path)
-    with _opened(name) as image:
-        # Pillow turns TIFF files by itself, and has their size as turned from the start.
-        sideways = image.format != "TIFF" and _orientation(image) in _SIDEWAYS
+    with open_image(name) as image:
+        sideways = exif_turn(image) in _SIDEWAYS
         return (image.width, image.height) if sideways else (image.height, image.width)
 
 
@@ -232,32 +237,56 @@ def _open(file: io.BytesIO | io.BufferedReader, path: str) -> ImageFile.ImageFil
     raise ImageError(path, reason or f"not an image: the file begins with {_quote(head)}")
 
 
-def _decode(image: Image.Image, path: str, max_pixels: int, max_side: int) -> Image.Image:
+def decode_pixels(image: Image.Image, path: str, *, max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE) -> None:
+    """Decodes an opened image as it is stored: in its own mode, and not turned.
+
+    Args:
+        image: as `open_image` gives it.
+        path: for messages.
+        max_pixels: as for `load_image`.
+        max_side: as for `load_image`.
+
+    Raises:
+        ImageError: if it is truncated, damaged or too large.
+    """
     width, height = image.size
     size = f"{height} x {width} (height x width)"
     if height * width > max_pixels:
         raise ImageError(path, f"too many pixels: {size}, more than max_pixels={max_pixels}")
     if max(height, width) > max_side:
         raise ImageError(path, f"too long a side: {size}, more than max_side={max_side}")
-    try:
+    with _damage(path):
         image.load()  # some readers settle the mode only now
+
+
+def _decode(image: Image.Image, path: str, max_pixels: int, max_side: int) -> Image.Image:
+    decode_pixels(image, path, max_pixels=max_pixels, max_side=max_side)
+    with _damage(path):
         rgb = _to_rgb(image, path)
+    rgb.info.clear()
+    turn = exif_turn(image)
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+@contextmanager
+def _damage(path: str) -> Iterator[None]:
+    try:
+        yield
     except ImageError:
         raise
     except _DAMAGE as error:
         raise ImageError(path, _describe(error, "its pixels cannot be decoded")) from error
-    rgb.info.clear()
-    transpose = _ORIENTATIONS.get(_orientation(image))
-    return rgb if transpose is None else rgb.transpose(transpose)
 
 
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 where there is none or it cannot be read."""
+def exif_turn(image: Image.Image) -> Image.Transpose | None:
+    """What turns the stored pixels of an image upright; None if nothing has to, or its EXIF data cannot be read."""
+    if isinstance(image, ImageFile.ImageFile) and image.format == "TIFF":
+        return None  # Pillow turns TIFF files by itself, and has their size as turned from the start
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except _DAMAGE:
-        return 1
-    return orientation if isinstance(orientation, int) else 1
+        return None
+    return _ORIENTATIONS.get(orientation) if isinstance(orientation, int) else None
 
 
 def _to_rgb(image: Image.Image, path: str) -> Image.Image:

@@ -1,0 +1,120 @@
+"""Files of the classes of an image's pixels: masks, overlays, probabilities."""
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sppnet.bins import choose
+from sppnet.data.images import MAX_PIXELS, load_image
+from sppnet.segment import Segmenter
+from sppnet.segment_pictures import count_labels, write_labels, write_overlay, write_probabilities
+from sppnet.segment_views import View, pixel_probabilities
+from sppnet.tiles import segment_to_file
+
+OUTPUTS = ("palette", "overlay", "probabilities")
+
+
+@dataclass(frozen=True)
+class SegmentAnswer:
+    """What became of an image.
+
+    Attributes:
+        source: its path.
+        size: its (height, width), EXIF orientation applied.
+        tiles: how many passes it took; 1 for the whole.
+        classes: share of the pixels of each class that is there.
+        files: what was written, by output.
+    """
+
+    source: str
+    size: tuple[int, int]
+    tiles: int
+    classes: dict[str, float]
+    files: dict[str, str]
+
+
+def segment_file(
+    model: Segmenter,
+    path: Path,
+    stem: Path | None,
+    outputs: Sequence[str] = ("palette", "overlay"),
+    view: View | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> SegmentAnswer:
+    """Label an image file and write what is wanted beside `stem`.
+
+    A huge image is labelled tile by tile into a file beside the results; a killed call goes on there.
+
+    Args:
+        model: in evaluation mode.
+        path: of the image.
+        stem: folder and name, without ending, of what is written: STEM.png with the classes' indices and a palette,
+            STEM_overlay.png, STEM_probabilities.npy (float16, classes x height x width). None to write nothing.
+        outputs: of ``palette``, ``overlay`` and ``probabilities``.
+        view: how it is looked at; None for the whole in one pass.
+        max_pixels: see :func:`sppnet.data.images.load_image`.
+
+    Raises:
+        sppnet.ImageError: the image cannot be read.
+        ValueError: an unknown output, or a memory that is too small.
+    """
+    for output in outputs:
+        choose("output", output, OUTPUTS)
+    view = view or View()
+    image = load_image(path, max_pixels=max_pixels)
+    if stem is not None:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+    kept = stem.with_name(f"{stem.name}_probabilities.npy") if stem and "probabilities" in outputs else None
+    if not view.in_tiles(model, image):
+        probabilities = pixel_probabilities(model, image, view.scales, view.flip)
+        if kept:
+            write_probabilities(probabilities, kept)
+        return _finish(model, image, path, probabilities.argmax(0).numpy(), 1, stem, outputs, kept)
+    with tempfile.TemporaryDirectory() if stem is None else nullcontext(stem.parent) as folder:
+        file = Path(folder) / f"{path.stem if stem is None else stem.name}_labels.npy"
+        tiled = segment_to_file(
+            model,
+            image,
+            file,
+            memory=view.memory if view.tile is None else None,
+            tile=view.tile,
+            overlap=view.overlap,
+            global_context=view.global_context,
+            probabilities=kept,
+        )
+        labels = np.load(file, mmap_mode="r")
+        answer = _finish(model, image, path, labels, tiled.tiles, stem, outputs, kept)
+        del labels
+        file.unlink()
+        file.with_name(f"{file.name}.json").unlink()
+    return answer
+
+
+def _finish(
+    model: Segmenter,
+    image: Image.Image,
+    path: Path,
+    labels: np.ndarray,
+    tiles: int,
+    stem: Path | None,
+    outputs: Sequence[str],
+    probabilities: Path | None,
+) -> SegmentAnswer:
+    config = model.config
+    files = {"probabilities": str(probabilities)} if probabilities else {}
+    if stem and "palette" in outputs:
+        file = stem.with_name(f"{stem.name}.png")
+        write_labels(labels, file, config.colours)
+        files["palette"] = str(file)
+    if stem and "overlay" in outputs:
+        file = stem.with_name(f"{stem.name}_overlay.png")
+        write_overlay(image, labels, file, config.classes, config.colours)
+        files["overlay"] = str(file)
+    counts = count_labels(labels, len(config.classes))
+    shares = {name: int(count) / labels.size for name, count in zip(config.classes, counts, strict=True) if count}
+    return SegmentAnswer(str(path), (image.height, image.width), tiles, shares, files)

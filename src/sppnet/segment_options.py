@@ -1,0 +1,106 @@
+"""Settings of a segmenter's training."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from sppnet.atrous import auto_rates
+from sppnet.bins import choose
+from sppnet.blocks import Norm
+from sppnet.options import LoopOptions, require_positive
+from sppnet.segment import SegmenterConfig
+from sppnet.segment_heads import Context, HeadName
+from sppnet.weights import EMBEDDED_BACKBONE
+
+ClassWeights = Literal["none", "root", "median"]
+
+
+@dataclass(frozen=True)
+class SegmentOptions(LoopOptions):
+    """Settings of a segmenter's training; the defaults suit street scenes of 480 x 360 on a CPU.
+
+    Attributes:
+        backbone, weights: see :func:`sppnet.backbones.create_backbone`.
+        head, context, output_stride, width, norm, separable, image_level, dropout: see
+            :class:`sppnet.segment.SegmenterConfig`.
+        rates: of ASPP; empty for the papers', made smaller where the map of a crop would leave too little of them, see
+            :func:`sppnet.atrous.auto_rates`.
+        crop: (height, width) in pixels of what a step sees of an image.
+        scale: least and greatest factor by which images are resized before they are cropped.
+        jitter: brightness, contrast and saturation change by at most this share.
+        class_weights: of the loss: ``none``; ``root``, the inverse root of a class's share of the pixels; ``median``,
+            its median over the classes by the share (SegNet).
+        ignore: raw values of masks that do not count; None for those of the layout, and 255.
+        workers: processes that decode images.
+    """
+
+    backbone: str = EMBEDDED_BACKBONE
+    weights: str = "auto"
+    head: HeadName = "deeplabv3plus"
+    context: Context = "aspp"
+    output_stride: int = 16
+    rates: tuple[int, ...] = ()
+    width: int = 128
+    norm: Norm = "safe"
+    separable: bool = True
+    image_level: bool = True
+    dropout: float = 0.1
+    crop: tuple[int, int] = (256, 320)
+    scale: tuple[float, float] = (0.5, 2.0)
+    jitter: float = 0.3
+    class_weights: ClassWeights = "root"
+    ignore: tuple[int, ...] | None = None
+    epochs: int = 25
+    batch: int = 8
+    schedule: Literal["cosine", "step", "poly"] = "poly"
+    lr: float | None = 1e-3
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, choices in (
+            ("head", get_args(HeadName)),
+            ("context", get_args(Context)),
+            ("norm", get_args(Norm)),
+            ("class_weights", get_args(ClassWeights)),
+        ):
+            choose(name, getattr(self, name), choices)
+        require_positive(self, "width")
+        if self.output_stride not in (8, 16, 32):
+            raise ValueError(f"output_stride: expected 8, 16 or 32; got {self.output_stride}")
+        if self.context != "aspp" and self.head != "deeplabv3plus":
+            raise ValueError(f"context: only deeplabv3plus has a choice; the head is {self.head}, leave it at 'aspp'")
+        if self.rates and (min(self.rates) < 1 or self.head == "pspnet" or self.context != "aspp"):
+            raise ValueError(f"rates: expected spacings of at least 1, and a head with ASPP; got {self.rates}")
+        if len(self.crop) != 2 or min(self.crop) < 1:
+            raise ValueError(f"crop: expected a height and a width of at least 1 pixel; got {self.crop}")
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 10:
+            raise ValueError(f"scale: expected 0 < least <= greatest <= 10; got {self.scale}")
+        for name, value in (("jitter", self.jitter), ("dropout", self.dropout)):
+            if not 0 <= value < 1:
+                raise ValueError(f"{name}: expected a share in [0, 1); got {value}")
+        if self.workers < 0:
+            raise ValueError(f"workers: expected at least 0; got {self.workers}")
+
+    def config(
+        self, classes: tuple[str, ...], ignore: tuple[int, ...], colours: tuple[tuple[int, int, int], ...]
+    ) -> SegmenterConfig:
+        """The segmenter that these settings train; its rates are fitted to the crops unless they are given."""
+        rates = self.rates
+        if not rates and self.head != "pspnet" and self.context == "aspp":
+            cells = tuple(-(-side // self.output_stride) for side in self.crop)
+            rates = auto_rates(self.output_stride, cells, "v2" if self.head == "deeplabv2" else "v3")
+        return SegmenterConfig(
+            classes=classes,
+            backbone=self.backbone,
+            head=self.head,
+            context=self.context,
+            output_stride=self.output_stride,
+            rates=rates,
+            width=self.width,
+            norm=self.norm,
+            separable=self.separable,
+            image_level=self.image_level,
+            dropout=self.dropout,
+            ignore=ignore,
+            colours=colours,
+        )

@@ -1,0 +1,318 @@
+"""Semantic segmentation of images of any size in bounded memory: overlapping tiles, cross-faded where they meet."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+
+from sppnet.console import track
+from sppnet.runs import write_json
+from sppnet.segment import Segmenter
+from sppnet.tile_memory import greatest_tile, parse_memory
+from sppnet.weights import weights_digest
+
+OVERLAP = 64  # pixels
+CONTEXT_SIDE = 1024  # longer side, in pixels, of the reduced copy that a global context is taken from
+_FORMAT = 1
+
+Span = tuple[int, int]  # first pixel, and the one after the last
+
+
+class Block(NamedTuple):
+    """A part of an image, with the probabilities that its pixels have in the end.
+
+    Attributes:
+        row: of tiles, counted from 0.
+        rows: first row of pixels, and the one after the last.
+        columns: the same of columns.
+        probabilities: (classes, height, width).
+    """
+
+    row: int
+    rows: Span
+    columns: Span
+    probabilities: Float[Tensor, "classes h w"]
+
+
+class Tiled(NamedTuple):
+    """What :func:`segment_to_file` did.
+
+    Attributes:
+        labels: the file of them.
+        tile: greatest side of the tiles, in pixels.
+        tiles: how many the image has.
+        resumed: rows of tiles that an earlier call had done.
+    """
+
+    labels: Path
+    tile: int
+    tiles: int
+    resumed: int
+
+
+def tile_stride(model: Segmenter) -> int:
+    """Multiples of so many pixels are where tiles start: there their cells are those of the whole image."""
+    backbone = model.backbone
+    strides = backbone.geometry.stride + (backbone.fine_geometry.stride if backbone.fine is not None else (1, 1))
+    return math.lcm(*strides)
+
+
+def tile_spans(size: int, tile: int, overlap: int, stride: int) -> list[Span]:
+    """Where tiles lie along an axis: as few of at most `tile` pixels as cover it, and about equally long.
+
+    They start at multiples of the stride, and the remainders of their lengths by the stride are that of `size`, so
+    paddings that depend on an image's size (TensorFlow's SAME) are the whole image's, too. At most two tiles lie over
+    each other.
+
+    Args:
+        size: of the image, pixels; at least 1.
+        tile: a multiple of the stride.
+        overlap: least pixels that neighbours have in common; a multiple of the stride, at most half of the tile less
+            one stride.
+        stride: from :func:`tile_stride`.
+
+    Raises:
+        ValueError: `tile` or `overlap` are no such numbers.
+    """
+    for name, value in (("tile", tile), ("overlap", overlap)):
+        if value < 0 or value % stride:
+            above = max(-(-value // stride), name == "tile") * stride
+            raise ValueError(f"{name}: expected a multiple of {stride}, the model's stride; got {value}, take {above}")
+    if tile < 2 * (overlap + stride):
+        raise ValueError(
+            f"tile: expected at least {2 * (overlap + stride)} pixels, twice the overlap of {overlap} and a stride of"
+            f" {stride}; got {tile}"
+        )
+    if size <= tile:
+        return [(0, size)]
+    cells, rest = divmod(size, stride)
+    common = overlap // stride
+    widest = tile // stride - common - (rest > 0)  # cells from one start to the next
+    count = -(-(cells - common) // widest)
+    step = max(-(-(cells - common) // count), common + (rest > 0))  # no third tile over two
+    starts = range(0, cells - common, step)
+    return [(start * stride, min((start + step + common) * stride + rest, size)) for start in starts]
+
+
+def segment_tiled(
+    model: Segmenter, image: Image.Image, *, tile: int, overlap: int = OVERLAP, global_context: bool = False
+) -> Int[Tensor, "h w"]:
+    """The class of each pixel, from tiles; an image no larger than one tile is looked at whole.
+
+    Args:
+        model: in evaluation mode.
+        image: RGB.
+        tile: greatest side of tiles, pixels; a multiple of :func:`tile_stride`.
+        overlap: see :func:`tile_spans`.
+        global_context: every tile's image-level branch sees the whole image, see :func:`image_context`.
+    """
+    look = _look(model, image, image_context(model, image) if global_context else None)
+    down, across = _grid(model, image, tile, overlap)
+    labels = torch.zeros(image.height, image.width, dtype=torch.long)
+    for block in blend_tiles(down, across, look):
+        labels[slice(*block.rows), slice(*block.columns)] = block.probabilities.argmax(0)
+    return labels
+
+
+@torch.inference_mode()
+def image_context(model: Segmenter, image: Image.Image) -> Float[Tensor, "1 c 1 1"]:
+    """What the image-level branch sees of an image; of a copy reduced to a longer side of 1,024 if it is larger.
+
+    Raises:
+        ValueError: the model has no such branch.
+    """
+    scale = CONTEXT_SIDE / max(image.size)
+    if scale < 1:
+        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+        image = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2)
+    return model.context_of(model.pixels(image))
+
+
+def segment_to_file(
+    model: Segmenter,
+    image: Image.Image,
+    path: Path,
+    *,
+    memory: str | int | None = None,
+    tile: int | None = None,
+    overlap: int = OVERLAP,
+    global_context: bool = False,
+    probabilities: Path | None = None,
+) -> Tiled:
+    """Write the class of each pixel of an image of any size as .npy, (height, width), tile by tile.
+
+    Labels are uint8, uint16 from 256 classes on. Until all are there the file's name ends in .part. Beside it
+    PATH.json tells of what they are and how many rows of tiles are done: after a kill the same call goes on at the
+    first row that is not, with the same labels to the last bit, and after the last row it returns at once. With
+    another image, model or option it starts anew.
+
+    Args:
+        model: in evaluation mode.
+        image: RGB.
+        path: of the labels.
+        memory: what the process may hold, such as ``3GB``, with the interpreter, the model and the image; tiles are
+            as large as it allows. On a GPU a pass is counted as if it were on the CPU.
+        tile: greatest side of tiles, instead of `memory`; a multiple of :func:`tile_stride`.
+        overlap: see :func:`tile_spans`.
+        global_context: every tile's image-level branch sees the whole image, see :func:`image_context`.
+        probabilities: also write them there, float16 of (classes, height, width).
+
+    Raises:
+        ValueError: not exactly one of `memory` and `tile`, or a memory too small for the smallest tiles.
+        OSError: not enough room on the disk.
+    """
+    if (memory is None) == (tile is None):
+        raise ValueError(f"memory: expected either a memory or a tile; got memory={memory!r} and tile={tile!r}")
+    limit = None if memory is None else parse_memory(memory)
+    asked = {
+        "format": _FORMAT,
+        "image": {"size": [image.height, image.width], "sha256": _digest(image)},
+        "model": {"weights": weights_digest(model), "config": dataclasses.asdict(model.config)},
+        "memory": limit,
+        "tile": tile,
+        "overlap": overlap,
+        "global_context": global_context,
+        "probabilities": probabilities is not None,
+    }
+    asked = json.loads(json.dumps(asked))
+    progress = path.with_name(f"{path.name}.json")
+    files = [path] if probabilities is None else [path, probabilities]
+    parts = [file.with_name(f"{file.name}.part") for file in files]
+    done, side = _earlier(progress, asked, files, parts)
+    if done == 0:
+        side = tile or greatest_tile(model, image.height, image.width, limit or 0, overlap, tile_stride(model))
+    down, across = _grid(model, image, side, overlap)
+    if done < len(down):
+        if done == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shape, classes = (image.height, image.width), len(model.config.classes)
+            _reserve(parts[0], np.uint8 if classes < 256 else np.uint16, shape)
+            if probabilities is not None:
+                _reserve(parts[1], np.float16, (classes, *shape))
+            write_json({"of": asked, "tile": side, "rows": len(down), "rows_done": 0}, progress)
+        context = image_context(model, image) if global_context else None
+        blocks = blend_tiles(down, across, _look(model, image, context), max(done - 1, 0))
+        total = len(down) * len(across)
+        for block in track(blocks, path.stem, total, max(done - 1, 0) * len(across)):
+            if block.row < done:
+                continue  # looked at again for what the next row has in common with it
+            _write(block, parts)
+            if block.columns[1] == image.width:
+                write_json({"of": asked, "tile": side, "rows": len(down), "rows_done": block.row + 1}, progress)
+    for file, part in zip(files, parts, strict=True):
+        if part.exists():
+            part.replace(file)
+    return Tiled(path, side, len(down) * len(across), done)
+
+
+def blend_tiles(
+    down: list[Span],
+    across: list[Span],
+    look: Callable[[Span, Span], Float[Tensor, "classes h w"]],
+    first: int = 0,
+) -> Iterator[Block]:
+    """Look at tiles row by row, and give each time the pixels that no later tile will change.
+
+    Where tiles lie over each other, the weight of the one falls from pixel to pixel as that of the other rises. Only
+    these strips are kept: the one under a row of tiles, and the one to the right of a tile.
+
+    Args:
+        down: spans of rows of tiles.
+        across: spans of columns of tiles.
+        look: from spans of rows and columns to probabilities, which may be changed in place.
+        first: row of tiles to start at. Its upper strip then lacks what the row above would add.
+    """
+    tall, wide = _strip(down), _strip(across)
+    rising = tuple((torch.arange(strip) + 0.5) / max(strip, 1) for strip in (tall, wide))
+    above = torch.empty(0)  # the strip of the row above, weighted: (classes, tall, width of the image)
+    for row, (top, bottom) in enumerate(down):
+        if row < first:
+            continue
+        end = bottom if row + 1 == len(down) else bottom - tall
+        before = torch.empty(0)  # the strip of the tile before, weighted: (classes, height, wide)
+        for left, right in across:
+            tile = look((top, bottom), (left, right))
+            if left > 0:
+                tile[:, :, :wide].mul_(rising[1]).add_(before)
+            if right < across[-1][1]:
+                right -= wide
+                before = tile[:, :, right - left :] * (1 - rising[1])
+                tile = tile[:, :, : right - left]
+            if row > first:
+                tile[:, :tall].mul_(rising[0][:, None]).add_(above[:, :, left:right])
+            elif not above.numel():
+                above = tile.new_empty(len(tile), tall, across[-1][1])
+            if end < bottom:
+                above[:, :, left:right] = tile[:, end - top :] * (1 - rising[0][:, None])
+            yield Block(row, (top, end), (left, right), tile[:, : end - top])
+
+
+def _strip(spans: list[Span]) -> int:
+    """What each span has in common with the next."""
+    return spans[0][1] - spans[1][0] if len(spans) > 1 else 0
+
+
+def _grid(model: Segmenter, image: Image.Image, tile: int, overlap: int) -> tuple[list[Span], list[Span]]:
+    stride = tile_stride(model)
+    return tile_spans(image.height, tile, overlap, stride), tile_spans(image.width, tile, overlap, stride)
+
+
+def _look(
+    model: Segmenter, image: Image.Image, context: Tensor | None
+) -> Callable[[Span, Span], Float[Tensor, "classes h w"]]:
+    def look(rows: Span, columns: Span) -> Float[Tensor, "classes h w"]:
+        part = image.crop((columns[0], rows[0], columns[1], rows[1]))
+        with torch.no_grad():
+            logits: Tensor = model(model.pixels(part), context)[0]
+            return logits.softmax(0).cpu()
+
+    return look
+
+
+def _digest(image: Image.Image) -> str:
+    """A name for the image's pixels, taken from bands so that no copy of the whole is made."""
+    digest = hashlib.sha256()
+    for top in range(0, image.height, 256):
+        digest.update(image.crop((0, top, image.width, min(top + 256, image.height))).tobytes())
+    return digest.hexdigest()
+
+
+def _earlier(progress: Path, asked: dict[str, Any], files: list[Path], parts: list[Path]) -> tuple[int, int]:
+    """Rows of tiles that an earlier call has done of the same, and the side of its tiles; zeros for none."""
+    try:
+        content = json.loads(progress.read_text(encoding="utf-8"))
+        done, rows, side = content["rows_done"], content["rows"], content["tile"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0, 0
+    # After the last row a kill may come between the renames.
+    kept = all(part.exists() or (done == rows and file.exists()) for file, part in zip(files, parts, strict=True))
+    return (done, side) if kept and content["of"] == asked else (0, 0)
+
+
+def _reserve(path: Path, dtype: type, shape: tuple[int, ...]) -> None:
+    """An .npy file of that form; its room on the disk is taken now, for a write to a map cannot fail in order."""
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    del array
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+def _write(block: Block, parts: list[Path]) -> None:
+    """Puts a block into the files; they are mapped for so long only, for mapped pages count as memory held."""
+    rows, columns = slice(*block.rows), slice(*block.columns)
+    values = [block.probabilities.argmax(0).numpy(), block.probabilities.numpy()]
+    for part, value in zip(parts, values, strict=False):
+        array = np.lib.format.open_memmap(part, "r+")
+        array[..., rows, columns] = value
+        array.flush()

@@ -1,0 +1,69 @@
+"""Weights of torchvision's DeepLab v3 in a segmenter."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from sppnet.backbones import create_backbone
+from sppnet.data.class_tables import VOC
+from sppnet.segment import Segmenter, SegmenterConfig
+from sppnet.weights import load_weights
+
+# torchvision's names of parts, and ours.
+_PARTS = {
+    "backbone.": "backbone.network.",
+    "classifier.0.convs.4.1.": "head.context.image.0.",
+    "classifier.0.convs.4.2.": "head.context.image.1.",
+    "classifier.0.convs.": "head.context.branches.",
+    "classifier.0.project.": "head.context.project.",
+    "classifier.1.": "head.classify.0.0.",
+    "classifier.2.": "head.classify.0.1.",
+    "classifier.4.": "head.classify.1.",
+}
+_DEPTHS = {6: "resnet50", 23: "resnet101"}  # by the blocks of their third stage
+
+
+def from_torchvision(state: Mapping[str, Tensor], classes: Sequence[str] | None = None) -> Segmenter:
+    """A segmenter with the weights of torchvision's ``deeplabv3_resnet50`` or ``deeplabv3_resnet101``.
+
+    It gives the same logits, for it is built as torchvision builds it: output stride 8, rates 12, 24 and 36, a 3x3
+    block before the classes, logits resized by the ratio of the sides. The auxiliary classifier is left out.
+    :func:`sppnet.runs.save_run` makes a run folder of it.
+
+    Args:
+        state: the model's ``state_dict()``.
+        classes: names; None for VOC's where there are 21 classes.
+
+    Raises:
+        ValueError: tensors of another network, or no names for the classes.
+    """
+    blocks = {name.split(".")[2] for name in state if name.startswith("backbone.layer3.")}
+    last = state.get("classifier.4.weight")
+    if len(blocks) not in _DEPTHS or last is None:
+        raise ValueError(
+            "state: expected the tensors of torchvision's deeplabv3_resnet50 or deeplabv3_resnet101 (backbone.layer3.*,"
+            f" classifier.4.weight); got {len(state)} tensors, {len(blocks)} blocks in the third stage"
+        )
+    names = tuple(VOC if classes is None and len(last) == len(VOC) else classes or ())
+    if len(names) != len(last):
+        raise ValueError(f"classes: expected {len(last)} names, as many as the network has classes; got {len(names)}")
+    config = SegmenterConfig(
+        classes=names,
+        backbone=_DEPTHS[len(blocks)],
+        head="deeplabv3",
+        output_stride=8,
+        rates=(12, 24, 36),
+        separable=False,
+        extra_conv=True,
+        dropout=0.5,
+        upsample="resize",
+    )
+    model = Segmenter(config, create_backbone(config.backbone, -1, None, output_stride=8))
+    renamed = {_renamed(name): tensor for name, tensor in state.items() if not name.startswith("aux_classifier.")}
+    load_weights(model, renamed, "torchvision")
+    return model.eval()
+
+
+def _renamed(name: str) -> str:
+    part = next((part for part in _PARTS if name.startswith(part)), "")
+    return _PARTS.get(part, "") + name.removeprefix(part)
