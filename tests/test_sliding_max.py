@@ -155,6 +155,8 @@ def test_vmap(variant: str) -> None:
         ((8, 512, 7, 7), False, False, "separable_last"),
         ((8, 512, 13, 13), True, False, "separable_last"),
         ((8, 512, 13, 13), False, False, "shifted"),
+        ((8, 512, 13, 14), True, False, "shifted"),
+        ((1, 128, 8, 16), False, False, "separable_last"),
     ],
 )
 def test_what_is_picked(shape: tuple[int, ...], last: bool, gradient: bool, name: str) -> None:

@@ -23,6 +23,7 @@ from sppnet.data.images import load_image
 from sppnet.data.masks import IGNORE, PixelCounts, read_raw
 from sppnet.data.segmentation import read_segmentation
 from sppnet.evaluate_segment import evaluate_segmenter, scores_of
+from sppnet.predict_segment import answer_stems
 from sppnet.segment import Segmenter
 from sppnet.segment_options import SegmentOptions
 from sppnet.segment_views import View, pixel_probabilities
@@ -98,6 +99,12 @@ def test_a_prediction_is_a_palette_an_overlay_and_json(
     kept = np.load(first["files"]["probabilities"])
     assert kept.dtype == np.float16
     np.testing.assert_allclose(kept, probabilities.numpy(), atol=1e-3)
+
+
+def test_answers_replace_neither_images_nor_each_other(tmp_path: Path) -> None:
+    names = ["a.png", "b/a.jpg", "a_overlay.jpg", "c.jpg"]
+    stems = answer_stems([tmp_path / name for name in names], tmp_path)
+    assert [stem.name for stem in stems] == ["a-2", "a-3", "a_overlay", "c"]
 
 
 def test_predictions_without_a_folder_write_nothing(

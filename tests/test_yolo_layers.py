@@ -51,9 +51,9 @@ def test_the_plain_form_is_the_same(size: tuple[int, int], training: bool) -> No
     """1x1 convolution, norm, SiLU; three pools; the same again, written with torch alone."""
     module = SPP(8, 6).train(training)
     x = torch.randn(2, 8, *size)
-    y = F.silu(module.halve[1](F.conv2d(x, module.halve[0].weight)))
+    y = F.silu(module.halve[1](module.halve[0](x)))
     y = torch.cat([y, *(F.max_pool2d(y, k, 1, k // 2) for k in (5, 9, 13))], 1)
-    expected = F.silu(module.join[1](F.conv2d(y, module.join[0].weight)))
+    expected = F.silu(module.join[1](module.join[0](y)))
     torch.testing.assert_close(module(x), expected)
 
 

@@ -7,13 +7,17 @@ from sppnet.data.images import ImageError
 from sppnet.data.resize import Resize
 from sppnet.detect import Detector, DetectorConfig
 from sppnet.encoder import RegionEncoder
-from sppnet.layers import RegionPyramidPool, SpatialPyramidPool
+from sppnet.layers import ASPP, SPP, SPPF, PyramidPoolingModule, RegionPyramidPool, SpatialPyramidPool
 from sppnet.ops import pyramid_pool, region_pyramid_pool
 from sppnet.runs import load
+from sppnet.segment import Segmenter, SegmenterConfig
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ASPP",
+    "SPP",
+    "SPPF",
     "Backbone",
     "Classifier",
     "ClassifierConfig",
@@ -23,9 +27,12 @@ __all__ = [
     "FeatureMap",
     "ImageError",
     "Prediction",
+    "PyramidPoolingModule",
     "RegionEncoder",
     "RegionPyramidPool",
     "Resize",
+    "Segmenter",
+    "SegmenterConfig",
     "SpatialPyramidPool",
     "create_backbone",
     "imagenet_classifier",

@@ -70,9 +70,11 @@ def warn_of_dead_taps(rates: Sequence[int], size: Sequence[int]) -> None:
     """Warn where a map of (rows, columns) cells leaves less than :data:`LEAST_LIVE` of a branch's taps."""
     dead = [str(taps) for taps in (live_taps(rate, size) for rate in rates) if taps.share < LEAST_LIVE]
     if dead:
+        fitting = auto_rates(1, size)
+        smaller = f"smaller rates, such as {fitting}, " if max(fitting) < max(rates) else ""
         warnings.warn(
             f"ASPP: on a map of {size[0]} x {size[1]} cells, {', '.join(dead)}: hardly more than a 1x1 convolution."
-            f" Take smaller rates, such as {auto_rates(1, size)}, larger images or a smaller output stride",
+            f" Take {smaller}larger images or a smaller output stride",
             stacklevel=3,
         )
 

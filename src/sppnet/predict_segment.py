@@ -1,5 +1,6 @@
 """Files of the classes of an image's pixels: masks, overlays, probabilities."""
 
+import itertools
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -16,7 +17,7 @@ from sppnet.segment_pictures import count_labels, write_labels, write_overlay, w
 from sppnet.segment_views import View, pixel_probabilities
 from sppnet.tiles import segment_to_file
 
-OUTPUTS = ("palette", "overlay", "probabilities")
+OUTPUTS = {"palette": ".png", "overlay": "_overlay.png", "probabilities": "_probabilities.npy"}
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,9 @@ def segment_file(
     Args:
         model: in evaluation mode.
         path: of the image.
-        stem: folder and name, without ending, of what is written: STEM.png with the classes' indices and a palette,
-            STEM_overlay.png, STEM_probabilities.npy (float16, classes x height x width). None to write nothing.
+        stem: folder and name, without ending, of what is written, see :func:`answer_file`: indices of classes with a
+            palette, the photograph in their colours, probabilities in float16 (classes, height, width). None to write
+            nothing.
         outputs: of ``palette``, ``overlay`` and ``probabilities``.
         view: how it is looked at; None for the whole in one pass.
         max_pixels: see :func:`sppnet.data.images.load_image`.
@@ -69,7 +71,7 @@ def segment_file(
     image = load_image(path, max_pixels=max_pixels)
     if stem is not None:
         stem.parent.mkdir(parents=True, exist_ok=True)
-    kept = stem.with_name(f"{stem.name}_probabilities.npy") if stem and "probabilities" in outputs else None
+    kept = answer_file(stem, "probabilities") if stem and "probabilities" in outputs else None
     if not view.in_tiles(model, image):
         probabilities = pixel_probabilities(model, image, view.scales, view.flip)
         if kept:
@@ -95,6 +97,27 @@ def segment_file(
     return answer
 
 
+def answer_file(stem: Path, output: str) -> Path:
+    """Where an output is written: STEM.png, STEM_overlay.png or STEM_probabilities.npy."""
+    return stem.with_name(f"{stem.name}{OUTPUTS[output]}")
+
+
+def answer_stems(paths: Sequence[Path], folder: Path) -> list[Path]:
+    """A stem in the folder for each image, so that no answer replaces another one or an image.
+
+    Args:
+        paths: of the images.
+        folder: for the answers; it may be that of the images.
+    """
+    taken = {path.resolve() for path in paths}
+    stems = []
+    for path in paths:
+        names = itertools.chain([path.stem], (f"{path.stem}-{number}" for number in itertools.count(2)))
+        written = ({answer_file(folder.resolve() / name, output) for output in OUTPUTS} for name in names)
+        files = next(files for files in written if not files & taken)
+    return stems
+
+
 def _finish(
     model: Segmenter,
     image: Image.Image,
@@ -108,11 +131,11 @@ def _finish(
     config = model.config
     files = {"probabilities": str(probabilities)} if probabilities else {}
     if stem and "palette" in outputs:
-        file = stem.with_name(f"{stem.name}.png")
+        file = answer_file(stem, "palette")
         write_labels(labels, file, config.colours)
         files["palette"] = str(file)
     if stem and "overlay" in outputs:
-        file = stem.with_name(f"{stem.name}_overlay.png")
+        file = answer_file(stem, "overlay")
         write_overlay(image, labels, file, config.classes, config.colours)
         files["overlay"] = str(file)
     counts = count_labels(labels, len(config.classes))

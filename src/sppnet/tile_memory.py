@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sppnet.data.images import exif_turn, open_image
 from sppnet.segment import Segmenter
+
+Size = tuple[int, int]
 
 LEAST_TILE = 128  # pixels
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -62,14 +65,10 @@ def pass_bytes(model: Segmenter, height: int, width: int) -> int:
     with torch.inference_mode(mode=False), torch.no_grad(), live:
         x = torch.empty(1, 3, height, width, device="meta").to(memory_format=torch.channels_last)
         logits = skeleton(x)
-        logits.contiguous().softmax(1)  # softmax itself makes the copy
+    # Beside its result softmax makes a contiguous copy of logits that are channels last, as they are off this device.
+    peak = max(live.peak, x.nbytes + 3 * logits.nbytes)
     largest = max(tensor.nbytes for tensor in tensors)
-    return round(_HOLES * live.peak) + _WEIGHT_COPIES * largest + _RESERVE
-
-
-def whole_bytes(model: Segmenter, height: int, width: int) -> int:
-    """What looking at an image of this size in one pass adds to what the process holds."""
-    return pass_bytes(model, height, width) + 2 * 4 * len(model.config.classes) * height * width
+    return round(_HOLES * peak) + _WEIGHT_COPIES * largest + _RESERVE
 
 
 def whole_fits(model: Segmenter, height: int, width: int, memory: int) -> bool:
@@ -81,58 +80,77 @@ def whole_fits(model: Segmenter, height: int, width: int, memory: int) -> bool:
         width: of the image in pixels.
         memory: bytes that the process may hold, with the interpreter, the image and all else that it holds now.
     """
-    return resident_bytes() + whole_bytes(model, height, width) <= memory
+    averages = 2 * 4 * len(model.config.classes) * height * width  # of several views
+    return resident_bytes() + pass_bytes(model, height, width) + averages <= memory
 
 
-def tiles_bytes(model: Segmenter, height: int, width: int, tile: int, overlap: int) -> int:
-    """What looking at an image of this size in tiles adds to what the process holds.
-
-    Args:
-        model: of which.
-        height: of the image in pixels.
-        width: of the image in pixels.
-        tile: greatest side of tiles in pixels.
-        overlap: of tiles, in pixels.
-    """
-    tall, wide = min(tile, height), min(tile, width)
-    strips = 4 * len(model.config.classes) * overlap * (width + tall)
-    labels = 10 * tall * wide  # as int64 and as they are written
-    return pass_bytes(model, tall, wide) + strips + labels
-
-
-def greatest_tile(model: Segmenter, height: int, width: int, memory: int, overlap: int, stride: int) -> int:
+def greatest_tile(
+    model: Segmenter, size: Size, memory: int, overlap: int, stride: int, context: Size | None = None
+) -> int:
     """The greatest side of tiles, a multiple of the stride, with which an image stays within a limit.
 
     Args:
         model: that looks at the tiles.
-        height: of the image in pixels; it is decoded already, and so part of what the process holds now.
-        width: of the image in pixels.
+        size: (height, width) of the image in pixels; it is decoded already, and so part of what the process holds.
         memory: bytes that the process may hold, with the interpreter, the image and all else that it holds now.
         overlap: of tiles, in pixels.
         stride: of tiles' starts, in pixels.
+        context: (height, width) of the reduced copy that is looked at before the tiles.
 
     Raises:
         ValueError: not even the smallest tiles stay within it; the message has what would.
     """
     held = resident_bytes()
+    before = pass_bytes(model, *context) if context else 0
     least = -(-max(LEAST_TILE, 2 * (overlap + stride)) // stride) * stride
-    sides = range(least, max(least, max(height, width) + stride - 1) + 1, stride)
+    sides = range(least, max(least, *size) + stride, stride)
 
     def needed(side: int) -> int:
-        return held + tiles_bytes(model, height, width, side, overlap + stride)
+        tall, wide = min(side, size[0]), min(side, size[1])
+        strips = 4 * len(model.config.classes) * (overlap + stride) * (size[1] + tall)
+        labels = 10 * tall * wide  # as int64 and as they are written
+        return held + max(before, pass_bytes(model, tall, wide) + strips + labels)
 
     count = bisect_right(sides, memory, key=needed)
     if count == 0:
         raise ValueError(
-            f"memory: {_text(memory)} are not enough for an image of {height} x {width} in tiles of {least} x {least}:"
-            f" {_text(held)} are held already, by the interpreter, the model and the image, and the tiles take"
-            f" {_text(needed(least) - held)}; expected at least {_text(needed(least), up=True)}"
+            f"memory: {_text(memory)} are not enough for an image of {size[0]} x {size[1]} in tiles of {least} x"
+            f" {least}: {_text(held)} are held already, by the interpreter, the model and the image, and the tiles take"
+            f" {_text(needed(least) - held)}; expected at least {_text(needed(least))}"
         )
     return sides[count - 1]
 
 
-def _text(size: int, up: bool = False) -> str:
-    return f"{-(-size // 10**6) if up else round(size / 10**6)}MB"
+def check_decoding(path: Path, memory: int) -> None:
+    """Refuse an image file whose decoding alone would take more memory than there may be held.
+
+    Args:
+        path: of the image; its header is read.
+        memory: bytes that the process may hold, with the interpreter and all else that it holds now.
+
+    Raises:
+        ValueError: it would; the message has what would do.
+        sppnet.ImageError: the header cannot be read.
+    """
+    held = resident_bytes()
+    with open_image(str(path)) as image:
+        pixel = 10  # bytes: Pillow has 4 a pixel, the decoder and load_image a copy
+        if image.has_transparency_data or image.format in ("WEBP", "JPEG2000"):
+            pixel = 20
+        elif image.mode.startswith("I"):
+            pixel = 24
+        elif exif_turn(image) is not None:
+            pixel = 12
+        needed = held + pixel * image.width * image.height
+        if needed > memory:
+            raise ValueError(
+                f"memory: {_text(memory)} are not enough to decode {path}, {image.height} x {image.width} pixels:"
+                f" {_text(held)} are held already, by the interpreter and the model; expected at least {_text(needed)}"
+            )
+
+
+def _text(size: int) -> str:
+    return f"{-(-size // 10**6)}MB"
 
 
 class _LiveBytes(TorchDispatchMode):

@@ -131,10 +131,9 @@ def image_context(model: Segmenter, image: Image.Image) -> Float[Tensor, "1 c 1 
     Raises:
         ValueError: the model has no such branch.
     """
-    scale = CONTEXT_SIDE / max(image.size)
-    if scale < 1:
-        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-        image = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2)
+    height, width = _context_size(image)
+    if height < image.height or width < image.width:
+        image = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2)
     return model.context_of(model.pixels(image))
 
 
@@ -189,26 +188,27 @@ def segment_to_file(
     files = [path] if probabilities is None else [path, probabilities]
     parts = [file.with_name(f"{file.name}.part") for file in files]
     done, side = _earlier(progress, asked, files, parts)
-    if done == 0:
-        side = tile or greatest_tile(model, image.height, image.width, limit or 0, overlap, tile_stride(model))
+    if not side:
+        side = tile or _side(model, image, limit or 0, overlap, global_context)
     down, across = _grid(model, image, side, overlap)
+    state = {"of": asked, "tile": side, "rows": len(down)}
+    if done == 0:
+        progress.unlink(missing_ok=True)  # before its files go
+        progress.parent.mkdir(parents=True, exist_ok=True)
+        size, classes = (image.height, image.width), len(model.config.classes)
+        _reserve(parts[0], np.uint8 if classes < 256 else np.uint16, size)
+        if probabilities is not None:
+            _reserve(parts[1], np.float16, (classes, *size))
+        write_json({**state, "rows_done": 0}, progress)
     if done < len(down):
-        if done == 0:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shape, classes = (image.height, image.width), len(model.config.classes)
-            _reserve(parts[0], np.uint8 if classes < 256 else np.uint16, shape)
-            if probabilities is not None:
-                _reserve(parts[1], np.float16, (classes, *shape))
-            write_json({"of": asked, "tile": side, "rows": len(down), "rows_done": 0}, progress)
-        context = image_context(model, image) if global_context else None
-        blocks = blend_tiles(down, across, _look(model, image, context), max(done - 1, 0))
-        total = len(down) * len(across)
-        for block in track(blocks, path.stem, total, max(done - 1, 0) * len(across)):
-            if block.row < done:
-                continue  # looked at again for what the next row has in common with it
-            _write(block, parts)
-            if block.columns[1] == image.width:
-                write_json({"of": asked, "tile": side, "rows": len(down), "rows_done": block.row + 1}, progress)
+        look = _look(model, image, image_context(model, image) if global_context else None)
+        first = max(done - 1, 0)  # once more, for what the next row has in common with it
+        blocks = blend_tiles(down, across, look, first)
+        for block in track(blocks, path.stem, len(down) * len(across), first * len(across)):
+            if block.row >= done:
+                _write(block, parts)
+            if block.row >= done and block.columns[1] == image.width:
+                write_json({**state, "rows_done": block.row + 1}, progress)
     for file, part in zip(files, parts, strict=True):
         if part.exists():
             part.replace(file)
@@ -267,6 +267,16 @@ def _grid(model: Segmenter, image: Image.Image, tile: int, overlap: int) -> tupl
     return tile_spans(image.height, tile, overlap, stride), tile_spans(image.width, tile, overlap, stride)
 
 
+def _context_size(image: Image.Image) -> tuple[int, int]:
+    scale = min(1.0, CONTEXT_SIDE / max(image.size))
+    return max(1, round(image.height * scale)), max(1, round(image.width * scale))
+
+
+def _side(model: Segmenter, image: Image.Image, memory: int, overlap: int, global_context: bool) -> int:
+    context = _context_size(image) if global_context else None
+    return greatest_tile(model, (image.height, image.width), memory, overlap, tile_stride(model), context)
+
+
 def _look(
     model: Segmenter, image: Image.Image, context: Tensor | None
 ) -> Callable[[Span, Span], Float[Tensor, "classes h w"]]:
@@ -288,7 +298,7 @@ def _digest(image: Image.Image) -> str:
 
 
 def _earlier(progress: Path, asked: dict[str, Any], files: list[Path], parts: list[Path]) -> tuple[int, int]:
-    """Rows of tiles that an earlier call has done of the same, and the side of its tiles; zeros for none."""
+    """Rows of tiles that an earlier call has done of the same, and the side of its tiles; zeros where it has none."""
     try:
         content = json.loads(progress.read_text(encoding="utf-8"))
         done, rows, side = content["rows_done"], content["rows"], content["tile"]
@@ -296,7 +306,7 @@ def _earlier(progress: Path, asked: dict[str, Any], files: list[Path], parts: li
         return 0, 0
     # After the last row a kill may come between the renames.
     kept = all(part.exists() or (done == rows and file.exists()) for file, part in zip(files, parts, strict=True))
-    return (done, side) if kept and content["of"] == asked else (0, 0)
+    return (done, side) if done and kept and content["of"] == asked else (0, 0)
 
 
 def _reserve(path: Path, dtype: type, shape: tuple[int, ...]) -> None:

@@ -35,7 +35,7 @@ _OF: dict[str, tuple[tuple[type, ...], Any]] = {
     "svd": ((Detector,), None),
     "head": ((Detector,), "float32"),
     "ignore": ((Segmenter,), None),
-    "output": ((Segmenter,), "palette,overlay"),
+    "output": ((Segmenter,), segment.OUTPUT),
     "scales": ((Segmenter,), "1"),
     "flip": ((Segmenter,), False),
     "memory": ((Segmenter,), "4GB"),
@@ -76,7 +76,7 @@ def predict_parser() -> ArgumentParser:
     add("--batch", type=int, default=32, help="classifiers: images read at a time; the answers do not depend on it")
     add("--out", type=str | None, metavar="DIR", help="detectors, segmenters: write pictures and labels there")
     add("--min-score", type=float | None, help=_LEAST)
-    add("--output", default="palette,overlay", help="segmenters: what is written: palette, overlay, probabilities")
+    add("--output", default=segment.OUTPUT, help="segmenters: what is written: palette, overlay, probabilities")
     add("--memory", default="4GB", help="segmenters: an image that takes more in one pass is cut into tiles")
     add("--max-pixels", type=int, default=MAX_PIXELS, help="segmenters: larger images are refused")
     _add_detector_options(parser)

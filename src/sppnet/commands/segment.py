@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -17,7 +18,7 @@ from sppnet.commands.common import find_images, list_problems, numbers
 from sppnet.console import console, results
 from sppnet.data.images import ImageError
 from sppnet.evaluate_segment import SegmentationScores, evaluate_segmenter, json_content
-from sppnet.predict_segment import segment_file
+from sppnet.predict_segment import answer_stems, segment_file
 from sppnet.segment import Segmenter
 from sppnet.segment_heads import Context, HeadName
 from sppnet.segment_options import ClassWeights, SegmentOptions
@@ -25,6 +26,7 @@ from sppnet.segment_pictures import write_mosaic
 from sppnet.segment_views import View, label_image
 from sppnet.tile_memory import parse_memory
 
+OUTPUT = "palette,overlay"
 CLASSES = "file with a class name a line, or CSV with name and id or r,g,b; left out: the data set's own"
 
 
@@ -125,12 +127,12 @@ def predict(model: Segmenter, arguments: Namespace) -> int:
     outputs = tuple(arguments.output.split(","))
     paths, failures = find_images(arguments.images)
     folder = Path(arguments.out) if arguments.out else None
-    taken: dict[str, int] = {}
-    for path in paths:
-        count = taken[path.stem] = taken.get(path.stem, 0) + 1
-        name = f"{path.stem}-{count}" if count > 1 else path.stem
+    if folder is None and arguments.output != OUTPUT:
+        raise ValueError(f"output: {arguments.output} is written to a folder; name it with --out")
+    stems: Sequence[Path | None] = answer_stems(paths, folder) if folder else [None] * len(paths)
+    for path, stem in zip(paths, stems, strict=True):
         try:
-            answer = segment_file(model, path, folder and folder / name, outputs, view, arguments.max_pixels)
+            answer = segment_file(model, path, stem, outputs, view, arguments.max_pixels)
         except ImageError as error:
             failures.append(error)
             continue

@@ -73,7 +73,8 @@ def pick_variant(x: Float[Tensor, "n c h w"]) -> str:
     - On other devices than the CPU: ``chain``, which has the fewest kernels.
     - Where a gradient is wanted: ``chain_last``. Shifts would save a mask for each comparison, and rows and columns
       apart have twice the backward passes.
-    - Otherwise ``shifted``, or ``separable_last`` on maps so small that shifts mostly read their padding.
+    - Otherwise ``shifted``, or ``separable_last`` on maps so small that shifts mostly read their padding, or so few
+      numbers in all that their many calls take longer than the work.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return "separable"
@@ -81,9 +82,8 @@ def pick_variant(x: Float[Tensor, "n c h w"]) -> str:
         return "chain"
     if x.requires_grad and torch.is_grad_enabled():
         return "chain_last"
-    cells = x.shape[2] * x.shape[3]
-    small = cells <= 169 if _is_channels_last(x) else cells <= 49
-    return "separable_last" if small else "shifted"
+    small = x.shape[2] * x.shape[3] <= (169 if _is_channels_last(x) else 49)
+    return "separable_last" if small or x.numel() <= 1 << 14 else "shifted"
 
 
 def _is_channels_last(x: Tensor) -> bool:
