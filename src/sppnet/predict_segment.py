@@ -113,9 +113,14 @@ def answer_stems(paths: Sequence[Path], folder: Path) -> list[Path]:
     stems = []
     for path in paths:
         names = itertools.chain([path.stem], (f"{path.stem}-{number}" for number in itertools.count(2)))
-        written = ({answer_file(folder.resolve() / name, output) for output in OUTPUTS} for name in names)
-        files = next(files for files in written if not files & taken)
+        stem = next(folder / name for name in names if not _answer_files(folder / name) & taken)
+        taken |= _answer_files(stem)
+        stems.append(stem)
     return stems
+
+
+def _answer_files(stem: Path) -> set[Path]:
+    return {answer_file(stem, output).resolve() for output in OUTPUTS}
 
 
 def _finish(

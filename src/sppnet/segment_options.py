@@ -49,7 +49,7 @@ class SegmentOptions(LoopOptions):
     jitter: float = 0.3
     class_weights: ClassWeights = "root"
     ignore: tuple[int, ...] | None = None
-    epochs: int = 25
+    epochs: int = 20
     batch: int = 8
     schedule: Literal["cosine", "step", "poly"] = "poly"
     lr: float | None = 1e-3

@@ -1,6 +1,7 @@
 """How much memory a pass of a segmenter takes, and the greatest tiles that a limit allows."""
 
 import copy
+import ctypes
 import os
 import re
 import weakref
@@ -40,11 +41,19 @@ def parse_memory(memory: str | int) -> int:
 
 
 def resident_bytes() -> int:
-    """What this process holds in memory now."""
+    """What this process holds in memory now, after what it has freed is given back to the system.
+
+    1 GB, about what the interpreter, torch and a model take, where there is no /proc to tell.
+    """
     statm = Path("/proc/self/statm")
-    if statm.exists():
-        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return 500 * 10**6  # the interpreter, torch and a model, where the system does not tell
+    if not statm.exists():
+        return 10**9
+    # glibc keeps blocks of less than 32 MB, such as a copy of a decoded image is made of, to give them out again.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+    pages = int(statm.read_text().split()[1])
+    return pages * int(os.sysconf("SC_PAGE_SIZE"))
 
 
 def pass_bytes(model: Segmenter, height: int, width: int) -> int:
@@ -64,9 +73,9 @@ def pass_bytes(model: Segmenter, height: int, width: int) -> int:
     # Inside inference mode the dispatcher would not show the convolutions.
     with torch.inference_mode(mode=False), torch.no_grad(), live:
         x = torch.empty(1, 3, height, width, device="meta").to(memory_format=torch.channels_last)
-        logits = skeleton(x)
+        logits: Tensor = skeleton(x)
     # Beside its result softmax makes a contiguous copy of logits that are channels last, as they are off this device.
-    peak = max(live.peak, x.nbytes + 3 * logits.nbytes)
+    peak: int = max(live.peak, x.nbytes + 3 * logits.nbytes)
     largest = max(tensor.nbytes for tensor in tensors)
     return round(_HOLES * peak) + _WEIGHT_COPIES * largest + _RESERVE
 
