@@ -50,7 +50,7 @@ def score(arguments: argparse.Namespace, options: SegmentOptions) -> dict:
     if training.scores is None:
         raise SystemExit(f"{arguments.data} has no split for validation")
     content = dataclasses.asdict(training.scores)
-    parameters = create_segmenter(options.config(tuple(content["per_class"]), (), ()), None).head.parameters()
+    parameters = create_segmenter(options.config(tuple(content["per_class"])), None).head.parameters()
     content["head_parameters"] = sum(parameter.numel() for parameter in parameters)
     content["seconds"] = training.seconds
     write_json(content, file)

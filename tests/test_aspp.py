@@ -259,8 +259,12 @@ def test_ppm_trains_at_batch_1() -> None:
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: ASPP(4, 4, (6, 0)), "rates: expected one or more spacings of at least 1; got (6, 0)"),
-        (lambda: ASPP(4, 4, ()), "rates: expected one or more spacings of at least 1; got ()"),
+        (lambda: ASPP(4, 4, (6, 0)), "whole numbers of at least 1, such as (6, 12, 18); got (6, 0)"),
+        (lambda: ASPP(4, 4, ()), "rates: expected one or more whole numbers of at least 1"),
+        (lambda: ASPP(4, 4, (1.5,)), "such as (6, 12, 18); got (1.5,)"),  # type: ignore[arg-type]
+        (lambda: ASPP(4, 4, 6), "such as (6, 12, 18); got 6"),  # type: ignore[arg-type]
+        (lambda: ASPP(4, 4, form="v2", norm="no"), "norm: expected one of"),  # type: ignore[arg-type]
+        (lambda: ASPP(4, 4).explain((0, 5)), "size: expected (rows, columns) of at least 1 cell; got (0, 5)"),
         (lambda: ASPP(4, 4, "atuo"), "rates: expected one of auto; got 'atuo'; did you mean 'auto'?"),  # type: ignore[arg-type]
         (lambda: ASPP(4, 4, form="v4"), "form: expected one of v3, v2; got 'v4'"),  # type: ignore[arg-type]
         (lambda: ASPP(4, 4, form="v2", separable=True), "separable and dropout need form='v3'"),
@@ -279,6 +283,34 @@ def test_a_context_without_an_image_level_branch_is_refused() -> None:
     for aspp in (ASPP(4, 4, (1,), image_level=False), ASPP(4, 4, (1,), form="v2")):
         with pytest.raises(ValueError, match="context: this module has no image-level branch"):
             aspp.eval()(torch.zeros(1, 4, 3, 3), torch.zeros(1, 4, 1, 1))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_context_of_another_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"context: expected \(1, 4, 1, 1\), as of x; got \(3, 4, 1, 1\)"):
+        ASPP(4, 4, (1,)).eval()(torch.zeros(1, 4, 3, 3), torch.zeros(3, 4, 1, 1))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace")
+def test_a_trace_of_a_small_map_serves_a_large_one() -> None:
+    aspp = shaken(ASPP(8, 4, (6, 12)))
+    traced = torch.jit.trace(aspp, torch.randn(1, 8, 6, 6))
+    x = torch.randn(1, 8, 30, 31)
+    torch.testing.assert_close(traced(x), aspp(x), rtol=1e-5, atol=1e-5)
+
+
+def test_hooks_of_the_projection_are_called() -> None:
+    aspp = shaken(ASPP(8, 4, (1, 9)))
+    assert isinstance(aspp, ASPP)
+    assert aspp.project is not None
+    x = torch.randn(1, 8, 5, 5)
+    expected, seen = aspp(x), []
+    convs = [aspp.project[0], aspp.branches[2][0]]  # type: ignore[index]
+    for conv in convs:
+        conv.register_forward_hook(lambda module, *_: seen.append(module))
+    torch.testing.assert_close(aspp(x), expected, rtol=1e-5, atol=1e-5)
+    assert seen == convs[::-1]
 
 
 def test_group_norm_has_groups_that_divide_the_channels() -> None:

@@ -94,12 +94,14 @@ def test_map_sides_of_the_papers() -> None:
 
 
 def test_an_output_stride_that_a_network_has_not_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"output_stride: vgg11 has no form with output stride 16 .*resnet50"):
+    with pytest.raises(ValueError, match=r"output_stride: timm has no form of vgg11 with output stride 16; .*resnet50"):
         build(backbone="vgg11", output_stride=16, head="deeplabv3")
     with pytest.raises(ValueError, match="output_stride: expected 8, 16 or 32; got 4"):
         build(output_stride=4)
     with pytest.raises(ValueError, match="output_stride: zf5 has one map and no atrous form"):
         build(backbone="zf5", head="deeplabv3")
+    with pytest.raises(ValueError, match="output_stride: the last map of zf5 has stride 16; got 32"):
+        build(backbone="zf5", head="deeplabv3", output_stride=32)
 
 
 @pytest.mark.parametrize("options", HEADS)
@@ -175,6 +177,7 @@ def test_a_run_folder_gives_the_same_logits(tmp_path: Path) -> None:
     [
         ({"head": "deeplabv4"}, "head: expected one of .*; got 'deeplabv4'; did you mean 'deeplabv"),
         ({"context": "asp"}, "context: expected one of aspp, ppm, none; got 'asp'; did you mean 'aspp'"),
+        ({"context": "ppm", "head": "deeplabv3"}, "context: only deeplabv3plus has a choice; got 'ppm' for deeplabv3"),
         ({"upsample": "nearest"}, "upsample: expected one of aligned, resize; got 'nearest'"),
         ({"norm": "layer"}, "norm: expected one of safe, batch, group; got 'layer'"),
         ({"classes": ()}, "classes: expected one or more different names; got 0, 0 of them different"),

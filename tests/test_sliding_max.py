@@ -127,6 +127,7 @@ def test_shape_and_layout_stay(size: tuple[int, int], last: bool, gradient: bool
     x = torch.randn(2, 3, *size).contiguous(memory_format=LAST if last else torch.contiguous_format)
     maps = sliding_max(x.requires_grad_(gradient), (5, 9))
     assert [one.shape for one in maps] == [x.shape] * 2
+    assert [one.stride(1) == 1 for one in maps] == [last] * 2
     assert torch.cat([x, *maps], 1).is_contiguous(memory_format=LAST if last else torch.contiguous_format)
 
 

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ Look = Callable[[Span, Span], Tensor]
 
 def segmenter(seed: int = 0, **options: Any) -> Segmenter:
     torch.manual_seed(seed)
-    config = SegmenterConfig(**{"classes": ("road", "sky", "tree"), "backbone": "resnet10t", "width": 16, **options})
+    config = SegmenterConfig(
+        **{"classes": ("road", "sky", "tree"), "backbone": "test_efficientnet", "width": 16, **options}
+    )
     model = create_segmenter(config, "none").eval()
     for parameter in model.parameters():  # random networks give the same class everywhere
         parameter.data.mul_(1.5)
@@ -64,17 +67,33 @@ def test_tiles_cover_an_axis_on_the_grid_of_cells(grid: tuple[int, int, int, int
         assert start % stride == 0
         assert (end - start) % stride == size % stride
         assert 0 < end - start <= tile
-    for (_, end), (start, _) in zip(spans, spans[1:], strict=False):
+    for (_, end), (start, _) in pairwise(spans):
         assert overlap <= end - start < overlap + stride
     for (_, end), (start, _) in zip(spans, spans[2:], strict=False):
         assert end <= start
     assert len({end - start for start, end in spans[:-1]}) <= 1
 
 
+def fewest(size: int, tile: int, overlap: int, stride: int) -> int:
+    """How many tiles there must be: each lies as far on as it may."""
+    count, start = 1, 0
+    while size - start > tile:
+        end = max(end for end in range(start + 1, start + tile + 1) if (end - size) % stride == 0)
+        start = max(at for at in range(0, end + 1, stride) if end - at >= overlap)
+        count += 1
+    return count
+
+
+@settings(deadline=None)
+@given(grids)
+def test_there_are_as_few_tiles_as_can_be(grid: tuple[int, int, int, int]) -> None:
+    assert len(tile_spans(*grid)) == fewest(*grid)
+
+
 def test_spans_of_a_few_sizes() -> None:
     assert tile_spans(512, 512, 64, 32) == [(0, 512)]
     assert tile_spans(1000, 512, 64, 8) == [(0, 376), (312, 688), (624, 1000)]
-    assert tile_spans(12_000, 2048, 64, 16)[:2] == [(0, 2064 - 16), (1984, 4032)]
+    assert tile_spans(12_000, 2048, 64, 16)[:2] == [(0, 1776), (1712, 3488)]
 
 
 @pytest.mark.parametrize(
@@ -180,11 +199,11 @@ def test_an_image_within_one_tile_is_looked_at_whole_bit_for_bit(options: dict[s
 @pytest.mark.parametrize("backbone", ["resnet10t", "tf_efficientnet_lite0"])
 def test_tiles_are_the_whole_image_away_from_their_borders(backbone: str, size: tuple[int, int]) -> None:
     # These maps see 16 pixels far; the second network pads by TensorFlow's SAME rule, which goes by the image's size.
-    config = SegmenterConfig(("a", "b"), backbone, "deeplabv3", rates=(1,), image_level=False, width=8)
+    config = SegmenterConfig(("a", "b"), backbone, "deeplabv3", output_stride=4, rates=(1,), image_level=False, width=8)
     torch.manual_seed(0)
     model = Segmenter(config, create_backbone(backbone, 1, "none")).eval()
     image = photograph(*size)
-    down, across = (tile_spans(side, 144, 48, tile_stride(model)) for side in size)
+    down, across = (tile_spans(side, 160, 48, tile_stride(model)) for side in size)
     far = torch.ones(size, dtype=torch.bool)
     for spans, axis in ((down, far), (across, far.T)):
         for border in (spans[1][0], spans[0][1]):
@@ -196,6 +215,7 @@ def test_tiles_are_the_whole_image_away_from_their_borders(backbone: str, size: 
     torch.testing.assert_close(tiled[:, far], pixel_probabilities(model, image)[:, far], atol=1e-5, rtol=0)
 
 
+@torch.inference_mode()
 def test_a_global_context_is_that_of_the_whole_image_in_every_tile(model: Segmenter) -> None:
     image = photograph(160, 300)
     context = image_context(model, image)
@@ -237,14 +257,19 @@ def test_files_hold_what_tiles_in_memory_give(model: Segmenter, tmp_path: Path) 
     assert sorted(file.name for file in tmp_path.rglob("*.npy*")) == ["a.npy", "a.npy.json", "p.npy"]
 
 
-def test_labels_of_256_classes_take_16_bits(tmp_path: Path) -> None:
-    model = segmenter(classes=tuple(map(str, range(256))))
-    done = segment_to_file(model, photograph(20, 20), tmp_path / "a.npy", tile=192)
-    assert np.load(done.labels).dtype == np.uint16
+def test_labels_of_more_than_255_classes_take_16_bits(tmp_path: Path) -> None:
+    model, image = segmenter(classes=tuple(map(str, range(300)))), photograph(200, 100)
+    with torch.no_grad():
+        model.head.classify[-1].bias[255:] += 100  # type: ignore[index]
+    labels = np.load(segment_to_file(model, image, tmp_path / "a.npy", tile=192).labels)
+    assert labels.dtype == np.uint16
+    assert labels.max() > 255
+    np.testing.assert_array_equal(labels, segment_tiled(model, image, tile=192))
 
 
 KILLED = """
 import os, signal, sys
+from itertools import pairwise
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
@@ -268,7 +293,7 @@ tiles.segment_to_file(
 
 
 def test_after_a_kill_the_same_call_goes_on_with_the_same_labels(model: Segmenter, tmp_path: Path) -> None:
-    image = photograph(500, 300)  # 5 x 4 tiles
+    image = photograph(500, 300)  # 6 x 4 tiles
     options: dict[str, Any] = {"tile": 128, "overlap": 32}
     fresh = segment_to_file(model, image, tmp_path / "fresh.npy", **options, probabilities=tmp_path / "q.npy")
     command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path), "14"]
@@ -289,10 +314,47 @@ def test_after_a_kill_the_same_call_goes_on_with_the_same_labels(model: Segmente
         patch.setattr(tiles, "_look", watch)
         done = segment_to_file(model, image, tmp_path / "a.npy", **options, probabilities=tmp_path / "p.npy")
     assert done.resumed == 3
-    assert len(looked) == 3 * 4  # the third row once more, and the two that were left
+    assert len(looked) == (1 + 3) * 4  # the third row once more, and those that were left
     for one, other in (("a", "fresh"), ("p", "q")):
         np.testing.assert_array_equal(np.load(tmp_path / f"{one}.npy"), np.load(tmp_path / f"{other}.npy"))
-    assert fresh.tiles == done.tiles == 20
+    assert fresh.tiles == done.tiles == 24
+
+
+def test_a_call_that_stops_at_any_tile_goes_on_at_its_row(model: Segmenter, tmp_path: Path) -> None:
+    image = photograph(220, 160)  # 3 x 2 tiles
+    options: dict[str, Any] = {"tile": 128, "overlap": 32}
+    expected = segment_tiled(model, image, **options)
+    for fatal in range(1, 7):
+        passes: list[int] = []
+
+        def stop(*_: object, fatal: int = fatal, passes: list[int] = passes) -> None:
+            passes.append(1)
+            if len(passes) == fatal:
+                raise KeyboardInterrupt
+
+        path, done = tmp_path / f"{fatal}.npy", (fatal - 1) // 2
+        hook = model.register_forward_hook(stop)
+        with pytest.raises(KeyboardInterrupt):
+            segment_to_file(model, image, path, **options)
+        assert not path.exists()
+        passes.append(10)  # and no stop from now on
+        before = len(passes)
+        assert segment_to_file(model, image, path, **options) == (path, 128, 6, done)
+        assert len(passes) - before == 6 - 2 * max(done - 1, 0)
+        hook.remove()
+        np.testing.assert_array_equal(np.load(path), expected)
+
+
+def test_a_kill_between_the_two_files_at_the_end_loses_neither(
+    model: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, kept = photograph(200, 100), tmp_path / "p.npy"
+    segment_to_file(model, image, tmp_path / "a.npy", tile=192, probabilities=kept)
+    before = kept.read_bytes()
+    kept.rename(tmp_path / "p.npy.part")
+    monkeypatch.setattr(tiles, "blend_tiles", None)
+    assert segment_to_file(model, image, tmp_path / "a.npy", tile=192, probabilities=kept).resumed == 2
+    assert kept.read_bytes() == before
 
 
 def test_a_second_call_returns_at_once(model: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,14 +378,15 @@ def test_another_image_model_or_option_starts_anew(changed: str, model: Segmente
         model = segmenter(1)
     if changed == "config":
         model = segmenter(upsample="resize")
-    other: dict[str, Any] = {"tile": 192, "overlap": 32}
-    other |= {"tile": {"tile": 224}, "overlap": {"overlap": 0}, "context": {"global_context": True}}.get(changed, {})
-    other |= {"probabilities": tmp_path / "p.npy"} if changed == "probabilities" else {}
-    assert segment_to_file(model, image, path, **other).resumed == 0
-    np.testing.assert_array_equal(
-        np.load(path),
-        segment_tiled(model, image, **{name: value for name, value in other.items() if name != "probabilities"}),
-    )
+    changes: dict[str, dict[str, Any]] = {
+        "tile": {"tile": 224},
+        "overlap": {"overlap": 0},
+        "context": {"global_context": True},
+    }
+    other = {"tile": 192, "overlap": 32, **changes.get(changed, {})}
+    probabilities = tmp_path / "p.npy" if changed == "probabilities" else None
+    assert segment_to_file(model, image, path, probabilities=probabilities, **other).resumed == 0
+    np.testing.assert_array_equal(np.load(path), segment_tiled(model, image, **other))
 
 
 def test_progress_that_cannot_be_read_starts_anew(model: Segmenter, tmp_path: Path) -> None:

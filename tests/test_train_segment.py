@@ -20,7 +20,7 @@ from segmentation_data import write_shapes
 import sppnet
 from sppnet.cli import run
 from sppnet.data.images import load_image
-from sppnet.data.masks import IGNORE, PixelCounts, read_raw
+from sppnet.data.masks import IGNORE, PixelCounts, count_pixels, read_raw
 from sppnet.data.segmentation import read_segmentation
 from sppnet.evaluate_segment import evaluate_segmenter, scores_of
 from sppnet.predict_segment import answer_stems
@@ -224,6 +224,51 @@ def test_bad_masks_are_named_and_left_out(data: Path, tmp_path: Path, capsys: py
         evaluate_segmenter(sppnet.load(tmp_path / "run"), read_segmentation(root, "val"))  # type: ignore[arg-type]
 
 
+def test_a_class_file_holds_for_training_validation_and_evaluation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_shapes(tmp_path / "data", "camvid", {"train": 4, "val": 2}, class_file=False)
+    true = read_segmentation(root, "val")
+    counts = count_pixels(true.samples, true.labels).pixels.tolist()
+    for file in [*(root / "trainannot").iterdir(), *(root / "valannot").iterdir()]:
+        Image.fromarray(read_raw(file).astype(np.uint8) + 1).save(file)
+    table = tmp_path / "classes.csv"
+    table.write_text("name,id\nbackground,1\ndisc,2\nsquare,3\n")
+    out = tmp_path / "run"
+    command = ["train", "segment", str(root), "--out", str(out), *QUICK, "--epochs", "1", "--classes", str(table)]
+    assert run(command) == 0
+    capsys.readouterr()
+    for more in ([], ["--classes", str(table)]):
+        assert run(["evaluate", str(out), str(root), "--split", "val", "--json", *more]) == 0
+        pixels = json.loads(capsys.readouterr().out)["pixels"]
+        assert pixels == dict(zip(("background", "disc", "square"), counts, strict=True))
+    table.write_text("name,id\nsquare,1\ndisc,2\nbackground,3\n")
+    assert run([*command, "--resume"]) == 2
+    assert "a resumed training keeps" in " ".join(capsys.readouterr().err.split())
+
+
+def test_wrong_masks_for_validation_are_told_before_the_training(data: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(data, tmp_path / "data")
+    for file in (root / "valannot").iterdir():
+        Image.new("L", (80, 64), 7).save(file)
+    with pytest.raises(ValueError, match=r"none of the 4 masks of .* can be used: .*7 \(5120 pixels\)"):
+        train_segmenter(root, tmp_path / "run", OPTIONS)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_image_that_asks_for_too_much_memory_does_not_end_the_others(
+    trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    huge = tmp_path / "huge.png"
+    Image.new("L", (9000, 9000)).save(huge)
+    assert (
+        run(["predict", str(trained), str(huge), str(data / "val" / "val_0.png"), "--memory", "1.2GB", "--json"]) == 1
+    )
+    told, err = capsys.readouterr()
+    assert [json.loads(line)["source"] for line in told.splitlines()] == [str(data / "val" / "val_0.png")]
+    assert "memory: 1200MB are not enough to decode" in " ".join(err.split())
+
+
 def test_no_usable_mask_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_shapes(tmp_path / "data", "camvid", {"train": 2})
     for file in (root / "trainannot").iterdir():
@@ -280,6 +325,7 @@ def test_ignored_pixels_do_not_count_in_the_loss() -> None:
         ({"scale": (2.0, 1.0)}, "scale: expected 0 < least <= greatest <= 10"),
         ({"jitter": 1.0}, r"jitter: expected a share in \[0, 1\)"),
         ({"output_stride": 4}, "output_stride: expected 8, 16 or 32; got 4"),
+        ({"head": "deeplabv2", "norm": "group"}, "norm: deeplabv2 is a sum of convolutions and has none"),
         ({"workers": -1}, "workers: expected at least 0; got -1"),
         ({"schedule": "polly"}, "schedule: expected one of .*; got 'polly'; did you mean 'poly'"),
     ],
@@ -292,9 +338,9 @@ def test_wrong_options_are_refused(options: dict[str, object], message: str) -> 
 
 def test_rates_are_fitted_to_the_crop() -> None:
     classes = ("a", "b")
-    assert SegmentOptions(crop=(256, 320)).config(classes, (), ()).rates == (2, 5, 7)
-    assert SegmentOptions(crop=(1024, 1024)).config(classes, (), ()).rates == (6, 12, 18)
-    assert SegmentOptions(head="pspnet").config(classes, (), ()).rates == ()
+    assert SegmentOptions(crop=(256, 320)).config(classes).rates == (2, 5, 7)
+    assert SegmentOptions(crop=(1024, 1024)).config(classes).rates == (6, 12, 18)
+    assert SegmentOptions(head="pspnet").config(classes).rates == ()
 
 
 def test_options_of_other_tasks_are_refused(trained: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:

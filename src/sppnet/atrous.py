@@ -4,9 +4,10 @@ import warnings
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from sppnet.ops.sliding_max import in_graph
 
 # Below this mean share of live taps a branch is hardly more than a 1x1 convolution, whose share is 1/9.
 LEAST_LIVE = 0.2
@@ -32,8 +33,21 @@ class LiveTaps(NamedTuple):
         return f"rate {self.rate}: {self.share:.1%} of the taps are live ({self.full:.1%} of the cells have all nine)"
 
 
+def parse_rates(rates: Sequence[int]) -> tuple[int, ...]:
+    """Rates as integers.
+
+    Raises:
+        ValueError: none, or one that is no whole number of at least 1.
+    """
+    if not isinstance(rates, Sequence) or not rates or not all(type(rate) is int and rate >= 1 for rate in rates):
+        raise ValueError(f"rates: expected one or more whole numbers of at least 1, such as (6, 12, 18); got {rates}")
+    return tuple(rates)
+
+
 def live_taps(rate: int, size: Sequence[int]) -> LiveTaps:
     """Count the taps of a 3x3 kernel that fall on a map of (rows, columns) cells, padded so that it keeps its size."""
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"size: expected (rows, columns) of at least 1 cell; got {tuple(size)}")
     share = full = 1.0
     for cells in size:
         both = max(cells - rate, 0) / cells  # share of the cells that see the tap on one side
@@ -79,6 +93,12 @@ def warn_of_dead_taps(rates: Sequence[int], size: Sequence[int]) -> None:
         )
 
 
+def is_plain(conv: nn.Module) -> bool:
+    """Whether a convolution is torch's own and has no hooks, so that its weight may be used without calling it."""
+    hooks = conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks or conv._backward_pre_hooks
+    return type(conv) is nn.Conv2d and not hooks
+
+
 def atrous_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """The convolution itself, without the rows and columns of taps that cannot lie on the map.
 
@@ -89,9 +109,9 @@ def atrous_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
         x: (N, C, H, W).
     """
     rate = conv.dilation[0]
-    # A graph for all sizes has all taps.
-    dead = (False, False) if torch.compiler.is_compiling() else (rate >= x.shape[2], rate >= x.shape[3])
-    if conv.kernel_size != (3, 3) or not any(dead):
+    dead = rate >= x.shape[2], rate >= x.shape[3]
+    # A graph is for all sizes, so it has all taps.
+    if in_graph() or conv.kernel_size != (3, 3) or not is_plain(conv) or not any(dead):
         out: Tensor = conv(x)
         return out
     rows, columns = (slice(1, 2) if none else slice(None) for none in dead)

@@ -235,7 +235,7 @@ def _create_timm(name: str, pretrained: bool, output_stride: int = 32) -> nn.Mod
             if not atrous:
                 raise
             raise ValueError(
-                f"output_stride: {name} has no form with output stride {output_stride} ({error}); take 32, or another"
+                f"output_stride: timm has no form of {name} with output stride {output_stride}; take 32, or another"
                 " network such as resnet50"
             ) from error
     return network

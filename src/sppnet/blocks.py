@@ -17,6 +17,7 @@ class SafeBatchNorm2d(nn.BatchNorm2d):
 
     Such a batch has no variance, so it is normalised by the running statistics, which stay as they are. Everywhere
     else, and in evaluation, it is :class:`torch.nn.BatchNorm2d` with the same parameters and buffers.
+    ``convert_sync_batchnorm`` makes torch's own synchronised norm of it.
     """
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:

@@ -8,13 +8,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sppnet.atrous import LiveTaps, atrous_conv, auto_rates, live_taps, warn_of_dead_taps
+from sppnet.atrous import LiveTaps, atrous_conv, auto_rates, is_plain, live_taps, parse_rates, warn_of_dead_taps
 from sppnet.bins import CellRule, Level, Rule, choose, count_bins, parse_levels
 from sppnet.blocks import Norm, conv_block
 from sppnet.ops.plain import Reduce
 from sppnet.ops.pyramid import Sizes, pyramid_pool
 from sppnet.ops.regions import Boxes, OnBad, parse_offset, parse_scale, region_pyramid_pool
-from sppnet.ops.sliding_max import parse_kernels, sliding_max
+from sppnet.ops.sliding_max import in_graph, parse_kernels, sliding_max
 
 Order = Literal["input-first", "darknet"]
 
@@ -144,9 +144,8 @@ class ASPP(nn.Module):
         if isinstance(rates, str):
             choose("rates", rates, ("auto",))
             rates = auto_rates(output_stride, map_size, form)
-        if not rates or min(rates) < 1:
-            raise ValueError(f"rates: expected one or more spacings of at least 1; got {tuple(rates)}")
-        self.rates = tuple(rates)
+        choose("norm", norm, get_args(Norm))
+        self.rates = parse_rates(rates)
         self.image: nn.Sequential | None = None
         self.project: nn.Sequential | None = None
         if form == "v2":
@@ -173,7 +172,9 @@ class ASPP(nn.Module):
         """
         if context is not None and self.image is None:
             raise ValueError("context: this module has no image-level branch that could use it; leave context out")
-        if self.training and not torch.compiler.is_compiling():
+        if context is not None and context.shape != (*x.shape[:2], 1, 1):
+            raise ValueError(f"context: expected {(*x.shape[:2], 1, 1)}, as of x; got {tuple(context.shape)}")
+        if self.training and not in_graph():
             warn_of_dead_taps(self.rates, x.shape[2:])
         maps = [_apply(branch, x) for branch in self.branches]
         if self.project is None:
@@ -182,6 +183,9 @@ class ASPP(nn.Module):
         joined = torch.cat(maps, 1)
         if self.image is None:
             out: Tensor = conv(joined)
+        elif not is_plain(conv):
+            image = self.image(self.context_of(x) if context is None else context)
+            out = conv(torch.cat([joined, image.expand(-1, -1, *x.shape[2:])], 1))
         else:
             # The image-level branch is the same in all places, so its part of the projection is made once.
             image = self.image(self.context_of(x) if context is None else context)

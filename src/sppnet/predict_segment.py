@@ -11,10 +11,11 @@ import numpy as np
 from PIL import Image
 
 from sppnet.bins import choose
-from sppnet.data.images import MAX_PIXELS, load_image
+from sppnet.data.images import MAX_PIXELS, ImageError, load_image
 from sppnet.segment import Segmenter
 from sppnet.segment_pictures import count_labels, write_labels, write_overlay, write_probabilities
 from sppnet.segment_views import View, pixel_probabilities
+from sppnet.tile_memory import check_decoding
 from sppnet.tiles import segment_to_file
 
 OUTPUTS = {"palette": ".png", "overlay": "_overlay.png", "probabilities": "_probabilities.npy"}
@@ -62,12 +63,25 @@ def segment_file(
         max_pixels: see :func:`sppnet.data.images.load_image`.
 
     Raises:
-        sppnet.ImageError: the image cannot be read.
-        ValueError: an unknown output, or a memory that is too small.
+        sppnet.ImageError: the image cannot be read, or asks for more memory than there may be held.
+        ValueError: an unknown output.
     """
     for output in outputs:
         choose("output", output, OUTPUTS)
     view = view or View()
+    try:
+        return _segment_file(model, path, stem, outputs, view, max_pixels)
+    except ImageError:
+        raise
+    except ValueError as error:  # what the image asks for; the next one may be smaller
+        raise ImageError(str(path), str(error)) from error
+
+
+def _segment_file(
+    model: Segmenter, path: Path, stem: Path | None, outputs: Sequence[str], view: View, max_pixels: int
+) -> SegmentAnswer:
+    if view.memory is not None:
+        check_decoding(path, view.memory)
     image = load_image(path, max_pixels=max_pixels)
     if stem is not None:
         stem.parent.mkdir(parents=True, exist_ok=True)

@@ -44,13 +44,15 @@ class SegmenterConfig:
         rates: of ASPP; empty for the papers' at this output stride.
         width: channels inside the head; not for ``deeplabv2``, which has none.
         norm: see :func:`sppnet.blocks.create_norm`.
-        separable: depthwise separable 3x3 convolutions in the head; not for ``deeplabv2``.
+        separable: depthwise separable 3x3 convolutions in the head; None for those of ``deeplabv3plus`` alone, as the
+            papers have them. Not for ``deeplabv2``.
         image_level: whether ASPP has its image-level branch.
         extra_conv: a 3x3 block before the classes of ``deeplabv3``, as torchvision has it and the paper has not.
         dropout: share of channels that training drops.
         upsample: how logits of cells become those of pixels: ``aligned`` by where the cells lie on the image, or
             ``resize`` by the ratio of the sides, as torchvision does.
-        ignore: raw values of masks that do not count, for the data set that it was trained on.
+        ignore: raw values of masks that do not count, where the training was told; empty for those of the layout.
+        table: name, raw value of masks and colour of each class, where the training was given a class file.
         colours: RGB of each class in pictures; empty for VOC's.
     """
 
@@ -62,12 +64,13 @@ class SegmenterConfig:
     rates: tuple[int, ...] = ()
     width: int = 256
     norm: Norm = "safe"
-    separable: bool = True
+    separable: bool | None = None
     image_level: bool = True
     extra_conv: bool = False
     dropout: float = 0.1
     upsample: Upsample = "aligned"
     ignore: tuple[int, ...] = ()
+    table: tuple[tuple[str, int, tuple[int, int, int] | None], ...] = ()
     colours: tuple[tuple[int, int, int], ...] = ()
 
 
@@ -85,6 +88,13 @@ class Segmenter(nn.Module):
         if not config.classes or len(set(config.classes)) < len(config.classes):
             found = f"{len(config.classes)}, {len(set(config.classes))} of them different"
             raise ValueError(f"classes: expected one or more different names; got {found}")
+        if config.context != "aspp" and config.head != "deeplabv3plus":
+            raise ValueError(f"context: only deeplabv3plus has a choice; got {config.context!r} for {config.head}")
+        if backbone.geometry.stride != (config.output_stride, config.output_stride):
+            raise ValueError(
+                f"output_stride: the last map of {backbone.name} has stride {backbone.geometry.stride[0]}; got"
+                f" {config.output_stride}"
+            )
         self.config = config
         self.backbone = backbone
         self.head = create_head(config, backbone)
@@ -107,17 +117,17 @@ class Segmenter(nn.Module):
         return spread[:, :, :height, :width]
 
     def context_of(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c 1 1"]:
-        """What ASPP's image-level branch sees of the whole image, which may be a reduced copy.
+        """What ASPP's image-level branch sees of the whole image, which may be a reduced copy."""
+        self.require_image_level()
+        return ASPP.context_of(self._maps(self._large_enough(x))[0].data)
 
-        Raises:
-            ValueError: the head has no image-level branch.
-        """
+    def require_image_level(self) -> None:
+        """Refuse a model that has no image-level branch to give a context to."""
         if not isinstance(self.head.context, ASPP) or self.head.context.image is None:
             raise ValueError(
-                f"context: a global context needs ASPP with an image-level branch; this model has the head"
+                "context: a global context needs ASPP with an image-level branch; this model has the head"
                 f" {self.config.head} with context={self.config.context!r}, image_level={self.config.image_level}"
             )
-        return self.head.context.context_of(self._maps(self._large_enough(x))[0].data)
 
     @property
     def device(self) -> torch.device:
@@ -144,7 +154,8 @@ def create_head(config: SegmenterConfig, backbone: Backbone) -> SegmentationHead
     """The head that the configuration describes, for the backbone's channels."""
     classes, channels = len(config.classes), backbone.channels
     rates = config.rates or auto_rates(config.output_stride, form="v2" if config.head == "deeplabv2" else "v3")
-    style = HeadStyle(config.width, config.norm, config.separable, config.image_level, config.dropout)
+    separable = config.head == "deeplabv3plus" if config.separable is None else config.separable
+    style = HeadStyle(config.width, config.norm, separable, config.image_level, config.dropout)
     if config.head == "deeplabv2":
         return deeplabv2_head(channels, classes, rates)
     if config.head == "pspnet":

@@ -1,7 +1,7 @@
 """Settings of a segmenter's training."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from sppnet.atrous import auto_rates
 from sppnet.bins import choose
@@ -41,7 +41,7 @@ class SegmentOptions(LoopOptions):
     rates: tuple[int, ...] = ()
     width: int = 128
     norm: Norm = "safe"
-    separable: bool = True
+    separable: bool | None = None
     image_level: bool = True
     dropout: float = 0.1
     crop: tuple[int, int] = (256, 320)
@@ -78,13 +78,29 @@ class SegmentOptions(LoopOptions):
         for name, value in (("jitter", self.jitter), ("dropout", self.dropout)):
             if not 0 <= value < 1:
                 raise ValueError(f"{name}: expected a share in [0, 1); got {value}")
+        idle = {"width": 128, "norm": "safe", "separable": None, "image_level": True, "dropout": 0.1}
+        unlike = [name for name, default in idle.items() if getattr(self, name) != default]
+        if self.head == "deeplabv2" and unlike:
+            name = unlike[0]
+            raise ValueError(f"{name}: deeplabv2 is a sum of convolutions and has none; leave it at {idle[name]}")
         if self.workers < 0:
             raise ValueError(f"workers: expected at least 0; got {self.workers}")
 
     def config(
-        self, classes: tuple[str, ...], ignore: tuple[int, ...], colours: tuple[tuple[int, int, int], ...]
+        self,
+        classes: tuple[str, ...],
+        ignore: tuple[int, ...] = (),
+        table: tuple[tuple[Any, ...], ...] = (),
+        colours: tuple[tuple[int, int, int], ...] = (),
     ) -> SegmenterConfig:
-        """The segmenter that these settings train; its rates are fitted to the crops unless they are given."""
+        """The segmenter that these settings train; its rates are fitted to the crops unless they are given.
+
+        Args:
+            classes: their names.
+            ignore: see :class:`sppnet.segment.SegmenterConfig`, as for the others.
+            table: of classes.
+            colours: of classes.
+        """
         rates = self.rates
         if not rates and self.head != "pspnet" and self.context == "aspp":
             cells = tuple(-(-side // self.output_stride) for side in self.crop)
@@ -102,5 +118,6 @@ class SegmentOptions(LoopOptions):
             image_level=self.image_level,
             dropout=self.dropout,
             ignore=ignore,
+            table=table,
             colours=colours,
         )

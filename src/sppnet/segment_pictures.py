@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +21,22 @@ Colour = tuple[int, int, int]
 _VOID = 255  # what pixels that do not count are in a palette mask
 _LONGEST = 2000  # side of overlays, pixels
 _STRENGTH = 0.55  # of the classes' colours over the photograph
-_BACKGROUND, _TEXT, _RIGHT, _WRONG, _UNCOUNTED = "#16161a", "#ebebeb", (46, 46, 52), (240, 90, 60), (120, 120, 128)
+_BACKGROUND, _TEXT, _RIGHT, _WRONG, _UNCOUNTED = "#16161a", "#ebebeb", (46, 46, 52), (240, 90, 60), (215, 215, 220)
 _MARGIN, _LINE = 8, 24
 
 
-def palette(colours: Sequence[Colour] = ()) -> UInt8[np.ndarray, "256 3"]:
-    """RGB of the 256 indices of a palette mask: those given, then VOC's.
+def palette(colours: Sequence[Colour] = (), size: int = 256) -> UInt8[np.ndarray, "size 3"]:
+    """RGB of indices from 0 on: those given, then VOC's.
 
     VOC spreads the bits of an index over the high bits of the three channels, so that near indices look unlike.
     """
-    index = np.arange(256)
-    table = np.zeros((256, 3), np.uint8)
+    index = np.arange(size)
+    table = np.zeros((size, 3), np.uint8)
     for bit in range(8):
         for channel in range(3):
             table[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
-    if colours:
-        table[: len(colours)] = colours
+    for row, colour in zip(table, colours, strict=False):
+        row[:] = colour
     return table
 
 
@@ -86,13 +87,13 @@ def write_overlay(
     )
     shown = np.asarray(labels[rows.astype(int)[:, None], columns.astype(int)])
     photograph = image if scale == 1 else image.resize(size[::-1], Image.Resampling.BILINEAR, reducing_gap=2)
-    picture = _mixed(photograph, shown, palette(colours))
+    table = palette(colours, len(classes))
     entries = [
-        (f"{_cut(classes[index])}  {100 * counts[index] / labels.size:.1f} %", tuple(palette(colours)[index].tolist()))
+        (f"{_cut(classes[index])}  {100 * counts[index] / labels.size:.1f} %", table[index])
         for index in np.argsort(-counts, kind="stable")
         if counts[index]
     ]
-    _save(_beside(picture, _legend(entries)), path)
+    _save(_beside(_mixed(photograph, shown, table), _legend(entries)), path)
 
 
 def write_probabilities(probabilities: Float[Tensor, "classes h w"], path: Path) -> None:
@@ -122,16 +123,17 @@ def write_mosaic(
         count: most images in each.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    table = palette(colours, len(data.classes))
     scored = [(value, index) for index, value in enumerate(evaluation.by_image) if value is not None]
     for name, chosen in (("worst", sorted(scored)[:count]), ("best", sorted(scored, reverse=True)[:count])):
-        rows = []
+        rows, shown = [], np.zeros(len(data.classes), np.int64)
         for value, index in chosen:
             sample = evaluation.samples[index]
             image, mask = load_pair(sample, data.labels)
             found = answer(image).numpy()
-            title = f"{sample.path.name}: mean IoU {100 * value:.1f} %"
-            rows.append(_row(image, mask, found, palette(colours), title))
-        legend = [(_cut(label), tuple(palette(colours)[i].tolist())) for i, label in enumerate(data.classes)]
+            rows.append(_row(image, mask, found, table, f"{sample.path.name}: mean IoU {100 * value:.1f} %"))
+            shown += count_labels(mask, len(shown)) + count_labels(found, len(shown))
+        legend = [(_cut(data.classes[index]), table[index]) for index in np.flatnonzero(shown)]
         legend += [("wrong", _WRONG), ("does not count", _UNCOUNTED)]
         _save(_beside(_stack(rows), _legend(legend)), folder / f"{name}.png")
 
@@ -143,12 +145,12 @@ def _row(image: Image.Image, mask: Labels, found: Labels, table: np.ndarray, tit
     parts = [image, _mixed(image, mask, table), _mixed(image, found, table), Image.fromarray(wrong)]
     scale = min(1.0, 360 / max(image.size))
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    row = Image.new("RGB", (4 * (size[0] + _MARGIN), size[1] + _LINE + _MARGIN), _BACKGROUND)
-    for index, part in enumerate(parts):
-        row.paste(part.resize(size), (index * (size[0] + _MARGIN), _LINE))
-    heads = (title, "mask", "answer", "where they differ")
-    for index, text in enumerate(heads):
-        ImageDraw.Draw(row).text((index * (size[0] + _MARGIN) + 2, 4), _cut(text, 48), _TEXT, _font())
+    heads = (_cut(title, 48), "mask", "answer", "where they differ")
+    width = max(size[0], *(math.ceil(_font().getlength(head)) + 2 for head in heads)) + _MARGIN
+    row = Image.new("RGB", (4 * width, size[1] + _LINE + _MARGIN), _BACKGROUND)
+    for index, (head, part) in enumerate(zip(heads, parts, strict=True)):
+        ImageDraw.Draw(row).text((index * width + 2, 4), head, _TEXT, _font())
+        row.paste(part.resize(size), (index * width, _LINE))
     return row
 
 
@@ -157,7 +159,7 @@ def _mixed(image: Image.Image, labels: Labels, table: np.ndarray) -> Image.Image
     mixed = np.array(image)
     for top in range(0, len(mixed), 256):  # in bands, for the sake of memory
         part, label = mixed[top : top + 256], labels[top : top + 256]
-        colour = (1 - _STRENGTH) * part + _STRENGTH * table[np.where(label == IGNORE, 0, label).astype(np.int64) % 256]
+        colour = (1 - _STRENGTH) * part + _STRENGTH * table[np.where(label == IGNORE, 0, label).astype(np.int64)]
         mixed[top : top + 256] = np.where((label == IGNORE)[..., None], part, colour.round()).astype(np.uint8)
     return Image.fromarray(mixed)
 
@@ -168,7 +170,7 @@ def _legend(entries: Sequence[tuple[str, Any]]) -> Image.Image:
     draw = ImageDraw.Draw(picture)
     for index, (text, colour) in enumerate(entries):
         top = _MARGIN + index * _LINE
-        draw.rectangle((4, top + 3, 20, top + 19), colour, "#808088")
+        draw.rectangle((4, top + 3, 20, top + 19), tuple(map(int, colour)), "#808088")
         draw.text((28, top + 2), text, _TEXT, _font())
     return picture
 
@@ -190,6 +192,7 @@ def _stack(rows: Sequence[Image.Image]) -> Image.Image:
     return whole
 
 
+@cache
 def _font() -> Any:
     return ImageFont.load_default(15)
 

@@ -39,6 +39,9 @@ class View:
     def __post_init__(self) -> None:
         if not self.scales or not all(0.1 <= scale <= 10 for scale in self.scales):
             raise ValueError(f"scales: expected factors in 0.1..10, such as 0.75,1,1.25; got {self.scales}")
+        for name, value, least in (("tile", self.tile, 1), ("overlap", self.overlap, 0), ("memory", self.memory, 1)):
+            if value is not None and value < least:
+                raise ValueError(f"{name}: expected at least {least}; got {value}")
         if self.tile is not None and self.several:
             raise ValueError("tile: tiles are looked at once each; leave scales and flip out")
 
@@ -68,9 +71,12 @@ class View:
 
 def label_image(model: Segmenter, image: Image.Image, view: View) -> Int[Tensor, "h w"]:
     """The class of each pixel of an RGB image."""
-    if view.tile is not None:
-        return segment_tiled(model, image, tile=view.tile, overlap=view.overlap, global_context=view.global_context)
-    return pixel_probabilities(model, image, view.scales, view.flip).argmax(0)
+    if not view.in_tiles(model, image):
+        return pixel_probabilities(model, image, view.scales, view.flip).argmax(0)
+    memory = view.memory if view.tile is None else None
+    return segment_tiled(
+        model, image, memory=memory, tile=view.tile, overlap=view.overlap, global_context=view.global_context
+    )
 
 
 def pixel_probabilities(

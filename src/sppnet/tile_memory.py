@@ -27,6 +27,9 @@ _WEIGHT_COPIES = 3  # of the largest weight, in the orders of values that oneDNN
 _RESERVE = 150 * 10**6  # code and tables that the first pass brings in, small arrays
 
 
+_passes: weakref.WeakKeyDictionary[Segmenter, dict[tuple[int, int], int]] = weakref.WeakKeyDictionary()
+
+
 def parse_memory(memory: str | int) -> int:
     """Bytes of a size like ``3GB``, ``1.5 GiB``, ``512MB`` or a number of bytes; at least 1.
 
@@ -59,8 +62,16 @@ def resident_bytes() -> int:
 def pass_bytes(model: Segmenter, height: int, width: int) -> int:
     """What one pass adds at most to what the process holds, from an image of this size to probabilities.
 
-    The tensors that live at a time are counted on the meta device, which costs no arithmetic and no memory.
+    The tensors that live at a time are counted on the meta device, which costs no arithmetic and no memory, but about
+    as long as an answer for a small image; so it is done once a size.
     """
+    known = _passes.setdefault(model, {})
+    if (height, width) not in known:
+        known[height, width] = _count_pass(model, height, width)
+    return known[height, width]
+
+
+def _count_pass(model: Segmenter, height: int, width: int) -> int:
     # deepcopy takes what it finds in the memo for copied already, so that no weight is.
     tensors = [*model.parameters(), *model.buffers()]
     meta: list[Tensor] = [

@@ -105,17 +105,30 @@ def tile_spans(size: int, tile: int, overlap: int, stride: int) -> list[Span]:
 
 
 def segment_tiled(
-    model: Segmenter, image: Image.Image, *, tile: int, overlap: int = OVERLAP, global_context: bool = False
+    model: Segmenter,
+    image: Image.Image,
+    *,
+    memory: str | int | None = None,
+    tile: int | None = None,
+    overlap: int = OVERLAP,
+    global_context: bool = False,
 ) -> Int[Tensor, "h w"]:
     """The class of each pixel, from tiles; an image no larger than one tile is looked at whole.
 
     Args:
         model: in evaluation mode.
         image: RGB.
-        tile: greatest side of tiles, pixels; a multiple of :func:`tile_stride`.
-        overlap: see :func:`tile_spans`.
-        global_context: every tile's image-level branch sees the whole image, see :func:`image_context`.
+        memory: see :func:`segment_to_file`, as for the others.
+        tile: greatest side of tiles.
+        overlap: of tiles.
+        global_context: of their image-level branch.
+
+    Raises:
+        ValueError: as :func:`segment_to_file`.
     """
+    limit = _limit(memory, tile)
+    if tile is None:
+        tile = _side(model, image, limit or 0, overlap, global_context)
     look = _look(model, image, image_context(model, image) if global_context else None)
     down, across = _grid(model, image, tile, overlap)
     labels = torch.zeros(image.height, image.width, dtype=torch.long)
@@ -170,9 +183,7 @@ def segment_to_file(
         ValueError: not exactly one of `memory` and `tile`, or a memory too small for the smallest tiles.
         OSError: not enough room on the disk.
     """
-    if (memory is None) == (tile is None):
-        raise ValueError(f"memory: expected either a memory or a tile; got memory={memory!r} and tile={tile!r}")
-    limit = None if memory is None else parse_memory(memory)
+    limit = _limit(memory, tile)
     asked = {
         "format": _FORMAT,
         "image": {"size": [image.height, image.width], "sha256": _digest(image)},
@@ -189,7 +200,7 @@ def segment_to_file(
     parts = [file.with_name(f"{file.name}.part") for file in files]
     done, side = _earlier(progress, asked, files, parts)
     if not side:
-        side = tile or _side(model, image, limit or 0, overlap, global_context)
+        side = tile if tile is not None else _side(model, image, limit or 0, overlap, global_context)
     down, across = _grid(model, image, side, overlap)
     state = {"of": asked, "tile": side, "rows": len(down)}
     if done == 0:
@@ -204,11 +215,14 @@ def segment_to_file(
         look = _look(model, image, image_context(model, image) if global_context else None)
         first = max(done - 1, 0)  # once more, for what the next row has in common with it
         blocks = blend_tiles(down, across, look, first)
-        for block in track(blocks, path.stem, len(down) * len(across), first * len(across)):
+        total = len(down) * len(across)
+        for _ in track(range(first * len(across), total), path.stem, total, first * len(across)):
+            block = next(blocks)
             if block.row >= done:
                 _write(block, parts)
             if block.row >= done and block.columns[1] == image.width:
                 write_json({**state, "rows_done": block.row + 1}, progress)
+            del block  # before the next pass, which has memory of its own
     for file, part in zip(files, parts, strict=True):
         if part.exists():
             part.replace(file)
@@ -255,6 +269,7 @@ def blend_tiles(
             if end < bottom:
                 above[:, :, left:right] = tile[:, end - top :] * (1 - rising[0][:, None])
             yield Block(row, (top, end), (left, right), tile[:, : end - top])
+            del tile  # before the next one comes
 
 
 def _strip(spans: list[Span]) -> int:
@@ -270,6 +285,13 @@ def _grid(model: Segmenter, image: Image.Image, tile: int, overlap: int) -> tupl
 def _context_size(image: Image.Image) -> tuple[int, int]:
     scale = min(1.0, CONTEXT_SIDE / max(image.size))
     return max(1, round(image.height * scale)), max(1, round(image.width * scale))
+
+
+def _limit(memory: str | int | None, tile: int | None) -> int | None:
+    """The memory in bytes, where it is that which was given."""
+    if (memory is None) == (tile is None):
+        raise ValueError(f"memory: expected either a memory or a tile; got memory={memory!r} and tile={tile!r}")
+    return None if memory is None else parse_memory(memory)
 
 
 def _side(model: Segmenter, image: Image.Image, memory: int, overlap: int, global_context: bool) -> int:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from sppnet.checkpoint import open_training
 from sppnet.console import console
+from sppnet.data.class_tables import CAMVID, CAMVID_COLOURS, read_class_file
 from sppnet.data.datasets import SPLITS
 from sppnet.data.images import ImageError
 from sppnet.data.mask_batches import MaskBatches
@@ -53,7 +54,7 @@ def train_segmenter(
     *,
     split: str | None = None,
     val: str | Path | None = None,
-    classes: str | Path | Sequence[str] | None = None,
+    class_file: str | Path | None = None,
     resume: bool = False,
 ) -> SegmentTraining:
     """Train a segmenter on images and masks.
@@ -68,7 +69,7 @@ def train_segmenter(
         options: how to train; None for the defaults.
         split: part of `data` to train on; None for ``train``, or all where there are no splits.
         val: another data set for validation after each epoch; None for the split ``val`` of `data`, if there is one.
-        classes: names, or a file of them; None for those of the data set.
+        class_file: says which value of the masks is which class; None for the data set's own, or the layout's.
         resume: go on with the training in `out` if there is one.
 
     Raises:
@@ -78,15 +79,20 @@ def train_segmenter(
     options = options or SegmentOptions()
     out = Path(out)
     train_split = choose_segmentation_split(data, split, "train", "training")
-    train_set = read_segmentation(data, train_split, classes, options.ignore)
-    val_set = _validation(data, val, train_split, train_set.classes, options.ignore)
+    train_set = read_segmentation(data, train_split, ignore=options.ignore, class_file=class_file)
+    val_set = _validation(data, val, train_split, train_set.classes, options.ignore, class_file)
     counts = count_pixels(train_set.samples, train_set.labels)
     samples = _usable(train_set, counts)
+    failures = list(counts.failures)
+    if val_set is not None:  # wrong masks are told before the training, not after its first epoch
+        held_out = count_pixels(val_set.samples, val_set.labels)
+        _usable(val_set, held_out)
+        failures += held_out.failures
     torch.manual_seed(options.seed)
-    config = options.config(train_set.classes, options.ignore or (), _colours(train_set.labels))
+    table = tuple(map(tuple, read_class_file(Path(class_file)))) if class_file else ()
+    config = options.config(train_set.classes, options.ignore or (), table, _colours(train_set.labels))
     model = create_segmenter(config, options.weights)
-    listed = [f"{sample.path.name} {sample.mask.name}" for sample in train_set.samples]
-    open_training(out, train_set.root, listed, options, resume)
+    open_training(out, train_set.root, _listed(train_set), options, resume)
     usable = dataclasses.replace(train_set, samples=samples)
     batches = MaskBatches(
         usable,
@@ -98,7 +104,6 @@ def train_segmenter(
         scale=options.scale,
         jitter=options.jitter,
     )
-    failures = list(counts.failures)
     scores: list[SegmentationScores] = []
 
     def validate() -> Mapping[str, float] | None:
@@ -164,22 +169,31 @@ def pixel_objective(weights: Float[Tensor, " classes"]) -> Objective:
     return objective
 
 
+def _listed(data: SegmentationData) -> list[str]:
+    """All that a training takes from the data set, but for the pixels: a resumed one must find the same."""
+    labels = data.labels
+    names = [f"{sample.path.relative_to(data.root)} {sample.mask.relative_to(data.root)}" for sample in data.samples]
+    ids, colours = sorted(labels.ids.items()), sorted((labels.colours or {}).items())
+    return [*names, f"{labels.classes} {ids} {labels.ignore} {colours}"]
+
+
 def _validation(
     data: str | Path,
     val: str | Path | None,
     train_split: str | None,
     classes: tuple[str, ...],
     ignore: tuple[int, ...] | None,
+    class_file: str | Path | None,
 ) -> SegmentationData | None:
-    root = data if val is None else val
     usual = ("val", "valid", "validation")
-    if val is None:
-        present = {name.lower(): name for name in segmentation_splits(data)}
-        names = [present[name] for name in usual if name in present]
-        if not names or names[0] == train_split:
-            return None
-        return read_segmentation(data, names[0], classes, ignore)
-    return read_segmentation(root, choose_segmentation_split(root, None, *usual, *SPLITS), classes, ignore)
+    if val is not None:
+        split = choose_segmentation_split(val, None, *usual, *SPLITS)
+        return read_segmentation(val, split, classes, ignore, class_file=class_file)
+    present = {name.lower(): name for name in segmentation_splits(data)}
+    names = [present[name] for name in usual if name in present]
+    if not names or names[0] == train_split:
+        return None
+    return read_segmentation(data, names[0], classes, ignore, class_file=class_file)
 
 
 def _usable(data: SegmentationData, counts: PixelCounts) -> tuple[SegmentationSample, ...]:
@@ -195,7 +209,9 @@ def _usable(data: SegmentationData, counts: PixelCounts) -> tuple[SegmentationSa
 
 
 def _colours(labels: LabelMap) -> tuple[tuple[int, int, int], ...]:
-    """RGB of each class where every one has its own; none otherwise."""
+    """RGB of each class where every one has its own, those customary for CamVid's classes; none otherwise."""
+    if labels.colours is None and labels.classes == CAMVID:
+        return CAMVID_COLOURS
     by_class = {index: colour for colour, index in (labels.colours or {}).items()}
     wanted = range(len(labels.classes))
     return tuple(by_class[index] for index in wanted) if all(index in by_class for index in wanted) else ()

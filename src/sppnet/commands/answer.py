@@ -35,6 +35,7 @@ _OF: dict[str, tuple[tuple[type, ...], Any]] = {
     "svd": ((Detector,), None),
     "head": ((Detector,), "float32"),
     "ignore": ((Segmenter,), None),
+    "classes": ((Segmenter,), None),
     "output": ((Segmenter,), segment.OUTPUT),
     "scales": ((Segmenter,), "1"),
     "flip": ((Segmenter,), False),
@@ -57,7 +58,8 @@ def evaluate_parser() -> ArgumentParser:
     add("--compare", type=str | None, metavar="POLICIES", help="classifiers: several policies side by side, by commas")
     add("--views", type=str, default="full", help=_VIEWS)
     add("--pictures", type=str | None, metavar="DIR", help="detectors, segmenters: write curves, best and worst there")
-    add("--ignore", type=str | None, metavar="IDS", help="segmenters: ids of masks that do not count, by commas")
+    add("--ignore", type=str | None, metavar="IDS", help="segmenters: all ids of masks that do not count: 0,255")
+    add("--classes", type=str | None, metavar="FILE", help=f"segmenters: {segment.CLASSES}, then the run's")
     _add_detector_options(parser)
     _add_segmenter_options(parser)
     return parser
@@ -77,7 +79,6 @@ def predict_parser() -> ArgumentParser:
     add("--out", type=str | None, metavar="DIR", help="detectors, segmenters: write pictures and labels there")
     add("--min-score", type=float | None, help=_LEAST)
     add("--output", default=segment.OUTPUT, help="segmenters: what is written: palette, overlay, probabilities")
-    add("--memory", default="4GB", help="segmenters: an image that takes more in one pass is cut into tiles")
     add("--max-pixels", type=int, default=MAX_PIXELS, help="segmenters: larger images are refused")
     _add_detector_options(parser)
     _add_segmenter_options(parser)
@@ -97,6 +98,7 @@ def _add_segmenter_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--scales", default="1", help="segmenters: average over these factors of size, such as 0.75,1,1.25")
     add("--flip", action="store_true", help="segmenters: average over mirror images, too")
+    add("--memory", default="4GB", help="segmenters: an image that takes more in one pass is cut into tiles")
     add("--tile", type=int | None, help="segmenters: side of tiles in pixels, whatever the memory")
     add("--overlap", type=int, default=OVERLAP, help="segmenters: pixels that tiles have in common")
     add("--global-context", action="store_true", help=_CONTEXT)

@@ -43,7 +43,12 @@ def train_parser() -> ArgumentParser:
     add("--split", type=str | None, help="part of the data to train on; left out: train, or all without splits")
     add("--val", type=str | None, metavar="DATA", help="validation images; left out: the split val of the data")
     add("--classes", type=str | None, metavar="FILE", help=CLASSES)
-    add("--ignore", type=str | None, metavar="IDS", help="ids of masks that do not count, by commas; left out: 255")
+    add(
+        "--ignore",
+        type=str | None,
+        metavar="IDS",
+        help="all ids of masks that do not count, by commas: 0,255; left out: 255",
+    )
     add("--resume", action="store_true", help="go on with the training in RUN, if there is one")
     add("--head", type=HeadName, default=default.head, help=", ".join(get_args(HeadName)))
     add("--context", type=Context, default=default.context, help="of deeplabv3plus: aspp, ppm or none")
@@ -53,7 +58,7 @@ def train_parser() -> ArgumentParser:
     add("--rates", default="auto", help="of ASPP, such as 6,12,18; auto fits the papers' to the crop")
     add("--width", type=int, default=default.width, help="channels inside the head (the papers': 256)")
     add("--norm", type=Norm, default=default.norm, help="safe (batch norm that trains at batch 1), batch or group")
-    add("--separable", type=bool, default=default.separable, help="depthwise separable convolutions in the head")
+    add("--separable", type=bool | None, help="depthwise separable convolutions in the head; left out: deeplabv3plus")
     add("--image-level", type=bool, default=default.image_level, help="ASPP's image-level branch")
     add("--dropout", type=float, default=default.dropout, help="share of channels that the head drops in training")
     add("--crop", default=",".join(map(str, default.crop)), help="height,width that a step sees of an image, pixels")
@@ -84,7 +89,7 @@ def train(arguments: Namespace) -> int:
         options_of(arguments),
         split=arguments.split,
         val=arguments.val,
-        classes=Path(arguments.classes) if arguments.classes else None,
+        class_file=arguments.classes,
         resume=arguments.resume,
     )
     list_problems(training.problems, training.failures)
@@ -99,12 +104,16 @@ def train(arguments: Namespace) -> int:
 
 def evaluate(model: Segmenter, arguments: Namespace) -> int:
     """Score a segmenter; 1 if an image or a mask could not be used."""
+    from sppnet.data.class_tables import ClassRow
     from sppnet.data.segmentation import choose_segmentation_split, read_segmentation
 
     split = choose_segmentation_split(arguments.data, arguments.split, "test", "val", "valid", "validation")
     ignore = numbers("ignore", arguments.ignore, int, 0) if arguments.ignore else model.config.ignore or None
-    data = read_segmentation(arguments.data, split, model.config.classes, ignore)
-    view = view_of(arguments)
+    table = [ClassRow(*row) for row in model.config.table]
+    data = read_segmentation(
+        arguments.data, split, model.config.classes, ignore, class_file=arguments.classes, table=table
+    )
+    view = view_of(model, arguments)
 
     def answer(image: Image.Image) -> Tensor:
         return label_image(model, image, view)
@@ -123,7 +132,7 @@ def evaluate(model: Segmenter, arguments: Namespace) -> int:
 
 def predict(model: Segmenter, arguments: Namespace) -> int:
     """Give each pixel of images its class; 1 if an image could not be read."""
-    view = view_of(arguments)
+    view = view_of(model, arguments)
     outputs = tuple(arguments.output.split(","))
     paths, failures = find_images(arguments.images)
     folder = Path(arguments.out) if arguments.out else None
@@ -147,12 +156,14 @@ def predict(model: Segmenter, arguments: Namespace) -> int:
     return 1 if failures else 0
 
 
-def view_of(arguments: Namespace) -> View:
+def view_of(model: Segmenter, arguments: Namespace) -> View:
     """How images are looked at, by what was typed."""
+    if arguments.global_context:
+        model.require_image_level()
     return View(
         scales=numbers("scales", arguments.scales, float, 0),
         flip=arguments.flip,
-        memory=parse_memory(arguments.memory) if "memory" in arguments else None,
+        memory=parse_memory(arguments.memory),
         tile=arguments.tile,
         overlap=arguments.overlap,
         global_context=arguments.global_context,

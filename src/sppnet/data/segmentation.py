@@ -10,6 +10,7 @@ from typing import NamedTuple
 from sppnet.data.class_tables import (
     CAMVID,
     VOC,
+    ClassRow,
     find_class_file,
     label_map,
     numbered,
@@ -87,6 +88,7 @@ def read_segmentation(
     ignore: Sequence[int] | None = None,
     *,
     class_file: str | os.PathLike[str] | None = None,
+    table: Sequence[ClassRow] = (),
 ) -> SegmentationData:
     """Reads which images a data set has, where their masks are, and what the ids in them stand for.
 
@@ -111,6 +113,7 @@ def read_segmentation(
         ignore: raw ids of pixels that do not count. None for 255, where no class of a class file has it, and CamVid's
             void. A class with such an id is left out.
         class_file: says which id has which name, in place of the data set's own class file.
+        table: says so where neither of these files does, such as the table that a network was trained with.
 
     Raises:
         ValueError: if the data set is not as described; the message names what is wrong and where.
@@ -137,7 +140,8 @@ def read_segmentation(
     problems: list[str] = []
     samples = _read_part(_choose_part(layout, split), problems)
     file = find_class_file(root, layout.root) if class_file is None else Path(class_file)
-    labels = _labels(layout, samples, file, classes, ignore)
+    rows = tuple(table) if file is None else read_class_file(file)
+    labels = _labels(layout, samples, rows, classes, ignore, problems)
     return SegmentationData(layout.root, tuple(samples), labels, tuple(problems))
 
 
@@ -250,17 +254,23 @@ def _read_part(part: _Part, problems: list[str]) -> list[SegmentationSample]:
 def _labels(
     layout: _Layout,
     samples: Sequence[SegmentationSample],
-    file: Path | None,
+    rows: Sequence[ClassRow],
     names: Sequence[str] | None,
     ignore: Sequence[int] | None,
+    problems: list[str],
 ) -> LabelMap:
     usual: tuple[int, ...] = (_IGNORED,)
-    if file is not None:
-        rows = read_class_file(file)
+    if rows:
+        pass
     elif layout.kind == "VOC":
         rows = numbered(VOC)
     elif layout.kind == "CamVid" and (set(CAMVID) <= set(names) if names else _is_camvid(samples)):
         rows, usual = numbered(CAMVID), (_CAMVID_VOID, _IGNORED)
+        if names is None:
+            problems.append(
+                f"{layout.root}: taken for CamVid, since no id of the masks is above {_CAMVID_VOID}: {_CAMVID_VOID}"
+                " does not count; a classes.txt beside the images would say otherwise"
+            )
     elif names is not None:
         rows = numbered(names)
     else:

@@ -76,7 +76,7 @@ def pick_variant(x: Float[Tensor, "n c h w"]) -> str:
     - Otherwise ``shifted``, or ``separable_last`` on maps so small that shifts mostly read their padding, or so few
       numbers in all that their many calls take longer than the work.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+    if in_graph():
         return "separable"
     if x.device.type != "cpu":
         return "chain"
@@ -84,6 +84,11 @@ def pick_variant(x: Float[Tensor, "n c h w"]) -> str:
         return "chain_last"
     small = x.shape[2] * x.shape[3] <= (169 if _is_channels_last(x) else 49)
     return "separable_last" if small or x.numel() <= 1 << 14 else "shifted"
+
+
+def in_graph() -> bool:
+    """Whether a graph is being made that serves other sizes too: compile, export or trace."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
 
 
 def _is_channels_last(x: Tensor) -> bool:
