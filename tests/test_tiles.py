@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
@@ -59,6 +59,7 @@ grids = st.integers(1, 32).flatmap(
 
 @settings(max_examples=300, deadline=None)
 @given(grids)
+@example((31, 20, 8, 2))  # equal steps would lay the third tile over the first
 def test_tiles_cover_an_axis_on_the_grid_of_cells(grid: tuple[int, int, int, int]) -> None:
     size, tile, overlap, stride = grid
     spans = tile_spans(*grid)
@@ -88,6 +89,11 @@ def fewest(size: int, tile: int, overlap: int, stride: int) -> int:
 @given(grids)
 def test_there_are_as_few_tiles_as_can_be(grid: tuple[int, int, int, int]) -> None:
     assert len(tile_spans(*grid)) == fewest(*grid)
+
+
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_tiles_start_at_multiples_of_the_output_stride(stride: int) -> None:
+    assert tile_stride(segmenter(output_stride=stride)) == stride
 
 
 def test_spans_of_a_few_sizes() -> None:

@@ -4,6 +4,7 @@ import copy
 import ctypes
 import os
 import re
+import sys
 import weakref
 from bisect import bisect_right
 from pathlib import Path
@@ -43,6 +44,18 @@ def parse_memory(memory: str | int) -> int:
     return size
 
 
+def release_memory() -> None:
+    """Give freed memory back to the system.
+
+    glibc keeps blocks of less than 32 MB to give them out again. A copy of a decoded image is made of such, and after a
+    pass they lie between others where the next pass does not find room for larger ones. Elsewhere this does nothing.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:  # musl has none
+            trim(0)
+
+
 def resident_bytes() -> int:
     """What this process holds in memory now, after what it has freed is given back to the system.
 
@@ -51,10 +64,7 @@ def resident_bytes() -> int:
     statm = Path("/proc/self/statm")
     if not statm.exists():
         return 10**9
-    # glibc keeps blocks of less than 32 MB, such as a copy of a decoded image is made of, to give them out again.
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    release_memory()
     pages = int(statm.read_text().split()[1])
     return pages * int(os.sysconf("SC_PAGE_SIZE"))
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from sppnet.console import track
 from sppnet.runs import write_json
 from sppnet.segment import Segmenter
-from sppnet.tile_memory import greatest_tile, parse_memory
+from sppnet.tile_memory import greatest_tile, parse_memory, release_memory
 from sppnet.weights import weights_digest
 
 OVERLAP = 64  # pixels
@@ -134,6 +134,7 @@ def segment_tiled(
     labels = torch.zeros(image.height, image.width, dtype=torch.long)
     for block in blend_tiles(down, across, look):
         labels[slice(*block.rows), slice(*block.columns)] = block.probabilities.argmax(0)
+        del block  # before the next pass, which has memory of its own
     return labels
 
 
@@ -303,6 +304,7 @@ def _look(
     model: Segmenter, image: Image.Image, context: Tensor | None
 ) -> Callable[[Span, Span], Float[Tensor, "classes h w"]]:
     def look(rows: Span, columns: Span) -> Float[Tensor, "classes h w"]:
+        release_memory()  # or each pass would leave a little more behind
         part = image.crop((columns[0], rows[0], columns[1], rows[1]))
         with torch.no_grad():
             logits: Tensor = model(model.pixels(part), context)[0]
