@@ -1,6 +1,6 @@
-"""The dense modules: SPPF's maxima beside every exact way to them, and ASPP beside torchvision's.
+"""The dense modules: SPPF's maxima beside every exact way to them, ASPP beside torchvision's, sizes of answers.
 
-    python benchmarks/dense.py [--what sppf|aspp|all] [--threads 1] [--budget 0.3] [--json FILE]
+    python benchmarks/dense.py [--what sppf|aspp|sizes|all] [--threads 1] [--budget 0.3] [--json FILE]
 
 All forms of a case are checked against each other and timed in turns in one process. Times are first quartiles, since
 what disturbs a measurement makes it longer; with one thread they are the processor's for this process, which other work
@@ -25,6 +25,7 @@ from torchvision.models.segmentation import deeplabv3
 from sppnet.bench import environment, measure
 from sppnet.layers import ASPP
 from sppnet.ops.sliding_max import VARIANTS, pick_variant, sliding_max
+from sppnet.segment import SegmenterConfig, create_segmenter
 
 KERNELS = (5, 9, 13)
 TARGET = 1.1
@@ -54,7 +55,7 @@ ATROUS = [  # map, rates; torchvision does not train on one image
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--what", choices=["sppf", "aspp", "all"], default="all")
+    parser.add_argument("--what", choices=["sppf", "aspp", "sizes", "all"], default="all")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--budget", type=float, default=0.3, help="seconds a case is timed; at least 3 rounds")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the maxima")
@@ -63,10 +64,12 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     content: dict[str, Any] = {**environment(), "dtype": arguments.dtype}
     print(f"{content['machine']['cpu']}, {arguments.threads} threads, torch {torch.__version__}, {arguments.dtype}")
-    if arguments.what != "aspp":
+    if arguments.what in ("sppf", "all"):
         content["sppf"] = time_maxima(arguments.budget, getattr(torch, arguments.dtype))
-    if arguments.what != "sppf":
+    if arguments.what in ("aspp", "all"):
         content["aspp"] = time_aspp(arguments.budget)
+    if arguments.what in ("sizes", "all"):
+        check_sizes()
     if arguments.json:
         arguments.json.write_text(json.dumps(content, indent=1) + "\n")
 
@@ -136,6 +139,17 @@ def time_aspp(budget: float) -> list[dict[str, Any]]:
         print(f"| {' x '.join(map(str, shape))} | {rates} | {mine:.3f} | {other:.3f} | {ratio:.2f} |", flush=True)
         rows.append({"shape": shape, "rates": rates, "ours": mine, "torchvision": other, "ratio": ratio})
     return rows
+
+
+def check_sizes() -> None:
+    """Each size from 1 x 1 to 130 x 130: a segmenter's answer has the size of the image."""
+    model = create_segmenter(SegmenterConfig(("a", "b"), width=32)).eval()
+    sizes = list(itertools.product(range(1, 131), repeat=2))
+    with torch.inference_mode():
+        wrong = [size for size in sizes if model(torch.zeros(1, 3, *size)).shape != (1, 2, *size)]
+    print(f"\n{len(sizes)} sizes from 1 x 1 to 130 x 130, {len(wrong)} answers of another size", flush=True)
+    if wrong:
+        raise SystemExit(f"the first is {wrong[0]}")
 
 
 def _train(module: torch.nn.Module, x: Tensor, grad: Tensor) -> Callable[[], object]:
