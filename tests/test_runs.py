@@ -98,7 +98,7 @@ def test_broken_json_is_named(run: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], "is of another kind: expected the task 'classify' or 'detect', got None"),
+        ([], "is of another kind: expected the task 'classify' or 'detect' or 'segment', got None"),
         ({"format": 1, "task": "sing", "config": {}}, "is of another kind: .* got 'sing'"),
         ({"format": 2, "task": "classify", "config": {}}, r"run\.json has format 2; this version reads 1"),
         ({"task": "classify", "config": {}}, r"run\.json has format None; this version reads 1"),
