@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sppnet.geometry import Geometry, trace_geometry
 from sppnet.nets import PAPER_NETS
 from sppnet.ops.pyramid import Sizes
+from sppnet.padded.mode import PaddedBatch
 from sppnet.weights import EMBEDDED_BACKBONE, embedded_weights, load_weights, read_weights
 
 
@@ -72,11 +73,13 @@ class Backbone(nn.Module):
 
         Args:
             x: normalised images.
-            sizes: valid (height, width) in pixels of each image of a padded batch. Cells of the map that lie
-                in an image's own area are valid; those at its border may have seen the padding.
+            sizes: valid (height, width) in pixels of each image of a padded batch; images lie at the top left. The
+                valid cells of each map are those that the image gives alone, whatever the padding holds, see
+                :class:`sppnet.padded.mode.PaddedBatch`.
 
         Raises:
             TypeError: `x` is not of a floating-point type.
+            sppnet.PaddingError: a network with a layer for which that cannot be had; the layer is named.
             ValueError: an image too small to give a cell (the message has the smallest size), or `sizes` that
                 are not those of the images.
         """
@@ -89,9 +92,12 @@ class Backbone(nn.Module):
             _check_areas(areas, x)
         for area in (x.shape[2:], *(() if areas is None else areas)):
             self._check_size(*area)
-        (data,) = self._maps(self.network, x, (self.stage,))
-        cells = tuple(self.geometry.map_size(*area) for area in areas) if areas is not None else None
-        return FeatureMap(data, self.geometry.stride, self.geometry.offset(*x.shape[2:]), cells)
+        offset = self.geometry.offset(*x.shape[2:])
+        if areas is None:
+            return FeatureMap(self._maps(self.network, x, (self.stage,))[0], self.geometry.stride, offset)
+        with PaddedBatch(self.network, self.geometry.same) as batch:
+            (data,) = self._maps(self.network, batch.enter(x, areas), (self.stage,))
+            return FeatureMap(data, self.geometry.stride, offset, batch.areas(data))
 
     def both(self, x: Float[Tensor, "n 3 h w"]) -> tuple[FeatureMap, FeatureMap]:
         """The map and the finer one of a normalised batch, from one pass; the backbone must have been made for it."""

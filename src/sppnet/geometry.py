@@ -43,10 +43,17 @@ class Step:
 
     def first_centre(self, size: int) -> float:
         """Input index under the centre of the first window."""
-        before = self.before
-        if self.same:
-            before = max((self.cells(size) - 1) * self.stride + self.extent - size, 0) // 2
-        return (self.extent - 1) / 2 - before
+        return (self.extent - 1) / 2 - self.before_of(size)
+
+    def around(self, size: int) -> int:
+        """Cells padded before and after `size` input cells, together."""
+        if not self.same:
+            return self.before + self.after
+        return max((self.cells(size) - 1) * self.stride + self.extent - size, 0)
+
+    def before_of(self, size: int) -> int:
+        """Cells padded before `size` input cells."""
+        return self.around(size) // 2 if self.same else self.before
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,11 @@ class Geometry:
     def stride(self) -> tuple[int, int]:
         """(vertical, horizontal) pixels from one cell to the next."""
         return self.vertical.stride, self.horizontal.stride
+
+    @property
+    def same(self) -> bool:
+        """Whether the network pads by TensorFlow's SAME rule, by amounts that follow from each image's size."""
+        return any(step.same for axis in (self.vertical, self.horizontal) for step in axis.steps)
 
     def map_size(self, height: int, width: int) -> tuple[int, int]:
         """(rows, columns) of the map for an image of height x width pixels."""

@@ -1,0 +1,1 @@
+"""Batches of images of different sizes, padded, with the answers that each image gets alone."""

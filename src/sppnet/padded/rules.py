@@ -1,0 +1,384 @@
+"""What each torch function does to a padded batch; see `mode`."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sppnet.geometry import Step
+from sppnet.padded.ledger import Areas, Deferred, Ledger, Valid, place
+from sppnet.padded.norm import arguments, valid_batch_norm
+
+# Functions of one cell at a time that take 0 to 0.
+_KEEP_ZERO = (
+    "relu", "relu6", "leaky_relu", "elu", "celu", "selu", "silu", "mish", "gelu", "hardswish", "tanh", "softsign",
+    "dropout", "abs", "neg", "square", "sqrt", "mul", "div", "true_divide", "local_response_norm",
+)  # fmt: skip
+# Those that keep zeros only where all that goes in is zero there.
+_ADD = ("add", "radd", "sub", "rsub", "iadd", "isub")
+# Those that do not.
+_LOSE_ZERO = (
+    "sigmoid", "hardsigmoid", "hardtanh", "clamp", "softplus", "exp", "log", "pow", "rpow", "rsqrt", "reciprocal", "addcmul",
+    "logsigmoid",
+)  # fmt: skip
+_KEEP = ("contiguous", "to", "float", "half", "bfloat16", "type", "clone", "detach", "type_as", "requires_grad")
+# What only asks a tensor for its form.
+READS = ("get", "dim", "size", "stride", "is_contiguous", "is_floating_point", "get_device", "len", "assert", "new_empty")
+
+
+def plain_name(func: Any) -> str:
+    """Name of a torch function without the marks of its in-place and operator forms."""
+    return str(getattr(func, "__name__", func)).strip("_")
+
+
+def _cellwise(book: Ledger, func: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """Arithmetic of one cell at a time; other operands may differ by image and channel, not by place."""
+    name = plain_name(func)
+    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    followed = [book.known(tensor) for tensor in tensors if book.follows(tensor)]
+    first = followed[0]
+    if any((other.areas, other.dims) != (first.areas, first.dims) for other in followed):
+        raise book.refusal(f"{name} joins maps of different images or layouts")
+    ndim = max(tensor.ndim for tensor in tensors)
+    for other in tensors:
+        sides = [other.shape[dim - ndim] for dim in first.dims if ndim - dim <= other.ndim]
+        if not book.follows(other) and any(side > 1 for side in sides):
+            raise book.refusal(f"{name} takes a map of {tuple(other.shape)} that does not follow from the images")
+    if name in _ADD:
+        clean = len(followed) == 2 and all(valid.clean for valid in followed)
+    elif name in ("div", "true_divide"):
+        clean = first.clean and len(followed) == 1 and book.follows(args[0])
+    elif name in ("mul", "imul"):
+        clean = any(valid.clean for valid in followed)
+    else:
+        clean = name in _KEEP_ZERO and first.clean
+    out: Tensor = func(*args, **kwargs)
+    return book.mark(out, replace(first, clean=clean))
+
+
+def _keep(book: Ledger, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return book.mark(func(x, *args, **kwargs), book.known(x))
+
+
+def _read(book: Ledger, func: Any, *args: Any, **kwargs: Any) -> Any:
+    out = func(*args, **kwargs)
+    if plain_name(func) == "get" and isinstance(out, Tensor):
+        raise book.refusal("an attribute of the map is taken for a tensor")
+    return out
+
+
+def _conv2d(
+    book: Ledger,
+    func: Any,
+    input: Tensor,  # noqa: A002
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    extent = tuple((side - 1) * rate + 1 for side, rate in zip(weight.shape[2:], _pair(dilation), strict=True))
+    if isinstance(padding, str):
+        if padding == "same" and not all(side % 2 for side in extent):
+            raise book.refusal("a convolution of an even kernel pads by 'same'")
+        padding = [side // 2 for side in extent] if padding == "same" else 0
+    x, areas = _windows(book, input, extent, _pair(stride), _pair(padding))
+    out: Tensor = func(x, weight, bias, stride, padding, dilation, groups)
+    return book.mark(out, Valid(areas))
+
+
+def _max_pool2d(
+    book: Ledger,
+    func: Any,
+    input: Tensor,  # noqa: A002
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor:
+    if return_indices:
+        raise book.refusal("max_pool2d gives indices, which are of the padded map")
+    stride = _pair(stride or kernel_size)
+    extent = tuple((side - 1) * rate + 1 for side, rate in zip(_pair(kernel_size), _pair(dilation), strict=True))
+    x, areas = _windows(book, input, extent, stride, _pair(padding), ceil=ceil_mode, value=-math.inf)
+    out = torch.max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode)
+    return _cut(book, out, areas)
+
+
+def _avg_pool2d(
+    book: Ledger,
+    func: Any,
+    input: Tensor,  # noqa: A002
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    stride = _pair(stride or kernel_size)
+    extent, around = _pair(kernel_size), _pair(padding)
+    if count_include_pad and ceil_mode and divisor_override is None:
+        # Windows that reach over the end count the padding that they see, which ends elsewhere for each image.
+        raise book.refusal("avg_pool2d rounds up and counts its padding")
+    x, areas = _windows(book, input, extent, stride, around, ceil=ceil_mode)
+    cells = extent[0] * extent[1]
+    out = F.avg_pool2d(x, kernel_size, stride, padding, ceil_mode, divisor_override=divisor_override or cells)
+    if not count_include_pad and divisor_override is None:
+        if book.deferred(input) is not None:
+            raise book.refusal("avg_pool2d leaves out the padding before it")
+        ones = place(x.new_ones(len(x), 1, *x.shape[2:]), book.known(input).areas, [(0, 0)] * len(x), _sides(x), 0.0)
+        counts = F.avg_pool2d(ones, kernel_size, stride, padding, ceil_mode, divisor_override=1)
+        out = out * (cells / counts.clamp(min=1))
+    return book.mark(out, Valid(areas))
+
+
+def _windows(
+    book: Ledger,
+    x: Tensor,
+    extent: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    *,
+    ceil: bool = False,
+    value: float = 0.0,
+) -> tuple[Tensor, Areas]:
+    """What a windowed layer is to see, and the areas of what it then makes."""
+    deferred = book.deferred(x)
+    if deferred is not None:
+        return _padded(book, deferred, extent, stride, padding, ceil, value)
+    valid = book.known(x)
+    if valid.dims != (2, 3):
+        raise book.refusal("a windowed layer sees a map whose channels are last")
+    steps = [Step(e, s, p, p, ceil) for e, s, p in zip(extent, stride, padding, strict=True)]
+    areas = _out_areas(valid.areas, steps)
+    if max(extent) == 1 and max(padding) == 0:
+        return x, areas
+    if value == 0:
+        return book.clear(x), areas
+    if book.outside(x, valid.areas) is None:
+        return x, areas
+    return place(x, valid.areas, [(0, 0)] * len(x), _sides(x), value), areas
+
+
+def _padded(
+    book: Ledger,
+    deferred: Deferred,
+    extent: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil: bool,
+    value: float,
+) -> tuple[Tensor, Areas]:
+    """The same after a padding of its own, whose amounts may follow each image's size."""
+    x = deferred.x
+    valid = book.known(x)
+    if deferred.value != value or (book.same and (ceil or max(padding) > 0)):
+        raise book.refusal("a padding goes before a layer that it does not suit")
+    if not book.same:
+        outer = zip(extent, stride, padding, deferred.before, deferred.after, strict=True)
+        steps = [Step(e, s, p + before, p + after, ceil) for e, s, p, before, after in outer]
+        size = tuple(
+            side + b + a for side, b, a in zip(x.shape[2:], deferred.before, deferred.after, strict=True)
+        )
+        return place(x, valid.areas, [deferred.before] * len(x), size, value), _out_areas(valid.areas, steps)  # type: ignore[arg-type]
+    steps = [Step(e, s, same=True) for e, s in zip(extent, stride, strict=True)]
+    areas = _out_areas(valid.areas, steps)
+    for step, side, before, after in zip(steps, x.shape[2:], deferred.before, deferred.after, strict=True):
+        if (before, after) != (step.before_of(side), step.around(side) - step.before_of(side)):
+            raise book.refusal(f"a padding of {before} and {after} cells is not TensorFlow's")
+    befores = [tuple(step.before_of(side) for step, side in zip(steps, area, strict=True)) for area in valid.areas]
+    most = [max(area[axis] for area in areas) for axis in (0, 1)]
+    size = tuple((count - 1) * s + e for count, s, e in zip(most, stride, extent, strict=True))
+    return place(x, valid.areas, befores, size, value), areas  # type: ignore[arg-type]
+
+
+def _pad(
+    book: Ledger,
+    func: Any,
+    input: Tensor,  # noqa: A002
+    pad: Sequence[int],
+    mode: str = "constant",
+    value: float | None = None,
+) -> Tensor:
+    if mode != "constant" or book.known(input).dims != (2, 3) or any(pad[4:]) or min(pad) < 0:
+        raise book.refusal(f"pad of mode {mode} and amounts {tuple(pad)} looks at what lies at the image's end")
+    left, right, top, bottom = [*pad, 0, 0][:4]
+    shape = (*input.shape[:2], input.shape[2] + top + bottom, input.shape[3] + left + right)
+    return book.defer(shape, Deferred(input, (top, left), (bottom, right), value or 0.0))
+
+
+def _batch_norm(book: Ledger, func: Any, *args: Any, **kwargs: Any) -> Tensor:
+    values = arguments(*args, **kwargs)
+    x: Tensor = values["x"]
+    valid = book.known(x)
+    if valid.dims != (2, 3):
+        raise book.refusal("batch_norm sees a map whose channels are last")
+    if not values.pop("training"):
+        return book.mark(func(*args, **kwargs), replace(valid, clean=False))
+    outside = book.outside(x, valid.areas)
+    return book.mark(valid_batch_norm(**values, outside=outside), replace(valid, clean=True))
+
+
+def _mean(book: Ledger, func: Any, input: Tensor, dim: Any = None, keepdim: bool = False, **_: Any) -> Tensor:  # noqa: A002
+    """The mean over all cells of an image: of its valid cells, from here on a vector."""
+    valid = book.known(input)
+    if not _over_cells(input, valid, dim):
+        raise book.refusal(f"mean runs over the dimensions {dim}")
+    total = book.clear(input).sum(valid.dims, keepdim=keepdim)
+    counts = total.new_tensor([height * width for height, width in valid.areas])
+    return total / counts.view(-1, *[1] * (total.ndim - 1))
+
+
+def _adaptive_avg_pool2d(book: Ledger, func: Any, input: Tensor, output_size: Any) -> Tensor:  # noqa: A002
+    if book.known(input).dims != (2, 3) or tuple(_pair(output_size)) != (1, 1):
+        raise book.refusal(f"adaptive_avg_pool2d makes a map of {output_size} cells")
+    return _mean(book, func, input, (2, 3), keepdim=True)
+
+
+def _norm(book: Ledger, func: Any, input: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Tensor:  # noqa: A002
+    valid = book.known(input)
+    if p not in (1, 2, "fro") or not _over_cells(input, valid, dim):
+        raise book.refusal(f"norm of order {p} runs over the dimensions {dim}")
+    out: Tensor = func(book.clear(input), p=p, dim=dim, keepdim=keepdim, dtype=dtype)
+    return out
+
+
+def _layer_norm(book: Ledger, func: Any, input: Tensor, normalized_shape: Sequence[int], *args: Any, **kw: Any) -> Tensor:  # noqa: A002
+    valid = book.known(input)
+    if max(valid.dims) >= input.ndim - len(normalized_shape):
+        raise book.refusal("layer_norm runs over the cells of the map")
+    return book.mark(func(input, normalized_shape, *args, **kw), replace(valid, clean=False))
+
+
+def _group_norm(
+    book: Ledger,
+    func: Any,
+    input: Tensor,  # noqa: A002
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    valid = book.known(input)
+    if valid.dims != (2, 3):
+        raise book.refusal("group_norm sees a map whose channels are last")
+    x = book.clear(input)
+    groups = x.view(len(x), num_groups, -1, *x.shape[2:])
+    counts = x.new_tensor([height * width for height, width in valid.areas]).view(-1, 1, 1, 1, 1) * groups.shape[2]
+    mean = groups.sum((2, 3, 4), keepdim=True) / counts
+    centred = book.mark((groups - mean).view_as(x), replace(valid, clean=False))
+    centred = book.clear(centred).view_as(groups)
+    out = (centred * torch.rsqrt(centred.square().sum((2, 3, 4), keepdim=True) / counts + eps)).view_as(x)
+    out = out if weight is None else out * weight.view(-1, 1, 1)
+    out = out if bias is None else out + bias.view(-1, 1, 1)
+    return book.mark(out, replace(valid, clean=bias is None))
+
+
+def _expand_as(book: Ledger, func: Any, input: Tensor, other: Tensor) -> Tensor:  # noqa: A002
+    if book.follows(input):
+        return book.mark(func(input, other), book.known(input))
+    return book.mark(func(input, other).clone(), replace(book.known(other), clean=False))
+
+
+def _linear(book: Ledger, func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
+    valid = book.known(input)
+    if max(valid.dims) == input.ndim - 1:
+        raise book.refusal("linear runs over the columns of the map")
+    return book.mark(func(input, weight, bias), replace(valid, clean=valid.clean and bias is None))
+
+
+def _permute(book: Ledger, func: Any, input: Tensor, *dims: Any) -> Tensor:  # noqa: A002
+    order = [dim % input.ndim for dim in (dims[0] if isinstance(dims[0], list | tuple) else dims)]
+    valid = book.known(input)
+    rows, columns = (order.index(dim) for dim in valid.dims)
+    if order[0] != 0 or (rows, columns) not in ((2, 3), (1, 2)):
+        raise book.refusal(f"permute gives the order {tuple(order)}")
+    return book.mark(func(input, *dims), replace(valid, dims=(rows, columns)))
+
+
+def _cat(book: Ledger, func: Any, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    known = [book.known(tensor) for tensor in tensors if book.follows(tensor)]
+    first = known[0]
+    alike = all((valid.areas, valid.dims) == (first.areas, first.dims) for valid in known)
+    if len(known) < len(tensors) or not alike or dim % tensors[0].ndim != _channels(first):
+        raise book.refusal(f"cat joins along dimension {dim}, or maps that are not of the same images")
+    return book.mark(func(tensors, dim), replace(first, clean=all(valid.clean for valid in known)))
+
+
+def _split(book: Ledger, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: A002
+    valid = book.known(input)
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+    if dim % input.ndim != _channels(valid):
+        raise book.refusal(f"{plain_name(func)} cuts along dimension {dim}")
+    return tuple(book.mark(part, valid) for part in func(input, *args, **kwargs))
+
+
+def _getitem(book: Ledger, func: Any, input: Tensor, index: Any) -> Tensor:  # noqa: A002
+    valid = book.known(input)
+    index = index if isinstance(index, tuple) else (index,)
+    whole = slice(None)
+    others = [one for dim, one in enumerate(index) if dim != _channels(valid)]
+    if any(one != whole for one in others) or not isinstance((*index, whole, whole)[_channels(valid)], slice):
+        raise book.refusal("a part of the map or of the batch is taken")
+    return book.mark(func(input, index), valid)
+
+
+def _channels(valid: Valid) -> int:
+    return 1 if valid.dims == (2, 3) else 3
+
+
+def _over_cells(x: Tensor, valid: Valid, dim: Any) -> bool:
+    dims = [] if dim is None else [dim] if isinstance(dim, int) else list(dim)
+    return sorted(one % x.ndim for one in dims) == list(valid.dims)
+
+
+def _out_areas(areas: Areas, steps: Sequence[Step]) -> Areas:
+    return tuple((steps[0].cells(height), steps[1].cells(width)) for height, width in areas)
+
+
+def _cut(book: Ledger, out: Tensor, areas: Areas) -> Tensor:
+    """A maximum's map, of which cells outside may be minus infinity, with zeros there."""
+    book.mark(out, Valid(areas))
+    return book.clear(out)
+
+
+def _sides(x: Tensor) -> tuple[int, int]:
+    return x.shape[2], x.shape[3]
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
+
+
+Rule = Callable[..., Any]
+RULES: dict[str, Rule] = {
+    **dict.fromkeys((*_KEEP_ZERO, *_ADD, *_LOSE_ZERO, "imul", "rmul"), _cellwise),
+    **dict.fromkeys(_KEEP, _keep),
+    **dict.fromkeys(READS, _read),
+    "conv2d": _conv2d,
+    "max_pool2d": _max_pool2d,
+    "avg_pool2d": _avg_pool2d,
+    "pad": _pad,
+    "batch_norm": _batch_norm,
+    "layer_norm": _layer_norm,
+    "group_norm": _group_norm,
+    "linear": _linear,
+    "expand_as": _expand_as,
+    "mean": _mean,
+    "adaptive_avg_pool2d": _adaptive_avg_pool2d,
+    "norm": _norm,
+    "permute": _permute,
+    "cat": _cat,
+    "split": _split,
+    "chunk": _split,
+    "getitem": _getitem,
+}
+AFTER_PADDING: dict[str, Rule] = {"conv2d": _conv2d, "max_pool2d": _max_pool2d, "avg_pool2d": _avg_pool2d}
