@@ -93,8 +93,10 @@ class Backbone(nn.Module):
         for area in (x.shape[2:], *(() if areas is None else areas)):
             self._check_size(*area)
         offset = self.geometry.offset(*x.shape[2:])
-        if areas is None:
-            return FeatureMap(self._maps(self.network, x, (self.stage,))[0], self.geometry.stride, offset)
+        if areas is None or all(tuple(area) == tuple(x.shape[2:]) for area in areas):
+            (data,) = self._maps(self.network, x, (self.stage,))
+            cells = None if areas is None else (self.geometry.map_size(*x.shape[2:]),) * len(areas)
+            return FeatureMap(data, self.geometry.stride, offset, cells)
         with PaddedBatch(self.network, self.geometry.same) as batch:
             (data,) = self._maps(self.network, batch.enter(x, areas), (self.stage,))
             return FeatureMap(data, self.geometry.stride, offset, batch.areas(data))

@@ -1,4 +1,4 @@
-"""What is known of the tensors of a padded batch, and the ways of giving their padding the values that a layer needs."""
+"""What is known of the tensors of a padded batch, and ways to give their padding the values that a layer needs."""
 
 import inspect
 from collections.abc import Iterable, Sequence
@@ -142,13 +142,13 @@ def place(
         size: (rows, columns) of the result.
         value: of the cells around.
     """
-    placed: Tensor = _Place.apply(x, areas, tuple(befores), size, value)  # type: ignore[no-untyped-call]
+    placed: Tensor = _Place.apply(x, areas, tuple(befores), size, value)
     return placed
 
 
 def cleared_copy(x: Tensor, outside: Outside, dims: tuple[int, int] = (2, 3)) -> Tensor:
     """A copy with zeros outside, of which no gradient comes back from there."""
-    copied: Tensor = _Clear.apply(x, outside, dims)  # type: ignore[no-untyped-call]
+    copied: Tensor = _Clear.apply(x, outside, dims)
     return copied
 
 
@@ -161,7 +161,7 @@ def _set(x: Tensor, outside: Outside, dims: tuple[int, int], value: float = 0.0)
 
 class _Clear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, outside: Outside, dims: tuple[int, int]) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, outside: Outside, dims: tuple[int, int]) -> Tensor:
         ctx.outside, ctx.dims = outside, dims
         return _set(x.clone(), outside, dims)
 
@@ -172,19 +172,19 @@ class _Clear(torch.autograd.Function):
 
 class _Place(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, areas: Areas, befores: tuple[tuple[int, int], ...], size: tuple[int, int], value: float
     ) -> Tensor:
         ctx.shape, ctx.layout, ctx.areas, ctx.befores = x.shape, _memory_format(x), areas, befores
         shape = (*x.shape[:2], *size)
-        placed = torch.full(shape, value, dtype=x.dtype, device=x.device).contiguous(memory_format=ctx.layout)
+        placed = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=ctx.layout).fill_(value)
         for here, there in _pairs(areas, befores, size):
             placed[there] = x[here]
         return placed
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        of_x = grad.new_zeros(ctx.shape).contiguous(memory_format=ctx.layout)
+        of_x = torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=ctx.layout).zero_()
         for here, there in _pairs(ctx.areas, ctx.befores, grad.shape[2:]):
             of_x[here] = grad[there]
         return of_x, None, None, None, None

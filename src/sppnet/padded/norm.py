@@ -48,7 +48,7 @@ def valid_batch_norm(
     if running_mean is not None and running_var is not None:
         running_mean.lerp_(mean.to(running_mean.dtype), momentum)
         running_var.lerp_((spread / (count - 1)).to(running_var.dtype), momentum)
-    out: Tensor = _BatchNorm.apply(x, weight, bias, mean.to(wide), (spread / count).to(wide), count, eps, outside)  # type: ignore[no-untyped-call]
+    out: Tensor = _BatchNorm.apply(x, weight, bias, mean.to(wide), (spread / count).to(wide), count, eps, outside)
     return out
 
 
@@ -64,7 +64,7 @@ class SharedBatchNorm(TorchFunctionMode):
 
 
 def arguments(
-    input: Tensor,  # noqa: A002
+    input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     weight: Tensor | None = None,
@@ -113,7 +113,7 @@ def _merge(count: int, mean: Tensor, spread: Tensor) -> tuple[int, Tensor, Tenso
 
 class _BatchNorm(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, count: int, eps: float,
         outside: Outside | None,
     ) -> Tensor:  # fmt: skip
@@ -122,7 +122,7 @@ class _BatchNorm(torch.autograd.Function):
         return set_outside(F.batch_norm(x, mean, var, weight, bias, eps=eps), outside)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of a batch norm of `count` cells; those that come for cells outside play no part."""
         x, weight, mean, var = ctx.saved_tensors

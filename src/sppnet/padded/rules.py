@@ -13,21 +13,30 @@ from sppnet.geometry import Step
 from sppnet.padded.ledger import Areas, Deferred, Ledger, Valid, place
 from sppnet.padded.norm import arguments, valid_batch_norm
 
-# Functions of one cell at a time that take 0 to 0.
-_KEEP_ZERO = (
-    "relu", "relu6", "leaky_relu", "elu", "celu", "selu", "silu", "mish", "gelu", "hardswish", "tanh", "softsign",
-    "dropout", "abs", "neg", "square", "sqrt", "mul", "div", "true_divide", "local_response_norm",
+# Functions of one cell at a time, some of them with constants.
+_UNARY = (
+    "relu", "relu6", "leaky_relu", "elu", "celu", "selu", "silu", "mish", "gelu", "hardswish", "hardsigmoid",
+    "hardtanh", "clamp", "tanh", "sigmoid", "logsigmoid", "softplus", "softsign", "abs", "neg", "square", "sqrt",
+    "rsqrt", "reciprocal", "exp", "log", "pow", "rpow",
 )  # fmt: skip
-# Those that keep zeros only where all that goes in is zero there.
-_ADD = ("add", "radd", "sub", "rsub", "iadd", "isub")
-# Those that do not.
-_LOSE_ZERO = (
-    "sigmoid", "hardsigmoid", "hardtanh", "clamp", "softplus", "exp", "log", "pow", "rpow", "rsqrt", "reciprocal", "addcmul",
-    "logsigmoid",
-)  # fmt: skip
+# Those of several maps, or of a map and one value an image or channel.
+_JOINING = ("add", "radd", "iadd", "sub", "rsub", "isub", "mul", "rmul", "imul", "div", "true_divide", "addcmul")
+# Those that take zeros to zeros but whose value at 0 is not to be tried: they draw, or need all channels.
+_ZERO = ("dropout", "local_response_norm")
 _KEEP = ("contiguous", "to", "float", "half", "bfloat16", "type", "clone", "detach", "type_as", "requires_grad")
 # What only asks a tensor for its form.
-READS = ("get", "dim", "size", "stride", "is_contiguous", "is_floating_point", "get_device", "len", "assert", "new_empty")
+READS = (
+    "get",
+    "dim",
+    "size",
+    "stride",
+    "is_contiguous",
+    "is_floating_point",
+    "get_device",
+    "len",
+    "assert",
+    "new_empty",
+)
 
 
 def plain_name(func: Any) -> str:
@@ -48,16 +57,21 @@ def _cellwise(book: Ledger, func: Any, *args: Any, **kwargs: Any) -> Tensor:
         sides = [other.shape[dim - ndim] for dim in first.dims if ndim - dim <= other.ndim]
         if not book.follows(other) and any(side > 1 for side in sides):
             raise book.refusal(f"{name} takes a map of {tuple(other.shape)} that does not follow from the images")
-    if name in _ADD:
-        clean = len(followed) == 2 and all(valid.clean for valid in followed)
-    elif name in ("div", "true_divide"):
-        clean = first.clean and len(followed) == 1 and book.follows(args[0])
-    elif name in ("mul", "imul"):
-        clean = any(valid.clean for valid in followed)
+    if name in _JOINING:
+        clean = _stays_clean(name, followed, book.follows(args[0]))
     else:
-        clean = name in _KEEP_ZERO and first.clean
+        clean = first.clean and (name in _ZERO or not float(func(torch.zeros(()), *args[1:], **kwargs)))
     out: Tensor = func(*args, **kwargs)
     return book.mark(out, replace(first, clean=clean))
+
+
+def _stays_clean(name: str, followed: Sequence[Valid], leading: bool) -> bool:
+    clean = [valid.clean for valid in followed]
+    if "mul" in name and name != "addcmul":
+        return any(clean)
+    if "div" in name:
+        return leading and clean == [True]
+    return name != "addcmul" and clean == [True, True]
 
 
 def _keep(book: Ledger, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -74,7 +88,7 @@ def _read(book: Ledger, func: Any, *args: Any, **kwargs: Any) -> Any:
 def _conv2d(
     book: Ledger,
     func: Any,
-    input: Tensor,  # noqa: A002
+    input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     stride: Any = 1,
@@ -94,8 +108,8 @@ def _conv2d(
 
 def _max_pool2d(
     book: Ledger,
-    func: Any,
-    input: Tensor,  # noqa: A002
+    _func: Any,
+    input: Tensor,
     kernel_size: Any,
     stride: Any = None,
     padding: Any = 0,
@@ -114,8 +128,8 @@ def _max_pool2d(
 
 def _avg_pool2d(
     book: Ledger,
-    func: Any,
-    input: Tensor,  # noqa: A002
+    _func: Any,
+    input: Tensor,
     kernel_size: Any,
     stride: Any = None,
     padding: Any = 0,
@@ -185,9 +199,7 @@ def _padded(
     if not book.same:
         outer = zip(extent, stride, padding, deferred.before, deferred.after, strict=True)
         steps = [Step(e, s, p + before, p + after, ceil) for e, s, p, before, after in outer]
-        size = tuple(
-            side + b + a for side, b, a in zip(x.shape[2:], deferred.before, deferred.after, strict=True)
-        )
+        size = tuple(side + b + a for side, b, a in zip(x.shape[2:], deferred.before, deferred.after, strict=True))
         return place(x, valid.areas, [deferred.before] * len(x), size, value), _out_areas(valid.areas, steps)  # type: ignore[arg-type]
     steps = [Step(e, s, same=True) for e, s in zip(extent, stride, strict=True)]
     areas = _out_areas(valid.areas, steps)
@@ -202,8 +214,8 @@ def _padded(
 
 def _pad(
     book: Ledger,
-    func: Any,
-    input: Tensor,  # noqa: A002
+    _func: Any,
+    input: Tensor,
     pad: Sequence[int],
     mode: str = "constant",
     value: float | None = None,
@@ -227,7 +239,7 @@ def _batch_norm(book: Ledger, func: Any, *args: Any, **kwargs: Any) -> Tensor:
     return book.mark(valid_batch_norm(**values, outside=outside), replace(valid, clean=True))
 
 
-def _mean(book: Ledger, func: Any, input: Tensor, dim: Any = None, keepdim: bool = False, **_: Any) -> Tensor:  # noqa: A002
+def _mean(book: Ledger, _func: Any, input: Tensor, dim: Any = None, keepdim: bool = False, **_: Any) -> Tensor:
     """The mean over all cells of an image: of its valid cells, from here on a vector."""
     valid = book.known(input)
     if not _over_cells(input, valid, dim):
@@ -237,13 +249,15 @@ def _mean(book: Ledger, func: Any, input: Tensor, dim: Any = None, keepdim: bool
     return total / counts.view(-1, *[1] * (total.ndim - 1))
 
 
-def _adaptive_avg_pool2d(book: Ledger, func: Any, input: Tensor, output_size: Any) -> Tensor:  # noqa: A002
+def _adaptive_avg_pool2d(book: Ledger, func: Any, input: Tensor, output_size: Any) -> Tensor:
     if book.known(input).dims != (2, 3) or tuple(_pair(output_size)) != (1, 1):
         raise book.refusal(f"adaptive_avg_pool2d makes a map of {output_size} cells")
     return _mean(book, func, input, (2, 3), keepdim=True)
 
 
-def _norm(book: Ledger, func: Any, input: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Tensor:  # noqa: A002
+def _norm(
+    book: Ledger, func: Any, input: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None
+) -> Tensor:
     valid = book.known(input)
     if p not in (1, 2, "fro") or not _over_cells(input, valid, dim):
         raise book.refusal(f"norm of order {p} runs over the dimensions {dim}")
@@ -251,7 +265,9 @@ def _norm(book: Ledger, func: Any, input: Tensor, p: Any = 2, dim: Any = None, k
     return out
 
 
-def _layer_norm(book: Ledger, func: Any, input: Tensor, normalized_shape: Sequence[int], *args: Any, **kw: Any) -> Tensor:  # noqa: A002
+def _layer_norm(
+    book: Ledger, func: Any, input: Tensor, normalized_shape: Sequence[int], *args: Any, **kw: Any
+) -> Tensor:
     valid = book.known(input)
     if max(valid.dims) >= input.ndim - len(normalized_shape):
         raise book.refusal("layer_norm runs over the cells of the map")
@@ -260,8 +276,8 @@ def _layer_norm(book: Ledger, func: Any, input: Tensor, normalized_shape: Sequen
 
 def _group_norm(
     book: Ledger,
-    func: Any,
-    input: Tensor,  # noqa: A002
+    _func: Any,
+    input: Tensor,
     num_groups: int,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
@@ -282,20 +298,20 @@ def _group_norm(
     return book.mark(out, replace(valid, clean=bias is None))
 
 
-def _expand_as(book: Ledger, func: Any, input: Tensor, other: Tensor) -> Tensor:  # noqa: A002
+def _expand_as(book: Ledger, func: Any, input: Tensor, other: Tensor) -> Tensor:
     if book.follows(input):
         return book.mark(func(input, other), book.known(input))
     return book.mark(func(input, other).clone(), replace(book.known(other), clean=False))
 
 
-def _linear(book: Ledger, func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
+def _linear(book: Ledger, func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     valid = book.known(input)
     if max(valid.dims) == input.ndim - 1:
         raise book.refusal("linear runs over the columns of the map")
     return book.mark(func(input, weight, bias), replace(valid, clean=valid.clean and bias is None))
 
 
-def _permute(book: Ledger, func: Any, input: Tensor, *dims: Any) -> Tensor:  # noqa: A002
+def _permute(book: Ledger, func: Any, input: Tensor, *dims: Any) -> Tensor:
     order = [dim % input.ndim for dim in (dims[0] if isinstance(dims[0], list | tuple) else dims)]
     valid = book.known(input)
     rows, columns = (order.index(dim) for dim in valid.dims)
@@ -313,7 +329,7 @@ def _cat(book: Ledger, func: Any, tensors: Sequence[Tensor], dim: int = 0) -> Te
     return book.mark(func(tensors, dim), replace(first, clean=all(valid.clean for valid in known)))
 
 
-def _split(book: Ledger, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: A002
+def _split(book: Ledger, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:
     valid = book.known(input)
     dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
     if dim % input.ndim != _channels(valid):
@@ -321,7 +337,7 @@ def _split(book: Ledger, func: Any, input: Tensor, *args: Any, **kwargs: Any) ->
     return tuple(book.mark(part, valid) for part in func(input, *args, **kwargs))
 
 
-def _getitem(book: Ledger, func: Any, input: Tensor, index: Any) -> Tensor:  # noqa: A002
+def _getitem(book: Ledger, func: Any, input: Tensor, index: Any) -> Tensor:
     valid = book.known(input)
     index = index if isinstance(index, tuple) else (index,)
     whole = slice(None)
@@ -360,7 +376,7 @@ def _pair(value: Any) -> tuple[int, int]:
 
 Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {
-    **dict.fromkeys((*_KEEP_ZERO, *_ADD, *_LOSE_ZERO, "imul", "rmul"), _cellwise),
+    **dict.fromkeys((*_UNARY, *_JOINING, *_ZERO), _cellwise),
     **dict.fromkeys(_KEEP, _keep),
     **dict.fromkeys(READS, _read),
     "conv2d": _conv2d,
