@@ -43,6 +43,15 @@ def test_folder_of_class_folders(tmp_path: Path) -> None:
     assert data.skipped == (tmp_path / "stray.jpg", tmp_path / "cat/notes.txt")
 
 
+def test_a_class_folder_without_an_image_is_no_class(tmp_path: Path) -> None:
+    write(tmp_path, "cat/1.jpg", "dog/2.jpg", "gnu/notes.txt", "owl/.hidden.jpg")
+    data = read_classification(tmp_path)
+    assert data.classes == ("cat", "dog")
+    assert data.skipped == (tmp_path / "gnu/notes.txt", tmp_path / "gnu", tmp_path / "owl")
+    given = read_classification(tmp_path, classes=("cat", "cow", "dog"))
+    assert [sample.label for sample in given.samples] == [0, 2]
+
+
 def test_linked_class_folders_are_followed(tmp_path: Path) -> None:
     write(tmp_path, "store/a/1.jpg", "data/b/2.jpg")
     (tmp_path / "data/a").symlink_to(tmp_path / "store/a")
@@ -110,8 +119,11 @@ def test_folder_errors(tmp_path: Path) -> None:
         read_classification(tmp_path / "x/y")
     with pytest.raises(ValueError, match=r"class folders was expected; found 2 images directly in .*flowers"):
         read_classification(tmp_path / "flowers")
-    with pytest.raises(ValueError, match=r"every class folder of .*pets must hold an image; none in dog, owl$"):
+    with pytest.raises(ValueError, match=r"training needs two classes or more; .*pets has only cat$"):
         read_classification(tmp_path / "pets")
+    (tmp_path / "pets/cat/1.jpg").unlink()
+    with pytest.raises(ValueError, match=r"the class folders of .*pets must hold images; none in cat, dog, owl$"):
+        read_classification(tmp_path / "pets", classes=["cat", "dog"])
     with pytest.raises(ValueError, match=r"must be a folder or a \.csv file, got .*x\.txt"):
         read_classification(tmp_path / "pets/dog/x.txt")
 

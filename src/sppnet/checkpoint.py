@@ -14,7 +14,7 @@ from sppnet.runs import WEIGHTS, read_tensors, save_tensors, write_json
 
 CHECKPOINT, OPTIONS = "checkpoint.safetensors", "options.json"
 # What may change between the parts of one training without changing its outcome.
-_FREE_OPTIONS = ("workers", "device", "cache", "tensorboard")
+_FREE_OPTIONS = ("workers", "device", "devices", "nodes", "cache", "tensorboard")
 
 
 @dataclass
@@ -40,7 +40,8 @@ def save_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer, progr
     """Write weights, optimiser and progress together, so that they never disagree."""
     tensors = {f"module.{name}": tensor.contiguous() for name, tensor in module.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items() if isinstance(value, Tensor)}
+        states = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        tensors |= {f"optimizer.{index}.{name}": value.contiguous() for name, value in states.items()}
     save_tensors(tensors, folder / CHECKPOINT, {"progress": json.dumps(asdict(progress))})
 
 
@@ -69,7 +70,9 @@ def load_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer) -> Pr
     return Progress(**json.loads(metadata["progress"]))
 
 
-def open_training(out: Path, data: Path, images: Sequence[str], options: LoopOptions, resume: bool) -> None:
+def open_training(
+    out: Path, data: Path, images: Sequence[str], options: LoopOptions, resume: bool, *, write: bool = True
+) -> None:
     """Make the run folder, or make sure that it belongs to the same training.
 
     Args:
@@ -78,6 +81,7 @@ def open_training(out: Path, data: Path, images: Sequence[str], options: LoopOpt
         images: a line for each image, with all that training takes from the data set.
         options: of the training; it is resumed only under the same ones.
         resume: whether there may be a training in the folder.
+        write: False for all processes of a training but the first, which only look.
 
     Raises:
         ValueError: there is one and `resume` is False, or it is another one.
@@ -103,5 +107,6 @@ def open_training(out: Path, data: Path, images: Sequence[str], options: LoopOpt
                 f"out: the training in {out} was begun with {name}={stored.get(name)!r}, now it is {content[name]!r};"
                 " a resumed training keeps its options"
             )
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(content, path)
+    if write:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(content, path)

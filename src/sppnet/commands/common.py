@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from sppnet.bins import Level
 from sppnet.console import console
-from sppnet.data.images import ImageError, list_images
+from sppnet.data.images import ImageError, image_extensions, list_images
 
 
 def parse_level_text(text: str | list[int]) -> tuple[Level, ...]:
@@ -60,15 +60,23 @@ def find_images(names: Sequence[str]) -> tuple[list[Path], list[ImageError]]:
 
 
 def list_failures(failures: Sequence[ImageError], skipped: Sequence[Path]) -> None:
-    """Name on standard error what was passed over and what could not be read."""
+    """Name on standard error what a data set of classes has passed over, and what could not be read."""
     if skipped:
-        console.print(f"{len(skipped)} files are no images and were passed over:", highlight=False)
+        console.print(f"{len(skipped)} files or folders were passed over:", highlight=False)
         for path in skipped:
-            console.print(f"  {path}", highlight=False, soft_wrap=True, markup=False)
+            console.print(f"  {path}: {_why_skipped(path)}", highlight=False, soft_wrap=True, markup=False)
     if failures:
         console.print(f"{len(failures)} images could not be used:", highlight=False)
         for failure in failures:
             console.print(f"  {failure}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _why_skipped(path: Path) -> str:
+    if path.is_dir():
+        return "a class folder without an image; it is no class"
+    if path.suffix.lower() in image_extensions():
+        return "an image beside the class folders"
+    return "no image by its extension"
 
 
 def list_problems(problems: Sequence[str], failures: Sequence[ImageError]) -> None:

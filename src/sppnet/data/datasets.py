@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from sppnet.data.images import image_extensions, walk_files
 
@@ -28,8 +29,8 @@ class ClassificationData:
         root: the folder of class folders, or the CSV file, that was read.
         samples: in sorted order of class and file, or in the order of the CSV file.
         classes: names of the classes; ``Sample.label`` is an index into them.
-        skipped: files that were left out: those in class folders that are no images by their extension, and
-            images that lie beside the class folders. Hidden files are not named.
+        skipped: what was left out: images that lie beside the class folders, files in these that are no images by
+            their extension, and class folders without an image, which are no classes. Hidden files are not named.
     """
 
     root: Path
@@ -158,7 +159,6 @@ def _read_folders(root: Path) -> tuple[list[tuple[Path, str]], tuple[Path, ...]]
             f"a folder of class folders was expected; found {len(skipped)} images directly in {root} and no folder"
         )
     images: list[tuple[Path, str]] = []
-    empty = []
     for folder in folders:
         before = len(images)
         for path in walk_files(folder):
@@ -167,15 +167,38 @@ def _read_folders(root: Path) -> tuple[list[tuple[Path, str]], tuple[Path, ...]]
             else:
                 skipped.append(path)
         if len(images) == before:
-            empty.append(folder.name)
-    if empty:
-        raise ValueError(f"every class folder of {root} must hold an image; none in {list_some(empty)}")
+            skipped.append(folder)
+    if not images:
+        raise ValueError(
+            f"the class folders of {root} must hold images; none in {list_some(folder.name for folder in folders)}"
+        )
     return images, tuple(skipped)
 
 
 def _read_csv(file: Path) -> list[tuple[Path, str]]:
-    rows: list[tuple[Path, str]] = []
-    missing = []
+    rows = csv_rows(file)
+    missing = [f"{row.name} (line {row.line})" for row in rows if not (file.parent / row.name).is_file()]
+    if missing:
+        raise ValueError(f"image files named in {file} are missing: {list_some(missing)}")
+    return [(file.parent / row.name, row.label) for row in rows]
+
+
+class CsvRow(NamedTuple):
+    """The path of an image as it is written, its class name, and the line that has them."""
+
+    name: str
+    label: str
+    line: int
+
+
+def csv_rows(file: Path) -> list[CsvRow]:
+    """The rows of a CSV file of images, see `read_classification`; that the images exist is not known.
+
+    Raises:
+        ValueError: if it is no such file; the message names the line.
+        OSError: if it cannot be read.
+    """
+    rows: list[CsvRow] = []
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.reader(stream, skipinitialspace=True, strict=True)
@@ -195,13 +218,9 @@ def _read_csv(file: Path) -> list[tuple[Path, str]]:
                 path, label = row[header.index("path")], row[header.index("label")]
                 if not path or not label:
                     raise ValueError(f"{where}: the {'label' if path else 'path'} is empty")
-                rows.append((file.parent / path, label))
-                if not rows[-1][0].is_file():
-                    missing.append(f"{path} (line {reader.line_num})")
+                rows.append(CsvRow(path, label, reader.line_num))
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{file} cannot be read as a CSV file in UTF-8: {error}") from error
-    if missing:
-        raise ValueError(f"image files named in {file} are missing: {list_some(missing)}")
     if not rows:
         raise ValueError(f"{file} names no image below its header")
     return rows
@@ -211,7 +230,7 @@ def _class_names(root: Path, found: set[str], classes: Sequence[str] | None) -> 
     """Returns ``classes`` once it covers what was found, or else what was found, sorted."""
     if classes is None:
         if len(found) < 2:
-            raise ValueError(f"training needs two classes or more; {root} has only {list_some(found)}")
+            raise ValueError(f"training needs two classes or more; {root} has only {list_some(sorted(found))}")
         return tuple(sorted(found))
     if not classes or len(set(classes)) < len(classes):
         raise ValueError(f"classes must be one or more different names, got {list(classes)}")

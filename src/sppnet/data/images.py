@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile
 from torch import Tensor
 
+from sppnet.data.headers import describe_bomb, find_late_exif
+
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 
 MAX_PIXELS, MAX_SIDE = 178_956_970, 65_500  # the first is Pillow's own limit
@@ -81,8 +83,10 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, max_side: i
         max_side: most pixels along either side; 1 or more. Both limits are checked on the header, before
             anything is decoded.
 
+    A file that can only be a decompression bomb is refused on its header, too, see `sppnet.data.headers`.
+
     Raises:
-        ImageError: if the file is missing, empty, truncated, damaged, too large or not an image.
+        ImageError: if the file is missing, empty, truncated, damaged, too large, a decompression bomb or not an image.
         ValueError: if a limit is below 1.
     """
     for name, limit in (("max_pixels", max_pixels), ("max_side", max_side)):
@@ -94,10 +98,10 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, max_side: i
         name = str(getattr(source, "filename", "")) or "<image>"
         return _decode(source, name, max_pixels, max_side)
     if isinstance(source, bytes):
-        return _decode(_open(io.BytesIO(source), "<bytes>"), "<bytes>", max_pixels, max_side)
+        return _decode(_open(io.BytesIO(source), "<bytes>"), "<bytes>", max_pixels, max_side, len(source))
     path = os.fspath(source)
     with open_image(path) as image:
-        return _decode(image, path, max_pixels, max_side)
+        return _decode(image, path, max_pixels, max_side, Path(path).stat().st_size)
 
 
 @contextmanager
@@ -237,7 +241,14 @@ def _open(file: io.BytesIO | io.BufferedReader, path: str) -> ImageFile.ImageFil
     raise ImageError(path, reason or f"not an image: the file begins with {_quote(head)}")
 
 
-def decode_pixels(image: Image.Image, path: str, *, max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE) -> None:
+def decode_pixels(
+    image: Image.Image,
+    path: str,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    max_side: int = MAX_SIDE,
+    file_bytes: int | None = None,
+) -> None:
     """Decodes an opened image as it is stored: in its own mode, and not turned.
 
     Args:
@@ -245,9 +256,10 @@ def decode_pixels(image: Image.Image, path: str, *, max_pixels: int = MAX_PIXELS
         path: for messages.
         max_pixels: as for `load_image`.
         max_side: as for `load_image`.
+        file_bytes: of the file, to tell decompression bombs; None for masks, whose pixels may well be all alike.
 
     Raises:
-        ImageError: if it is truncated, damaged or too large.
+        ImageError: if it is truncated, damaged, too large or a decompression bomb.
     """
     width, height = image.size
     size = f"{height} x {width} (height x width)"
@@ -255,12 +267,16 @@ def decode_pixels(image: Image.Image, path: str, *, max_pixels: int = MAX_PIXELS
         raise ImageError(path, f"too many pixels: {size}, more than max_pixels={max_pixels}")
     if max(height, width) > max_side:
         raise ImageError(path, f"too long a side: {size}, more than max_side={max_side}")
+    if file_bytes and (reason := describe_bomb(image, file_bytes)):
+        raise ImageError(path, reason)
     with _damage(path):
         image.load()  # some readers settle the mode only now
 
 
-def _decode(image: Image.Image, path: str, max_pixels: int, max_side: int) -> Image.Image:
-    decode_pixels(image, path, max_pixels=max_pixels, max_side=max_side)
+def _decode(
+    image: Image.Image, path: str, max_pixels: int, max_side: int, file_bytes: int | None = None
+) -> Image.Image:
+    decode_pixels(image, path, max_pixels=max_pixels, max_side=max_side, file_bytes=file_bytes)
     with _damage(path):
         rgb = _to_rgb(image, path)
     rgb.info.clear()
@@ -283,7 +299,9 @@ def exif_turn(image: Image.Image) -> Image.Transpose | None:
     if isinstance(image, ImageFile.ImageFile) and image.format == "TIFF":
         return None  # Pillow turns TIFF files by itself, and has their size as turned from the start
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        find_late_exif(image)
+        # Of the class, for that of PNG files decodes the pixels to look behind them.
+        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
     except _DAMAGE:
         return None
     return _ORIENTATIONS.get(orientation) if isinstance(orientation, int) else None
