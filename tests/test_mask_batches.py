@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import random
 from itertools import pairwise
 from pathlib import Path
@@ -127,7 +128,7 @@ def test_an_image_smaller_than_the_crop_is_padded(tmp_path: Path, backbone: Back
 def test_shapes_of_image_and_mask_stay_aligned(
     tmp_path_factory: pytest.TempPathFactory, backbone: Backbone, seed: int, factor: float, radius: float, disc: bool
 ) -> None:
-    """White where the mask is 1, up to a pixel of its edge."""
+    """White where the mask is 1, up to a pixel of the image at its edge."""
     rows, columns = np.mgrid[:70, :90]
     down, right = np.abs(rows - 33.3), np.abs(columns - 41.7)
     inside = (np.hypot(down, right) if disc else np.maximum(down, right)) <= radius
@@ -137,8 +138,9 @@ def test_shapes_of_image_and_mask_stay_aligned(
     grey = torch.tensor(backbone.std) * x[0].permute(1, 2, 0) + torch.tensor(backbone.mean)
     white = grey[..., 0] > 0.5
     shape = (y == 1).float()
-    grown = F.max_pool2d(shape, 3, 1, 1)[0] > 0
-    core = F.max_pool2d((y == 0).float(), 3, 1, 1)[0] == 0
+    pixel = math.ceil(factor)
+    grown = F.max_pool2d(shape, 2 * pixel + 1, 1, pixel)[0] > 0
+    core = F.max_pool2d((y == 0).float(), 2 * pixel + 1, 1, pixel)[0] == 0
     counted = y[0] != IGNORE
     assert not (white & ~grown & counted).any()
     assert not (core & shape[0].bool() & ~white).any()

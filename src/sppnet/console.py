@@ -1,5 +1,6 @@
 """What people see: progress on standard error, results on standard output and nothing else there."""
 
+import os
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -8,8 +9,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 T = TypeVar("T")
 
-console = Console(stderr=True)
-results = Console()
+# Of several processes of one training the first one speaks.
+_QUIET = any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
+console = Console(stderr=True, quiet=_QUIET)
+results = Console(quiet=_QUIET)
 
 
 def track(items: Iterable[T], description: str, total: int, done: int = 0) -> Iterator[T]:

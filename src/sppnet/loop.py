@@ -2,10 +2,12 @@
 
 import json
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, runtime_checkable
@@ -18,6 +20,8 @@ from sppnet.checkpoint import Progress, load_checkpoint, save_checkpoint
 from sppnet.console import console, track
 from sppnet.data.images import ImageError
 from sppnet.options import LoopOptions
+from sppnet.padded.norm import SharedBatchNorm
+from sppnet.processes import gather, launch, refuse_several, total
 from sppnet.runs import write_text
 
 METRICS = "metrics.jsonl"
@@ -58,6 +62,7 @@ def fit(
     failures: list[ImageError],
     objective: Objective = classification,
     right: str = "top1",
+    fabric: Any = None,
 ) -> bool:
     """Train to the last epoch, from the checkpoint in `out` if there is one.
 
@@ -70,19 +75,25 @@ def fit(
         failures: files that could not be read are added here.
         objective: what is minimised.
         right: name of the share of right answers in the metrics.
+        fabric: of :func:`sppnet.processes.launch`; None for one process. On several each has its own part of every
+            batch; gradients, batch norm and metrics are those of the whole batch, the first process validates and
+            writes.
 
     Returns:
         False where the training was interrupted; the checkpoint then has everything that was done.
     """
-    from lightning_fabric import Fabric  # seconds to import, and only training needs it
-
-    fabric = Fabric(accelerator=options.device, devices=1, precision=options.precision, loggers=_loggers(options, out))
+    if fabric is None:
+        refuse_several("this training")
+        fabric = launch(options, out)
     raw = _optimizer(module, options)
     wrapped, optimizer = fabric.setup(module, raw)
     # Only now is the module on its device, and the optimiser's state goes where the module is.
-    at = load_checkpoint(out, module, raw)
-    total, saved = options.epochs * batches.steps, time.monotonic()
-    with _interrupts() as interrupted:
+    at, saved = load_checkpoint(out, module, raw), time.monotonic()
+    rank = fabric.global_rank
+    if rank > 0:  # what earlier processes had seen together is counted once
+        at = Progress(at.epoch, at.step)
+    everything = options.epochs * batches.steps
+    with _interrupts() as interrupted, _shared_statistics(fabric), _deterministic(options.deterministic):
         while at.epoch < options.epochs:
             wrapped.train()
             described = f"epoch {at.epoch + 1}/{options.epochs}"
@@ -91,11 +102,12 @@ def fit(
                 failures.extend(bad)
                 step = at.epoch * batches.steps + at.step
                 for group in raw.param_groups:
-                    group["lr"] = _rate(options, step / total)
-                # Dropout draws the same in a resumed step as in an undisturbed one.
-                torch.manual_seed(hash((options.seed, step)) % (1 << 63))
-                if len(y):
-                    loss, hits = objective(wrapped(fabric.to_device(x)), fabric.to_device(y))
+                    group["lr"] = _rate(options, step / everything)
+                # Dropout draws the same in a resumed step as in an undisturbed one, and on each process its own.
+                torch.manual_seed(hash((options.seed, step) if not rank else (options.seed, step, rank)) % (1 << 63))
+                (answers,) = total(fabric, len(y))
+                if answers:
+                    loss, hits = _loss(wrapped, objective, fabric.to_device(x), fabric.to_device(y))
                     if not loss.isfinite():
                         where = f"epoch {at.epoch + 1}, batch {at.step + 1}"
                         raise RuntimeError(
@@ -103,37 +115,74 @@ def fit(
                             f" {options.rate}; {out} is as its last checkpoint left it"
                         )
                     optimizer.zero_grad()
-                    fabric.backward(loss)
+                    # Processes average their gradients; the loss is averaged over answers.
+                    fabric.backward(loss * (len(y) * fabric.world_size / answers) if fabric.world_size > 1 else loss)
                     optimizer.step()
                     at.seen += len(y)
                     at.correct += hits
                     at.loss += float(loss.detach()) * len(y)
                 at.step += 1
                 at.seconds = time.monotonic() - since
-                stop = interrupted()
-                if stop or time.monotonic() - saved > _SAVE_SECONDS:
-                    save_checkpoint(out, module, raw, at)
+                late = rank == 0 and time.monotonic() - saved > _SAVE_SECONDS
+                stop, save = total(fabric, interrupted(), late)
+                if stop or save:
+                    _save(fabric, out, module, raw, at)
                     saved = time.monotonic()
                 if stop:
+                    failures[:] = gather(fabric, failures)
                     return False
-            if not at.seen:
-                raise ValueError(f"data: none of the images can be read, the first is {failures[0]}")
-            save_checkpoint(out, module, raw, at)
-            _log(
-                fabric,
-                out,
-                at,
-                batches.side(at.epoch),
-                _rate(options, (at.epoch * batches.steps + at.step - 1) / total),
-                right,
-                validate(),
-            )
+            done = _save(fabric, out, module, raw, at)
+            if not done.seen:
+                first = gather(fabric, failures)[0]
+                raise ValueError(f"data: none of the images can be read, the first is {first}")
+            if rank == 0:
+                rate = _rate(options, (at.epoch * batches.steps + at.step - 1) / everything)
+                _log(fabric, out, done, batches.side(at.epoch), rate, right, validate())
+            fabric.barrier()
             at = Progress(epoch=at.epoch + 1)
-            save_checkpoint(out, module, raw, at)
+            _save(fabric, out, module, raw, at)
             saved = time.monotonic()
-            if interrupted() and at.epoch < options.epochs:
+            (stop,) = total(fabric, interrupted())
+            if stop and at.epoch < options.epochs:
+                failures[:] = gather(fabric, failures)
                 return False
+    failures[:] = gather(fabric, failures)
     return True
+
+
+def _loss(wrapped: nn.Module, objective: Objective, x: Any, y: Any) -> tuple[Tensor, float]:
+    """Loss and right answers; 0 where this process has no answer, whose part in the exchange must still be played."""
+    out = wrapped(*x) if isinstance(x, tuple) else wrapped(x)
+    return objective(out, y) if len(y) else (out.sum() * 0, 0)
+
+
+def _save(fabric: Any, out: Path, module: nn.Module, optimizer: torch.optim.Optimizer, at: Progress) -> Progress:
+    """Write a checkpoint from the first process; the progress of all together."""
+    seen, correct, loss = total(fabric, at.seen, at.correct, at.loss)
+    together = replace(at, seen=int(seen), correct=correct, loss=loss)
+    if fabric.global_rank == 0:
+        save_checkpoint(out, module, optimizer, together)
+    fabric.barrier()
+    return together
+
+
+def _shared_statistics(fabric: Any) -> AbstractContextManager[Any]:
+    return SharedBatchNorm() if fabric.world_size > 1 else nullcontext()
+
+
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    """Only operators that give the same bits each time; one that cannot raises."""
+    if not wanted:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for; read at its first use
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def _optimizer(module: nn.Module, options: LoopOptions) -> torch.optim.Optimizer:
@@ -166,17 +215,6 @@ def _log(
     fabric.log_dict({name: value for name, value in line.items() if isinstance(value, float)}, step=at.epoch + 1)
     shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in line.items()}
     console.print("  ".join(f"{name} {value}" for name, value in shown.items() if value is not None), highlight=False)
-
-
-def _loggers(options: LoopOptions, out: Path) -> list[Any]:
-    if not options.tensorboard:
-        return []
-    try:
-        import tensorboard  # type: ignore[import-untyped] # noqa: F401
-        from lightning_fabric.loggers.tensorboard import TensorBoardLogger
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('TensorBoard events need tensorboard: pip install "sppnet[log]"') from error
-    return [TensorBoardLogger(out, name="tensorboard", version="")]
 
 
 @contextmanager

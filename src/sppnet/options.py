@@ -26,6 +26,8 @@ class LoopOptions:
         seed: of everything that is drawn.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         tensorboard: write TensorBoard events into the run folder too.
+        deterministic: refuse operators whose result varies from run to run; equal seeds then give equal bits on the
+            same machine, on a GPU too.
     """
 
     epochs: int = 20
@@ -38,6 +40,7 @@ class LoopOptions:
     seed: int = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     tensorboard: bool = False
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -87,9 +90,13 @@ class TrainOptions(LoopOptions):
         resize: at which size images are evaluated and predicted, see :class:`sppnet.Resize`; None for ``native``
             where training is, and for a shorter side of 8/7 of the greatest training size otherwise.
         max_pixels: bound of native sizes.
+        batch_pixels: at native sizes, most pixels of a process' part of a batch with its padding; large images then
+            come in batches of fewer. None for no bound.
         svm_c: penalty of the SVM.
         workers: processes that decode images.
-        cache: where vectors are kept, None for the run folder; runs may share it.
+        cache: where vectors and sizes of images are kept, None for the run folder; runs may share it.
+        devices, nodes: processes on each machine, and machines. `batch` counts the images of all of them together, so
+            that the training is the same on any number.
     """
 
     backbone: str = EMBEDDED_BACKBONE
@@ -103,9 +110,12 @@ class TrainOptions(LoopOptions):
     sizes: str = "224"
     resize: str | None = None
     max_pixels: int = 1_000_000
+    batch_pixels: int | None = None
     svm_c: float = 1.0
     workers: int = 0
     cache: str | None = None
+    devices: int = 1
+    nodes: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,7 +126,19 @@ class TrainOptions(LoopOptions):
         ):
             if getattr(self, name) not in choices:
                 choose(name, getattr(self, name), [choice for choice in choices if choice])
-        require_positive(self, "max_pixels")
+        require_positive(self, "max_pixels", "devices", "nodes")
+        if self.batch_pixels is not None and (Schedule.parse(self.sizes).sides or self.batch_pixels < self.max_pixels):
+            raise ValueError(
+                f"batch_pixels: expected at least max_pixels, {self.max_pixels}, and native sizes; got"
+                f" {self.batch_pixels} with sizes {self.sizes}"
+            )
+        if self.devices * self.nodes > self.batch:
+            raise ValueError(
+                f"devices: expected at most one for each of the {self.batch} images of a batch; got"
+                f" {self.devices * self.nodes}"
+            )
+        if self.freeze_backbone and self.devices * self.nodes > 1:
+            raise ValueError(f"devices: a frozen backbone is trained by 1; got {self.devices * self.nodes}")
         if not 0 < self.svm_c < math.inf:
             raise ValueError(f"svm_c: expected a penalty above 0; got {self.svm_c}")
         if self.workers < 0:

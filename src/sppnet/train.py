@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,8 +21,13 @@ from sppnet.evaluate import Scores, evaluate_classifier, rank, scores_of
 from sppnet.features import Vectors, compute_vectors
 from sppnet.loop import fit
 from sppnet.options import TrainOptions
+from sppnet.padded.ledger import PaddingError
+from sppnet.processes import launch
 from sppnet.runs import pick_device, save_run
 from sppnet.svm import fit_linear_svm
+from sppnet.trained_sides import trained_sides
+
+SIZES = "sizes.json"
 
 
 @dataclass(frozen=True)
@@ -93,11 +99,17 @@ def train_classifier(
     )
     model = Classifier(config, create_backbone(options.backbone, options.stage, options.weights))
     _check_sizes(model, options)
+    fabric = None if options.freeze_backbone else launch(options, out, options.devices, options.nodes)
+    first = fabric is None or fabric.global_rank == 0
     listed = [f"{sample.path.name} {sample.label}" for sample in train_set.samples]
-    open_training(out, train_set.root, listed, options, resume)
-    train = _train_head if options.freeze_backbone else _train_whole
-    finished, scores, failures = train(model, train_set.samples, val_samples, options, out)
-    if finished:
+    open_training(out, train_set.root, listed, options, resume, write=first)
+    if fabric is None:
+        finished, scores, failures = _train_head(model, train_set.samples, val_samples, options, out)
+    else:
+        finished, scores, failures = _train_whole(model, train_set.samples, val_samples, options, out, fabric)
+    if finished and first:
+        sides = trained_sides(train_set.samples, options, model.resize)
+        model.config = replace(model.config, trained_sides=sides)
         save_run(model.cpu().eval(), out)
     unique = {failure.path: failure for failure in failures}
     return Training(out, finished, scores, tuple(unique.values()), skipped, time.monotonic() - started)
@@ -136,13 +148,17 @@ def _train_head(
 
 
 def _train_whole(
-    model: Classifier, samples: Sequence[Sample], val_samples: Sequence[Sample], options: TrainOptions, out: Path
+    model: Classifier,
+    samples: Sequence[Sample],
+    val_samples: Sequence[Sample],
+    options: TrainOptions,
+    out: Path,
+    fabric: Any,
 ) -> Outcome:
     """Train all weights on images of the schedule's sizes."""
-    schedule = Schedule.parse(options.sizes)
-    batches = ImageBatches(
-        samples, model.backbone, schedule, options.max_pixels, options.batch, options.seed, options.workers
-    )
+    folder = Path(options.cache) if options.cache else out
+    batches = ImageBatches(samples, model.backbone, options, folder / SIZES, fabric)
+    model.to(memory_format=torch.channels_last)
     failures = list(batches.failures)
     _require_two_classes([sample.label for sample in batches.samples], failures)
     scores: dict[str, Scores] = {}
@@ -155,7 +171,7 @@ def _train_whole(
         scores["validation images"] = evaluation.scores
         return _shown(evaluation.scores)
 
-    finished = fit(model, batches, options, out, validate, failures)
+    finished = fit(model, batches, options, out, validate, failures, fabric=fabric)
     return finished, scores, failures
 
 
@@ -175,6 +191,8 @@ def _check_sizes(model: Classifier, options: TrainOptions) -> None:
     """Refuse training sizes that the network or the rule of the bins does not take, before anything is written."""
     if options.freeze_backbone:
         return
+    if not Schedule.parse(options.sizes).sides:
+        _check_padding(model)
     for side in Schedule.parse(options.sizes).sides:
         rows, columns = model.backbone.geometry.map_size(side, side)
         if min(rows, columns) < 1:
@@ -183,6 +201,19 @@ def _check_sizes(model: Classifier, options: TrainOptions) -> None:
         for level_rows, level_columns in parse_levels(options.levels):
             bin_edges(rows, level_rows, options.rule)
             bin_edges(columns, level_columns, options.rule)
+
+
+def _check_padding(model: Classifier) -> None:
+    """Refuse a network that cannot take images of different sizes in one batch."""
+    height, width = model.backbone.geometry.smallest()
+    x = torch.zeros(2, 3, height + 5, width + 7)
+    model.eval()
+    try:
+        with torch.inference_mode():
+            model.backbone(x, [(height, width + 7), (height + 5, width)])
+    except PaddingError as error:
+        raise PaddingError(f"{error}, as sizes such as 180,224 or 180-224 do") from error
+    model.train()
 
 
 def _vector_scores(model: Classifier, vectors: Vectors) -> Scores:

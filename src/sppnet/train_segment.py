@@ -159,7 +159,8 @@ def pixel_objective(weights: Float[Tensor, " classes"]) -> Objective:
         logits: Float[Tensor, "n classes h w"], masks: Int[Tensor, "n h w"]
     ) -> tuple[Float[Tensor, ""], float]:
         weight = weights.to(logits)
-        loss = F.cross_entropy(logits, masks, weight, ignore_index=IGNORE, reduction="sum")
+        pixels = logits.permute(0, 2, 3, 1).flatten(0, 2)  # of maps torch has no deterministic form on a GPU
+        loss = F.cross_entropy(pixels, masks.flatten(), weight, ignore_index=IGNORE, reduction="sum")
         counted = masks != IGNORE
         # In a batch of ignored pixels alone the sums are 0, where a mean would be undefined.
         total = weight[masks[counted]].sum().clamp(min=1e-6)

@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from jsonargparse import ArgumentParser, Namespace
+from PIL import Image
 from rich.markup import escape
 from rich.table import Table
 
@@ -67,6 +69,7 @@ def train_parser() -> ArgumentParser:
     add("--precision", default=default.precision, help="32-true or bf16-mixed")
     add("--seed", type=int, default=default.seed, help="of everything that is drawn")
     add("--workers", type=int, default=default.workers, help="images searched for proposals at a time")
+    add("--deterministic", action="store_true", help="equal seeds give equal bits, on a GPU too; else an error")
     add("--device", default=default.device, help="auto, cpu, cuda or mps")
     add(
         "--cache",
@@ -170,7 +173,7 @@ def predict(model: Detector, arguments: Namespace) -> int:
 
     paths, failures = find_images(arguments.images)
     model = cheaper(model, arguments)
-    least = _SHOWN[model.config.scorer] if arguments.min_score is None else arguments.min_score
+    least = least_shown(model, arguments)
     folder = Path(arguments.out) if arguments.out else None
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
@@ -195,21 +198,27 @@ def predict(model: Detector, arguments: Namespace) -> int:
         picture = folder / f"{path.name}{f'-{count}' if count > 1 else ''}.jpg" if folder else None
         if picture:
             draw_detections(image, found, config.classes).save(picture, quality=90)
-        objects = [
-            {"label": config.classes[label], "score": score, "box": box}
-            for box, score, label in zip(
-                found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
-            )
-        ]
+        content = content_of(str(path), image, found, config.classes)
         if arguments.json:
-            content = {"source": str(path), "size": [image.height, image.width], "objects": objects}
             sys.stdout.write(json.dumps(content | ({"picture": str(picture)} if picture else {})) + "\n")
         else:
-            for one in objects:
+            for one in content["objects"]:
                 corners = " ".join(f"{edge:.1f}" for edge in one["box"])
                 sys.stdout.write(f"{path}\t{one['label']}\t{one['score']:.3f}\t{corners}\n")
     list_problems((), tuple(failures))
     return 1 if failures else 0
+
+
+def content_of(source: str, image: Image.Image, found: Detections, classes: Sequence[str]) -> dict[str, Any]:
+    """What --json tells of an image."""
+    rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
+    objects = [{"label": classes[label], "score": score, "box": box} for box, score, label in rows]
+    return {"source": source, "size": [image.height, image.width], "objects": objects}
+
+
+def least_shown(model: Detector, arguments: Namespace) -> float:
+    """The least score that is told."""
+    return _SHOWN[model.config.scorer] if arguments.min_score is None else float(arguments.min_score)
 
 
 def override_proposals(model: Detector, arguments: Namespace) -> None:

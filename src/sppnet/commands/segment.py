@@ -74,6 +74,7 @@ def train_parser() -> ArgumentParser:
     add("--precision", default=default.precision, help="32-true or bf16-mixed")
     add("--seed", type=int, default=default.seed, help="of everything that is drawn")
     add("--workers", type=int, default=default.workers, help="processes that decode images")
+    add("--deterministic", action="store_true", help="equal seeds give equal bits, on a GPU too; else an error")
     add("--device", default=default.device, help="auto, cpu, cuda or mps")
     add("--tensorboard", action="store_true", help="write TensorBoard events too")
     return parser

@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import os
 from array import array
 from collections.abc import Iterator, MutableSequence, Sequence
 from dataclasses import dataclass
@@ -14,9 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sppnet import remote
 from sppnet.data.coco import four_numbers, load_coco, short
 from sppnet.data.datasets import list_some, suggest
-from sppnet.data.images import ImageError, image_size, list_images
+from sppnet.data.image_folders import LocalImages, RemoteImages
+from sppnet.data.images import ImageError
 
 # Which four numbers, and in which unit, are two questions; a name answers both.
 BoxFormat = Literal["xyxy", "xywh", "xyxy-normalised", "xywh-normalised"]
@@ -33,12 +34,12 @@ class ImageBoxes:
     """The boxes of one image.
 
     Attributes:
-        path: the image file.
+        path: the image file; of one in a store its URL.
         boxes: xyxy edges in pixels of the image as its EXIF orientation turns it; they may leave the image.
         ids: one a box: the file's own, otherwise its number among the boxes of the file, from 0.
     """
 
-    path: Path
+    path: Path | str
     boxes: Float[Tensor, "k 4"]
     ids: tuple[str, ...]
 
@@ -67,13 +68,13 @@ class _Row(NamedTuple):
 
 
 class _Found(NamedTuple):
-    path: Path
+    path: Path | str
     size: tuple[int, int]
     boxes: MutableSequence[float]
     ids: dict[str, None]
 
 
-def read_boxes(file: Path, images: Path, box_format: BoxFormat | None = None, on_bad: OnBad = "raise") -> BoxFile:
+def read_boxes(file: Path, images: Path | str, box_format: BoxFormat | None = None, on_bad: OnBad = "raise") -> BoxFile:
     """Reads boxes of images, and brings them to xyxy edges in pixels.
 
     Args:
@@ -85,7 +86,7 @@ def read_boxes(file: Path, images: Path, box_format: BoxFormat | None = None, on
               {"image": NAME, "box": [...], "id": ID, "format": FORMAT}; ids and format may be left out.
             - .json: a COCO file, of which each annotation's bbox (x, y, width, height) and id are read.
         images: a folder, which names in the file are relative to (a file is found by its bare name too, where that is
-            unique), or a single image.
+            unique), or a single image; or the URL of such a folder, such as s3://bucket/photos.
         box_format: which numbers a box is: xyxy are edges, xywh the left and upper edge, width and height; in pixels
             of the image as its EXIF orientation turns it, or normalised, that is divided by the width and height of
             this image. Left out, it is that of the columns or of COCO, in pixels, or the "format" of the first line. It
@@ -106,15 +107,19 @@ def read_boxes(file: Path, images: Path, box_format: BoxFormat | None = None, on
         if value not in get_args(kind) and (name, value) != ("box_format", None):
             raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
     readers = {".csv": _read_csv, ".jsonl": _read_lines, ".json": _read_coco}
-    file, images = Path(file), Path(images)
+    file = Path(file)
     if file.suffix.lower() not in readers:
         raise ValueError(f"a box file must end in {', '.join(readers)}, got {file}")
-    if not images.exists():
+    read = readers[file.suffix.lower()]
+    if not remote.is_url(images) and not Path(images).exists():
         raise ValueError(f"images must be an image or a folder of images, got {images}, which is not there")
-    collection = _Collection(file, images, on_bad)
+    folder = RemoteImages(str(images)) if remote.is_url(images) else LocalImages(Path(images))
+    collection = _Collection(file, folder, on_bad)
     row = None
     try:
-        for row in readers[file.suffix.lower()](file, box_format):
+        if isinstance(folder, RemoteImages):
+            folder.read_sizes(dict.fromkeys(row.image for row in read(file, box_format)))
+        for row in read(file, box_format):
             collection.add(row)
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{file} cannot be read as a {file.suffix} file in UTF-8: {error}") from error
@@ -126,14 +131,13 @@ def read_boxes(file: Path, images: Path, box_format: BoxFormat | None = None, on
 class _Collection:
     """Boxes by image, as they come; a box takes 16 bytes and its id."""
 
-    def __init__(self, file: Path, images: Path, on_bad: OnBad) -> None:
+    def __init__(self, file: Path, images: LocalImages | RemoteImages, on_bad: OnBad) -> None:
         self.file, self.images, self.on_bad = file, images, on_bad
         self.count = 0  # of boxes
         self.found: dict[str, _Found | None] = {}  # by name in the file; None without image
-        self.names: dict[Path, str] = {}
+        self.names: dict[Path | str, str] = {}
         self.missing: dict[str, str] = {}  # name and place
         self.problems: list[str] = []
-        self.bare: dict[str, list[Path]] = {}
 
     def add(self, row: _Row) -> None:
         if row.image not in self.found:
@@ -152,9 +156,8 @@ class _Collection:
     def finish(self) -> BoxFile:
         if self.missing:
             named = list_some(f"{name} ({place})" for name, place in self.missing.items())
-            present = [str(path.relative_to(self.images)) for path in list_images(self.images) if path != self.images]
-            hint = suggest(next(iter(self.missing)), present or [self.images.name])
-            raise ValueError(f"images named in {self.file} are missing in {self.images}: {named}{hint}")
+            hint = suggest(next(iter(self.missing)), self.images.names())
+            raise ValueError(f"images named in {self.file} are missing in {self.images.root}: {named}{hint}")
         kept = [found for found in self.found.values() if found is not None]
         return BoxFile(
             tuple(
@@ -175,26 +178,18 @@ class _Collection:
             raise ValueError(f"{self.file}, {row.place}: an image must have one name in a file; {path} is {names}")
         self.names[path] = row.image
         try:
-            return _Found(path, image_size(path), array("f"), {})
+            return _Found(path, self.images.size(path), array("f"), {})
         except ImageError as error:
             if self.on_bad == "raise":
                 raise
             self.problems.append(f"{self.file}, {row.place}: {error}; the image is left out")
             return None
 
-    def _find(self, row: _Row) -> Path | None:
-        if self.images.is_file():
-            same = [self.images] if Path(row.image).name == self.images.name else []
-        elif (self.images / row.image).is_file():
-            inside = os.path.relpath(self.images / row.image, self.images)
-            if inside.startswith(os.pardir):
-                raise ValueError(f"{self.file}, {row.place}: {row.image} lies outside {self.images}; name images in it")
-            same = [self.images / inside]
-        else:
-            if not self.bare:
-                for path in list_images(self.images):
-                    self.bare.setdefault(path.name, []).append(path)
-            same = self.bare.get(Path(row.image).name, [])
+    def _find(self, row: _Row) -> Path | str | None:
+        try:
+            same = self.images.find(row.image)
+        except ValueError as error:
+            raise ValueError(f"{self.file}, {row.place}: {error}") from error
         if len(same) > 1:
             named = list_some(str(path) for path in same)
             raise ValueError(f"{self.file}, {row.place}: {row.image} must name one image, got {named}")

@@ -68,7 +68,7 @@ class MaskBatches:
     def epoch(self, epoch: int, start: int) -> Iterator[MaskBatch]:
         """The batches of an epoch from the one numbered `start` on."""
         sizes = [self.size] * len(self.images.data.samples)
-        batches = epoch_batches(sizes, self.batch, epoch, self.seed, side=None, multiple=1)
+        batches = epoch_batches(sizes, self.batch, epoch, self.seed, side=None)
         loader: DataLoader[Any] = DataLoader(
             self.images, batch_sampler=batches[start:], collate_fn=self._collate, num_workers=self.workers
         )

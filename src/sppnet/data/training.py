@@ -2,7 +2,8 @@
 
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -11,12 +12,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sppnet.backbones import Backbone
-from sppnet.data.batching import Draw, Schedule, epoch_batches
+from sppnet.data.batching import Draw, Schedule, count_batches, epoch_batches, share
 from sppnet.data.datasets import Sample
-from sppnet.data.images import ImageError, image_size, load_image, to_tensor
+from sppnet.data.image_sizes import read_sizes
+from sppnet.data.images import ImageError, load_image, to_tensor
 from sppnet.data.resize import Resize
+from sppnet.options import TrainOptions
 
-Batch = tuple[Float[Tensor, "n ..."], Int[Tensor, " n"], list[ImageError]]
+Batch = tuple["Tensor | Padded", Int[Tensor, " n"], list[ImageError]]
 
 # The paper crops 224 pixels from images whose shorter side is 256 (section 3.1.1).
 _CROP = 224 / 256
@@ -43,53 +46,85 @@ class VectorBatches:
         return None
 
 
+class Padded(NamedTuple):
+    """Images of different sizes in one tensor.
+
+    Attributes:
+        images: (N, 3, H, W), each at the top left, zeros below and to the right of it.
+        sizes: (height, width) of each.
+    """
+
+    images: Tensor
+    sizes: tuple[tuple[int, int], ...]
+
+
 class ImageBatches:
-    """Batches of images, decoded, augmented and brought to the size of their batch.
+    """Batches of images, decoded, augmented and brought to the sizes of their schedule.
 
     Square images are crops of 7/8 of the shorter side at a random place, resized (SPP-net, sections 2.3 and
-    3.1.1); where sizes are native the whole image is taken at the shape that its batch shares. Half of the
-    images are mirrored.
+    3.1.1). Where sizes are native, whole images of like shape share a batch, padded and not resized, but for those
+    with more than `options.max_pixels`. Half of the images are mirrored.
+
+    Args:
+        samples: what there is to learn.
+        backbone: whose normalisation, interpolation and smallest size are used.
+        options: sizes, bounds, seed and workers.
+        cache: file that keeps the images' sizes, see :func:`sppnet.data.image_sizes.read_sizes`.
+        fabric: the processes, each of which gets its part of every batch.
     """
 
     def __init__(
-        self, samples: Sequence[Sample], backbone: Backbone, schedule: Schedule, max_pixels: int, batch: int, seed: int,
-        workers: int,
-    ) -> None:  # fmt: skip
-        self.schedule, self.batch, self.seed, self.workers = schedule, batch, seed, workers
-        self.multiple, self.least = max(backbone.geometry.stride), max(backbone.geometry.smallest())
+        self, samples: Sequence[Sample], backbone: Backbone, options: TrainOptions, cache: Path, fabric: Any
+    ) -> None:
+        self.options = options
+        self.rank, self.world = fabric.global_rank, fabric.world_size
+        self.schedule = Schedule.parse(options.sizes)
         self.failures: list[ImageError] = []
-        if schedule.sides:
-            self.samples, self.sizes = list(samples), [(1, 1)] * len(samples)
-        else:
-            self.samples, self.sizes = self._read_sizes(samples, Resize("native", max_pixels=max_pixels))
-        self.steps = -(-len(self.samples) // batch)
-        self.images = _Images(self.samples, backbone, crop=bool(schedule.sides))
+        self.samples, self.sizes = list(samples), [(1, 1)] * len(samples)
+        if not self.schedule.sides:
+            with fabric.rank_zero_first():  # the others read what the first has written
+                self._read_sizes(backbone, cache)
+        self.steps = count_batches(self.sizes, options.batch, options.batch_pixels, self.world)
+        self.images = _Images(self.samples, backbone, crop=bool(self.schedule.sides))
 
-    def _read_sizes(self, samples: Sequence[Sample], native: Resize) -> tuple[list[Sample], list[tuple[int, int]]]:
-        kept, sizes = [], []
-        for sample in samples:
-            try:
-                sizes.append(native.target_size(*image_size(sample.path)))
-                kept.append(sample)
-            except ImageError as error:
-                self.failures.append(error)
-        return kept, sizes
+    def _read_sizes(self, backbone: Backbone, cache: Path) -> None:
+        """Keep the images that can be taken at their own sizes."""
+        native = Resize("native", max_pixels=self.options.max_pixels)
+        found, failures = read_sizes([sample.path for sample in self.samples], cache)
+        sizes = {path: native.target_size(*size) for path, size in found.items()}
+        small = {path for path, size in sizes.items() if min(backbone.geometry.map_size(*size)) < 1}
+        smallest = " x ".join(map(str, backbone.geometry.smallest()))
+        self.failures += failures
+        for path in small:
+            height, width = sizes[path]
+            reason = f"{height} x {width} pixels are too few for {backbone.name}; the smallest size is {smallest}"
+            self.failures.append(ImageError(str(path), reason))
+        self.samples = [sample for sample in self.samples if sample.path in sizes and sample.path not in small]
+        self.sizes = [sizes[sample.path] for sample in self.samples]
 
     def epoch(self, epoch: int, start: int) -> Iterator[Batch]:
-        """The batches of an epoch from the one numbered `start` on."""
-        side = self.side(epoch)
-        batches = epoch_batches(self.sizes, self.batch, epoch, self.seed, side, self.multiple, self.least)
+        """What this process takes of the batches of an epoch, from the one numbered `start` on."""
+        batches = self.plan(epoch)
         loader: DataLoader[Any] = DataLoader(
             self.images,
-            batch_sampler=batches[start:],
-            collate_fn=_collate,
-            num_workers=self.workers,
+            batch_sampler=[share(batch, self.rank, self.world) or batch[:1] for batch in batches[start:]],
+            collate_fn=_collate if self.schedule.sides else _collate_padded,
+            num_workers=self.options.workers,
         )
-        yield from loader
+        for batch, (x, y, failures) in zip(batches[start:], loader, strict=True):
+            spare = len(batch) <= self.rank  # the image was only lent, see above
+            yield x, y[:0] if spare else y, [] if spare else failures
+
+    def plan(self, epoch: int) -> list[list[Draw]]:
+        """The batches of an epoch, of all processes."""
+        options = self.options
+        return epoch_batches(
+            self.sizes, options.batch, epoch, options.seed, self.side(epoch), options.batch_pixels, self.world
+        )
 
     def side(self, epoch: int) -> int | None:
         """Side of the square images of an epoch, None for native sizes."""
-        return self.schedule.side(epoch, self.seed)
+        return self.schedule.side(epoch, self.options.seed)
 
 
 class _Images(Dataset[tuple[Tensor, int] | ImageError]):
@@ -115,12 +150,29 @@ def _augment(image: Image.Image, draw: Draw, resampling: Image.Resampling, crop:
         side = max(round(_CROP * min(image.size)), 1)
         left, top = rng.randint(0, image.width - side), rng.randint(0, image.height - side)
         box = (left, top, left + side, top + side)
-    resized = image.resize((width, height), resampling, box)
+    resized = image if box is None and image.size == (width, height) else image.resize((width, height), resampling, box)
     return resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else resized
 
 
 def _collate(items: list[tuple[Tensor, int] | ImageError]) -> Batch:
+    good, labels, failures = _readable(items)
+    x = torch.stack(good) if good else torch.zeros(1, 3, 224, 224)
+    return x.contiguous(memory_format=torch.channels_last), labels, failures
+
+
+def _collate_padded(items: list[tuple[Tensor, int] | ImageError]) -> Batch:
+    good, labels, failures = _readable(items)
+    good = good or [torch.zeros(3, 224, 224)]
+    sizes = tuple((image.shape[1], image.shape[2]) for image in good)
+    shape = len(good), 3, max(height for height, _ in sizes), max(width for _, width in sizes)
+    x = torch.empty(shape, memory_format=torch.channels_last).zero_()
+    for place, image in zip(x, good, strict=True):
+        place[:, : image.shape[1], : image.shape[2]] = image
+    return Padded(x, sizes), labels, failures
+
+
+def _readable(items: list[tuple[Tensor, int] | ImageError]) -> tuple[list[Tensor], Tensor, list[ImageError]]:
+    """Images, labels, and the files that could not be read; without any image one stands in that has no label."""
     good = [item for item in items if not isinstance(item, ImageError)]
     failures = [item for item in items if isinstance(item, ImageError)]
-    x = torch.stack([image for image, _ in good]) if good else torch.empty(0, 3, 1, 1)
-    return x, torch.tensor([label for _, label in good], dtype=torch.long), failures
+    return [image for image, _ in good], torch.tensor([label for _, label in good], dtype=torch.long), failures

@@ -1,0 +1,155 @@
+"""Batches of images of mixed sizes: what padding them to the largest sides of their batch wastes.
+
+    python benchmarks/mixed.py [--what waste] [--data DIR] [--mix] [--batch 32]
+
+Waste is the share of padded pixels that belong to no image. Sizes come from a folder of images, from a made-up mix of
+photographs of every kind, or from both; all are taken at native size, within a million pixels.
+"""
+
+import argparse
+import itertools
+import math
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from sppnet.data.batching import Draw, canvas, epoch_batches, share, waste
+from sppnet.data.image_sizes import read_sizes
+from sppnet.data.images import list_images
+from sppnet.data.resize import Resize
+
+Size = tuple[int, int]
+
+NATIVE = Resize("native", max_pixels=1_000_000)
+BUDGET = 32 * 224 * 224
+EPOCHS, SEEDS = 4, 3
+CAMERAS = list(itertools.product((4 / 3, 3 / 2, 16 / 9), (0.3, 1, 3, 12)))  # aspect, megapixels; held either way
+MILLION = 1_000_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--what", choices=["waste"], default="waste")
+    parser.add_argument("--data", type=Path, help="a folder of images")
+    parser.add_argument("--mix", action="store_true", help="8,192 sizes of photographs of every kind")
+    parser.add_argument("--batch", type=int, default=32, help="most images a batch")
+    arguments = parser.parse_args()
+    if not (arguments.data or arguments.mix):
+        parser.error("expected --data DIR, --mix or both")
+    if arguments.data:
+        show_waste(arguments.data.name, folder_sizes(arguments.data), arguments.batch)
+    if arguments.mix:
+        show_waste("mix", mixed_sizes(), arguments.batch)
+
+
+def folder_sizes(folder: Path) -> list[Size]:
+    sizes, failures = read_sizes(list_images(folder))
+    for failure in failures:
+        print(f"left out: {failure}")
+    return [NATIVE.target_size(*size) for size in sizes.values()]
+
+
+def mixed_sizes(count: int = 8192, seed: int = 0) -> list[Size]:
+    """A third camera formats, a third of any two sides, a third of aspects within 1:3 at up to two megapixels."""
+    rng = random.Random(seed)
+    sizes = []
+    for number in range(count):
+        if number % 3 == 0:
+            aspect, megapixels = rng.choice(CAMERAS)
+            height = math.sqrt(megapixels * MILLION / aspect)
+            size = rng.choice([(height, height * aspect), (height * aspect, height)])
+        elif number % 3 == 1:
+            size = math.nan, math.nan
+            while not 1 / 13.4 < size[0] / size[1] < 13.4:
+                size = log_uniform(rng, 200, 4000), log_uniform(rng, 200, 4000)
+        else:
+            area, aspect = log_uniform(rng, 0.05 * MILLION, 2 * MILLION), log_uniform(rng, 1 / 3, 3)
+            size = math.sqrt(area / aspect), math.sqrt(area * aspect)
+        sizes.append(NATIVE.target_size(round(size[0]), round(size[1])))
+    return sizes
+
+
+def log_uniform(rng: random.Random, low: float, high: float) -> float:
+    return math.exp(rng.uniform(math.log(low), math.log(high)))
+
+
+def show_waste(name: str, sizes: list[Size], batch: int) -> None:
+    print(
+        f"\n### {name}: {len(sizes):,} images, batches of {batch}; waste in %, mean (least to most) of {SEEDS} seeds\n"
+    )
+    print("| order | waste | batches | pairs that met the epoch before, % |")
+    print("|---|---|---|---|")
+    shuffled = [[chunks(sizes, random_order(len(sizes), seed), batch)] for seed in range(SEEDS)]
+    show_row("random", sizes, shuffled)
+    show_row(
+        "sorted by area", sizes, [[chunks(sizes, sorted(range(len(sizes)), key=lambda i: math.prod(sizes[i])), batch)]]
+    )
+    show_row(f"the planner, {EPOCHS} epochs each", sizes, plans(sizes, batch, None, 1))
+    print(f"\nEach process pads its part by itself. With a budget of {BUDGET:,} pixels a part:\n")
+    print("| processes | budget | waste | batches | busy, % | of one image | with an idle process | s a plan |")
+    print("|---" * 8 + "|")
+    for budget, world in itertools.product((None, BUDGET), (1, 2, 4, 8)):
+        show_parts(sizes, batch, budget, world)
+    alone = sum(2 * math.prod(size) > BUDGET for size in sizes)
+    print(f"\n{alone:,} images have more than half the pixels of the budget: no two of these fit into it.")
+    print("Busy: pixels of the images, of those that the processes could take in the time of the fullest part.")
+
+
+def plans(sizes: list[Size], batch: int, budget: int | None, world: int) -> list[list[list[list[Draw]]]]:
+    """Batches by seed and epoch."""
+    return [
+        [epoch_batches(sizes, batch, epoch, seed, None, budget, world) for epoch in range(EPOCHS)]
+        for seed in range(SEEDS)
+    ]
+
+
+def random_order(count: int, seed: int) -> list[int]:
+    return random.Random(seed).sample(range(count), count)
+
+
+def chunks(sizes: list[Size], order: Sequence[int], batch: int) -> list[list[Draw]]:
+    return [
+        [Draw(index, sizes[index], "") for index in order[begin : begin + batch]]
+        for begin in range(0, len(order), batch)
+    ]
+
+
+def show_row(name: str, sizes: list[Size], runs: list[list[list[list[Draw]]]]) -> None:
+    wastes = [waste(batches, sizes) for epochs in runs for batches in epochs]
+    again = [met_again(*pair) for epochs in runs for pair in itertools.pairwise(epochs)]
+    met = f"{100 * sum(again) / len(again):.0f}" if again else ""
+    print(f"| {name} | {spread(wastes)} | {len(runs[0][0])} | {met} |", flush=True)
+
+
+def show_parts(sizes: list[Size], batch: int, budget: int | None, world: int) -> None:
+    begun = time.process_time()
+    epochs = [batches for run in plans(sizes, batch, budget, world) for batches in run]
+    seconds = (time.process_time() - begun) / len(epochs)
+    wastes, taken = [], 0
+    for batches in epochs:
+        parts = [[share(group, rank, world) for rank in range(world)] for group in batches]
+        wastes.append(waste(itertools.chain(*parts), sizes))
+        taken += sum(max(len(part) * math.prod(canvas(part)) for part in group if part) for group in parts) * world
+    busy = len(epochs) * sum(map(math.prod, sizes)) / taken
+    alone, idle = (
+        sum(len(group) < bound for batches in epochs for group in batches) / len(epochs) for bound in (2, world)
+    )
+    cells = [f"{world}", f"{budget or 'none'}", spread(wastes), f"{len(epochs[0])}", f"{100 * busy:.1f}"]
+    print(f"| {' | '.join(cells)} | {alone:.0f} | {idle:.0f} | {seconds:.2f} |", flush=True)
+
+
+def met_again(before: list[list[Draw]], after: list[list[Draw]]) -> float:
+    """The share of pairs of batch-mates that were batch-mates before."""
+    place = {draw.index: number for number, group in enumerate(before) for draw in group}
+    pairs = [pair for group in after for pair in itertools.combinations(group, 2)]
+    return sum(place[first.index] == place[second.index] for first, second in pairs) / len(pairs)
+
+
+def spread(shares: list[float]) -> str:
+    mean = 100 * sum(shares) / len(shares)
+    return f"{mean:.1f} ({100 * min(shares):.1f} to {100 * max(shares):.1f})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""Sizes of image files: as the loaded images have them, read once, and no bad file lost."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from sppnet.data import image_sizes
+from sppnet.data.image_sizes import read_sizes
+from sppnet.data.images import load_image
+
+
+def write_image(path: Path, height: int, width: int) -> Path:
+    Image.new("RGB", (width, height), "red").save(path)
+    return path
+
+
+def touch(path: Path, nanoseconds: int) -> None:
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + nanoseconds))
+
+
+def lie(cache: Path, height: int) -> None:
+    """Replaces all heights in a cache, so that what comes from it can be told."""
+    content = json.loads(cache.read_text())
+    for entry in content["sizes"].values():
+        entry[2] = height
+    cache.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[Path]:
+    return [write_image(tmp_path / f"{side}.png", side, 2 * side) for side in (3, 5, 4)]
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), max_size=6))
+@settings(max_examples=20)
+def test_sizes_are_those_of_the_loaded_images(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[tuple[int, int]]
+) -> None:
+    folder = tmp_path_factory.mktemp("images")
+    paths = [write_image(folder / f"{number}.png", *size) for number, size in enumerate(sizes)]
+    for _ in range(2):  # read, then kept
+        found, failures = read_sizes(paths, folder / "sizes.json")
+        assert list(found) == paths
+        assert not failures
+        assert found == {path: load_image(path).size[::-1] for path in paths}
+
+
+def test_turned_photographs_have_their_upright_size(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (20, 10)).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_sizes([tmp_path / "turned.jpg"], None) == ({tmp_path / "turned.jpg": (20, 10)}, [])
+
+
+def test_known_files_are_not_read_again(paths: list[Path], tmp_path: Path) -> None:
+    cache = tmp_path / "made" / "sizes.json"
+    assert read_sizes(paths, cache)[0][paths[0]] == (3, 6)
+    lie(cache, 99)
+    written = cache.stat().st_mtime_ns
+    assert read_sizes([*paths, paths[0]], cache)[0] == {
+        path: (99, width) for path, width in zip(paths, (6, 10, 8), strict=True)
+    }
+    assert cache.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("change", ["time", "bytes"])
+def test_changed_files_are_read_again(paths: list[Path], tmp_path: Path, change: str) -> None:
+    cache = tmp_path / "sizes.json"
+    read_sizes(paths, cache)
+    lie(cache, 99)
+    before = paths[1].stat()
+    if change == "time":
+        touch(paths[1], 1)
+    else:
+        paths[1].write_bytes(paths[1].read_bytes() + b"more")
+        os.utime(paths[1], ns=(before.st_atime_ns, before.st_mtime_ns))
+    for _ in range(2):  # the new entry is kept
+        assert read_sizes(paths, cache)[0] == {paths[0]: (99, 6), paths[1]: (5, 10), paths[2]: (99, 8)}
+
+
+def test_entries_of_other_files_stay(paths: list[Path], tmp_path: Path) -> None:
+    cache = tmp_path / "sizes.json"
+    read_sizes(paths[:1], cache)
+    read_sizes(paths[1:], cache)
+    lie(cache, 99)
+    assert [size[0] for size in read_sizes(paths, cache)[0].values()] == [99, 99, 99]
+
+
+def test_a_relative_path_names_the_same_file(
+    paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "sizes.json"
+    read_sizes(paths, cache)
+    lie(cache, 99)
+    monkeypatch.chdir(tmp_path)
+    assert read_sizes([Path("3.png")], cache) == ({Path("3.png"): (99, 6)}, [])
+
+
+def test_bad_files_come_back_and_are_looked_at_again(paths: list[Path], tmp_path: Path) -> None:
+    cache = tmp_path / "sizes.json"
+    empty, text, missing = tmp_path / "empty.png", tmp_path / "text.png", tmp_path / "missing.png"
+    empty.touch()
+    text.write_text("no image at all")
+    for _ in range(2):
+        found, failures = read_sizes([empty, paths[0], text, missing, paths[1], empty], cache)
+        assert list(found) == paths[:2]
+        assert [failure.path for failure in failures] == [str(empty), str(text), str(missing)]
+        assert [failure.reason.split(":")[0] for failure in failures] == [
+            "file is empty",
+            "not an image",
+            "no such file",
+        ]
+    assert set(json.loads(cache.read_text())["sizes"]) == {str(path) for path in paths[:2]}
+    write_image(text, 7, 8)
+    assert read_sizes([text], cache) == ({text: (7, 8)}, [])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b'{"format": 1, "sizes": {"a.pn',
+        b"\xff\xfe",
+        b"[]",
+        b'{"format": 2, "sizes": {}}',
+        b'{"format": 1}',
+        b'{"format": 1, "sizes": []}',
+        b'{"format": 1, "sizes": {"a.png": [1, 2, 3]}}',
+        b'{"format": 1, "sizes": {"a.png": [1, 2, 3, "4"]}}',
+        b'{"format": 1, "sizes": {"a.png": [1, 2, 3, 0]}}',
+        b'{"format": 1, "sizes": {"a.png": [1, 2, 3.5, 4]}}',
+        b'{"format": 1, "sizes": {"a.png": null}}',
+    ],
+)
+def test_a_damaged_cache_is_named_and_replaced(
+    paths: list[Path], tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = tmp_path / "sizes.json"
+    cache.write_bytes(content)
+    assert [size[0] for size in read_sizes(paths, cache)[0].values()] == [3, 5, 4]
+    assert f"{cache} is no cache of image sizes and is replaced" in capsys.readouterr().err
+    assert len(json.loads(cache.read_text())["sizes"]) == 3
+    read_sizes(paths, cache)
+    assert not capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    paths: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = paths[0] / "sizes.json"  # a file is no folder
+    assert len(read_sizes(paths, cache)[0]) == 3
+    assert f"{cache}: sizes of images are not kept: " in capsys.readouterr().err
+
+
+def test_what_was_read_before_an_interruption_is_kept(
+    paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def size_or_stop(path: Path) -> tuple[int, int]:
+        if path == paths[2]:
+            raise KeyboardInterrupt
+        return 1, 1
+
+    cache = tmp_path / "sizes.json"
+    monkeypatch.setattr(image_sizes, "image_size", size_or_stop)
+    with pytest.raises(KeyboardInterrupt):
+        read_sizes(paths, cache)
+    assert set(json.loads(cache.read_text())["sizes"]) == {str(path) for path in paths[:2]}
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_many_files_show_a_bar(
+    paths: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read_sizes(paths, None)
+    assert "sizes" not in capsys.readouterr().err
+    monkeypatch.setattr(image_sizes, "_MANY", 2)
+    monkeypatch.setattr(image_sizes, "_QUEUED", 2)  # and they are read in turns
+    assert [size[0] for size in read_sizes(paths, None)[0].values()] == [3, 5, 4]
+    assert "sizes of the images" in capsys.readouterr().err

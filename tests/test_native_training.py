@@ -1,0 +1,119 @@
+"""Training at the images' own sizes: whole images, padded batches, bounds, and what is refused."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from images import write_classes
+from PIL import Image
+
+from sppnet.backbones import Backbone, create_backbone
+from sppnet.data.datasets import read_classification
+from sppnet.data.images import load_image, to_tensor
+from sppnet.data.training import ImageBatches, Padded
+from sppnet.options import TrainOptions
+from sppnet.padded.ledger import PaddingError
+from sppnet.train import train_classifier
+
+TINY = TrainOptions(sizes="native", epochs=1, batch=4, levels=(1,), backbone="test_resnet", weights="none")
+ALONE = SimpleNamespace(global_rank=0, world_size=1, rank_zero_first=lambda: torch.no_grad())
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return create_backbone("test_resnet", None, "none")
+
+
+def batches_of(
+    data: Path, backbone: Backbone, options: TrainOptions, rank: int = 0, world: int = 1
+) -> list[tuple[Padded, torch.Tensor]]:
+    fabric = SimpleNamespace(**{**vars(ALONE), "global_rank": rank, "world_size": world})
+    samples = read_classification(data).samples
+    batches = ImageBatches(samples, backbone, options, data.parent / "sizes.json", fabric)
+    found = []
+    for x, y, failures in batches.epoch(0, 0):
+        assert isinstance(x, Padded)
+        assert not failures
+        found.append((x, y))
+    assert len(found) == batches.steps
+    return found
+
+
+def test_images_come_whole_at_their_own_size_or_mirrored(tmp_path: Path, backbone: Backbone) -> None:
+    data = write_classes(tmp_path / "data", 3)
+    wanted = [
+        to_tensor(load_image(sample.path), backbone.mean, backbone.std) for sample in read_classification(data).samples
+    ]
+    taken = []
+    for x, labels in batches_of(data, backbone, TINY):
+        assert x.images.is_contiguous(memory_format=torch.channels_last)
+        assert x.images.shape[2:] == tuple(map(max, zip(*x.sizes, strict=True)))
+        for padded, (height, width), label in zip(x.images, x.sizes, labels.tolist(), strict=True):
+            inside = padded[:, :height, :width]
+            same = [torch.equal(inside, one) or torch.equal(inside.flip(2), one) for one in wanted]
+            assert same.count(True) == 1
+            assert same.index(True) // 3 == label
+            taken.append(same.index(True))
+            assert padded.count_nonzero() == inside.count_nonzero()  # zeros all around
+    assert sorted(taken) == list(range(9))
+
+
+def test_larger_images_are_shrunk_to_the_bound(tmp_path: Path, backbone: Backbone) -> None:
+    data = write_classes(tmp_path / "data", 3)
+    sizes = [size for x, _ in batches_of(data, backbone, replace(TINY, max_pixels=2500)) for size in x.sizes]
+    assert max(height * width for height, width in sizes) <= 2500
+    assert len(set(sizes)) > 3
+
+
+def test_a_bound_of_pixels_makes_batches_of_fewer_images(tmp_path: Path, backbone: Backbone) -> None:
+    data = write_classes(tmp_path / "data", 3)
+    bounded = batches_of(data, backbone, replace(TINY, max_pixels=8100, batch_pixels=12_000))
+    assert len(bounded) > 3
+    assert sum(len(labels) for _, labels in bounded) == 9
+    assert all(math.prod(x.images.shape) / 3 <= 12_000 for x, _ in bounded)
+    text = "batch_pixels: expected at least max_pixels, 8100, and native sizes; got 8000 with sizes native"
+    with pytest.raises(ValueError, match=text):
+        replace(TINY, max_pixels=8100, batch_pixels=8000)
+    with pytest.raises(ValueError, match="and native sizes; got 2000000 with sizes 224"):
+        TrainOptions(batch_pixels=2_000_000)
+
+
+def test_two_processes_take_each_image_once(tmp_path: Path, backbone: Backbone) -> None:
+    data = write_classes(tmp_path / "data", 3)
+    whole = batches_of(data, backbone, TINY)
+    parts = [batches_of(data, backbone, TINY, rank, 2) for rank in (0, 1)]
+    for (x, y), (x0, y0), (x1, y1) in zip(whole, *parts, strict=True):
+        assert sorted(x0.sizes + x1.sizes) == sorted(x.sizes)
+        assert sorted(y0.tolist() + y1.tolist()) == sorted(y.tolist())
+    # A batch of one image leaves nothing to the second process, which must take its part in the step all the same.
+    ones = batches_of(data, backbone, replace(TINY, batch=1), rank=1, world=2)
+    assert all(len(x.images) == 1 and len(y) == 0 for x, y in ones)
+
+
+def test_a_network_that_cannot_take_padded_batches_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    data = write_classes(tmp_path / "data", 2)
+    options = replace(TINY, backbone="resnest14d")
+    text = (
+        r"cannot take images of different sizes in one batch: .* \(SplitAttn\).*as sizes such as 180,224 or 180-224 do"
+    )
+    with pytest.raises(PaddingError, match=text):
+        train_classifier(data, tmp_path / "run", options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_too_small_for_the_network_are_named_and_left_out(tmp_path: Path) -> None:
+    data = write_classes(tmp_path / "data", 2)
+    Image.new("RGB", (30, 20)).save(data / "red" / "small.png")
+    options = replace(TINY, backbone="zf5", batch=3)
+    training = train_classifier(data, tmp_path / "run", options)
+    assert training.finished
+    (failure,) = training.failures
+    assert failure.path.endswith("small.png")
+    assert failure.reason.startswith("20 x 30 pixels are too few for zf5; the smallest size is")
+    assert set(json.loads((tmp_path / "run" / "sizes.json").read_text())["sizes"]) == {
+        str(path) for path in data.rglob("*.png")
+    }
