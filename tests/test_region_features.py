@@ -71,7 +71,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(path.name)
         return load_image(path)
 
-    monkeypatch.setattr("sppnet.region_features.load_image", load)
+    monkeypatch.setattr("sppnet.region_files.load_image", load)
     return names
 
 

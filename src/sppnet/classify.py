@@ -1,6 +1,7 @@
 """The SPP-net classifier: backbone, pyramid, head; every image at its own size."""
 
 import os
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ class ClassifierConfig:
             the vector as it is; ``fc``: the paper's fc6, fc7, fc8 with dropout.
         resize: the size at which images are taken unless something else is asked for.
         max_pixels: bound of that size.
+        trained_sides: least and greatest shorter side of the training images as the network saw them, in pixels, see
+            :func:`sppnet.trained_sides.trained_sides`; None where that is not known.
     """
 
     classes: tuple[str, ...]
@@ -51,6 +54,7 @@ class ClassifierConfig:
     head: Head = "linear"
     resize: str = "native"
     max_pixels: int = 1_000_000
+    trained_sides: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -141,8 +145,12 @@ class Classifier(nn.Module):
 
         Raises:
             sppnet.ImageError: the first image that cannot be read.
+
+        Warns:
+            UserWarning: once, where images were seen at a shorter side outside `config.trained_sides`.
         """
         from sppnet.predict import Failure, predict_images
+        from sppnet.trained_sides import count_outside, outside_text
 
         single = isinstance(images, str | bytes | os.PathLike | Image.Image | np.ndarray)
         results = []
@@ -150,6 +158,8 @@ class Classifier(nn.Module):
             if isinstance(result, Failure):
                 raise result.error
             results.append(result)
+        if text := outside_text(self.config, count_outside(self.config, results, views), len(results)):
+            warnings.warn(text, UserWarning, stacklevel=2)
         return results
 
 

@@ -13,9 +13,12 @@ from safetensors import SafetensorError
 from sppnet import __version__
 from sppnet.commands import answer, classify, detect, segment
 from sppnet.commands.bench import bench, bench_parser
+from sppnet.commands.check import check_dataset, check_parser
 from sppnet.commands.common import complain, parse_level_text
 from sppnet.commands.compare import compare, compare_parser
+from sppnet.commands.compare_sizes import sizes, sizes_parser
 from sppnet.commands.deploy import check, export, export_parser, verify_parser
+from sppnet.commands.doctor import doctor, doctor_parser
 from sppnet.commands.features import features, features_parser
 from sppnet.console import results
 from sppnet.data.images import ImageError
@@ -63,11 +66,14 @@ def _parsers() -> tuple[ArgumentParser, dict[str, Callable[[Namespace], int]]]:
     tasks.add_subcommand("classify", classify.train_parser(), help="a classifier, from a folder of class folders")
     tasks.add_subcommand("detect", detect.train_parser(), help="a detector, from images with boxes")
     tasks.add_subcommand("segment", segment.train_parser(), help="classes of pixels, from images with masks")
+    commands.add_subcommand("check", check_parser(), help="name what is wrong in a data set, file by file")
     commands.add_subcommand("evaluate", answer.evaluate_parser(), help="measure a model on data with known answers")
     commands.add_subcommand("predict", answer.predict_parser(), help="classify images, find objects or label pixels")
     commands.add_subcommand("compare-detectors", compare_parser(), help="SPP-net beside R-CNN on your own data")
+    commands.add_subcommand("compare-sizes", sizes_parser(), help="training sizes beside each other on your images")
     commands.add_subcommand("export", export_parser(), help="write an ONNX file that takes every image size")
     commands.add_subcommand("verify", verify_parser(), help="compare an ONNX file with its run")
+    commands.add_subcommand("doctor", doctor_parser(), help="test whether a network takes images of mixed sizes")
     commands.add_subcommand("features", features_parser(), help="write vectors of boxes of many images")
     commands.add_subcommand("demo", _demo_parser(), help="classify photographs and write a report with pictures")
     commands.add_subcommand("bench", bench_parser(), help="time the operators on maps of your own shape")
@@ -75,11 +81,14 @@ def _parsers() -> tuple[ArgumentParser, dict[str, Callable[[Namespace], int]]]:
         "train classify": classify.train,
         "train detect": detect.train,
         "train segment": segment.train,
+        "check": check_dataset,
         "evaluate": answer.evaluate,
         "predict": answer.predict,
         "compare-detectors": compare,
+        "compare-sizes": sizes,
         "export": export,
         "verify": check,
+        "doctor": doctor,
         "features": features,
         "demo": _demo,
         "bench": bench,

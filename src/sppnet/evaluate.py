@@ -13,10 +13,11 @@ from sppnet.data.datasets import Sample
 from sppnet.data.images import ImageError
 from sppnet.data.resize import Resize
 from sppnet.predict import Failure, predict_images, size_policy
+from sppnet.trained_sides import count_outside
 
 # Shorter side in pixels and width over height: the first bound that a value stays below names its group.
-_SIDES = ((128, "shorter side < 128"), (224, "128-223"), (320, "224-319"), (512, "320-511"), (1 << 30, "512 and more"))
-_ASPECTS = (
+SIDES = ((128, "shorter side < 128"), (224, "128-223"), (320, "224-319"), (512, "320-511"), (1 << 30, "512 and more"))
+ASPECTS = (
     (0.5, "width/height < 1:2"),
     (0.8, "1:2 to 4:5"),
     (1.25, "4:5 to 5:4"),
@@ -44,13 +45,22 @@ class Scores:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of one size policy, in all and by group, with the files that could not be read."""
+    """Scores of one size policy, in all and by group.
+
+    Attributes:
+        resize: the size policy, or the views.
+        scores: of all images.
+        by_size, by_aspect: by the images' own shorter side and aspect ratio.
+        failures: of the files that could not be read.
+        outside: images that the network saw at a shorter side outside those of its training.
+    """
 
     resize: str
     scores: Scores
     by_size: dict[str, Scores]
     by_aspect: dict[str, Scores]
     failures: tuple[ImageError, ...]
+    outside: int
 
 
 def scores_of(ranked: Int[Tensor, "n k"], labels: Int[Tensor, " n"]) -> Scores:
@@ -101,18 +111,20 @@ def evaluate_classifier(
     k = min(5, len(index))
     ranked = torch.tensor([[index[name] for name, _ in answer.top] for answer, _ in answers]).reshape(-1, k)
     labels = torch.tensor([label for _, label in answers], dtype=torch.long)
-    sides = [_group(min(answer.size), _SIDES) for answer, _ in answers]
-    aspects = [_group(answer.size[1] / answer.size[0], _ASPECTS) for answer, _ in answers]
+    sides = [group_of(min(answer.size), SIDES) for answer, _ in answers]
+    aspects = [group_of(answer.size[1] / answer.size[0], ASPECTS) for answer, _ in answers]
     return Evaluation(
         str(policy) if views == "full" else f"{views} views",
         scores_of(ranked, labels),
-        _by_group(ranked, labels, sides, [name for _, name in _SIDES]),
-        _by_group(ranked, labels, aspects, [name for _, name in _ASPECTS]),
+        _by_group(ranked, labels, sides, [name for _, name in SIDES]),
+        _by_group(ranked, labels, aspects, [name for _, name in ASPECTS]),
         tuple(failures),
+        count_outside(model.config, (answer for answer, _ in answers), views),
     )
 
 
-def _group(value: float, bounds: Sequence[tuple[float, str]]) -> str:
+def group_of(value: float, bounds: Sequence[tuple[float, str]]) -> str:
+    """The name of the group that a value is in, by `SIDES` or `ASPECTS`."""
     return next(name for bound, name in bounds if value < bound)
 
 

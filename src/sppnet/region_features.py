@@ -5,24 +5,23 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sppnet import remote
 from sppnet.bins import choose
 from sppnet.console import track
 from sppnet.data.boxfile import ImageBoxes
 from sppnet.data.images import ImageError, load_image
-from sppnet.encoder import ImageMaps, RegionEncoder
+from sppnet.encoder import RegionEncoder
+from sppnet.region_files import Dtype, Engine, FileTask, PieceTask, compute_files
 from sppnet.region_pictures import draw_regions
-from sppnet.region_shards import Shard, Storage, import_pyarrow, read_metadata, read_shard, save_shard
-from sppnet.runs import write_json
+from sppnet.region_shards import Storage, import_pyarrow, read_metadata, read_shard
 from sppnet.weights import weights_digest
-
-Dtype = Literal["float16", "float32"]
 
 INDEX = "index.json"
 _FORMAT = 1
@@ -74,11 +73,12 @@ class _Piece(NamedTuple):
 def compute_features(
     encoder: RegionEncoder,
     data: Sequence[ImageBoxes],
-    images: Path,
-    out: Path,
+    images: Path | str,
+    out: Path | str,
     storage: Storage = "safetensors",
     dtype: Dtype = "float16",
     draw: int = 0,
+    engine: Engine | None = None,
 ) -> FeatureReport:
     """Write the vector of every box into files of at most 250 MB and 256 images, and ``index.json`` beside them.
 
@@ -88,12 +88,13 @@ def compute_features(
     Args:
         encoder: makes the vectors.
         data: images and boxes, as :func:`sppnet.data.boxfile.read_boxes` gives them.
-        images: the folder that names are relative to, or the single image.
-        out: the folder, made if need be.
+        images: the folder that names are relative to, or the single image; a path, or a URL such as s3://bucket/photos.
+        out: the folder, made if need be; a path or a URL.
         storage: ``safetensors`` or ``parquet``.
         dtype: ``float16`` or ``float32``. An image whose map has larger numbers than this holds is a failure.
         draw: pictures of so many of the first images are written into ``pictures`` before anything else, see
             :func:`sppnet.region_pictures.draw_regions`.
+        engine: writes the files; None for :func:`sppnet.region_files.compute_files`.
 
     Raises:
         ValueError: the folder holds vectors of other boxes or other settings.
@@ -104,33 +105,40 @@ def compute_features(
     choose("dtype", dtype, get_args(Dtype))
     if draw < 0:
         raise ValueError(f"draw: expected 0 or more images; got {draw}")
+    if draw and not isinstance(out, Path):
+        raise ValueError(f"draw: pictures are written into a local folder only; out is {out}")
     if storage == "parquet":
         import_pyarrow()
     names = [_name(each.path, images) for each in data]
     settings = _settings(encoder, data, names, storage, dtype)
     _check_folder(out, settings)
-    _draw(encoder, data[:draw], out / "pictures")
+    if isinstance(out, Path):
+        _draw(encoder, data[:draw], out / "pictures")
     rows = _MOST_BYTES // (encoder.length * getattr(torch, dtype).itemsize)
     plan = plan_shards([len(each.boxes) for each in data], min(max(rows, 1), _MOST_ROWS), _MOST_IMAGES)
-    paths = [out / f"{number:05d}.{storage}" for number in range(len(plan))]
+    paths = [remote.join(out, f"{number:05d}.{storage}") for number in range(len(plan))]
     sources = [_source(settings, pieces, data, names) for pieces in plan]
     todo = [number for number, path in enumerate(paths) if (read_metadata(path) or {}).get("source") != sources[number]]
     index = _index(encoder, settings)
-    if todo or not (out / INDEX).exists():
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(index, out / INDEX)
+    if todo or not remote.exists(remote.join(out, INDEX)):
+        remote.make_folder(out)
+        _write_index(index, out)
     steps = sum(map(len, plan))
     with torch.inference_mode():
-        work = _compute(encoder, data, names, [(plan[i], paths[i], sources[i]) for i in todo], getattr(torch, dtype))
+        tasks = [FileTask(paths[i], sources[i], _pieces(plan[i], data, names)) for i in todo]
+        work = (engine or compute_files)(encoder, tasks, dtype)
         for _ in track(work, "vectors of images", steps, steps - sum(len(plan[number]) for number in todo)):
             pass
     found = [read_metadata(path) or {} for path in paths]
     counts = [int(metadata["rows"]) for metadata in found]
     failures = dict(pair for metadata in found for pair in json.loads(metadata["failures"]))
     index["complete"] = True
-    index["shards"] = [{"file": path.name, "rows": count} for path, count in zip(paths, counts, strict=True)]
+    index["shards"] = [
+        {"file": PurePosixPath(path).name, "rows": count} for path, count in zip(paths, counts, strict=True)
+    ]
     index["failures"] = [{"image": name, "reason": reason} for name, reason in failures.items()]
-    write_json(index, out / INDEX)
+    _write_index(index, out)
+    remote.remove_parts(out)
     return FeatureReport(sum(counts), len(paths), tuple(ImageError(*pair) for pair in failures.items()))
 
 
@@ -143,16 +151,17 @@ def read_features(folder: str | Path) -> Iterator[RegionFeatures]:
         ValueError: no such folder, or one whose vectors are not complete.
         ModuleNotFoundError: pyarrow is not installed, which Parquet needs.
     """
-    folder = Path(folder)
+    folder = str(folder) if remote.is_url(folder) else Path(folder)
     index = _read_index(folder)
     if not index["complete"]:
         raise ValueError(f"folder: the vectors in {folder} are not complete; the same command goes on with them")
-    return _read_files([folder / shard["file"] for shard in index["shards"]])
+    return _read_files([remote.join(folder, shard["file"]) for shard in index["shards"]])
 
 
-def _read_files(paths: Sequence[Path]) -> Iterator[RegionFeatures]:
+def _read_files(paths: Sequence[Path | str]) -> Iterator[RegionFeatures]:
     for path in paths:
-        shard = read_shard(path)
+        with remote.local_copy(path) as file:
+            shard = read_shard(file)
         present, counts = shard.image.unique_consecutive(return_counts=True)
         start = 0
         for image, count in zip(present.tolist(), counts.tolist(), strict=True):
@@ -164,11 +173,13 @@ def _read_files(paths: Sequence[Path]) -> Iterator[RegionFeatures]:
 def _draw(encoder: RegionEncoder, data: Sequence[ImageBoxes], folder: Path) -> None:
     for number, each in enumerate(data):
         try:
-            image = load_image(each.path)
+            image = load_image(remote.image_source(each.path))
         except ImageError:  # named when its vectors are asked for
             continue
         folder.mkdir(parents=True, exist_ok=True)
-        draw_regions(encoder, image, each.boxes, each.ids).save(folder / f"{number:05d}-{each.path.stem}.png")
+        draw_regions(encoder, image, each.boxes, each.ids).save(
+            folder / f"{number:05d}-{PurePosixPath(each.path).stem}.png"
+        )
 
 
 def plan_shards(counts: Sequence[int], rows: int, images: int) -> list[list[_Piece]]:
@@ -193,52 +204,11 @@ def plan_shards(counts: Sequence[int], rows: int, images: int) -> list[list[_Pie
     return shards
 
 
-def _compute(
-    encoder: RegionEncoder,
-    data: Sequence[ImageBoxes],
-    names: Sequence[str],
-    todo: Sequence[tuple[list[_Piece], Path, str]],
-    dtype: torch.dtype,
-) -> Iterator[None]:
-    """Write file by file; yields after each image."""
-    last, maps = -1, None
-    for pieces, path, source in todo:
-        boxes = torch.cat([data[image].boxes[start:stop] for image, start, stop in pieces])
-        vectors = torch.empty(len(boxes), encoder.length, dtype=dtype)
-        kept: list[str] = []
-        numbers: list[int] = []
-        ids: list[str] = []
-        failures: list[tuple[str, str]] = []
-        end = 0
-        for image, start, stop in pieces:
-            if image != last:
-                last, maps = image, _prepare(encoder, data[image].path, dtype)
-            rows = slice(end, end + stop - start)
-            if isinstance(maps, ImageMaps):
-                encoder.fill(vectors[rows], maps, data[image].boxes[start:stop])
-                boxes[rows] = data[image].boxes[start:stop]
-                numbers += [len(kept)] * (stop - start)
-                kept.append(names[image])
-                ids += data[image].ids[start:stop]
-                end = rows.stop
-            elif maps is not None:
-                failures.append((names[image], maps.reason))
-            yield
-        shard = Shard(vectors[:end], boxes[:end], torch.tensor(numbers, dtype=torch.long), tuple(kept), tuple(ids))
-        save_shard(shard, path, {"rows": str(end), "failures": json.dumps(failures), "source": source})
-
-
-def _prepare(encoder: RegionEncoder, path: Path, dtype: torch.dtype) -> ImageMaps | ImageError:
-    try:
-        image = load_image(path)
-    except ImageError as error:
-        return error
-    maps = encoder.prepare(image)
-    largest = max(float(features.data.abs().amax()) for features in maps.maps)
-    if largest > torch.finfo(dtype).max:
-        name = str(dtype).removeprefix("torch.")
-        return ImageError(str(path), f"its map reaches {largest:.3g}, more than {name} holds")
-    return maps
+def _pieces(pieces: Sequence[_Piece], data: Sequence[ImageBoxes], names: Sequence[str]) -> list[PieceTask]:
+    return [
+        PieceTask(names[image], data[image].path, data[image].boxes[start:stop], data[image].ids[start:stop])
+        for image, start, stop in pieces
+    ]
 
 
 def _settings(
@@ -274,8 +244,12 @@ def _index(encoder: RegionEncoder, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_folder(out: Path, settings: dict[str, Any]) -> None:
-    if not (out / INDEX).exists():
+def _write_index(index: dict[str, Any], out: Path | str) -> None:
+    remote.write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n", remote.join(out, INDEX))
+
+
+def _check_folder(out: Path | str, settings: dict[str, Any]) -> None:
+    if not remote.exists(remote.join(out, INDEX)):
         return
     found = _read_index(out)["settings"]
     other = [f"{name} {found.get(name)}, not {value}" for name, value in settings.items() if found.get(name) != value]
@@ -283,10 +257,10 @@ def _check_folder(out: Path, settings: dict[str, Any]) -> None:
         raise ValueError(f"out: {out} holds vectors of other settings: {'; '.join(other)}; take another folder")
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
-    path = folder / INDEX
+def _read_index(folder: Path | str) -> dict[str, Any]:
+    path = remote.join(folder, INDEX)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(remote.read_bytes(path))
     except FileNotFoundError as error:
         raise ValueError(f"folder: expected one that `sppnet features` wrote; {folder} has no {INDEX}") from error
     except ValueError as error:
@@ -302,12 +276,7 @@ def _source(
     """A name for exactly these rows: of the settings, with the boxes among them, and of the files as they are now."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for image, start, stop in pieces:
-        try:
-            stat = data[image].path.stat()
-            state = (stat.st_size, stat.st_mtime_ns)
-        except OSError:
-            state = (-1, -1)
-        digest.update(json.dumps((names[image], start, stop, *state)).encode())
+        digest.update(json.dumps((names[image], start, stop, *remote.state(data[image].path))).encode())
     return digest.hexdigest()
 
 
@@ -319,7 +288,7 @@ def _boxes_digest(data: Sequence[ImageBoxes], names: Sequence[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _name(path: Path, images: Path) -> str:
+def _name(path: Path | str, images: Path | str) -> str:
     """The name relative to the folder of images, with slashes; bytes that are no UTF-8 are replaced."""
-    name = path.name if path == images else path.relative_to(images).as_posix()
+    name = remote.relative(path, images)
     return os.fsencode(name).decode(errors="replace")

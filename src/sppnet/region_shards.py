@@ -11,9 +11,12 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sppnet import remote
 from sppnet.runs import read_tensors, save_tensors
 
 Storage = Literal["safetensors", "parquet"]
+
+_HEAD_BYTES = 1 << 20  # of a file in a store: its header, unless it has very many boxes
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,14 @@ def save_shard(shard: Shard, path: Path, metadata: dict[str, str]) -> None:
     save_tensors(tensors, path, metadata | lists)
 
 
-def read_metadata(path: Path) -> dict[str, str] | None:
-    """The texts of a file without its rows; None where there is no such file or it is damaged."""
+def read_metadata(path: Path | str) -> dict[str, str] | None:
+    """The texts of a file without its rows; None where there is no such file or it is damaged.
+
+    Raises:
+        OSError: the store of a URL does not answer.
+    """
+    if isinstance(path, str):
+        return _read_remote_metadata(path)
     if not path.is_file():
         return None
     if path.suffix == ".parquet":
@@ -69,6 +78,19 @@ def read_metadata(path: Path) -> dict[str, str] | None:
         with safe_open(path, "pt") as file:
             return dict(file.metadata() or {})
     except SafetensorError:
+        return None
+
+
+def _read_remote_metadata(url: str) -> dict[str, str] | None:
+    try:
+        if url.endswith(".parquet"):
+            with remote.local_copy(url) as file:
+                return read_metadata(file)
+        head = remote.read_bytes(url, _HEAD_BYTES)
+        end = 8 + int.from_bytes(head[:8], "little")
+        header = head if end <= len(head) else remote.read_bytes(url, end)
+        return dict(json.loads(header[8:end]).get("__metadata__", {}))
+    except (FileNotFoundError, ValueError):
         return None
 
 

@@ -6,7 +6,7 @@ from typing import Any, get_args
 from jsonargparse import ArgumentParser, Namespace
 
 from sppnet.classify import Classifier
-from sppnet.commands import classify, detect, segment
+from sppnet.commands import at_scale, classify, detect, segment
 from sppnet.data.images import MAX_PIXELS
 from sppnet.data.resize import POLICIES
 from sppnet.detect import Detector
@@ -20,10 +20,12 @@ _VIEWS = f"classifiers: views of an image: {', '.join(get_args(Views))}"
 _LEAST = "detectors: least score that is told; left out: -0.5 of an SVM, else 0.5; there are none below -1.5, else 0.01"
 _CACHE = "detectors: folder that keeps proposals; left out: evaluate has them in RUN, predict keeps none"
 _CONTEXT = "segmenters: tiles see a reduced copy of the whole image in ASPP's image-level branch"
+_OUT = "detectors, segmenters: write pictures and labels there; --engine ray: write the answers there"
 # Options that not every task has: the tasks that have it, and the value when it is not given.
 _OF: dict[str, tuple[tuple[type, ...], Any]] = {
     "resize": ((Classifier,), None),
     "compare": ((Classifier,), None),
+    "sizes": ((Classifier,), None),
     "views": ((Classifier,), "full"),
     "batch": ((Classifier,), 32),
     "out": ((Detector, Segmenter), None),
@@ -56,6 +58,7 @@ def evaluate_parser() -> ArgumentParser:
     add("--split", type=str | None, help="of the data; left out: test, or val where there is no test")
     add("--resize", type=str | None, metavar="POLICY", help=f"{_RESIZE}; left out: the run's own")
     add("--compare", type=str | None, metavar="POLICIES", help="classifiers: several policies side by side, by commas")
+    add("--sizes", type=str | None, metavar="SIDES", help="classifiers: accuracy at these shorter sides: 160,224,320")
     add("--views", type=str, default="full", help=_VIEWS)
     add("--pictures", type=str | None, metavar="DIR", help="detectors, segmenters: write curves, best and worst there")
     add("--ignore", type=str | None, metavar="IDS", help="segmenters: all ids of masks that do not count: 0,255")
@@ -76,10 +79,12 @@ def predict_parser() -> ArgumentParser:
     add("--resize", type=str | None, metavar="POLICY", help=f"{_RESIZE}; left out: the run's own")
     add("--views", type=str, default="full", help=_VIEWS)
     add("--batch", type=int, default=32, help="classifiers: images read at a time; the answers do not depend on it")
-    add("--out", type=str | None, metavar="DIR", help="detectors, segmenters: write pictures and labels there")
+    add("--out", type=str | None, metavar="DIR", help=_OUT)
     add("--min-score", type=float | None, help=_LEAST)
     add("--output", default=segment.OUTPUT, help="segmenters: what is written: palette, overlay, probabilities")
     add("--max-pixels", type=int, default=MAX_PIXELS, help="segmenters: larger images are refused")
+    at_scale.add_engine_options(parser)
+    add("--shard", type=int, default=at_scale.SHARD, help="ray: images of a file; a process that dies loses one file")
     _add_detector_options(parser)
     _add_segmenter_options(parser)
     return parser
@@ -113,6 +118,9 @@ def evaluate(arguments: Namespace) -> int:
 
 def predict(arguments: Namespace) -> int:
     """Answer for images."""
+    if arguments.engine == "ray":
+        return at_scale.predict(arguments, _refuse)
+    at_scale.refuse_engine_options(arguments)
     return _ask(arguments, {Classifier: classify.predict, Detector: detect.predict, Segmenter: segment.predict})
 
 
@@ -125,7 +133,8 @@ def _ask(arguments: Namespace, commands: dict[type, Callable[[Any, Namespace], i
 def _refuse(arguments: Namespace, task: type) -> None:
     """No option is passed over in silence."""
     for name, (tasks, default) in _OF.items():
-        if task not in tasks and arguments.get(name, default) != default:
+        on_ray = name == "out" and arguments.get("engine") == "ray"  # where every task's answers are written
+        if task not in tasks and not on_ray and arguments.get(name, default) != default:
             whose = " and ".join(f"{one.__name__.lower()}s" for one in tasks)
             raise ValueError(
                 f"{name.replace('_', '-')}: an option for {whose}; {arguments.run} holds a {task.__name__.lower()}"

@@ -6,16 +6,19 @@ from pathlib import Path
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
+from sppnet import remote
 from sppnet.backbones import Backbone, create_backbone
 from sppnet.bins import CellRule
+from sppnet.commands import at_scale
 from sppnet.commands.common import complain, list_failures, parse_level_text
 from sppnet.console import console, results
 from sppnet.data.boxfile import BoxFormat, OnBad, read_boxes
 from sppnet.encoder import RegionEncoder
 from sppnet.ops.plain import Reduce
-from sppnet.region_features import Dtype, compute_features
+from sppnet.region_features import compute_features
+from sppnet.region_files import Dtype
 from sppnet.region_shards import Storage
-from sppnet.runs import pick_device, write_text
+from sppnet.runs import pick_device
 from sppnet.weights import EMBEDDED_BACKBONE
 
 _PROBLEMS = "problems.txt"
@@ -29,9 +32,9 @@ def features_parser() -> ArgumentParser:
         " same command. sppnet.region_features.read_features(DIR) reads them back, image by image."
     )
     add = parser.add_argument
-    add("images", help="folder of images, or one image")
+    add("images", help="folder of images, or one image; a path, or a URL such as s3://bucket/photos")
     add("--boxes", required=True, metavar="FILE", help="boxes: .csv, .jsonl, or .json of COCO")
-    add("--out", required=True, metavar="DIR", help="folder for the vectors")
+    add("--out", required=True, metavar="DIR", help="folder for the vectors, a path or a URL")
     add("--box-format", type=BoxFormat | None, help="what a box is; left out: as the file says")
     add("--on-bad", type=OnBad, default="raise", help="bad boxes: an error, cut at the image, or left out")
     add("--backbone", default=EMBEDDED_BACKBONE, help="timm network, or zf5, convnet5, overfeat5, overfeat7")
@@ -49,6 +52,7 @@ def features_parser() -> ArgumentParser:
     add("--format", type=Storage, default="safetensors", help="of the files")
     add("--dtype", type=Dtype, default="float16", help="of the vectors")
     add("--draw", type=int, default=0, metavar="N", help="draw boxes and cells of the first N images first")
+    at_scale.add_engine_options(parser)
     add("--device", default="auto", help="auto, cpu, cuda or mps")
     return parser
 
@@ -56,17 +60,21 @@ def features_parser() -> ArgumentParser:
 def features(arguments: Namespace) -> int:
     """Write the vectors; 1 if images could not be used."""
     levels, scales = parse_level_text(arguments.levels), _parse_scales(arguments.scales)
-    images, out = Path(arguments.images), Path(arguments.out)
-    device = pick_device(arguments.device)
+    images, out = remote.place(arguments.images, Path()), remote.place(arguments.out, Path())
+    engine = at_scale.features_engine(arguments)
+    device = pick_device("cpu" if engine else arguments.device)
     encoder = RegionEncoder(
         _backbone(arguments), levels, scales, arguments.max_side, arguments.rule, arguments.reduce
     ).to(device)
-    with console.status("reading boxes"):
-        data = read_boxes(Path(arguments.boxes), images, arguments.box_format, arguments.on_bad)
-    report = compute_features(encoder, data.images, images, out, arguments.format, arguments.dtype, arguments.draw)
+    with console.status("reading boxes"), remote.local_copy(remote.place(arguments.boxes, Path())) as boxes:
+        data = read_boxes(boxes, images, arguments.box_format, arguments.on_bad)
+    report = compute_features(
+        encoder, data.images, images, out, arguments.format, arguments.dtype, arguments.draw, engine
+    )
     if data.problems:
-        write_text("\n".join(data.problems) + "\n", out / _PROBLEMS)
-        complain(f"{len(data.problems)} boxes or images were cut or left out; {out / _PROBLEMS} lists them")
+        problems = remote.join(out, _PROBLEMS)
+        remote.write_text("\n".join(data.problems) + "\n", problems)
+        complain(f"{len(data.problems)} boxes or images were cut or left out; {problems} lists them")
     results.print(
         f"{report.vectors} vectors of {encoder.length} numbers in {report.files} files: {out}",
         highlight=False,

@@ -1,0 +1,81 @@
+"""Files of box vectors, each made by itself: by this process or by another one."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sppnet import remote
+from sppnet.data.images import ImageError, load_image
+from sppnet.encoder import ImageMaps, RegionEncoder
+from sppnet.region_shards import Shard, save_shard
+
+Dtype = Literal["float16", "float32"]
+
+
+class PieceTask(NamedTuple):
+    """Boxes of an image whose vectors go into one file: its name and place, the boxes and their ids."""
+
+    name: str
+    path: Path | str
+    boxes: Float[Tensor, "k 4"]
+    ids: Sequence[str]
+
+
+class FileTask(NamedTuple):
+    """All that a file is made of; ``source`` is kept in it, to tell it from others."""
+
+    path: Path | str
+    source: str
+    pieces: Sequence[PieceTask]
+
+
+# Writes the files and yields after each image.
+Engine = Callable[[RegionEncoder, Sequence[FileTask], Dtype], Iterator[None]]
+
+
+def compute_files(encoder: RegionEncoder, tasks: Iterable[FileTask], dtype: Dtype) -> Iterator[None]:
+    """Write file by file in this process; yields after each image."""
+    last, maps = None, None
+    for path, source, pieces in tasks:
+        boxes = torch.cat([piece.boxes for piece in pieces])
+        vectors = torch.empty(len(boxes), encoder.length, dtype=getattr(torch, dtype))
+        kept: list[str] = []
+        numbers: list[int] = []
+        ids: list[str] = []
+        failures: list[tuple[str, str]] = []
+        end = 0
+        for piece in pieces:
+            if piece.path != last:
+                last, maps = piece.path, _prepare(encoder, piece.path, vectors.dtype)
+            rows = slice(end, end + len(piece.boxes))
+            if isinstance(maps, ImageMaps):
+                encoder.fill(vectors[rows], maps, piece.boxes)
+                boxes[rows] = piece.boxes
+                numbers += [len(kept)] * len(piece.boxes)
+                kept.append(piece.name)
+                ids += piece.ids
+                end = rows.stop
+            elif maps is not None:
+                failures.append((piece.name, maps.reason))
+            yield
+        shard = Shard(vectors[:end], boxes[:end], torch.tensor(numbers, dtype=torch.long), tuple(kept), tuple(ids))
+        with remote.whole_file(path) as file:
+            save_shard(shard, file, {"rows": str(end), "failures": json.dumps(failures), "source": source})
+
+
+def _prepare(encoder: RegionEncoder, path: Path | str, dtype: torch.dtype) -> ImageMaps | ImageError:
+    try:
+        image = load_image(remote.image_source(path))
+    except ImageError as error:
+        return error
+    maps = encoder.prepare(image)
+    largest = max(float(features.data.abs().amax()) for features in maps.maps)
+    if largest > torch.finfo(dtype).max:
+        name = str(dtype).removeprefix("torch.")
+        return ImageError(str(path), f"its map reaches {largest:.3g}, more than {name} holds")
+    return maps

@@ -1,0 +1,81 @@
+"""The law of the images of examples/ends: only the ends of an image tell its class."""
+
+import importlib.util
+import math
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SEEDS = [f"image {number}" for number in range(60)]
+
+
+@pytest.fixture(scope="module")
+def example() -> ModuleType:
+    path = Path(__file__).parent.parent / "examples" / "ends" / "run.py"
+    spec = importlib.util.spec_from_file_location("ends_example", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def centre(image: Image.Image) -> Image.Image:
+    """The central square of the shorter side, and where the sides' difference is odd the pixel row beyond it too."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, image.width - left, image.height - top))
+
+
+def test_images_of_one_seed_and_different_classes_have_the_same_central_square(example: ModuleType) -> None:
+    for seed in SEEDS:
+        images = [example.draw_image(seed, colour) for colour in example.COLOURS.values()]
+        first = np.asarray(images[0])
+        assert all(np.array_equal(np.asarray(centre(images[0])), np.asarray(centre(image))) for image in images)
+        # And differ elsewhere, enough to be seen.
+        changed = [(np.asarray(image) != first).any(2).sum() for image in images[1:]]
+        assert min(changed) >= 3 * (0.14 * min(images[0].size)) ** 2 * 0.4
+
+
+def test_centre_crops_of_different_classes_are_equal_to_the_last_bit(example: ModuleType) -> None:
+    """Also as they are resized, so that not even a filter's reach brings an end into the crop."""
+    for seed in SEEDS[:20]:
+        crops = [example.centre_crop(example.draw_image(seed, colour)) for colour in example.COLOURS.values()]
+        assert len({crop.tobytes() for crop in crops}) == 1
+
+
+@pytest.mark.parametrize("form", ["native sizes", "letterbox", "warp"])
+def test_the_other_forms_keep_the_ends(example: ModuleType, form: str) -> None:
+    for seed in SEEDS[:20]:
+        images = [example.FORMS[form](example.draw_image(seed, colour)) for colour in example.COLOURS.values()]
+        assert len({image.tobytes() for image in images}) == len(images)
+
+
+def test_both_orientations_and_aspects_up_to_1_to_3_occur(example: ModuleType) -> None:
+    sizes = [example.draw_image(seed, (0, 0, 0)).size for seed in SEEDS]
+    assert 20 < sum(width > height for width, height in sizes) < 40
+    aspects = [max(size) / min(size) for size in sizes]
+    assert 1.85 < min(aspects) < 2.0
+    assert 2.85 < max(aspects) < 3.05
+
+
+def test_all_forms_have_as_many_pixels(example: ModuleType) -> None:
+    image = example.draw_image("image", (0, 0, 0))
+    area = image.width * image.height
+    for change in example.FORMS.values():
+        other = change(image)
+        assert math.isclose(other.width * other.height, area, rel_tol=0.02)
+
+
+def test_the_data_are_the_same_each_time(example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(example, "COUNTS", {"train": 2, "val": 1})
+    for name in ("a", "b"):
+        example.write_images(tmp_path / name)
+    files = [sorted(path.relative_to(tmp_path / name) for path in (tmp_path / name).rglob("*.png")) for name in "ab"]
+    assert files[0] == files[1]
+    assert len(files[0]) == 4 * 5 * 3
+    assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files[0])
+    assert len({(tmp_path / "a" / file).read_bytes() for file in files[0]}) == len(files[0])

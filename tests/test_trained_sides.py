@@ -1,0 +1,198 @@
+"""The range of sizes that a training leaves, what is said outside of it, and accuracy by shorter side."""
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+from images import write_classes
+from PIL import Image
+
+from sppnet import Classifier, ClassifierConfig, Resize, create_backbone
+from sppnet.cli import run
+from sppnet.data.datasets import Sample, read_classification
+from sppnet.evaluate import evaluate_classifier
+from sppnet.options import TrainOptions
+from sppnet.runs import load_classifier, save_run
+from sppnet.train import train_classifier
+from sppnet.trained_sides import trained_sides
+
+
+def build(sides: tuple[int, int] | None, resize: str = "native", classes: tuple[str, ...] = ("a", "b")) -> Classifier:
+    config = ClassifierConfig(classes, "test_resnet", resize=resize, trained_sides=sides)
+    return Classifier(config, create_backbone("test_resnet", weights=None)).eval()
+
+
+def grey(height: int, width: int) -> Image.Image:
+    return Image.new("RGB", (width, height), "grey")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    write_classes(root / "train", 3)
+    write_classes(root / "val", 2)
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    options = TrainOptions(backbone="test_resnet", weights="none", levels=(1,), sizes="42,56", epochs=1, batch=3)
+    train_classifier(data / "train", out, options)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [("224", (224, 256)), ("180,224", (180, 256)), ("224,180", (180, 256)), ("180-224", (180, 256)), ("48", (48, 55))],
+)
+def test_square_crops_cover_the_side_and_8_7_of_it(sizes: str, expected: tuple[int, int]) -> None:
+    assert trained_sides([], TrainOptions(sizes=sizes), Resize("native")) == expected
+
+
+def test_native_sizes_are_those_of_the_files_within_max_pixels(tmp_path: Path) -> None:
+    samples = []
+    for number, size in enumerate(((50, 70), (90, 61), (200, 200))):
+        samples.append(Sample(tmp_path / f"{number}.png", 0))
+        grey(*size).save(samples[-1].path)
+    unbounded, policy = TrainOptions(sizes="native"), Resize("native")
+    assert trained_sides(samples, unbounded, policy) == (50, 200)
+    assert trained_sides(samples, TrainOptions(sizes="native", max_pixels=10_000), policy) == (50, 100)
+    (tmp_path / "broken.png").write_bytes(b"<html>")
+    assert trained_sides([*samples, Sample(tmp_path / "broken.png", 0)], unbounded, policy) == (50, 200)
+    assert trained_sides([Sample(tmp_path / "broken.png", 0)], unbounded, policy) is None
+    # A frozen backbone sees images as its policy gives them, whatever the sizes of training.
+    frozen = TrainOptions(freeze_backbone=True, sizes="224")
+    assert trained_sides(samples, frozen, policy) == (50, 200)
+    assert trained_sides(samples, frozen, Resize("shorter-side", 96)) == (96, 96)
+    assert trained_sides(samples, frozen, Resize("native", max_pixels=10_000)) == (50, 100)
+
+
+def test_a_run_knows_its_sides_and_an_older_one_does_not(trained: Path, tmp_path: Path) -> None:
+    model = load_classifier(trained)
+    assert model.config.trained_sides == (42, 64)
+    save_run(model, tmp_path)
+    content = json.loads((tmp_path / "run.json").read_text())
+    del content["config"]["trained_sides"]
+    (tmp_path / "run.json").write_text(json.dumps(content))
+    older = load_classifier(tmp_path)
+    assert older.config.trained_sides is None
+    older.predict(grey(20, 20))  # a warning would be an error
+
+
+def test_a_frozen_backbone_leaves_the_sides_of_its_policy(data: Path, tmp_path: Path) -> None:
+    options = TrainOptions(freeze_backbone=True, levels=(1,), resize="warp:48")
+    train_classifier(data / "train", tmp_path / "run", options)
+    assert load_classifier(tmp_path / "run").config.trained_sides == (48, 48)
+
+
+@pytest.mark.parametrize("size", [(40, 90), (90, 40), (50, 50), (60, 70), (70, 60)])
+def test_sides_in_the_range_and_at_its_edges_are_no_warning(size: tuple[int, int]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build((40, 60)).predict(grey(*size))
+        build(None).predict(grey(*size))
+
+
+@pytest.mark.parametrize("size", [(39, 90), (90, 39), (61, 70), (70, 61)])
+def test_a_side_outside_the_range_is_a_warning(size: tuple[int, int]) -> None:
+    message = r"1 of 1 images were seen at a shorter side outside the 40 to 60 pixels .* evaluate RUN DATA --sizes"
+    with pytest.warns(UserWarning, match=message):
+        build((40, 60)).predict(grey(*size))
+
+
+def test_one_call_gives_one_warning_and_counts_what_the_network_saw() -> None:
+    images = [grey(30, 90), grey(50, 50), grey(61, 61)]
+    with pytest.warns(UserWarning, match="2 of 3 images") as caught:
+        build((40, 60)).predict(images)
+    assert len(caught) == 1
+    build((40, 60), "shorter-side:60").predict(images)
+    build((40, 60)).predict(images, views="10")  # views have sizes of their own
+    with pytest.warns(UserWarning, match="3 of 3 images"):
+        build((40, 60), "shorter-side:61").predict(images)
+
+
+def test_evaluation_counts_what_is_outside(data: Path) -> None:
+    samples = read_classification(data, "val").samples
+    model = build((40, 60), classes=("blue", "green", "red"))
+    outside = [evaluate_classifier(model, samples, resize=f"warp:{side}").outside for side in (39, 40, 60, 61)]
+    assert outside == [6, 0, 0, 6]
+    assert evaluate_classifier(model, samples, views="10").outside == 0
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    captured = capsys.readouterr()
+    return captured.out, " ".join(captured.err.split())
+
+
+def test_the_commands_say_at_the_end_how_many_images_were_outside(
+    trained: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "6 of 6 images were seen at a shorter side outside the 42 to 64 pixels"
+    for command in (["predict", str(trained), str(data / "val")], ["evaluate", str(trained), str(data), "--json"]):
+        assert run([*command, "--resize", "warp:65"]) == 0
+        out, err = told(capsys)
+        assert line in err
+        assert line not in out
+        for inside in (["--resize", "warp:64"], ["--resize", "warp:42"], ["--views", "10"]):
+            assert run([*command, *inside]) == 0
+            assert "outside" not in told(capsys)[1]
+    assert run(["evaluate", str(trained), str(data), "--compare", "warp:64,warp:41"]) == 0
+    err = told(capsys)[1]
+    assert f"warp:41: {line}" in err
+    assert "warp:64: " not in err
+
+
+def test_evaluate_at_several_shorter_sides(trained: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["evaluate", str(trained), str(data), "--sizes", "48,64,65", "--json"]) == 0
+    out, err = told(capsys)
+    content = json.loads(out)
+    assert list(content) == ["sizes", "failures"]
+    model, samples = load_classifier(trained), read_classification(data, "val").samples
+    assert list(content["sizes"]) == ["48", "64", "65"]
+    for side, part in content["sizes"].items():
+        expected = evaluate_classifier(model, samples, resize=f"shorter-side:{side}")
+        assert (part["resize"], part["images"]) == (f"shorter-side:{side}", 6)
+        assert part["top1"] == expected.scores.top1
+        assert {name: group["top1"] for name, group in part["by_aspect"].items()} == {
+            name: scores.top1 for name, scores in expected.by_aspect.items()
+        }
+        assert sum(group["images"] for group in part["by_size"].values()) == 6
+    assert [part["outside"] for part in content["sizes"].values()] == [0, 0, 6]
+    assert "outside" not in err  # the table is what the line would point to
+
+
+def test_the_table_of_sizes_has_a_row_a_side_and_a_column_an_aspect(
+    trained: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["evaluate", str(trained), str(data), "--sizes", "48,65"]) == 0
+    text = told(capsys)[0]
+    rows = [line for line in text.splitlines() if line.startswith("│")]
+    model, samples = load_classifier(trained), read_classification(data, "val").samples
+    for row, side, shown in zip(rows, (48, 65), ("48", "65 *"), strict=True):
+        evaluation = evaluate_classifier(model, samples, resize=f"shorter-side:{side}")
+        parts = [evaluation.scores, *evaluation.by_aspect.values()]
+        cells = [cell.strip() for cell in row.strip("│").split("│")]
+        assert cells == [shown, *(f"{100 * part.top1:.2f} ({part.images})" for part in parts)]
+    assert "42 to 64 pixels" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sizes", "48", "--resize", "native"], "sizes: it takes the place of --resize"),
+        (["--sizes", "48", "--views", "10"], "sizes: it takes the place of --resize, and views have sizes"),
+        (["--sizes", "48", "--compare", "native"], "sizes: it takes shorter sides where --compare takes"),
+        (["--sizes", "48,big"], "sizes: expected numbers of at least 1, separated by commas; got '48,big'"),
+        (["--sizes", "0"], "sizes: expected numbers of at least 1"),
+        (["--sizes", "9000"], "needs a side of 1 to 8192 pixels, got 9000"),
+    ],
+)
+def test_wrong_sizes_are_refused(
+    arguments: list[str], message: str, trained: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["evaluate", str(trained), str(data), *arguments]) == 2
+    out, err = told(capsys)
+    assert message in err
+    assert not out
