@@ -1,23 +1,37 @@
-"""Batches of images of mixed sizes: what padding them to the largest sides of their batch wastes.
+"""Batches of images of mixed sizes: what padding them to the largest sides of their batch wastes, and what it costs.
 
     python benchmarks/mixed.py [--what waste] [--data DIR] [--mix] [--batch 32]
+    python benchmarks/mixed.py --what throughput --data DIR [--batch 32] [--rounds 8]
 
 Waste is the share of padded pixels that belong to no image. Sizes come from a folder of images, from a made-up mix of
 photographs of every kind, or from both; all are taken at native size, within a million pixels.
+
+Throughput is that of training the embedded network, from files to updated weights: a step at 224 x 224, one at native
+sizes, one at 224 and so on in one process. Pixels of images are counted, not those of padding.
 """
 
 import argparse
 import itertools
 import math
 import random
+import statistics
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from lightning_fabric import Fabric
+
+from sppnet.backbones import create_backbone
+from sppnet.classify import Classifier, ClassifierConfig
 from sppnet.data.batching import Draw, canvas, epoch_batches, share, waste
+from sppnet.data.datasets import find_split, read_classification
 from sppnet.data.image_sizes import read_sizes
 from sppnet.data.images import list_images
 from sppnet.data.resize import Resize
+from sppnet.data.training import ImageBatches, Padded
+from sppnet.options import TrainOptions
 
 Size = tuple[int, int]
 
@@ -30,11 +44,17 @@ MILLION = 1_000_000
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--what", choices=["waste"], default="waste")
+    parser.add_argument("--what", choices=["waste", "throughput"], default="waste")
     parser.add_argument("--data", type=Path, help="a folder of images")
     parser.add_argument("--mix", action="store_true", help="8,192 sizes of photographs of every kind")
     parser.add_argument("--batch", type=int, default=32, help="most images a batch")
+    parser.add_argument("--rounds", type=int, default=8, help="of throughput: steps of each kind")
     arguments = parser.parse_args()
+    if arguments.what == "throughput":
+        if not arguments.data:
+            parser.error("throughput needs --data DIR, a folder of class folders")
+        show_throughput(arguments.data, arguments.batch, arguments.rounds)
+        return
     if not (arguments.data or arguments.mix):
         parser.error("expected --data DIR, --mix or both")
     if arguments.data:
@@ -149,6 +169,38 @@ def met_again(before: list[list[Draw]], after: list[list[Draw]]) -> float:
 def spread(shares: list[float]) -> str:
     mean = 100 * sum(shares) / len(shares)
     return f"{mean:.1f} ({100 * min(shares):.1f} to {100 * max(shares):.1f})"
+
+
+def show_throughput(data: Path, batch: int, rounds: int) -> None:
+    samples = read_classification(data, find_split(data, "train")).samples
+    backbone = create_backbone()
+    model = Classifier(ClassifierConfig(tuple(str(sample) for sample in range(1000))), backbone)
+    model.to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-5)
+    one = Fabric(accelerator="cpu", devices=1)
+    with tempfile.TemporaryDirectory() as folder:
+        kinds = {
+            sizes: ImageBatches(samples, backbone, TrainOptions(sizes=sizes, batch=batch), Path(folder) / "s.json", one)
+            for sizes in ("224", "native")
+        }
+        epochs = {sizes: kind.epoch(0, 0) for sizes, kind in kinds.items()}
+        speeds: dict[str, list[float]] = {sizes: [] for sizes in kinds}
+        for _ in range(rounds + 1):
+            for sizes, batches in epochs.items():
+                begin = time.perf_counter()
+                x, y, _failures = next(batches)
+                pixels = sum(h * w for h, w in x.sizes) if isinstance(x, Padded) else len(x) * x.shape[2] * x.shape[3]
+                logits = model(*x) if isinstance(x, Padded) else model(x)
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(logits, y).backward()
+                optimizer.step()
+                speeds[sizes].append(pixels / (time.perf_counter() - begin))
+    ratios = sorted(n / f for n, f in zip(speeds["native"][1:], speeds["224"][1:], strict=True))
+    medians = {sizes: statistics.median(speed[1:]) / 1e6 for sizes, speed in speeds.items()}
+    print(f"megapixels of images a second: 224 x 224 {medians['224']:.3f}, native {medians['native']:.3f}")
+    print(
+        f"native / 224: median {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f}), {rounds} rounds"
+    )
 
 
 if __name__ == "__main__":

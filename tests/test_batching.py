@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sppnet.data.batching import Draw, Schedule, canvas, count_batches, epoch_batches, share, warped, waste
+from sppnet.data.batching import Draw, Schedule, canvas, count_batches, epoch_batches, share, waste
 
 Size = tuple[int, int]
 
@@ -80,6 +80,12 @@ def test_a_budget_lets_small_images_share_batches_and_leaves_large_ones_alone() 
     sizes = [(100, 100)] * 3 + [(10, 10)] * 90
     batches = epoch_batches(sizes, 30, 0, 0, None, 15_000)
     assert sorted(len(group) for group in batches) == [1] * 3 + [30] * 3
+
+
+def test_the_part_with_one_image_more_is_within_the_budget() -> None:
+    sizes = [(10, 20), (20, 10), (14, 14)]
+    assert len(epoch_batches(sizes, 3, 0, 0, None, 420, world=2)) == 2
+    assert len(epoch_batches(sizes, 3, 0, 0, None, 800, world=2)) == 1
 
 
 def test_with_a_budget_processes_take_as_many_images_each() -> None:
@@ -191,13 +197,6 @@ def test_canvas_and_waste() -> None:
     assert waste([batch], sizes) == pytest.approx(1 - (300 + 300) / (2 * 20 * 30))
     assert waste([batch, [Draw(2, (5, 5), "")], []], sizes) == pytest.approx(1 - 625 / 1225)
     assert waste([], sizes) == 0
-
-
-def test_warped_batches_have_the_mean_shape() -> None:
-    batch = warped(draws((100, 400), (400, 100)), multiple=32, least=1)
-    assert [(draw.index, draw.size) for draw in batch] == [(0, (192, 192)), (1, (192, 192))]
-    assert warped(draws((3, 200)), multiple=32, least=75)[0].size == (96, 192)
-    assert warped(draws((200, 3)), multiple=32, least=75)[0].size == (192, 96)
 
 
 def test_wrong_arguments_are_named() -> None:

@@ -127,8 +127,7 @@ def main() -> None:
     started = time.monotonic()
     out = arguments.out or Path(tempfile.mkdtemp(prefix="sppnet-ends-"))
     write_images(out / "images")
-    images = ", ".join(f"{count * len(COLOURS)} {split}" for split, count in COUNTS.items())
-    table = Table("trained and tested on", "top-1 %", title=f"{len(COLOURS)} classes; images: {images}")
+    table = Table("trained and tested on", "top-1 %")
     for form in FORMS:
         found = [
             100 * train_and_test(out / "images" / form, out / f"{form}-{seed}", replace(OPTIONS, seed=seed))
@@ -137,7 +136,8 @@ def main() -> None:
         spread = f" ({min(found):.1f} to {max(found):.1f})" if len(found) > 1 else ""
         table.add_row(form, f"{statistics.mean(found):.1f}{spread}")
     Console().print(table)
-    print(f"{time.monotonic() - started:.0f} s in all")
+    images = " and ".join(f"{count * len(COLOURS)} {split}" for split, count in COUNTS.items())
+    print(f"{len(COLOURS)} classes, {images} images; {time.monotonic() - started:.0f} s in all")
     if arguments.out is None:
         shutil.rmtree(out)
 

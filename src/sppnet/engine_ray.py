@@ -80,11 +80,11 @@ def cluster(address: str | None, actors: int | None) -> Iterator[None]:
     except (ConnectionError, TimeoutError, RuntimeError) as error:
         hint = "" if address is None else "; if the cluster asks for a token, set RAY_AUTH_MODE=token"
         raise ConnectionError(f"ray-address: no Ray at {address or 'this machine'}: {error}{hint}") from error
-    try:
-        with redirect_stdout(sys.stderr):  # where Ray tells of processes that died, in the middle of results
+    with redirect_stdout(sys.stderr):  # Ray tells on standard output of processes that died
+        try:
             yield
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
 
 
 def _knock(address: str) -> None:

@@ -5,7 +5,7 @@ import math
 import random
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -182,20 +182,6 @@ def waste(batches: Iterable[Sequence[Draw]], sizes: Sequence[tuple[int, int]]) -
     return 1 - held / padded if padded else 0.0
 
 
-def warped(batch: Sequence[Draw], multiple: int, least: int) -> list[Draw]:
-    """The same images at one size, the geometric mean of theirs, for batches that are not padded.
-
-    Args:
-        batch: as `epoch_batches` gives it.
-        multiple: the network's stride, to whose nearest multiple sides are rounded; in pixels.
-        least: smallest side that the network takes, in pixels.
-    """
-    height, width = (math.exp(sum(math.log(draw.size[axis]) for draw in batch) / len(batch)) for axis in (0, 1))
-    steps = -(-least // multiple)
-    size = max(round(height / multiple), steps) * multiple, max(round(width / multiple), steps) * multiple
-    return [replace(draw, size=size) for draw in batch]
-
-
 @dataclass(frozen=True)
 class _Limits:
     """What is divided, and what bounds a batch."""
@@ -222,7 +208,7 @@ class _Limits:
         return cls(array, batch, budget, world)
 
     def load(self) -> Loads:
-        """The share of a batch that each image takes, in units of a batch's last image: 1 to `batch`."""
+        """What each image takes of a batch that holds `batch`: 1, or more where the budget lets fewer share one."""
         if self.budget is None:
             return np.ones(len(self.sizes))
         alone = self.world * np.floor(self.budget / (_PADDING * self.sizes.prod(1)))
@@ -240,7 +226,8 @@ def _native_groups(limits: _Limits, rng: random.Random, largest_first: bool) -> 
     if limits.budget is None:
         groups = _divide(limits, rng)
     else:
-        # Where chance divides the images into more batches than there shall be, it is asked again.
+        # Where chance divides the images into more batches than there shall be, it is asked again; in the end, about
+        # once in 500 epochs, the division that was counted serves.
         count, groups = _count_within_budget(limits)
         tries = (_divide(limits, rng) for _ in range(_TRIES))
         groups = next((divided for divided in tries if len(divided) <= count), groups)
