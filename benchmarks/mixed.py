@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -178,15 +179,17 @@ def show_throughput(data: Path, batch: int, rounds: int) -> None:
     model.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-5)
     one = Fabric(accelerator="cpu", devices=1)
+    fixed, bounded = TrainOptions(sizes="224", batch=batch), max(batch * 224 * 224, 1_000_000)
+    native = replace(fixed, sizes="native")
+    kinds = {"224 x 224": fixed, "native": native, "native, as many pixels": replace(native, batch_pixels=bounded)}
+    speeds: dict[str, list[float]] = {name: [] for name in kinds}
     with tempfile.TemporaryDirectory() as folder:
-        kinds = {
-            sizes: ImageBatches(samples, backbone, TrainOptions(sizes=sizes, batch=batch), Path(folder) / "s.json", one)
-            for sizes in ("224", "native")
+        epochs = {
+            name: ImageBatches(samples, backbone, options, Path(folder) / "sizes.json", one).epoch(1, 0)
+            for name, options in kinds.items()
         }
-        epochs = {sizes: kind.epoch(0, 0) for sizes, kind in kinds.items()}
-        speeds: dict[str, list[float]] = {sizes: [] for sizes in kinds}
         for _ in range(rounds + 1):
-            for sizes, batches in epochs.items():
+            for name, batches in epochs.items():
                 begin = time.perf_counter()
                 x, y, _failures = next(batches)
                 pixels = sum(h * w for h, w in x.sizes) if isinstance(x, Padded) else len(x) * x.shape[2] * x.shape[3]
@@ -194,13 +197,12 @@ def show_throughput(data: Path, batch: int, rounds: int) -> None:
                 optimizer.zero_grad()
                 torch.nn.functional.cross_entropy(logits, y).backward()
                 optimizer.step()
-                speeds[sizes].append(pixels / (time.perf_counter() - begin))
-    ratios = sorted(n / f for n, f in zip(speeds["native"][1:], speeds["224"][1:], strict=True))
-    medians = {sizes: statistics.median(speed[1:]) / 1e6 for sizes, speed in speeds.items()}
-    print(f"megapixels of images a second: 224 x 224 {medians['224']:.3f}, native {medians['native']:.3f}")
-    print(
-        f"native / 224: median {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f}), {rounds} rounds"
-    )
+                speeds[name].append(pixels / (time.perf_counter() - begin))
+    print("| batches | megapixels of images a second | by 224 x 224, median (least to most) |\n|---|---|---|")
+    for name, speed in speeds.items():
+        ratios = sorted(n / f for n, f in zip(speed[1:], speeds["224 x 224"][1:], strict=True))
+        middle = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        print(f"| {name} | {statistics.median(speed[1:]) / 1e6:.3f} | {middle} |")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from sppnet.detect import Detector, DetectorConfig
 from sppnet.encoder import RegionEncoder
 from sppnet.layers import ASPP, SPP, SPPF, PyramidPoolingModule, RegionPyramidPool, SpatialPyramidPool
 from sppnet.ops import pyramid_pool, region_pyramid_pool
+from sppnet.padded.ledger import PaddingError
 from sppnet.runs import load
 from sppnet.segment import Segmenter, SegmenterConfig
 
@@ -26,6 +27,7 @@ __all__ = [
     "DetectorConfig",
     "FeatureMap",
     "ImageError",
+    "PaddingError",
     "Prediction",
     "PyramidPoolingModule",
     "RegionEncoder",

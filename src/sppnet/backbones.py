@@ -25,7 +25,9 @@ class FeatureMap:
     Attributes:
         data: (N, C, H, W).
         stride: (vertical, horizontal) input pixels from one cell to the next.
-        offset: (vertical, horizontal) 0-based index of the input pixel under the first cell's centre.
+        offset: (vertical, horizontal) 0-based index of the input pixel under the first cell's centre, of an image as
+            large as the batch; with TensorFlow's SAME padding a smaller one of a padded batch has one of its own,
+            :meth:`sppnet.geometry.Geometry.offset`.
         sizes: valid (rows, columns) of each map of a padded batch; None where all of `data` is valid.
     """
 
@@ -87,13 +89,14 @@ class Backbone(nn.Module):
             raise ValueError(f"x: expected images (N, 3, H, W); got shape {tuple(x.shape)}")
         if not x.is_floating_point():
             raise TypeError(f"x: expected normalised images of a floating-point type; got {x.dtype}")
-        areas = sizes.tolist() if isinstance(sizes, Tensor) else sizes
+        rows = sizes.tolist() if isinstance(sizes, Tensor) else sizes
+        areas = None if rows is None else [(int(height), int(width)) for height, width in rows]
         if areas is not None:
             _check_areas(areas, x)
         for area in (x.shape[2:], *(() if areas is None else areas)):
             self._check_size(*area)
         offset = self.geometry.offset(*x.shape[2:])
-        if areas is None or all(tuple(area) == tuple(x.shape[2:]) for area in areas):
+        if areas is None or all(area == x.shape[2:] for area in areas):
             (data,) = self._maps(self.network, x, (self.stage,))
             cells = None if areas is None else (self.geometry.map_size(*x.shape[2:]),) * len(areas)
             return FeatureMap(data, self.geometry.stride, offset, cells)

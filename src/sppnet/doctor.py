@@ -1,5 +1,6 @@
 """Tests of a network on the machine at hand: whether images of different sizes in one batch get their own answers."""
 
+import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,8 @@ class PaddingReport:
         backbone: its name.
         sizes: (height, width) of the images that shared the batch.
         difference: largest difference from the maps that the images give one by one, as a share of the largest value
-            of the image's map; None where the network was refused.
+            of the image's map; infinite where a map is not finite or of another size; None where the network was
+            refused.
         worst: (height, width) of the image that has it.
         naive: the same where padding is not cleared, as without this package.
         refused: why the network cannot take padded batches.
@@ -75,7 +77,8 @@ def check_padding(
         for index, picture in enumerate(pictures):
             alone = backbone(picture[None].to(device)).data[0]
             rows, columns = alone.shape[1:]
-            differences.append(_difference(maps.data[index, :, :rows, :columns], alone))
+            rightly = maps.sizes is not None and maps.sizes[index] == (rows, columns)
+            differences.append(_difference(maps.data[index, :, :rows, :columns], alone) if rightly else math.inf)
             naive.append(_difference(plain[index, :, :rows, :columns], alone))
     worst = max(range(images), key=differences.__getitem__)
     return PaddingReport(name, sizes, differences[worst], sizes[worst], max(naive))
@@ -102,5 +105,7 @@ def _draw_sizes(backbone: Backbone, images: int) -> tuple[tuple[int, int], ...]:
 
 
 def _difference(here: Tensor, alone: Tensor) -> float:
-    scale = float(alone.abs().max())
-    return float((here - alone).abs().max()) / scale if scale else float((here - alone).abs().max())
+    """Infinite where either is not finite: NaN would pass every comparison."""
+    difference, scale = float((here - alone).abs().max()), float(alone.abs().max())
+    share = difference / scale if scale else difference
+    return share if math.isfinite(share) else math.inf

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import sys
 
 from jsonargparse import ArgumentParser, Namespace
@@ -34,7 +35,9 @@ def doctor(arguments: Namespace) -> int:
     with console.status(f"{arguments.images} images of different sizes in one batch, and one by one"):
         report = check_padding(arguments.backbone, arguments.stage, arguments.weights, arguments.images, device)
     if arguments.json:
-        sys.stdout.write(json.dumps({**dataclasses.asdict(report), "exact": report.exact, "bound": BOUND}) + "\n")
+        values = {**dataclasses.asdict(report), "exact": report.exact, "bound": BOUND}
+        finite = {name: None if value == math.inf else value for name, value in values.items()}  # JSON has no infinity
+        sys.stdout.write(json.dumps(finite) + "\n")
     else:
         results.print(_line(report), highlight=False, soft_wrap=True, markup=False)
     return 0 if report.exact else 1

@@ -1,6 +1,7 @@
 """What is known of the tensors of a padded batch, and ways to give their padding the values that a layer needs."""
 
 import inspect
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -63,41 +64,70 @@ class Ledger:
         self.same = same
         self._known: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._deferred: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._writes: dict[int, int] = {}
+        self._now = 0
         self._outside: dict[tuple[Areas, int, int, torch.device], Outside | None] = {}
 
     def known(self, x: Tensor) -> Valid:
-        """What is known of a tensor that is followed."""
-        known: Valid = self._known[x]
-        return known
+        """What is known of a tensor that is followed; a layer that takes one elsewhere than its input is refused."""
+        if x not in self._known:
+            raise self.refusal("a map is taken for something else than the input of a layer")
+        valid: Valid
+        valid, since = self._known[x]
+        return replace(valid, clean=False) if valid.clean and self._written(x) > since else valid
 
     def follows(self, x: Any) -> bool:
-        """Whether this is a tensor of the batch."""
-        return isinstance(x, Tensor) and x in self._known
+        """Whether this is a tensor of the batch, or stands for one."""
+        return isinstance(x, Tensor) and (x in self._known or x in self._deferred)
 
     def mark(self, x: Tensor, valid: Valid) -> Tensor:
         """Remember what is known of a tensor."""
-        self._known[x] = valid
+        if x.ndim != 4 or x.shape[0] != len(valid.areas):
+            raise self.refusal(f"of {len(valid.areas)} images comes a tensor of shape {tuple(x.shape)}")
+        self._known[x] = valid, self._now
         return x
+
+    def wrote(self, x: Tensor) -> None:
+        """Take note that a function wrote into a tensor: what was known of others with the same memory has changed."""
+        self._now += 1
+        self._writes[_memory(x)] = self._now
 
     def defer(self, shape: Sequence[int], padding: Deferred) -> Tensor:
         """A tensor without memory that stands for a padded one until the next layer."""
-        stand_in = padding.x.new_empty(()).expand(list(shape))
-        self._deferred[stand_in] = padding
+        stand_in = padding.x.new_full((), math.nan).expand(list(shape))
+        self._deferred[stand_in] = padding, self._now
         return stand_in
 
     def deferred(self, x: Tensor) -> Deferred | None:
         """The padding that a tensor stands for, if it does."""
-        found: Deferred | None = self._deferred.get(x)
-        return found
+        if x not in self._deferred:
+            return None
+        padding: Deferred
+        padding, since = self._deferred[x]
+        if self._written(padding.x) > since:
+            raise self.refusal("a map is written to after it was padded")
+        return padding
+
+    def _written(self, x: Tensor) -> int:
+        return self._writes.get(_memory(x), -1)
 
     def clear(self, x: Tensor) -> Tensor:
-        """The tensor with zeros outside; where no gradients are recorded, in place."""
+        """The tensor with zeros outside; where it is part of no gradient, in place."""
         valid = self.known(x)
         outside = self.outside(x, valid.areas, valid.dims)
         if valid.clean or outside is None:
             return x
-        cleared = cleared_copy(x, outside, valid.dims) if torch.is_grad_enabled() else _set(x, outside, valid.dims)
+        copied = torch.is_grad_enabled() or x.requires_grad
+        cleared = cleared_copy(x, outside, valid.dims) if copied else _set(x, outside, valid.dims)
         return self.mark(cleared, replace(valid, clean=True))
+
+    def seal(self, x: Tensor) -> Tensor:
+        """The tensor with zeros outside, from where no gradient comes back even where it is not finite."""
+        valid = self.known(x)
+        outside = self.outside(x, valid.areas, valid.dims)
+        if outside is None or not torch.is_grad_enabled():
+            return x
+        return self.mark(cleared_copy(x, outside, valid.dims), replace(valid, clean=True))
 
     def outside(self, x: Tensor, areas: Areas, dims: tuple[int, int] = (2, 3)) -> Outside | None:
         """Where the cells outside are; None where there are none."""
@@ -150,6 +180,10 @@ def cleared_copy(x: Tensor, outside: Outside, dims: tuple[int, int] = (2, 3)) ->
     """A copy with zeros outside, of which no gradient comes back from there."""
     copied: Tensor = _Clear.apply(x, outside, dims)
     return copied
+
+
+def _memory(x: Tensor) -> int:
+    return int(x.untyped_storage()._cdata)
 
 
 def _set(x: Tensor, outside: Outside, dims: tuple[int, int], value: float = 0.0) -> Tensor:

@@ -40,8 +40,8 @@ def valid_batch_norm(
         ValueError: only one cell counts, which has no variance.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
-    weight = x.new_ones(x.shape[1], dtype=wide) if weight is None else weight
-    bias = torch.zeros_like(weight) if bias is None else bias
+    weight = x.new_ones(x.shape[1], dtype=wide) if weight is None else weight.to(wide)
+    bias = torch.zeros_like(weight) if bias is None else bias.to(wide)
     count, mean, spread = _merge(*_moments(x.detach(), outside))
     if count < 2:
         raise ValueError("x: batch norm in training needs more than 1 valid cell a channel; got 1")

@@ -16,13 +16,10 @@ from sppnet.padded.norm import arguments, valid_batch_norm
 # Functions of one cell at a time, some of them with constants.
 _UNARY = (
     "relu", "relu6", "leaky_relu", "elu", "celu", "selu", "silu", "mish", "gelu", "hardswish", "hardsigmoid",
-    "hardtanh", "clamp", "tanh", "sigmoid", "logsigmoid", "softplus", "softsign", "abs", "neg", "square", "sqrt",
-    "rsqrt", "reciprocal", "exp", "log", "pow", "rpow",
+    "hardtanh", "clamp", "tanh", "sigmoid", "logsigmoid", "softplus", "softsign", "abs", "neg", "square", "dropout",
 )  # fmt: skip
 # Those of several maps, or of a map and one value an image or channel.
 _JOINING = ("add", "radd", "iadd", "sub", "rsub", "isub", "mul", "rmul", "imul", "div", "true_divide", "addcmul")
-# Those that take zeros to zeros but whose value at 0 is not to be tried: they draw, or need all channels.
-_ZERO = ("dropout", "local_response_norm")
 _KEEP = ("contiguous", "to", "float", "half", "bfloat16", "type", "clone", "detach", "type_as", "requires_grad")
 # What only asks a tensor for its form.
 READS = (
@@ -48,34 +45,54 @@ def _cellwise(book: Ledger, func: Any, *args: Any, **kwargs: Any) -> Tensor:
     """Arithmetic of one cell at a time; other operands may differ by image and channel, not by place."""
     name = plain_name(func)
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-    followed = [book.known(tensor) for tensor in tensors if book.follows(tensor)]
-    first = followed[0]
-    if any((other.areas, other.dims) != (first.areas, first.dims) for other in followed):
+    maps = [tensor for tensor in tensors if book.follows(tensor)]
+    first, *others = (book.known(tensor) for tensor in maps)
+    alike = all((valid.areas, valid.dims) == (first.areas, first.dims) for valid in others)
+    if not alike or any(x.shape[dim] != maps[0].shape[dim] for x in maps for dim in first.dims):
         raise book.refusal(f"{name} joins maps of different images or layouts")
-    ndim = max(tensor.ndim for tensor in tensors)
     for other in tensors:
-        sides = [other.shape[dim - ndim] for dim in first.dims if ndim - dim <= other.ndim]
-        if not book.follows(other) and any(side > 1 for side in sides):
+        if not book.follows(other) and not _same_everywhere(other, first):
             raise book.refusal(f"{name} takes a map of {tuple(other.shape)} that does not follow from the images")
-    if name in _JOINING:
-        clean = _stays_clean(name, followed, book.follows(args[0]))
-    else:
-        clean = first.clean and (name in _ZERO or not float(func(torch.zeros(()), *args[1:], **kwargs)))
+    if "div" in name and not (len(maps) == 1 and args and args[0] is maps[0]):
+        raise book.refusal(f"{name} divides by a map, which outside may be 0")
+    clean = first.clean and all(valid.clean for valid in others)
+    if clean and name not in ("mul", "rmul", "imul", "div", "true_divide", "dropout"):
+        # Zeros and constants may make something else; where other tensors take part, it is not tried.
+        clean = len(maps) == len(tensors) and not _at_zero(func, args, kwargs)
     out: Tensor = func(*args, **kwargs)
+    if any(out is tensor for tensor in tensors):
+        book.wrote(out)
     return book.mark(out, replace(first, clean=clean))
 
 
-def _stays_clean(name: str, followed: Sequence[Valid], leading: bool) -> bool:
-    clean = [valid.clean for valid in followed]
-    if "mul" in name and name != "addcmul":
-        return any(clean)
-    if "div" in name:
-        return leading and clean == [True]
-    return name != "addcmul" and clean == [True, True]
+def _same_everywhere(x: Tensor, valid: Valid) -> bool:
+    return x.ndim <= 4 and all(x.shape[dim - 4] == 1 for dim in valid.dims if 4 - dim <= x.ndim)
 
 
-def _keep(book: Ledger, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return book.mark(func(x, *args, **kwargs), book.known(x))
+def _at_zero(func: Any, args: Any, kwargs: dict[str, Any]) -> float:
+    zero = [torch.zeros(()) if isinstance(value, Tensor) else value for value in (*args, *kwargs.values())]
+    return float(func(*zero[: len(args)], **dict(zip(kwargs, zero[len(args) :], strict=True))))
+
+
+def _pow(book: Ledger, func: Any, input: Any, exponent: Any) -> Tensor:
+    if not (book.follows(input) and isinstance(exponent, int | float)) or func.__name__ == "pow_":
+        raise book.refusal("pow is in place, or its exponent is not a number")
+    # The slope of other powers may be infinite outside, and NaN once a gradient of 0 comes for it.
+    smooth = exponent >= 1 and float(exponent).is_integer()
+    return _cellwise(book, func, input if smooth else book.seal(input), exponent)
+
+
+def _local_response_norm(book: Ledger, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    valid = book.known(input)
+    if valid.dims != (2, 3):
+        raise book.refusal("local_response_norm sees a map whose channels are last")
+    return book.mark(func(input, *args, **kwargs), replace(valid, clean=False))
+
+
+def _keep(book: Ledger, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    out = func(x, *args, **kwargs)
+    # Of another tensor, `to` and `type_as` ask for the type alone; and `type` may answer with a name.
+    return book.mark(out, book.known(x)) if book.follows(x) and isinstance(out, Tensor) else out
 
 
 def _read(book: Ledger, func: Any, *args: Any, **kwargs: Any) -> Any:
@@ -172,7 +189,7 @@ def _windows(
     if valid.dims != (2, 3):
         raise book.refusal("a windowed layer sees a map whose channels are last")
     steps = [Step(e, s, p, p, ceil) for e, s, p in zip(extent, stride, padding, strict=True)]
-    areas = _out_areas(valid.areas, steps)
+    areas = _out_areas(book, valid.areas, steps)
     if max(extent) == 1 and max(padding) == 0:
         return x, areas
     if value == 0:
@@ -194,21 +211,21 @@ def _padded(
     """The same after a padding of its own, whose amounts may follow each image's size."""
     x = deferred.x
     valid = book.known(x)
-    if deferred.value != value or (book.same and (ceil or max(padding) > 0)):
+    if deferred.value != value or ceil or (book.same and max(padding) > 0):
         raise book.refusal("a padding goes before a layer that it does not suit")
     if not book.same:
         outer = zip(extent, stride, padding, deferred.before, deferred.after, strict=True)
-        steps = [Step(e, s, p + before, p + after, ceil) for e, s, p, before, after in outer]
+        steps = [Step(e, s, p + before, p + after) for e, s, p, before, after in outer]
         size = tuple(side + b + a for side, b, a in zip(x.shape[2:], deferred.before, deferred.after, strict=True))
-        return place(x, valid.areas, [deferred.before] * len(x), size, value), _out_areas(valid.areas, steps)  # type: ignore[arg-type]
+        return place(x, valid.areas, [deferred.before] * len(x), size, value), _out_areas(book, valid.areas, steps)  # type: ignore[arg-type]
     steps = [Step(e, s, same=True) for e, s in zip(extent, stride, strict=True)]
-    areas = _out_areas(valid.areas, steps)
+    areas = _out_areas(book, valid.areas, steps)
     for step, side, before, after in zip(steps, x.shape[2:], deferred.before, deferred.after, strict=True):
         if (before, after) != (step.before_of(side), step.around(side) - step.before_of(side)):
             raise book.refusal(f"a padding of {before} and {after} cells is not TensorFlow's")
     befores = [tuple(step.before_of(side) for step, side in zip(steps, area, strict=True)) for area in valid.areas]
-    most = [max(area[axis] for area in areas) for axis in (0, 1)]
-    size = tuple((count - 1) * s + e for count, s, e in zip(most, stride, extent, strict=True))
+    seen = zip(steps, x.shape[2:], strict=True)
+    size = tuple((step.cells(side) - 1) * step.stride + step.extent for step, side in seen)
     return place(x, valid.areas, befores, size, value), areas  # type: ignore[arg-type]
 
 
@@ -227,26 +244,29 @@ def _pad(
     return book.defer(shape, Deferred(input, (top, left), (bottom, right), value or 0.0))
 
 
-def _batch_norm(book: Ledger, func: Any, *args: Any, **kwargs: Any) -> Tensor:
-    values = arguments(*args, **kwargs)
-    x: Tensor = values["x"]
-    valid = book.known(x)
-    if valid.dims != (2, 3):
-        raise book.refusal("batch_norm sees a map whose channels are last")
+def _batch_norm(book: Ledger, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    valid = book.known(input)
+    if func is not F.batch_norm or valid.dims != (2, 3):
+        raise book.refusal("batch_norm is torch's inner one, or sees a map whose channels are last")
+    values = arguments(input, *args, **kwargs)
     if not values.pop("training"):
-        return book.mark(func(*args, **kwargs), replace(valid, clean=False))
-    outside = book.outside(x, valid.areas)
+        return book.mark(func(input, *args, **kwargs), replace(valid, clean=False))
+    outside = book.outside(input, valid.areas)
     return book.mark(valid_batch_norm(**values, outside=outside), replace(valid, clean=True))
 
 
-def _mean(book: Ledger, _func: Any, input: Tensor, dim: Any = None, keepdim: bool = False, **_: Any) -> Tensor:
+def _mean(
+    book: Ledger, _func: Any, input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> Tensor:
     """The mean over all cells of an image: of its valid cells, from here on a vector."""
     valid = book.known(input)
     if not _over_cells(input, valid, dim):
         raise book.refusal(f"mean runs over the dimensions {dim}")
-    total = book.clear(input).sum(valid.dims, keepdim=keepdim)
+    # Sums of 16-bit numbers leave their range, and counts have no exact place in it.
+    dtype = dtype or input.dtype
+    total = book.clear(input).sum(valid.dims, keepdim=keepdim, dtype=torch.promote_types(dtype, torch.float32))
     counts = total.new_tensor([height * width for height, width in valid.areas])
-    return total / counts.view(-1, *[1] * (total.ndim - 1))
+    return (total / counts.view(-1, *[1] * (total.ndim - 1))).to(dtype)
 
 
 def _adaptive_avg_pool2d(book: Ledger, func: Any, input: Tensor, output_size: Any) -> Tensor:
@@ -286,7 +306,7 @@ def _group_norm(
     valid = book.known(input)
     if valid.dims != (2, 3):
         raise book.refusal("group_norm sees a map whose channels are last")
-    x = book.clear(input)
+    x = book.clear(input).to(torch.promote_types(input.dtype, torch.float32))
     groups = x.view(len(x), num_groups, -1, *x.shape[2:])
     counts = x.new_tensor([height * width for height, width in valid.areas]).view(-1, 1, 1, 1, 1) * groups.shape[2]
     mean = groups.sum((2, 3, 4), keepdim=True) / counts
@@ -295,12 +315,13 @@ def _group_norm(
     out = (centred * torch.rsqrt(centred.square().sum((2, 3, 4), keepdim=True) / counts + eps)).view_as(x)
     out = out if weight is None else out * weight.view(-1, 1, 1)
     out = out if bias is None else out + bias.view(-1, 1, 1)
+    out = out if torch.is_autocast_enabled(x.device.type) else out.to(input.dtype)
     return book.mark(out, replace(valid, clean=bias is None))
 
 
 def _expand_as(book: Ledger, func: Any, input: Tensor, other: Tensor) -> Tensor:
-    if book.follows(input):
-        return book.mark(func(input, other), book.known(input))
+    if book.follows(input) or not _same_everywhere(input, book.known(other)):
+        raise book.refusal("expand_as spreads a map and not one value an image or channel")
     return book.mark(func(input, other).clone(), replace(book.known(other), clean=False))
 
 
@@ -311,13 +332,13 @@ def _linear(book: Ledger, func: Any, input: Tensor, weight: Tensor, bias: Tensor
     return book.mark(func(input, weight, bias), replace(valid, clean=valid.clean and bias is None))
 
 
-def _permute(book: Ledger, func: Any, input: Tensor, *dims: Any) -> Tensor:
-    order = [dim % input.ndim for dim in (dims[0] if isinstance(dims[0], list | tuple) else dims)]
+def _permute(book: Ledger, func: Any, input: Tensor, dims: Any, *more: int) -> Tensor:
+    order = [dim % input.ndim for dim in ((dims, *more) if isinstance(dims, int) else dims)]
     valid = book.known(input)
     rows, columns = (order.index(dim) for dim in valid.dims)
     if order[0] != 0 or (rows, columns) not in ((2, 3), (1, 2)):
         raise book.refusal(f"permute gives the order {tuple(order)}")
-    return book.mark(func(input, *dims), replace(valid, dims=(rows, columns)))
+    return book.mark(func(input, order), replace(valid, dims=(rows, columns)))
 
 
 def _cat(book: Ledger, func: Any, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
@@ -340,9 +361,8 @@ def _split(book: Ledger, func: Any, input: Tensor, *args: Any, **kwargs: Any) ->
 def _getitem(book: Ledger, func: Any, input: Tensor, index: Any) -> Tensor:
     valid = book.known(input)
     index = index if isinstance(index, tuple) else (index,)
-    whole = slice(None)
     others = [one for dim, one in enumerate(index) if dim != _channels(valid)]
-    if any(one != whole for one in others) or not isinstance((*index, whole, whole)[_channels(valid)], slice):
+    if not all(isinstance(one, slice) for one in index) or any(one != slice(None) for one in others):
         raise book.refusal("a part of the map or of the batch is taken")
     return book.mark(func(input, index), valid)
 
@@ -356,8 +376,11 @@ def _over_cells(x: Tensor, valid: Valid, dim: Any) -> bool:
     return sorted(one % x.ndim for one in dims) == list(valid.dims)
 
 
-def _out_areas(areas: Areas, steps: Sequence[Step]) -> Areas:
-    return tuple((steps[0].cells(height), steps[1].cells(width)) for height, width in areas)
+def _out_areas(book: Ledger, areas: Areas, steps: Sequence[Step]) -> Areas:
+    cells = tuple((steps[0].cells(height), steps[1].cells(width)) for height, width in areas)
+    if min(map(min, cells)) < 1:
+        raise book.refusal("an image is too small for this layer")
+    return cells
 
 
 def _cut(book: Ledger, out: Tensor, areas: Areas) -> Tensor:
@@ -376,9 +399,11 @@ def _pair(value: Any) -> tuple[int, int]:
 
 Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {
-    **dict.fromkeys((*_UNARY, *_JOINING, *_ZERO), _cellwise),
+    **dict.fromkeys((*_UNARY, *_JOINING), _cellwise),
     **dict.fromkeys(_KEEP, _keep),
     **dict.fromkeys(READS, _read),
+    "pow": _pow,
+    "local_response_norm": _local_response_norm,
     "conv2d": _conv2d,
     "max_pool2d": _max_pool2d,
     "avg_pool2d": _avg_pool2d,
@@ -398,3 +423,5 @@ RULES: dict[str, Rule] = {
     "getitem": _getitem,
 }
 AFTER_PADDING: dict[str, Rule] = {"conv2d": _conv2d, "max_pool2d": _max_pool2d, "avg_pool2d": _avg_pool2d}
+# Functions that take more than one map of the images.
+OF_SEVERAL = {name for name, rule in RULES.items() if rule in (_cellwise, _keep, _read, _expand_as, _cat)}

@@ -1,0 +1,180 @@
+"""Batch norm over the valid cells of a padded batch, against torch's own on the list of those cells."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sppnet import create_backbone
+from sppnet.padded.mode import PaddedBatch
+from sppnet.padded.norm import Outside, valid_batch_norm
+
+AREAS = ((5, 7), (2, 3), (4, 1), (1, 1))
+Area = tuple[int, int]
+
+
+def outside_of(areas: tuple[Area, ...], rows: int, columns: int) -> Outside:
+    mask = torch.ones(len(areas), rows, columns, dtype=torch.bool)
+    for index, (height, width) in enumerate(areas):
+        mask[index, :height, :width] = False
+    image, row, column = mask.nonzero(as_tuple=True)
+    return image, row, column
+
+
+def cells(x: Tensor, areas: tuple[Area, ...]) -> Tensor:
+    """(cells, channels), image by image."""
+    return torch.cat([one[:, :h, :w].flatten(1).T for one, (h, w) in zip(x, areas, strict=True)])
+
+
+def padded(dtype: torch.dtype, layout: torch.memory_format) -> Tensor:
+    return (3 + 2 * torch.randn(4, 6, 6, 8, dtype=torch.float64)).to(dtype).contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-5), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("affine", [True, False])
+def test_values_gradients_and_statistics_are_those_of_the_list_of_valid_cells(
+    layout: torch.memory_format, dtype: torch.dtype, bound: float, affine: bool
+) -> None:
+    x = padded(dtype, layout).requires_grad_()
+    weight, bias = (torch.randn(6, dtype=dtype).requires_grad_() if affine else None for _ in range(2))
+    running = [torch.randn(6, dtype=dtype), torch.rand(6, dtype=dtype)]
+    slow_running = [one.clone() for one in running]
+    out = valid_batch_norm(x, *running, weight, bias, 0.3, 1e-5, outside_of(AREAS, 6, 8))
+    upstream = torch.randn(4, 6, 6, 8, dtype=dtype)
+    leaves = [x, weight, bias] if weight is not None and bias is not None else [x]
+    gradients = torch.autograd.grad(out, leaves, upstream)
+
+    slow_x = cells(x.detach(), AREAS).requires_grad_()
+    slow_out = F.batch_norm(slow_x, *slow_running, weight, bias, True, 0.3, 1e-5)
+    slow_gradients = torch.autograd.grad(slow_out, [slow_x, *leaves[1:]], cells(upstream, AREAS))
+
+    torch.testing.assert_close(cells(out, AREAS), slow_out, rtol=bound, atol=bound)
+    torch.testing.assert_close(running, slow_running, rtol=bound, atol=bound)
+    torch.testing.assert_close(cells(gradients[0], AREAS), slow_gradients[0], rtol=bound, atol=bound)
+    torch.testing.assert_close(gradients[1:], slow_gradients[1:], rtol=bound, atol=4 * bound)
+    image, row, column = outside_of(AREAS, 6, 8)
+    assert not out[image, :, row, column].any()
+    assert not gradients[0][image, :, row, column].any()
+
+
+def test_without_padding_it_is_torch_s_own() -> None:
+    x, weight, bias = (torch.randn(*shape, dtype=torch.float64) for shape in ((3, 4, 5, 6), (4,), (4,)))
+    running = torch.zeros(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
+    expected = F.batch_norm(x, None, None, weight, bias, True)
+    torch.testing.assert_close(valid_batch_norm(x, *running, weight, bias, 0.1, 1e-5), expected)
+
+
+@pytest.mark.parametrize("outside", [None, outside_of(((2, 3), (1, 2)), 3, 3)])
+def test_gradients_are_those_of_finite_differences(outside: Outside | None) -> None:
+    shapes = ((2, 2, 3, 3), (2,), (2,))
+    inputs = tuple(torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in shapes)
+    assert torch.autograd.gradcheck(
+        lambda x, weight, bias: valid_batch_norm(x, None, None, weight, bias, 0.1, 1e-5, outside), inputs
+    )
+
+
+def test_little_valid_among_much_padding_keeps_its_digits() -> None:
+    """Statistics of all cells are corrected by those outside: few must not drown in many."""
+    x = torch.randn(4, 3, 64, 64) * 5 + 20
+    areas = ((2, 3),) * 4
+    out = valid_batch_norm(x, None, None, None, None, 0.1, 1e-5, outside_of(areas, 64, 64))
+    expected = F.batch_norm(cells(x.double(), areas), None, None, training=True)
+    torch.testing.assert_close(cells(out, areas).double(), expected, rtol=0, atol=1e-4)
+
+
+def test_one_valid_cell_in_all_has_no_variance() -> None:
+    x = torch.randn(1, 3, 4, 4)
+    with pytest.raises(ValueError, match=r"x: batch norm in training needs more than 1 valid cell a channel; got 1$"):
+        valid_batch_norm(x, None, None, None, None, 0.1, 1e-5, outside_of(((1, 1),), 4, 4))
+    with (
+        pytest.raises(ValueError, match="more than 1 valid cell a channel"),
+        PaddedBatch(network := nn.BatchNorm2d(3), same=False) as batch,
+    ):
+        network(batch.enter(x, [(1, 1)]))
+
+
+def outputs_and_gradients(
+    name: str, x: Tensor, sizes: list[Area] | None, area: Area
+) -> tuple[Tensor, list[Tensor | None], list[Tensor]]:
+    torch.manual_seed(1)
+    backbone = create_backbone(name, weights="none").train().double()
+    rows, columns = backbone.geometry.map_size(*area)
+    data = backbone(x, sizes).data[:, :, :rows, :columns]
+    torch.manual_seed(2)
+    (data * torch.randn_like(data)).sum().backward()
+    return data.detach(), [p.grad for p in backbone.parameters()], list(backbone.buffers())
+
+
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "test_efficientnet", "tf_mobilenetv3_small_minimal_100", "test_convnext3"]
+)
+def test_training_in_a_larger_canvas_is_training_without_padding(name: str) -> None:
+    """Outputs, gradients of all parameters and running statistics; images of one size, float64."""
+    x = torch.randn(3, 3, 68, 75, dtype=torch.float64)
+    canvas = torch.full((3, 3, 91, 102), torch.nan, dtype=torch.float64)
+    canvas[:, :, :68, :75] = x
+    outputs, gradients, buffers = outputs_and_gradients(name, canvas, [(68, 75)] * 3, (68, 75))
+    expected, expected_gradients, expected_buffers = outputs_and_gradients(name, x, None, (68, 75))
+    close = {"rtol": 1e-8, "atol": 1e-8}
+    torch.testing.assert_close(outputs, expected, **close)
+    assert sum(gradient is not None for gradient in gradients) > 5
+    torch.testing.assert_close(gradients, expected_gradients, **close)
+    torch.testing.assert_close(buffers, expected_buffers, **close)
+
+
+def two_layers() -> nn.Sequential:
+    torch.manual_seed(4)
+    return nn.Sequential(
+        nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(inplace=True),
+        nn.Conv2d(5, 4, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(4),
+    ).double().train()  # fmt: skip
+
+
+def by_hand(network: nn.Sequential, images: list[Tensor]) -> list[Tensor]:
+    """Each convolution image by image, each norm over the concatenated cells of all."""
+    for layer in network:
+        if isinstance(layer, nn.BatchNorm2d):
+            shapes = [one.shape for one in images]
+            flat = layer(torch.cat([one[0].flatten(1) for one in images], 1)[None, :, :, None])[0, :, :, 0]
+            parts = flat.split([shape[2] * shape[3] for shape in shapes], 1)
+            images = [part.reshape(shape).clone() for part, shape in zip(parts, shapes, strict=True)]
+        else:
+            images = [layer(one) for one in images]
+    return images
+
+
+def test_mixed_sizes_train_as_a_reference_that_joins_their_cells() -> None:
+    areas = [(9, 12), (4, 4), (7, 1)]
+    x = torch.full((3, 3, 9, 12), torch.inf, dtype=torch.float64)
+    for place, (height, width) in zip(x, areas, strict=True):
+        place[:, :height, :width] = torch.randn(3, height, width)
+    images = [one[None, :, :h, :w].clone().requires_grad_() for one, (h, w) in zip(x, areas, strict=True)]
+    x.requires_grad_()
+    network, slow = two_layers(), two_layers()
+    with PaddedBatch(network, same=False) as batch:
+        out = network(batch.enter(x, areas))
+        cells_of_maps = batch.areas(out)
+    maps = [one[:, :h, :w] for one, (h, w) in zip(out, cells_of_maps, strict=True)]
+    expected = [one[0] for one in by_hand(slow, images)]
+    torch.testing.assert_close(maps, expected, rtol=1e-10, atol=1e-10)
+    sum(one.square().sum() + one.sum().sin() for one in maps).backward()  # type: ignore[union-attr]
+    sum(one.square().sum() + one.sum().sin() for one in expected).backward()  # type: ignore[union-attr]
+    for one, other in zip(network.parameters(), slow.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(list(network.buffers()), list(slow.buffers()), rtol=1e-10, atol=1e-10)
+    assert x.grad is not None
+    for gradient, image, (height, width) in zip(x.grad, images, areas, strict=True):
+        assert image.grad is not None
+        torch.testing.assert_close(gradient[:, :height, :width], image.grad[0], rtol=1e-9, atol=1e-9)
+        assert gradient.count_nonzero() == gradient[:, :height, :width].count_nonzero() > 0
+
+
+def test_sixteen_bit_training_counts_valid_cells() -> None:
+    network = two_layers().bfloat16()
+    x = torch.randn(2, 3, 9, 12, dtype=torch.bfloat16)
+    with PaddedBatch(network, same=False) as batch:
+        out = network(batch.enter(x, [(9, 12), (5, 6)]))
+    out.square().sum().backward()
+    assert out.dtype == torch.bfloat16
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in network.parameters())
