@@ -38,8 +38,8 @@ def test_values_gradients_and_statistics_are_those_of_the_list_of_valid_cells(
 ) -> None:
     x = padded(dtype, layout).requires_grad_()
     weight, bias = (torch.randn(6, dtype=dtype).requires_grad_() if affine else None for _ in range(2))
-    running = [torch.randn(6, dtype=dtype), torch.rand(6, dtype=dtype)]
-    slow_running = [one.clone() for one in running]
+    running = torch.randn(6, dtype=dtype), torch.rand(6, dtype=dtype)
+    slow_running = running[0].clone(), running[1].clone()
     out = valid_batch_norm(x, *running, weight, bias, 0.3, 1e-5, outside_of(AREAS, 6, 8))
     upstream = torch.randn(4, 6, 6, 8, dtype=dtype)
     leaves = [x, weight, bias] if weight is not None and bias is not None else [x]
@@ -116,11 +116,10 @@ def test_training_in_a_larger_canvas_is_training_without_padding(name: str) -> N
     canvas[:, :, :68, :75] = x
     outputs, gradients, buffers = outputs_and_gradients(name, canvas, [(68, 75)] * 3, (68, 75))
     expected, expected_gradients, expected_buffers = outputs_and_gradients(name, x, None, (68, 75))
-    close = {"rtol": 1e-8, "atol": 1e-8}
-    torch.testing.assert_close(outputs, expected, **close)
+    torch.testing.assert_close(outputs, expected, rtol=1e-8, atol=1e-8)
     assert sum(gradient is not None for gradient in gradients) > 5
-    torch.testing.assert_close(gradients, expected_gradients, **close)
-    torch.testing.assert_close(buffers, expected_buffers, **close)
+    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(buffers, expected_buffers, rtol=1e-8, atol=1e-8)
 
 
 def two_layers() -> nn.Sequential:
@@ -158,7 +157,7 @@ def test_mixed_sizes_train_as_a_reference_that_joins_their_cells() -> None:
     maps = [one[:, :h, :w] for one, (h, w) in zip(out, cells_of_maps, strict=True)]
     expected = [one[0] for one in by_hand(slow, images)]
     torch.testing.assert_close(maps, expected, rtol=1e-10, atol=1e-10)
-    sum(one.square().sum() + one.sum().sin() for one in maps).backward()  # type: ignore[union-attr]
+    sum(one.square().sum() + one.sum().sin() for one in maps).backward()
     sum(one.square().sum() + one.sum().sin() for one in expected).backward()  # type: ignore[union-attr]
     for one, other in zip(network.parameters(), slow.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-9)

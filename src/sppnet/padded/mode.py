@@ -6,6 +6,7 @@ look at neighbours get what they would see at the end of the image alone; means 
 for which no rule is known is refused, with the layer that called it.
 """
 
+import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
 from weakref import WeakSet
@@ -107,11 +108,12 @@ class PaddedBatch(TorchFunctionMode):
             raise book.refusal(f"{name} takes more than one map of the images")
         try:
             return rule(book, func, *args, **kwargs)
-        except TypeError as error:
-            if error.__traceback__ is None or error.__traceback__.tb_next is not None:
-                raise
-            # The rule itself was not entered: it does not have these arguments.
-            raise book.refusal(f"{name} is called in a way for which no rule is known ({error})") from None
+        except TypeError:
+            try:
+                inspect.signature(rule).bind(book, func, *args, **kwargs)
+            except TypeError as error:
+                raise book.refusal(f"{name} is called in a way for which no rule is known ({error})") from None
+            raise
 
 
 class _Watch(TorchDispatchMode):
