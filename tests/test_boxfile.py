@@ -48,7 +48,7 @@ def coco(folder: Path, annotations: list[dict[str, Any]], *names: str) -> Path:
 
 
 def found(data: BoxFile, folder: Path) -> list[tuple[str, list[list[float]], tuple[str, ...]]]:
-    return [(each.path.relative_to(folder).as_posix(), each.boxes.tolist(), each.ids) for each in data.images]
+    return [(Path(each.path).relative_to(folder).as_posix(), each.boxes.tolist(), each.ids) for each in data.images]
 
 
 def spelled(x1: float, y1: float, x2: float, y2: float) -> dict[BoxFormat, list[float]]:

@@ -62,6 +62,16 @@ def test_images_come_whole_at_their_own_size_or_mirrored(tmp_path: Path, backbon
     assert sorted(taken) == list(range(9))
 
 
+def test_what_padding_wastes_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_classes(tmp_path / "data", 3)
+    train_classifier(data, tmp_path / "run", replace(TINY, batch=9))
+    sizes = [load_image(path).size for path in data.rglob("*.png")]
+    widest, highest = (max(size[axis] for size in sizes) for axis in (0, 1))
+    share = 100 * (1 - sum(width * height for width, height in sizes) / (9 * widest * highest))
+    text = f"9 images at their own sizes in 1 batches an epoch; {share:.1f} % of the pixels are padding"
+    assert text in " ".join(capsys.readouterr().err.split())
+
+
 def test_larger_images_are_shrunk_to_the_bound(tmp_path: Path, backbone: Backbone) -> None:
     data = write_classes(tmp_path / "data", 3)
     sizes = [size for x, _ in batches_of(data, backbone, replace(TINY, max_pixels=2500)) for size in x.sizes]

@@ -130,7 +130,7 @@ REFUSED: dict[str, tuple[Function, str]] = {
     "some images": (lambda x: x[:1], "a part of the map or of the batch is taken"),
     "one more dimension": (lambda x: x[:, None], "a part of the map"),
     "images joined": (lambda x: torch.cat([x, x]), "cat joins along dimension 0"),
-    "joined along an axis": (lambda x: torch.cat([x, x], axis=1), "cat is called in a way for which no rule"),  # type: ignore[call-overload]
+    "joined along an axis": (lambda x: torch.cat([x, x], axis=1), "cat is called in a way for which no rule"),  # type: ignore[call-arg]
     "columns cut": (lambda x: x.chunk(2, 3)[0], "chunk cuts along dimension 3"),
     "images cut": (lambda x: x.split(1)[0], "split cuts along dimension 0"),
     "maps of other sizes": (lambda x: x + F.avg_pool2d(x, 2), "add joins maps of different images or layouts"),
@@ -217,6 +217,7 @@ def test_a_map_that_earlier_layers_need_for_their_gradient_is_not_written_to() -
     x = canvas(sizes).requires_grad_()
     out, _ = run(Layer(function), x, sizes)
     out.sum().backward()
+    assert x.grad is not None
     for one, gradient, (height, width) in zip(x.detach(), x.grad, sizes, strict=True):
         image = one[None, :, :height, :width].clone().requires_grad_()
         function(image).sum().backward()

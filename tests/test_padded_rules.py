@@ -9,7 +9,9 @@ import timm
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from timm.layers import Conv2dSame, set_fast_norm
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.fast_norm import set_fast_norm
+from timm.layers.grn import GlobalResponseNorm
 from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,7 +26,7 @@ CHANNELS = 4
 
 areas = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=3)
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
-fast = settings(max_examples=60, deadline=None)
+fast = settings(max_examples=30, deadline=None)
 
 
 class Layer(nn.Module):
@@ -61,19 +63,19 @@ def agrees(network: nn.Module, sizes: list[Area], same: bool = False, spare: int
     whole = nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 1), network, nn.LazyConv2d(2, 3, padding=1)).double()
     try:
         maps = [whole(one[None, :, :h, :w]) for one, (h, w) in zip(canvas(sizes), sizes, strict=True)]
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         return False
     if not all(one.isfinite().all() for one in maps):
         return False
     x = canvas(sizes, math.nan, spare).requires_grad_()
     images = [one[None, :, :h, :w].detach().clone().requires_grad_() for one, (h, w) in zip(x, sizes, strict=True)]
     maps = [whole(image) for image in images]
-    wanted = torch.autograd.grad(sum(one.sin().sum() for one in maps), [*images, *whole.parameters()])  # type: ignore[arg-type]
+    wanted = torch.autograd.grad(sum(one.sin().sum() for one in maps), [*images, *whole.parameters()])
     out, cells = run(whole, x, sizes, same)
     assert cells == tuple(tuple(one.shape[2:]) for one in maps)
     valid = [one[None, :, :h, :w] for one, (h, w) in zip(out, cells, strict=True)]
     torch.testing.assert_close(valid, maps, rtol=1e-9, atol=1e-9)
-    got = torch.autograd.grad(sum(one.sin().sum() for one in valid), [x, *whole.parameters()])  # type: ignore[arg-type]
+    got = torch.autograd.grad(sum(one.sin().sum() for one in valid), [x, *whole.parameters()])
     of_x = [one[None, :, :h, :w] for one, (h, w) in zip(got[0], sizes, strict=True)]
     torch.testing.assert_close([*of_x, *got[1:]], list(wanted), rtol=1e-8, atol=1e-8)
     assert got[0].count_nonzero() == sum(one.count_nonzero() for one in of_x)
@@ -133,6 +135,7 @@ def test_average_pool(
 def test_padding_by_tensorflow_s_same_rule(
     sizes: list[Area], kernel: Area, stride: Area, dilation: Area, kind: Any, spare: int
 ) -> None:
+    layer: nn.Module
     if kind is Conv2dSame:
         layer = Conv2dSame(CHANNELS, 3, kernel, stride, 0, dilation)
     elif kind is MaxPool2dSame:
@@ -170,8 +173,16 @@ def test_group_norm(sizes: list[Area], groups: int, affine: bool, spare: int) ->
     assume(agrees(nn.GroupNorm(groups, CHANNELS, eps=1e-3, affine=affine), sizes, spare=spare))
 
 
+def response_norm(x: Tensor) -> Tensor:
+    layer = GlobalResponseNorm(CHANNELS, channels_last=False).to(x.dtype)
+    nn.init.constant_(layer.weight, 0.7)
+    out: Tensor = layer(x)
+    return out
+
+
 def scale_by_norm(x: Tensor) -> Tensor:
-    return x * x.norm(p=2, dim=(2, 3), keepdim=True)
+    out: Tensor = x * x.norm(p=2, dim=(2, 3), keepdim=True)
+    return out
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -192,6 +203,7 @@ FUNCTIONS: dict[str, Function] = {
     "mean over -1 and -2": lambda x: x + x.mean(dim=[-1, -2])[:, :, None, None],
     "adaptive average": lambda x: x * F.adaptive_avg_pool2d(x, 1).sigmoid().expand_as(x),
     "norm": scale_by_norm,
+    "global response norm": response_norm,
     "channels last": channels_last,
     "cut and joined": cut_and_joined,
     "constants": lambda x: 1 - (2 * x - 3) / 4 + x**2,
@@ -200,32 +212,44 @@ FUNCTIONS: dict[str, Function] = {
     "lifted zeros": lambda x: F.max_pool2d(x.sigmoid() + F.hardswish(x.clamp(min=0.5)), 2, 1),
     "local response norm": lambda x: F.local_response_norm(x.relu(), 3),
     "within-channel norm": WithinChannelLRN(),
-    "in place": lambda x: F.relu(x.clone().add_(1).mul_(2), inplace=True).clamp_(max=3),
+    "in place": lambda x: F.relu(x.clone().add_(1).mul_(2), inplace=True) + 1,
     "bounds by channel": lambda x: x.clamp(max=torch.linspace(-1, 1, CHANNELS, dtype=x.dtype).view(-1, 1, 1)),
     "addcmul": lambda x: torch.addcmul(torch.ones(1, CHANNELS, 1, 1, dtype=x.dtype), x, x, value=0.5),
     "of another's type": lambda x: x * torch.ones(1).type_as(x) + torch.ones(1).to(x),
 }
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(sizes=areas, spare=st.integers(0, 3))
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions(name: str, sizes: list[Area], spare: int) -> None:
     assume(agrees(Layer(FUNCTIONS[name]), sizes, spare=spare))
 
 
-@pytest.mark.parametrize("name", ["GlobalResponseNorm", "LayerNorm2d", "SqueezeExcite", "EcaModule", "GroupNorm1"])
+@pytest.mark.parametrize("name", ["LayerNorm2d", "SqueezeExcite", "EcaModule", "GroupNorm1"])
 @pytest.mark.parametrize("fast_norm", [False, True])
 def test_layers_of_timm(name: str, fast_norm: bool) -> None:
-    kind = getattr(timm.layers, name)
-    layer = kind(CHANNELS, channels_last=False) if name == "GlobalResponseNorm" else kind(CHANNELS)
+    layer = getattr(timm.layers, name)(CHANNELS)
     for parameter in layer.parameters():
         nn.init.uniform_(parameter, 0.5, 1.5)
-    set_fast_norm(fast_norm)
+    set_fast_norm(fast_norm)  # type: ignore[no-untyped-call]
     try:
         assert agrees(layer, [(5, 9), (8, 3), (1, 1)], spare=1)
     finally:
-        set_fast_norm(False)
+        set_fast_norm(False)  # type: ignore[no-untyped-call]
+
+
+def test_roots_of_what_lies_outside_leave_gradients_finite() -> None:
+    """Outside it is the bias, -1, whose root is no number; a gradient of 0 times its slope is none either."""
+    layer = nn.Conv2d(CHANNELS, CHANNELS, 1)
+    nn.init.eye_(layer.weight.data[:, :, 0, 0]).mul_(3)
+    nn.init.constant_(layer.bias, -1)  # type: ignore[arg-type]
+    sizes = [(3, 4), (2, 2)]
+    x = canvas(sizes).float().abs() + 1
+    out, _ = run(nn.Sequential(layer, Layer(lambda x: x**0.5)), x, sizes)
+    sum(one[:, :h, :w].sum() for one, (h, w) in zip(out, sizes, strict=True)).backward()
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

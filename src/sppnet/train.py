@@ -159,6 +159,12 @@ def _train_whole(
     folder = Path(options.cache) if options.cache else out
     batches = ImageBatches(samples, model.backbone, options, folder / SIZES, fabric)
     model.to(memory_format=torch.channels_last)
+    if not batches.schedule.sides:
+        console.print(
+            f"{len(batches.samples)} images at their own sizes in {batches.steps} batches an epoch;"
+            f" {100 * batches.waste():.1f} % of the pixels are padding",
+            highlight=False,
+        )
     failures = list(batches.failures)
     _require_two_classes([sample.label for sample in batches.samples], failures)
     scores: dict[str, Scores] = {}

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sppnet.backbones import Backbone
-from sppnet.data.batching import Draw, Schedule, count_batches, epoch_batches, share
+from sppnet.data.batching import Draw, Schedule, count_batches, epoch_batches, share, waste
 from sppnet.data.datasets import Sample
 from sppnet.data.image_sizes import read_sizes
 from sppnet.data.images import ImageError, load_image, to_tensor
@@ -121,6 +121,11 @@ class ImageBatches:
         return epoch_batches(
             self.sizes, options.batch, epoch, options.seed, self.side(epoch), options.batch_pixels, self.world
         )
+
+    def waste(self) -> float:
+        """The share of the pixels of the first epoch that are padding; 0 for squares."""
+        parts = (share(batch, rank, self.world) for batch in self.plan(0) for rank in range(self.world))
+        return waste(parts, self.sizes)
 
     def side(self, epoch: int) -> int | None:
         """Side of the square images of an epoch, None for native sizes."""

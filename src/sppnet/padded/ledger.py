@@ -122,12 +122,12 @@ class Ledger:
         return self.mark(cleared, replace(valid, clean=True))
 
     def seal(self, x: Tensor) -> Tensor:
-        """The tensor with zeros outside, from where no gradient comes back even where it is not finite."""
+        """The tensor with ones outside, where all powers are finite and so are their slopes; no gradient comes back."""
         valid = self.known(x)
         outside = self.outside(x, valid.areas, valid.dims)
         if outside is None or not torch.is_grad_enabled():
             return x
-        return self.mark(cleared_copy(x, outside, valid.dims), replace(valid, clean=True))
+        return self.mark(cleared_copy(x, outside, valid.dims, 1.0), replace(valid, clean=False))
 
     def outside(self, x: Tensor, areas: Areas, dims: tuple[int, int] = (2, 3)) -> Outside | None:
         """Where the cells outside are; None where there are none."""
@@ -176,9 +176,9 @@ def place(
     return placed
 
 
-def cleared_copy(x: Tensor, outside: Outside, dims: tuple[int, int] = (2, 3)) -> Tensor:
-    """A copy with zeros outside, of which no gradient comes back from there."""
-    copied: Tensor = _Clear.apply(x, outside, dims)
+def cleared_copy(x: Tensor, outside: Outside, dims: tuple[int, int] = (2, 3), value: float = 0.0) -> Tensor:
+    """A copy with zeros, or another value, outside, of which no gradient comes back from there."""
+    copied: Tensor = _Clear.apply(x, outside, dims, value)
     return copied
 
 
@@ -195,13 +195,13 @@ def _set(x: Tensor, outside: Outside, dims: tuple[int, int], value: float = 0.0)
 
 class _Clear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, outside: Outside, dims: tuple[int, int]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, outside: Outside, dims: tuple[int, int], value: float) -> Tensor:
         ctx.outside, ctx.dims = outside, dims
-        return _set(x.clone(), outside, dims)
+        return _set(x.clone(), outside, dims, value)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _set(grad.clone(), ctx.outside, ctx.dims), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return _set(grad.clone(), ctx.outside, ctx.dims), None, None, None
 
 
 class _Place(torch.autograd.Function):
