@@ -1,7 +1,6 @@
 """Each rule for padded batches against the layer on each image alone, and what must be refused."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +8,7 @@ import timm
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from padded_layers import CHANNELS, Area, Function, Layer, canvas, run
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.fast_norm import set_fast_norm
 from timm.layers.grn import GlobalResponseNorm
@@ -20,38 +20,9 @@ from sppnet import PaddingError
 from sppnet.nets import WithinChannelLRN
 from sppnet.padded.mode import PaddedBatch
 
-Area = tuple[int, int]
-Function = Callable[[Any], Any]
-CHANNELS = 4
-
 areas = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=3)
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 fast = settings(max_examples=30, deadline=None)
-
-
-class Layer(nn.Module):
-    """A function as a network."""
-
-    def __init__(self, function: Function) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(x)
-
-
-def canvas(sizes: list[Area], fill: float = 0.0, spare: int = 0) -> Tensor:
-    rows, columns = (max(area[axis] for area in sizes) + spare for axis in (0, 1))
-    x = torch.full((len(sizes), CHANNELS, rows, columns), fill, dtype=torch.float64)
-    for place, (height, width) in zip(x, sizes, strict=True):
-        place[:, :height, :width] = torch.randn(CHANNELS, height, width)
-    return x
-
-
-def run(network: nn.Module, x: Tensor, sizes: list[Area], same: bool = False) -> tuple[Tensor, tuple[Area, ...]]:
-    with PaddedBatch(network, same) as batch:
-        out = network(batch.enter(x, sizes))
-        return out, batch.areas(out)
 
 
 def agrees(network: nn.Module, sizes: list[Area], same: bool = False, spare: int = 0) -> bool:

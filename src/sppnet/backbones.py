@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sppnet.geometry import Geometry, trace_geometry
 from sppnet.nets import PAPER_NETS
 from sppnet.ops.pyramid import Sizes
+from sppnet.padded.ledger import PaddingError
 from sppnet.padded.mode import PaddedBatch
 from sppnet.weights import EMBEDDED_BACKBONE, embedded_weights, load_weights, read_weights
 
@@ -102,7 +103,11 @@ class Backbone(nn.Module):
             return FeatureMap(data, self.geometry.stride, offset, cells)
         with PaddedBatch(self.network, self.geometry.same) as batch:
             (data,) = self._maps(self.network, batch.enter(x, areas), (self.stage,))
-            return FeatureMap(data, self.geometry.stride, offset, batch.areas(data))
+            cells = batch.areas(data)
+        expected = tuple(self.geometry.map_size(*area) for area in areas)
+        if cells != expected:
+            raise PaddingError(f"sizes: maps of {cells} cells came from images whose maps have {expected}")
+        return FeatureMap(data, self.geometry.stride, offset, cells)
 
     def both(self, x: Float[Tensor, "n 3 h w"]) -> tuple[FeatureMap, FeatureMap]:
         """The map and the finer one of a normalised batch, from one pass; the backbone must have been made for it."""

@@ -12,7 +12,7 @@ from typing import Any
 from sppnet.check_items import Box, Gathered, Item, listed_names, one_image
 from sppnet.data.coco import find_images, four_numbers, short
 from sppnet.data.datasets import SPLITS, sort_splits, suggest
-from sppnet.data.detection import _read_annotation
+from sppnet.data.detection import read_annotation
 from sppnet.data.images import walk_files
 from sppnet.data.voc import images_by_name, voc_lists, whole_lists
 
@@ -54,7 +54,7 @@ def read_voc(folder: Path, gathered: Gathered) -> None:
 def _voc_boxes(file: Path, item: Item, gathered: Gathered) -> None:
     empty: list[str] = []  # what the reader leaves out are boxes without area, and nothing else
     try:
-        annotation = _read_annotation(file, item.path, empty)
+        annotation = read_annotation(file, item.path, empty)
     except ValueError as error:
         gathered.report(file, "bad-annotation", str(error))
         return

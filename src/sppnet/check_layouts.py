@@ -11,7 +11,7 @@ from sppnet.data.coco import coco_files
 from sppnet.data.datasets import SPLITS, csv_rows, sort_splits, splits, suggest
 from sppnet.data.images import ImageError, image_extensions, open_image, walk_files
 from sppnet.data.masks import SegmentationSample
-from sppnet.data.segmentation import _ENDINGS, _find_layout, _labels, _Layout, _splits
+from sppnet.data.segmentation import MASK_ENDINGS, MaskLayout, find_layout, layout_labels, layout_splits
 from sppnet.data.voc import images_by_name, voc_folder
 
 
@@ -48,7 +48,7 @@ def gather(root: Path) -> Gathered:
 
 
 def _folder(root: Path, gathered: Gathered) -> None:
-    voc, coco, masks = voc_folder(root, "Annotations"), coco_files(root), _find_layout(root)
+    voc, coco, masks = voc_folder(root, "Annotations"), coco_files(root), find_layout(root)
     if voc:
         gathered.layouts.append("VOC boxes")
         read_voc(voc, gathered)
@@ -140,7 +140,7 @@ def _csv(file: Path, gathered: Gathered) -> None:
         gathered.item(path, None, row.label)
 
 
-def _masks(root: Path, layout: _Layout, gathered: Gathered) -> None:
+def _masks(root: Path, layout: MaskLayout, gathered: Gathered) -> None:
     rows: tuple[ClassRow, ...] = ()
     labels = None
     try:
@@ -148,7 +148,7 @@ def _masks(root: Path, layout: _Layout, gathered: Gathered) -> None:
         rows = () if file is None else tuple(read_class_file(file))
     except ValueError as error:
         gathered.report(root, "bad-annotation", str(error))
-    for split in _splits(layout) or (None,):
+    for split in layout_splits(layout) or (None,):
         part = layout.parts[split]
         images, masks = images_by_name(part.images), images_by_name(part.masks)
         names = sorted(images) if part.listed is None else listed_names(part.listed, images, gathered)
@@ -157,7 +157,7 @@ def _masks(root: Path, layout: _Layout, gathered: Gathered) -> None:
             if not one_image(name, images, part.images, part.listed or part.masks, gathered):
                 continue
             item = gathered.item(images[name][0], split)
-            found = [path for ending in _ENDINGS for path in masks.get(name + ending, [])]
+            found = [path for ending in MASK_ENDINGS for path in masks.get(name + ending, [])]
             used.update(found)
             if not found:
                 gathered.report(item.path, "no-mask", f"no mask of this name in {part.masks}; left out")
@@ -172,7 +172,7 @@ def _masks(root: Path, layout: _Layout, gathered: Gathered) -> None:
         if labels is None and pairs:  # of the training part, for that is what others must fit
             samples = [SegmentationSample(item.path, mask) for item, mask in pairs]
             try:
-                labels = _labels(layout, samples, rows, None, None, [])
+                labels = layout_labels(layout, samples, rows, None, None, [])
             except ValueError as error:
                 gathered.report(part.masks, "bad-annotation", str(error))
         for item, mask in pairs:

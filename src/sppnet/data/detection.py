@@ -238,10 +238,15 @@ def _read_voc(folder: Path, listed: Path | None, problems: list[str]) -> list[_I
     missing = [name for name in ids if not (annotations / f"{name}.xml").is_file()]
     if missing:
         raise ValueError(f"{annotations} lacks .xml files of {of}: {list_some(missing)}")
-    return [_read_annotation(annotations / f"{name}.xml", files[name][0], problems) for name in ids]
+    return [read_annotation(annotations / f"{name}.xml", files[name][0], problems) for name in ids]
 
 
-def _read_annotation(file: Path, path: Path, problems: list[str]) -> _Image:
+def read_annotation(file: Path, path: Path, problems: list[str]) -> _Image:
+    """The objects of a VOC annotation; those without area are left out and added to `problems`.
+
+    Raises:
+        ValueError: it is no such file, or an object is not as VOC has them; the message names file and object.
+    """
     annotation = _parse(file)
     objects = []
     for number, element in enumerate(annotation.findall("object"), start=1):

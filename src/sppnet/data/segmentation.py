@@ -23,7 +23,7 @@ from sppnet.data.voc import images_by_name, read_list, require_images, voc_folde
 
 _IGNORED, _CAMVID_VOID = 255, 11
 _MASKS = ("masks", "annotations", "labels")
-_ENDINGS = ("", "_mask", "_L", "_label")
+MASK_ENDINGS = ("", "_mask", "_L", "_label")
 _MOST_CLASSES = 1000  # more are instances, or no ids at all
 
 
@@ -57,10 +57,18 @@ class _Part(NamedTuple):
     listed: Path | None = None
 
 
-class _Layout(NamedTuple):
+class MaskLayout(NamedTuple):
+    """How a data set lies in its folder.
+
+    Attributes:
+        kind: ``CamVid``, ``VOC`` or ``pairs``.
+        root: the folder that has the parts.
+        parts: by split; one of None where there are no splits.
+    """
+
     kind: str
     root: Path
-    parts: dict[str | None, _Part]  # by split; one of None where there are no splits
+    parts: dict[str | None, _Part]
 
 
 def segmentation_splits(root: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -68,8 +76,8 @@ def segmentation_splits(root: str | os.PathLike[str]) -> tuple[str, ...]:
 
     See `read_segmentation` for what a split is.
     """
-    layout = _find_layout(Path(root))
-    return () if layout is None else _splits(layout)
+    layout = find_layout(Path(root))
+    return () if layout is None else layout_splits(layout)
 
 
 def choose_segmentation_split(root: str | os.PathLike[str], wanted: str | None, *usual: str) -> str | None:
@@ -131,7 +139,7 @@ def read_segmentation(
         raise ValueError(f"classes must be a class file, or one or more different names, got {list(classes)}")
     if ignore is not None and any(not 0 <= value <= 65_535 for value in ignore):
         raise ValueError(f"ignore must be ids of 0 to 65535, got {list(ignore)}")
-    layout = _find_layout(root)
+    layout = find_layout(root)
     if layout is None:
         raise ValueError(
             f"a segmentation data set must be a folder with SPLIT and SPLITannot (CamVid), with JPEGImages and"
@@ -141,17 +149,18 @@ def read_segmentation(
     samples = _read_part(_choose_part(layout, split), problems)
     file = find_class_file(root, layout.root) if class_file is None else Path(class_file)
     rows = tuple(table) if file is None else read_class_file(file)
-    labels = _labels(layout, samples, rows, classes, ignore, problems)
+    labels = layout_labels(layout, samples, rows, classes, ignore, problems)
     return SegmentationData(layout.root, tuple(samples), labels, tuple(problems))
 
 
-def _splits(layout: _Layout) -> tuple[str, ...]:
+def layout_splits(layout: MaskLayout) -> tuple[str, ...]:
+    """Names of the splits, training first; none if there are none."""
     names = [name for name in layout.parts if name is not None]
     return sort_splits(whole_lists(names) if layout.kind == "VOC" else names)
 
 
-def _choose_part(layout: _Layout, split: str | None) -> _Part:
-    names = _splits(layout)
+def _choose_part(layout: MaskLayout, split: str | None) -> _Part:
+    names = layout_splits(layout)
     if split not in layout.parts:
         if not names:
             raise ValueError(f"split must be left out for {layout.root}, which has no splits, got {split!r}")
@@ -160,14 +169,15 @@ def _choose_part(layout: _Layout, split: str | None) -> _Part:
     return layout.parts[split]
 
 
-def _find_layout(root: Path) -> _Layout | None:
+def find_layout(root: Path) -> MaskLayout | None:
+    """The layout of a data set with masks; None if the folder is none."""
     if not root.is_dir():
         return None
     folder = voc_folder(root, "SegmentationClass")
     found = [
-        _Layout("CamVid", root, _camvid_parts(root)),
-        _Layout("VOC", folder or root, _voc_parts(folder) if folder else {}),
-        _Layout("pairs", root, _pair_parts(root)),
+        MaskLayout("CamVid", root, _camvid_parts(root)),
+        MaskLayout("VOC", folder or root, _voc_parts(folder) if folder else {}),
+        MaskLayout("pairs", root, _pair_parts(root)),
     ]
     found = [layout for layout in found if layout.parts]
     if len(found) > 1:
@@ -229,7 +239,7 @@ def _read_part(part: _Part, problems: list[str]) -> list[SegmentationSample]:
         raise ValueError(f"{part.listed} must name each image of a split once; these come again: {list_some(twice)}")
     samples, lonely, used = [], [], set()
     for name in names:
-        found = [path for ending in _ENDINGS for path in masks.get(name + ending, [])]
+        found = [path for ending in MASK_ENDINGS for path in masks.get(name + ending, [])]
         if len(found) > 1:
             named = list_some(str(path) for path in found)
             raise ValueError(f"{part.masks} must have one mask for the image {images[name][0]}, got {named}")
@@ -251,14 +261,15 @@ def _read_part(part: _Part, problems: list[str]) -> list[SegmentationSample]:
     return samples
 
 
-def _labels(
-    layout: _Layout,
+def layout_labels(
+    layout: MaskLayout,
     samples: Sequence[SegmentationSample],
     rows: Sequence[ClassRow],
     names: Sequence[str] | None,
     ignore: Sequence[int] | None,
     problems: list[str],
 ) -> LabelMap:
+    """What the values of the masks mean: by class file, by layout, or numbered; doubts are added to `problems`."""
     usual: tuple[int, ...] = (_IGNORED,)
     if rows:
         pass
