@@ -11,6 +11,7 @@ from torch import Tensor
 from sppnet.cli import run
 from sppnet.doctor import BOUND, PaddingReport, check_padding
 from sppnet.padded.ledger import Ledger, Valid
+from sppnet.padded.mode import PaddedBatch
 from sppnet.padded.rules import RULES
 
 
@@ -26,7 +27,7 @@ def test_the_line_says_exact_and_what_padding_does_otherwise(capsys: pytest.Capt
 def test_json_has_every_value(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["doctor", "--backbone", "test_efficientnet", "--stage", "2", "--images", "5", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert list(found) == ["backbone", "sizes", "difference", "worst", "naive", "refused", "exact", "bound"]
+    assert list(found) == ["backbone", "sizes", "difference", "worst", "naive", "double", "refused", "exact", "bound"]
     assert found["backbone"] == "test_efficientnet"
     assert len(found["sizes"]) == len(set(map(tuple, found["sizes"]))) == 5
     assert 0 <= found["difference"] <= found["bound"] == BOUND == 1e-5
@@ -80,17 +81,11 @@ def test_a_convolution_that_sees_padding_is_found(
     assert report.worst in report.sizes
 
 
-@pytest.mark.parametrize("broken", ["nan", "areas"])
-def test_what_is_no_number_or_no_size_is_found(
-    broken: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_no_number_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """NaN passes every comparison with a bound."""
 
-    def relu(book: Ledger, func: Any, input: Tensor, **kwargs: Any) -> Tensor:
-        valid = book.known(input)
-        if broken == "nan":
-            return book.mark(torch.full_like(input, math.nan), valid)
-        return book.mark(func(input), Valid(tuple((1, 1) for _ in valid.areas)))
+    def relu(book: Ledger, _func: Any, input: Tensor, **_kwargs: Any) -> Tensor:
+        return book.mark(torch.full_like(input, math.nan), book.known(input))
 
     monkeypatch.setitem(RULES, "relu", relu)
     report = check_padding("test_resnet", images=3)
@@ -100,6 +95,26 @@ def test_what_is_no_number_or_no_size_is_found(
     found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert found["difference"] is None
     assert found["exact"] is False
+
+
+def test_maps_of_wrong_size_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PaddedBatch, "areas", lambda *_: ((1, 1),) * 3)
+    refused = check_padding("test_resnet", images=3).refused
+    assert refused is not None
+    assert refused.startswith("sizes: maps of ((1, 1), (1, 1), (1, 1)) cells came from images whose maps have ((")
+
+
+def test_a_network_that_magnifies_rounding_is_exact_in_float64(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sppnet.doctor.BOUND", 1e-12)
+    report = check_padding("test_resnet", images=3)
+    assert report.difference is not None
+    assert report.double is not None
+    assert report.double < 1e-9 < report.difference
+    assert report.exact
+    assert run(["doctor", "--backbone", "test_resnet", "--images", "3"]) == 0
+    assert f"; in float64 it is {report.double:.1e} (bound 1e-09)" in capsys.readouterr().out
 
 
 def test_the_report_is_the_same_each_time_and_leaves_the_generator_alone() -> None:

@@ -8,7 +8,7 @@ import sys
 from jsonargparse import ArgumentParser, Namespace
 
 from sppnet.console import console, results
-from sppnet.doctor import BOUND, PaddingReport, check_padding
+from sppnet.doctor import BOUND, DOUBLE_BOUND, PaddingReport, check_padding
 from sppnet.runs import pick_device
 
 
@@ -16,8 +16,8 @@ def doctor_parser() -> ArgumentParser:
     """Options of `sppnet doctor`."""
     parser = ArgumentParser(
         description="Test whether images of different sizes in one padded batch get the answers from a network that"
-        f" they get alone. Exit code 1 where the largest difference is above {BOUND:g} of the largest value, or where"
-        " the network has a layer for which it cannot be had, which is named."
+        f" they get alone. Exit code 1 where the largest difference is above {BOUND:g} of the largest value, in float64"
+        f" above {DOUBLE_BOUND:g}, or where the network has a layer for which it cannot be had, which is named."
     )
     add = parser.add_argument
     add("--backbone", required=True, help="timm network, or zf5, convnet5, overfeat5, overfeat7")
@@ -51,4 +51,5 @@ def _line(report: PaddingReport) -> str:
         f"{report.backbone}: {'exact' if report.exact else 'NOT exact'}. {len(report.sizes)} images of different sizes"
         f" in one batch against one by one: largest difference {report.difference:.1e} of the largest value, at"
         f" {height} x {width} (bound {BOUND:g}); with padding left as it comes it is {report.naive:.1e}"
+        + (f"; in float64 it is {report.double:.1e} (bound {DOUBLE_BOUND:g})" if report.double is not None else "")
     )
