@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,6 +119,17 @@ def test_a_run_folder_is_not_overwritten(data: Path, undisturbed: Path) -> None:
 def test_a_resumed_run_keeps_its_options(data: Path, undisturbed: Path) -> None:
     with pytest.raises(ValueError, match="begun with batch=4, now it is 8"):
         train_classifier(data, undisturbed, replace(QUICK, batch=8), resume=True)
+
+
+def test_a_run_of_a_version_with_fewer_options_is_resumed(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(undisturbed, tmp_path / "run")
+    stored = json.loads((out / "options.json").read_text())
+    del stored["deterministic"], stored["batch_pixels"]
+    (out / "options.json").write_text(json.dumps(stored))
+    assert train_classifier(data, out, QUICK, resume=True).finished
+    (out / "options.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match="begun with deterministic=False, now it is True"):
+        train_classifier(data, out, replace(QUICK, deterministic=True), resume=True)
 
 
 @pytest.mark.parametrize("head", ["svm", "linear"])

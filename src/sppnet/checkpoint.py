@@ -97,9 +97,11 @@ def open_training(
         if not resume:
             raise ValueError(f"out: {out} holds a training already; --resume goes on with it, or name another folder")
         try:
-            stored = dict(json.loads(path.read_text(encoding="utf-8")))
+            # An option that an earlier version did not have was what it is by default.
+            stored = asdict(type(options)()) | dict(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise ValueError(f"out: {path} is damaged ({error}); name another folder") from error
+        stored = json.loads(json.dumps(stored))
         unlike = [name for name in content if stored.get(name) != content[name] and name not in _FREE_OPTIONS]
         if unlike:
             name = unlike[0]
