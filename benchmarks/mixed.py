@@ -26,7 +26,7 @@ from lightning_fabric import Fabric
 
 from sppnet.backbones import create_backbone
 from sppnet.classify import Classifier, ClassifierConfig
-from sppnet.data.batching import Draw, canvas, epoch_batches, share, waste
+from sppnet.data.batching import Draw, epoch_batches, share, waste
 from sppnet.data.datasets import find_split, read_classification
 from sppnet.data.image_sizes import read_sizes
 from sppnet.data.images import list_images
@@ -151,13 +151,17 @@ def show_parts(sizes: list[Size], batch: int, budget: int | None, world: int) ->
     for batches in epochs:
         parts = [[share(group, rank, world) for rank in range(world)] for group in batches]
         wastes.append(waste(itertools.chain(*parts), sizes))
-        taken += sum(max(len(part) * math.prod(canvas(part)) for part in group if part) for group in parts) * world
+        taken += sum(max(padded_pixels(part) for part in group if part) for group in parts) * world
     busy = len(epochs) * sum(map(math.prod, sizes)) / taken
     alone, idle = (
         sum(len(group) < bound for batches in epochs for group in batches) / len(epochs) for bound in (2, world)
     )
     cells = [f"{world}", f"{budget or 'none'}", spread(wastes), f"{len(epochs[0])}", f"{100 * busy:.1f}"]
     print(f"| {' | '.join(cells)} | {alone:.0f} | {idle:.0f} | {seconds:.2f} |", flush=True)
+
+
+def padded_pixels(part: list[Draw]) -> int:
+    return len(part) * max(draw.size[0] for draw in part) * max(draw.size[1] for draw in part)
 
 
 def met_again(before: list[list[Draw]], after: list[list[Draw]]) -> float:

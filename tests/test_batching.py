@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sppnet.data.batching import Draw, Schedule, canvas, count_batches, epoch_batches, share, waste
+from sppnet.data.batching import Draw, Schedule, count_batches, epoch_batches, share, waste
 
 Size = tuple[int, int]
 
@@ -190,9 +190,8 @@ def test_a_batch_with_fewer_images_than_processes_leaves_the_last_without() -> N
     assert [share([], rank, 2) for rank in range(2)] == [[], []]
 
 
-def test_canvas_and_waste() -> None:
+def test_waste() -> None:
     batch = draws((10, 30), (20, 15))
-    assert canvas(batch) == (20, 30)
     sizes = [(10, 30), (20, 15), (5, 5)]
     assert waste([batch], sizes) == pytest.approx(1 - (300 + 300) / (2 * 20 * 30))
     assert waste([batch, [Draw(2, (5, 5), "")], []], sizes) == pytest.approx(1 - 625 / 1225)
@@ -219,8 +218,6 @@ def test_wrong_arguments_are_named() -> None:
     for rank, world in ((2, 2), (-1, 2), (0, 0)):
         with pytest.raises(ValueError, match=f"rank: expected 0..world - 1 .* got rank {rank} of world {world}"):
             share(draws((1, 1)), rank, world)
-    with pytest.raises(ValueError, match="batch: expected one image or more"):
-        canvas([])
 
 
 def test_schedules() -> None:

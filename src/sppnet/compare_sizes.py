@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import random
 import statistics
 import zlib
@@ -15,14 +16,15 @@ from typing import Any
 from sppnet.checkpoint import OPTIONS
 from sppnet.console import console
 from sppnet.data.datasets import ClassificationData, Sample
-from sppnet.data.images import ImageError, image_size
+from sppnet.data.image_sizes import read_sizes
+from sppnet.data.images import ImageError
 from sppnet.data.resize import Resize
 from sppnet.evaluate import evaluate_classifier
 from sppnet.loop import METRICS
 from sppnet.options import TrainOptions
 from sppnet.processes import refuse_several
 from sppnet.runs import load_classifier, pick_device, write_json, write_text
-from sppnet.train import train_classifier
+from sppnet.train import SIZES, train_classifier
 
 SCORES = "scores.json"
 # Training sizes by name. Native sizes come last: they take the longest on large photographs.
@@ -237,14 +239,10 @@ def _pixels_seen(folder: Path, samples: Sequence[Sample], max_pixels: int) -> tu
     seconds = sum(line["seconds"] for line in lines)
     if all(line["size"] for line in lines):
         return sum(line["size"] ** 2 for line in lines) * len(samples), seconds
-    native, pixels = Resize("native", max_pixels=max_pixels), 0
-    for sample in samples:
-        try:
-            height, width = native.target_size(*image_size(sample.path))
-        except ImageError:
-            continue
-        pixels += height * width
-    return pixels * len(lines), seconds
+    native = Resize("native", max_pixels=max_pixels)
+    found, _ = read_sizes((sample.path for sample in samples), folder / SIZES)
+    areas = {path: math.prod(native.target_size(*size)) for path, size in found.items()}
+    return sum(areas.get(sample.path, 0) for sample in samples) * len(lines), seconds
 
 
 def _listing(data: ClassificationData) -> str:

@@ -24,8 +24,7 @@ class PaddingReport:
         backbone: its name.
         sizes: (height, width) of the images that shared the batch.
         difference: largest difference from the maps that the images give one by one, as a share of the largest value
-            of the image's map; infinite where a map is not finite or of another size; None where the network was
-            refused.
+            of the image's map; infinite where a map is not finite; None where the network was refused.
         worst: (height, width) of the image that has it.
         naive: the same where padding is not cleared, as without this package.
         double: where `difference` is above the bound, the same in float64 on the CPU: some networks magnify rounding.

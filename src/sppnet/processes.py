@@ -25,15 +25,15 @@ def launch(options: LoopOptions, out: Path, devices: int = 1, nodes: int = 1) ->
     Args:
         options: device, precision and loggers.
         out: the run folder.
-        devices: processes on each node, one for each GPU or, on the CPU, any number; of torchrun's own number where
-            it started this one.
+        devices: processes on each node, one for each GPU or, on the CPU, any number; 1 under torchrun, which has
+            numbers of its own.
         nodes: machines; as `devices`.
 
     Returns:
         A ``lightning_fabric.Fabric``.
 
     Raises:
-        ValueError: torchrun started other numbers than were asked for, or a training that has one process.
+        ValueError: torchrun started other numbers than were asked for.
     """
     from lightning_fabric import Fabric  # seconds to import, and only training needs it
     from lightning_fabric.strategies.ddp import DDPStrategy

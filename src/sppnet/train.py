@@ -108,7 +108,8 @@ def train_classifier(
     else:
         finished, scores, failures = _train_whole(model, train_set.samples, val_samples, options, out, fabric)
     if finished and first:
-        sides = trained_sides(train_set.samples, options, model.resize)
+        cache = None if options.freeze_backbone else _cache_folder(options, out) / SIZES
+        sides = trained_sides(train_set.samples, options, model.resize, cache)
         model.config = replace(model.config, trained_sides=sides)
         save_run(model.cpu().eval(), out)
     unique = {failure.path: failure for failure in failures}
@@ -156,8 +157,7 @@ def _train_whole(
     fabric: Any,
 ) -> Outcome:
     """Train all weights on images of the schedule's sizes."""
-    folder = Path(options.cache) if options.cache else out
-    batches = ImageBatches(samples, model.backbone, options, folder / SIZES, fabric)
+    batches = ImageBatches(samples, model.backbone, options, _cache_folder(options, out) / SIZES, fabric)
     model.to(memory_format=torch.channels_last)
     if not batches.schedule.sides:
         console.print(
@@ -179,6 +179,10 @@ def _train_whole(
 
     finished = fit(model, batches, options, out, validate, failures, fabric=fabric)
     return finished, scores, failures
+
+
+def _cache_folder(options: TrainOptions, out: Path) -> Path:
+    return Path(options.cache) if options.cache else out
 
 
 def _shown(scores: Scores) -> dict[str, float]:

@@ -1,16 +1,19 @@
 """The shorter sides at which a network saw its training images, and the images that it is asked about outside them."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from sppnet.classify import ClassifierConfig, Prediction
 from sppnet.data.batching import Schedule
 from sppnet.data.datasets import Sample
-from sppnet.data.images import ImageError, image_size
+from sppnet.data.image_sizes import read_sizes
 from sppnet.data.resize import Resize
 from sppnet.options import TrainOptions
 
 
-def trained_sides(samples: Sequence[Sample], options: TrainOptions, policy: Resize) -> tuple[int, int] | None:
+def trained_sides(
+    samples: Sequence[Sample], options: TrainOptions, policy: Resize, cache: Path | None = None
+) -> tuple[int, int] | None:
     """Least and greatest shorter side of the training images, in pixels, as the network saw them.
 
     Square crops of side s are 7/8 of an image's shorter side, so what they show is as large as in a whole image of
@@ -20,6 +23,7 @@ def trained_sides(samples: Sequence[Sample], options: TrainOptions, policy: Resi
         samples: the training images; where their own sizes matter their headers are read.
         options: of the training.
         policy: the size policy of a frozen backbone's features.
+        cache: file that keeps the images' sizes, see :func:`sppnet.data.image_sizes.read_sizes`.
 
     Returns:
         None where no image can be read.
@@ -29,12 +33,8 @@ def trained_sides(samples: Sequence[Sample], options: TrainOptions, policy: Resi
         return min(sides), round(max(sides) * 8 / 7)
     if not options.freeze_backbone:
         policy = Resize("native", max_pixels=options.max_pixels)
-    seen = []
-    for sample in samples:
-        try:
-            seen.append(min(policy.target_size(*image_size(sample.path))))
-        except ImageError:
-            continue
+    found, _ = read_sizes((sample.path for sample in samples), cache)
+    seen = [min(policy.target_size(*size)) for size in found.values()]
     return (min(seen), max(seen)) if seen else None
 
 

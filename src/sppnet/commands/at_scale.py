@@ -19,7 +19,7 @@ from jsonargparse import ArgumentParser, Namespace
 from sppnet import remote
 from sppnet.classify import Classifier, Prediction
 from sppnet.commands import detect
-from sppnet.commands.common import complain, list_failures
+from sppnet.commands.common import collect_images, complain, list_failures
 from sppnet.console import results, track
 from sppnet.data.images import ImageError, load_image
 from sppnet.detect import Detector
@@ -164,7 +164,7 @@ def predict(arguments: Namespace, refuse: Callable[[Namespace, type], None]) -> 
     model = load_run(arguments.run)
     refuse(arguments, type(model))
     model, answer, options = _question(model, arguments)
-    names, failures = _find_names(arguments.images)
+    names, failures = collect_images(arguments.images, remote.image_names)
     if not names:
         list_failures(failures, ())
         return 1
@@ -222,17 +222,6 @@ def _question(model: Model, arguments: Namespace) -> tuple[Model, Callable[[Any,
     least = detect.least_shown(model, arguments)
     options = {"min_score": least, "svd": arguments.svd, "head": arguments.head}
     return detect.cheaper(model, arguments), partial(detect_images, least=least), options
-
-
-def _find_names(names: Sequence[str]) -> tuple[list[str], list[ImageError]]:
-    found: list[str] = []
-    failures: list[ImageError] = []
-    for name in names:
-        try:
-            found += remote.image_names(name)
-        except ImageError as error:
-            failures.append(error)
-    return found, failures
 
 
 @dataclasses.dataclass

@@ -1,13 +1,19 @@
-"""What commands share: levels as people write them, and lists of what could not be used."""
+"""What commands share: levels as people write them, lists of what could not be used, figures of comparisons."""
 
+import json
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from rich.table import Table
 
 from sppnet.bins import Level
-from sppnet.console import console
+from sppnet.console import console, results
 from sppnet.data.images import ImageError, image_extensions, list_images
+
+T = TypeVar("T")
 
 
 def parse_level_text(text: str | list[int]) -> tuple[Level, ...]:
@@ -49,14 +55,38 @@ def numbers(name: str, text: str, kind: type[Number] = int, least: int = 1) -> t
 
 def find_images(names: Sequence[str]) -> tuple[list[Path], list[ImageError]]:
     """The images that files and folders hold, and the errors of those that are none."""
-    paths: list[Path] = []
+    return collect_images(names, list_images)
+
+
+def collect_images(names: Sequence[str], list_one: Callable[[str], Sequence[T]]) -> tuple[list[T], list[ImageError]]:
+    """All that each name stands for, in order, and the errors of those that stand for nothing."""
+    found: list[T] = []
     failures: list[ImageError] = []
     for name in names:
         try:
-            paths += list_images(name)
+            found += list_one(name)
         except ImageError as error:
             failures.append(error)
-    return paths, failures
+    return found, failures
+
+
+def tell_comparison(
+    content: dict[str, Any], tables: Callable[[Any], Sequence[Table]], out: Path, as_json: bool
+) -> None:
+    """Print the figures of a comparison, as JSON or in tables that end with the place of their file.
+
+    Args:
+        content: the figures, which `out` has in comparison.json.
+        tables: makes tables of them.
+        out: folder of the comparison.
+        as_json: one JSON object on standard output and nothing else.
+    """
+    if as_json:
+        sys.stdout.write(json.dumps(content) + "\n")
+        return
+    for table in tables(content):
+        results.print(table)
+    console.print(f"the figures are in {out / 'comparison.json'}", highlight=False, markup=False)
 
 
 def list_failures(failures: Sequence[ImageError], skipped: Sequence[Path]) -> None:

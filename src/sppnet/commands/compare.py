@@ -1,17 +1,14 @@
 """`sppnet compare-detectors`: the paper's Tables 9 and 10 for one's own data."""
 
 import dataclasses
-import json
 import statistics
-import sys
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
 
-from sppnet.commands.common import list_problems
+from sppnet.commands.common import list_problems, tell_comparison
 from sppnet.commands.detect import PROPOSALS, options_of
-from sppnet.console import console, results
 from sppnet.detect_options import DetectOptions
 from sppnet.runs import write_json
 
@@ -75,12 +72,7 @@ def compare(arguments: Namespace) -> int:
     content = comparison_content(comparison)
     write_json(content, out / "comparison.json")
     list_problems((*train.problems, *test.problems, *comparison.problems), ())
-    if arguments.json:
-        sys.stdout.write(json.dumps(content) + "\n")
-    else:
-        for table in tables(content):
-            results.print(table)
-        console.print(f"the figures are in {out / 'comparison.json'}", highlight=False, markup=False)
+    tell_comparison(content, tables, out, arguments.json)
     return 1 if comparison.problems else 0
 
 

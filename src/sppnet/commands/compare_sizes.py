@@ -1,8 +1,6 @@
 """`sppnet compare-sizes`: the paper's Tables 2 and 3 for one's own images."""
 
 import dataclasses
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sppnet.bins import Rule
-from sppnet.commands.common import list_failures, parse_level_text
+from sppnet.commands.common import list_failures, parse_level_text, tell_comparison
 from sppnet.compare_sizes import (
     CROP,
     FULL,
@@ -26,7 +24,6 @@ from sppnet.compare_sizes import (
     gain,
     spread,
 )
-from sppnet.console import console, results
 from sppnet.data.datasets import ClassificationData, find_split, read_classification
 from sppnet.ops.plain import Reduce
 from sppnet.options import TrainOptions
@@ -88,12 +85,7 @@ def sizes(arguments: Namespace) -> int:
     content = comparison_content(comparison)
     write_json(content, out / "comparison.json")
     list_failures(comparison.failures, skipped)
-    if arguments.json:
-        sys.stdout.write(json.dumps(content) + "\n")
-    else:
-        for table in tables(content):
-            results.print(table)
-        console.print(f"the figures are in {out / 'comparison.json'}", highlight=False, markup=False)
+    tell_comparison(content, tables, out, arguments.json)
     return 1 if comparison.failures else 0
 
 

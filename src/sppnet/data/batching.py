@@ -85,8 +85,8 @@ def epoch_batches(
     """Batches of one epoch: every image once, in an order of its own.
 
     With a side, all images become squares of it. Without, each is taken at its own size, and those of like height and
-    width share a batch, so that padding them to a common `canvas` wastes little. Which images meet changes from epoch
-    to epoch; how many batches there are does not, and is `count_batches`.
+    width share a batch, so that padding them to the greatest of each wastes little. Which images meet changes from
+    epoch to epoch; how many batches there are does not, and is `count_batches`.
 
     In epoch 0 the batch with the most padded pixels comes first, so that memory which does not suffice shows at once
     and not hours later; a later epoch may have one larger by a few per cent, within the budget if there is one.
@@ -131,17 +131,6 @@ def count_batches(sizes: Sequence[tuple[int, int]], batch: int, budget: int | No
     """
     limits = _Limits.checked(sizes, batch, budget, world)
     return -(-len(sizes) // batch) if budget is None else _count_within_budget(limits)[0]
-
-
-def canvas(batch: Sequence[Draw]) -> tuple[int, int]:
-    """The (height, width) to which the images of a batch, or of one process' share, are padded: the greatest of each.
-
-    Raises:
-        ValueError: the batch is empty.
-    """
-    if not batch:
-        raise ValueError("batch: expected one image or more; got an empty batch, which has no canvas")
-    return max(draw.size[0] for draw in batch), max(draw.size[1] for draw in batch)
 
 
 def share(batch: Sequence[Draw], rank: int, world: int) -> list[Draw]:

@@ -155,19 +155,19 @@ def _augment(image: Image.Image, draw: Draw, resampling: Image.Resampling, crop:
         side = max(round(_CROP * min(image.size)), 1)
         left, top = rng.randint(0, image.width - side), rng.randint(0, image.height - side)
         box = (left, top, left + side, top + side)
-    resized = image if box is None and image.size == (width, height) else image.resize((width, height), resampling, box)
+    resized = image.resize((width, height), resampling, box)
     return resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else resized
 
 
 def _collate(items: list[tuple[Tensor, int] | ImageError]) -> Batch:
     good, labels, failures = _readable(items)
-    x = torch.stack(good) if good else torch.zeros(1, 3, 224, 224)
+    x = torch.stack(good or [_stand_in()])
     return x.contiguous(memory_format=torch.channels_last), labels, failures
 
 
 def _collate_padded(items: list[tuple[Tensor, int] | ImageError]) -> Batch:
     good, labels, failures = _readable(items)
-    good = good or [torch.zeros(3, 224, 224)]
+    good = good or [_stand_in()]
     sizes = tuple((image.shape[1], image.shape[2]) for image in good)
     shape = len(good), 3, max(height for height, _ in sizes), max(width for _, width in sizes)
     x = torch.empty(shape, memory_format=torch.channels_last).zero_()
@@ -176,8 +176,13 @@ def _collate_padded(items: list[tuple[Tensor, int] | ImageError]) -> Batch:
     return Padded(x, sizes), labels, failures
 
 
+def _stand_in() -> Tensor:
+    """An image without a label, for a process whose images cannot be read but that must take its part in the step."""
+    return torch.zeros(3, 224, 224)
+
+
 def _readable(items: list[tuple[Tensor, int] | ImageError]) -> tuple[list[Tensor], Tensor, list[ImageError]]:
-    """Images, labels, and the files that could not be read; without any image one stands in that has no label."""
+    """Images, labels, and the files that could not be read."""
     good = [item for item in items if not isinstance(item, ImageError)]
     failures = [item for item in items if isinstance(item, ImageError)]
     return [image for image, _ in good], torch.tensor([label for _, label in good], dtype=torch.long), failures
