@@ -119,6 +119,10 @@ class Backbone(nn.Module):
             FeatureMap(fine, there.stride, there.offset(*x.shape[2:])),
         )
 
+    def compile_network(self) -> None:
+        """Compile the network's pass for all sizes; the first calls take a minute, and on the CPU a C++ compiler."""
+        self._maps = torch.compile(self._maps, dynamic=True)  # type: ignore[method-assign]
+
     def _check_size(self, height: int, width: int) -> None:
         if min(self.geometry.map_size(height, width)) < 1:
             raise ValueError(

@@ -20,6 +20,7 @@ from sppnet.commands.compare_sizes import sizes, sizes_parser
 from sppnet.commands.deploy import check, export, export_parser, verify_parser
 from sppnet.commands.doctor import doctor, doctor_parser
 from sppnet.commands.features import features, features_parser
+from sppnet.commands.serve import serve, serve_parser
 from sppnet.console import results
 from sppnet.data.images import ImageError
 
@@ -75,6 +76,7 @@ def _parsers() -> tuple[ArgumentParser, dict[str, Callable[[Namespace], int]]]:
     commands.add_subcommand("verify", verify_parser(), help="compare an ONNX file with its run")
     commands.add_subcommand("doctor", doctor_parser(), help="test whether a network takes images of mixed sizes")
     commands.add_subcommand("features", features_parser(), help="write vectors of boxes of many images")
+    commands.add_subcommand("serve", serve_parser(), help="answer for photographs over HTTP, and on a page")
     commands.add_subcommand("demo", _demo_parser(), help="classify photographs and write a report with pictures")
     commands.add_subcommand("bench", bench_parser(), help="time the operators on maps of your own shape")
     return parser, {
@@ -90,6 +92,7 @@ def _parsers() -> tuple[ArgumentParser, dict[str, Callable[[Namespace], int]]]:
         "verify": check,
         "doctor": doctor,
         "features": features,
+        "serve": serve,
         "demo": _demo,
         "bench": bench,
     }

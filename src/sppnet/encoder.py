@@ -148,7 +148,7 @@ class RegionEncoder(nn.Module):
         vectors = []
         for number, (source, part) in enumerate(zip(sources, lists, strict=True)):
             image = load_image(source)
-            _check_boxes(part, (image.height, image.width), f"boxes[{number}]")
+            check_boxes(part, (image.height, image.width), f"boxes[{number}]")
             with torch.inference_mode():
                 maps = self.prepare(image)
                 vectors.append(maps.maps[0].data.new_empty((len(part), self.length)))
@@ -280,7 +280,13 @@ def choose_scales(
     return distance.argmin(1)
 
 
-def _check_boxes(boxes: Tensor, size: tuple[int, int], name: str) -> None:
+def check_boxes(boxes: Tensor, size: tuple[int, int], name: str) -> None:
+    """Refuse what are no boxes of an image of (height, width) pixels; `name` is theirs in the message.
+
+    Raises:
+        TypeError: not a tensor of float32 or float64.
+        ValueError: not of shape (K, 4), or a box that is not finite, has no area or lies outside.
+    """
     expected = "expected a float32 tensor (K, 4), xyxy in pixels"
     if not isinstance(boxes, Tensor) or boxes.dtype not in (torch.float32, torch.float64):
         found = f"a tensor of {boxes.dtype}" if isinstance(boxes, Tensor) else type(boxes).__name__

@@ -69,9 +69,9 @@ def predict_images(
             loaded = [_load(model, source, name, policy, views) for name, source in zip(names, chunk, strict=True)]
             good = [item.image for item in loaded if isinstance(item, Loaded)]
             with torch.inference_mode():
-                answers = iter(_probabilities(model, good, views))
+                answers = iter(probabilities(model, good, views))
             for name, item in zip(names, loaded, strict=True):
-                yield _prediction(model, name, item, next(answers)) if isinstance(item, Loaded) else item
+                yield answer_of(model, name, item, next(answers)) if isinstance(item, Loaded) else item
     finally:
         model.train(training)
 
@@ -134,7 +134,13 @@ def image_vectors(model: Classifier, images: Sequence[Image.Image]) -> Float[Ten
     return torch.stack([vector for vector in vectors if vector is not None])
 
 
-def _probabilities(model: Classifier, images: Sequence[Image.Image], views: str) -> list[Float[Tensor, " classes"]]:
+def probabilities(
+    model: Classifier, images: Sequence[Image.Image], views: str = "full"
+) -> list[Float[Tensor, " classes"]]:
+    """Probabilities of the classes for RGB images as they are, in order, on the CPU; images of equal size share passes.
+
+    Call it in inference mode.
+    """
     if not images:
         return []
     if views != "full":
@@ -144,7 +150,8 @@ def _probabilities(model: Classifier, images: Sequence[Image.Image], views: str)
     return [model.head(vector[None]).softmax(1)[0].cpu() for vector in image_vectors(model, images)]
 
 
-def _prediction(model: Classifier, name: str, loaded: Loaded, probabilities: Float[Tensor, " classes"]) -> Prediction:
+def answer_of(model: Classifier, name: str, loaded: Loaded, probabilities: Float[Tensor, " classes"]) -> Prediction:
+    """The answer for an image, by the probabilities of its classes."""
     scores, order = probabilities.topk(min(5, len(probabilities)))
     top = tuple((model.config.classes[i], s) for i, s in zip(order.tolist(), scores.tolist(), strict=True))
     seen = (loaded.image.height, loaded.image.width)

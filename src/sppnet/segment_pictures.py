@@ -57,12 +57,16 @@ def write_labels(labels: Labels, path: Path, colours: Sequence[Colour] = ()) -> 
         path: of the PNG file; it is the old one or the new one.
         colours: RGB of the classes; VOC's for those without.
     """
+    _save(labels_picture(labels, colours), path)
+
+
+def labels_picture(labels: Labels, colours: Sequence[Colour] = ()) -> Image.Image:
+    """The mask that :func:`write_labels` writes."""
     if labels.max(initial=0) >= _VOID:
-        picture = Image.fromarray(labels.astype(np.uint16))
-    else:
-        picture = Image.fromarray(labels.astype(np.uint8, copy=False))
-        picture.putpalette(palette(colours).tobytes())
-    _save(picture, path)
+        return Image.fromarray(labels.astype(np.uint16))
+    picture = Image.fromarray(labels.astype(np.uint8, copy=False))
+    picture.putpalette(palette(colours).tobytes())
+    return picture
 
 
 def write_overlay(

@@ -99,7 +99,7 @@ def verify(
     if sizes < 1:
         raise ValueError(f"sizes: expected at least 1 size to check; got {sizes}")
     require("onnxruntime")
-    session, metadata = _open(Path(path))
+    session, metadata = open_session(Path(path))
     _check_model(Path(path), metadata, model)
     compare = _compare_regions if metadata["task"] == "regions" else _compare_images
     rng = np.random.default_rng(seed)
@@ -136,15 +136,24 @@ def require(*modules: str) -> None:
         raise ModuleNotFoundError(f'ONNX files need {", ".join(missing)}: pip install "sppnet[export]"')
 
 
-def _open(path: Path) -> tuple[Any, dict[str, Any]]:
-    """A session of onnxruntime and the metadata of the file."""
+def open_session(path: Path, threads: int | None = None) -> tuple[Any, dict[str, Any]]:
+    """A session of onnxruntime on the CPU, for any sizes, and the metadata of the file.
+
+    Args:
+        path: of a file that :mod:`sppnet.export` wrote.
+        threads: of one run; None for as many as torch has.
+
+    Raises:
+        ValueError: no such file.
+    """
     import onnxruntime  # type: ignore[import-untyped]
     from onnxruntime.capi import onnxruntime_pybind11_state as errors  # type: ignore[import-untyped]
 
     if not path.is_file():
         raise ValueError(f"file: no such file: {path}")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.enable_mem_pattern = False  # it keeps a plan for each size that was ever seen
     options.log_severity_level = 4  # what goes wrong is raised
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -24,7 +24,7 @@ from sppnet.ops.plain import Reduce
 
 PROPOSALS = "selective-search, -fast, -quality, grid, several of them by commas, or a file of boxes"
 # What is drawn and listed unless something else is asked for: the authors' demonstration shows margins from -0.5 on.
-_SHOWN = {"svm": -0.5, "softmax": 0.5}
+SHOWN = {"svm": -0.5, "softmax": 0.5}
 
 
 def train_parser() -> ArgumentParser:
@@ -218,7 +218,7 @@ def content_of(source: str, image: Image.Image, found: Detections, classes: Sequ
 
 def least_shown(model: Detector, arguments: Namespace) -> float:
     """The least score that is told."""
-    return _SHOWN[model.config.scorer] if arguments.min_score is None else float(arguments.min_score)
+    return SHOWN[model.config.scorer] if arguments.min_score is None else float(arguments.min_score)
 
 
 def override_proposals(model: Detector, arguments: Namespace) -> None:

@@ -122,16 +122,20 @@ def open_image(path: str) -> Iterator[ImageFile.ImageFile]:
         raise ImageError(path, f"cannot be read: {error.strerror or error}") from error
 
 
-def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """The (height, width) that `load_image` gives for a file, read from its header alone.
+def image_size(source: str | os.PathLike[str] | bytes) -> tuple[int, int]:
+    """The (height, width) that `load_image` gives for a file or its bytes, read from the header alone.
 
     Raises:
         ImageError: if the file is missing, empty or not an image. That its pixels can be decoded is not known.
     """
-    name = os.fspath(path)
-    with open_image(name) as image:
-        sideways = exif_turn(image) in _SIDEWAYS
-        return (image.width, image.height) if sideways else (image.height, image.width)
+    if isinstance(source, bytes):
+        return _upright_size(_open(io.BytesIO(source), "<bytes>"))
+    with open_image(os.fspath(source)) as image:
+        return _upright_size(image)
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    return (image.width, image.height) if exif_turn(image) in _SIDEWAYS else (image.height, image.width)
 
 
 def to_tensor(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> Float[Tensor, "3 h w"]:

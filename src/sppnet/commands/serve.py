@@ -1,0 +1,191 @@
+"""`sppnet serve`: a run behind HTTP, with a page for people."""
+
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+
+from sppnet.backbones import create_backbone
+from sppnet.classify import Classifier
+from sppnet.commands.common import parse_level_text
+from sppnet.commands.detect import PROPOSALS, SHOWN, override_proposals
+from sppnet.console import console, results
+from sppnet.detect import Detector
+from sppnet.encoder import RegionEncoder
+from sppnet.proposals import is_box_file
+from sppnet.runs import IMAGENET, Model, load, pick_device
+from sppnet.segment import Segmenter
+from sppnet.serving.engines import Engine, onnx_probabilities, takes_padding, torch_probabilities
+from sppnet.serving.limits import Limits
+from sppnet.serving.tasks import ClassifyTask, DetectTask, Kind, RegionTask, SegmentTask, Task, warm_up
+from sppnet.tile_memory import parse_memory
+
+_MODULES = ("fastapi", "multipart", "prometheus_client", "uvicorn")
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_LIKE_SIZE_WASTE = 0.1
+_MOST_WORKERS = 4
+_TOKEN = 16
+_LEVELS, _SCALES = (6, 3, 2, 1), (688,)
+# oneDNN keeps the plans of the last 1,024 convolutions with their memory: more than a gigabyte where every photograph
+# has a size of its own, and no faster. It reads this when it makes its first.
+_FEW_PRIMITIVES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+
+
+def serve_parser() -> ArgumentParser:
+    """Options of `sppnet serve`."""
+    parser = ArgumentParser(
+        description="Answer for photographs over HTTP, and on a page for people at /. The addresses are described at"
+        " /openapi.json. Ctrl-C or SIGTERM: nothing new is taken, what was taken is answered."
+    )
+    add = parser.add_argument
+    add("run", help="run folder, or imagenet for the embedded network; with --regions also the name of a backbone")
+    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all of this machine's")
+    add("--port", type=int, default=8000, help="0 for any that is free")
+    add("--token-file", type=str | None, metavar="FILE", help="requests must bear the token that this file holds")
+    add("--regions", action="store_true", help="serve vectors of boxes, from the maps of the run's network")
+    add("--levels", type=str | None, help="--regions: levels of the pyramid; left out: 6,3,2,1, or a detector's own")
+    add(
+        "--scale", type=int | None, help="--regions: shorter side of the photograph; left out: 688, or a detector's own"
+    )
+    add("--weights", default="auto", help="--regions of a backbone: auto, hub (downloads timm's), none, or a file")
+    add(
+        "--engine",
+        type=Engine,
+        default="eager",
+        help="eager, compiled (torch.compile), or onnx (classifiers, onnxruntime, CPU)",
+    )
+    add("--device", default="auto", help="auto, cpu, cuda or mps")
+    add("--workers", type=int | None, help="batches answered at a time; left out: one a core, at most 4, or 2 on a GPU")
+    add("--batch", type=int, default=8, help="most photographs of a batch")
+    add("--batch-wait", type=float, default=5.0, help="milliseconds that a request waits for others of like size")
+    add("--max-bytes", default="20MB", help="of a request; larger ones get status 413")
+    add("--max-pixels", type=int, default=50_000_000, help="of a photograph; larger ones get status 422")
+    add("--max-boxes", type=int, default=1000, help="of a request; more get status 400")
+    add("--queue", type=int, default=64, help="requests at a time; more get status 503")
+    add("--upload-seconds", type=float, default=20.0, help="in which a request must arrive; slower ones get status 408")
+    add("--memory", default="2GB", help="segmenters: a photograph that takes more in one pass is cut into tiles")
+    add("--proposals", type=str | None, help=f"detectors: {PROPOSALS}; left out: as in training")
+    return parser
+
+
+def serve(arguments: Namespace) -> int:
+    """Serve until told to stop."""
+    missing = [name for name in _MODULES if find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(f'serve needs {", ".join(missing)}: pip install "sppnet[serve]"')
+    from sppnet.serving.app import Batching, Service, create_app
+    from sppnet.serving.server import run_server
+
+    os.environ.setdefault(*_FEW_PRIMITIVES)
+    limits = Limits(
+        parse_memory(arguments.max_bytes),
+        arguments.max_pixels,
+        arguments.max_boxes,
+        arguments.queue,
+        arguments.upload_seconds,
+    )
+    token = _read_token(arguments.token_file)
+    device = pick_device(arguments.device)
+    workers = _workers(arguments.workers, device)
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    with console.status(f"loading {arguments.run}"):
+        model = _load(arguments).to(device)
+    padded = (
+        device.type != "cpu"
+        and arguments.engine == "eager"
+        and isinstance(model, Classifier)
+        and takes_padding(model.backbone)
+    )
+    kind, make = _prepare(arguments, model, limits, threads, padded)
+    batching = Batching(
+        workers, threads, arguments.batch_wait / 1000, arguments.batch, _LIKE_SIZE_WASTE if padded else 0.0
+    )
+    service = Service(str(arguments.run), make, arguments.engine, limits, batching)
+    if arguments.host not in _LOOPBACK and token is None:
+        console.print(f"anyone who reaches {arguments.host} may ask; --token-file asks for a token", highlight=False)
+    app = create_app(service, kind, token)
+    run_server(app, arguments.host, arguments.port, limits.upload_seconds, partial(_tell, arguments.run))
+    return 0
+
+
+def _tell(run: str, url: str) -> None:
+    results.print(f"{run} at {url}", highlight=False, soft_wrap=True, markup=False)
+    sys.stdout.flush()
+
+
+def _read_token(file: str | None) -> str | None:
+    if file is None:
+        return None
+    token = Path(file).read_text(encoding="utf-8").strip()
+    if not token.isascii() or not token.isprintable() or " " in token or len(token) < _TOKEN:
+        raise ValueError(f"token-file: expected {_TOKEN} or more printable ASCII characters without spaces in {file}")
+    return token
+
+
+def _workers(asked: int | None, device: torch.device) -> int:
+    if asked is not None and asked < 1:
+        raise ValueError(f"workers: expected at least 1; got {asked}")
+    return asked or (min(os.cpu_count() or 1, _MOST_WORKERS) if device.type == "cpu" else 2)
+
+
+def _load(arguments: Namespace) -> Model | RegionEncoder:
+    """The run's model; with --regions an encoder of its network's maps, or of a network's by its name."""
+    for name, default in (("levels", None), ("scale", None), ("weights", "auto")):
+        if not arguments.regions and arguments[name] != default:
+            raise ValueError(f"{name}: an option of --regions; a run has its own")
+    run = arguments.run
+    if not arguments.regions:
+        return load(run)
+    levels = parse_level_text(arguments.levels) if arguments.levels else None
+    scales = None if arguments.scale is None else (arguments.scale,)
+    if run != IMAGENET and not Path(run).is_dir():
+        return RegionEncoder(create_backbone(run, None, arguments.weights), levels or _LEVELS, scales or _SCALES)
+    if arguments.weights != "auto":
+        raise ValueError(f"weights: {run} is a run, which has its own; leave --weights out")
+    model = load(run)
+    if isinstance(model, Detector) and isinstance(model.encoder, RegionEncoder) and not levels and not scales:
+        return model.encoder
+    backbone = model.encoder.backbone if isinstance(model, Detector) else model.backbone
+    return RegionEncoder(backbone, levels or _LEVELS, scales or _SCALES)
+
+
+def _prepare(
+    arguments: Namespace, model: Model | RegionEncoder, limits: Limits, threads: int, padded: bool
+) -> tuple[Kind, Callable[[], Task]]:
+    """The task's name, and what makes it ready; that may take minutes."""
+    if arguments.engine == "onnx" and (not isinstance(model, Classifier) or model.device.type != "cpu"):
+        raise ValueError("engine: onnx is for classifiers on the CPU; take eager or compiled")
+    if arguments.proposals and not isinstance(model, Detector):
+        raise ValueError(f"proposals: an option for detectors; {arguments.run} holds none")
+    memory = parse_memory(arguments.memory)
+    if isinstance(model, Detector):
+        override_proposals(model, arguments)
+        if is_box_file(model.config.proposals):
+            raise ValueError(
+                f"proposals: {model.config.proposals} has the boxes of known images; take selective-search"
+            )
+
+    def make() -> Task:
+        if arguments.engine == "compiled":
+            (model.encoder if isinstance(model, Detector) else model).backbone.compile_network()
+        task: Task
+        if isinstance(model, Classifier):
+            onnx = arguments.engine == "onnx"
+            run = onnx_probabilities(model, threads) if onnx else torch_probabilities(model, padded)
+            task = ClassifyTask(model, limits, run)
+        elif isinstance(model, Detector):
+            task = DetectTask(model, limits, SHOWN[model.config.scorer])
+        elif isinstance(model, Segmenter):
+            task = SegmentTask(model, limits, memory)
+        else:
+            task = RegionTask(model, limits)
+        warm_up(task)
+        return task
+
+    kinds: dict[type, Kind] = {Classifier: "classify", Detector: "detect", Segmenter: "segment"}
+    return kinds.get(type(model), "regions"), make

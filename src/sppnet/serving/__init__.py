@@ -1,0 +1,1 @@
+"""The HTTP server of `sppnet serve`, and its page."""

@@ -1,0 +1,155 @@
+"""What stands before the application: token, queue, size and time of uploads; and what it counts."""
+
+import asyncio
+import hmac
+import json
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from sppnet.serving.limits import Limits, Refusal
+from sppnet.serving.metrics import Metrics
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_API = "/v1/"
+
+
+class Gate:
+    """ASGI middleware: a request of the API comes through whole, in time and by leave, or it is answered here.
+
+    The body is received before the application sees the request, so that no parser meets a half one. Beside what is
+    refused, at most `limits.queue` bodies are held, each of at most `limits.bytes`.
+
+    Args:
+        app: the application behind it.
+        limits: what is taken.
+        metrics: where requests are counted.
+        token: which requests of the API must bear; None for none.
+        paths: that are counted by their own names; all others are one.
+    """
+
+    def __init__(self, app: App, limits: Limits, metrics: Metrics, token: str | None, paths: frozenset[str]) -> None:
+        self._app, self._limits, self._metrics, self._token, self._paths = app, limits, metrics, token, paths
+        self._taken = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, as ASGI has it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun, status = time.monotonic(), 499  # what proxies log for a client that went away
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._serve(scope, receive, watched)
+        finally:
+            path = scope["path"] if scope["path"] in self._paths else "other"
+            self._metrics.requests.labels(path, status).inc()
+            self._metrics.seconds.labels(path).observe(time.monotonic() - begun)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not scope["path"].startswith(_API):
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._check_token(scope)
+            if scope["method"] not in ("POST", "PUT", "PATCH"):
+                await self._app(scope, receive, send)
+                return
+            if self._taken >= self._limits.queue:
+                raise Refusal(
+                    "queue_full", f"{self._limits.queue} requests are being answered or wait; try again in a second"
+                )
+        except Refusal as refusal:
+            await _drain(receive, self._limits)
+            await _refuse(refusal, send)
+            return
+        self._taken += 1
+        self._metrics.taken.set(self._taken)
+        try:
+            body = await self._receive_all(scope, receive)
+            if body is not None:
+                await self._app(scope, _replay(body, receive), send)
+        except Refusal as refusal:
+            await _refuse(refusal, send)
+        finally:
+            self._taken -= 1
+            self._metrics.taken.set(self._taken)
+
+    def _check_token(self, scope: Scope) -> None:
+        if self._token is None:
+            return
+        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        kind, _, token = given.partition(b" ")
+        if kind.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token.encode()):
+            raise Refusal("unauthorized", "expected the header Authorization: Bearer TOKEN with the server's token")
+
+    async def _receive_all(self, scope: Scope, receive: Receive) -> bytes | None:
+        """The body; None where the client has gone."""
+        limits = self._limits
+        too_many = f"expected at most {limits.bytes} bytes in a request"
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        if int(declared) > limits.bytes:
+            await _drain(receive, limits)
+            raise Refusal("too_many_bytes", f"{too_many}; got {int(declared)}")
+        parts, size = [], 0
+        try:
+            async with asyncio.timeout(limits.upload_seconds):
+                while (message := await receive())["type"] == "http.request":
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > limits.bytes:
+                        raise Refusal("too_many_bytes", f"{too_many}; got more")
+                    if not message.get("more_body", False):
+                        return b"".join(parts)
+        except TimeoutError:
+            raise Refusal(
+                "slow_upload", f"the request did not arrive within {limits.upload_seconds:g} seconds; got {size} bytes"
+            ) from None
+        return None
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """What gives the body as one message, and then what the client does."""
+    waiting = True
+
+    async def again() -> Message:
+        nonlocal waiting
+        if waiting:
+            waiting = False
+            return {"type": "http.request", "body": body, "more_body": False}
+        return await receive()
+
+    return again
+
+
+async def _drain(receive: Receive, limits: Limits) -> None:
+    """Take what a refused client still sends, within bounds: many read no answer before they have sent all."""
+    size = 0
+    try:
+        async with asyncio.timeout(min(limits.upload_seconds, 2.0)):
+            while size <= limits.bytes:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return
+
+
+async def _refuse(refusal: Refusal, send: Send) -> None:
+    body = json.dumps(refusal.content).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+    pairs = [(name.lower().encode(), value.encode()) for name, value in (headers | refusal.headers).items()]
+    await send({"type": "http.response.start", "status": refusal.status, "headers": pairs})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,88 @@
+"""The process around the application: its socket, its signals and its log."""
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import h11
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+
+def run_server(app: FastAPI, host: str, port: int, header_seconds: float, started: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM, then answer what was taken and return; a second SIGINT ends it at once.
+
+    Args:
+        app: of :func:`sppnet.serving.app.create_app`.
+        host: address to listen on.
+        port: 0 for any that is free.
+        header_seconds: in which a connection has to send the head of its first request.
+        started: is told the server's URL.
+
+    Raises:
+        OSError: the address is taken or not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        name = f"[{host}]" if ":" in host else host
+        config = uvicorn.Config(
+            app, http=_protocol(header_seconds), ws="none", log_config=None, access_log=False, timeout_keep_alive=20
+        )
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+        # uvicorn raises the signal again when all is done; then it is no reason to die of it.
+        before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            asyncio.run(
+                _serve(
+                    uvicorn.Server(config), listening, lambda: started(f"http://{name}:{listening.getsockname()[1]}")
+                )
+            )
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+async def _serve(server: uvicorn.Server, listening: socket.socket, started: Callable[[], None]) -> None:
+    serving = asyncio.create_task(server.serve([listening]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.01)
+    started()
+    await serving
+
+
+def _protocol(header_seconds: float) -> type[H11Protocol]:
+    class Protocol(H11Protocol):
+        """Closes connections that open and say nothing, or never come to the end of a request's head."""
+
+        _patience: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            self._stop_watching()
+
+        def _watch(self) -> None:
+            if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
+                self._stop_watching()
+            elif self._patience is None:
+                self._patience = self.loop.call_later(header_seconds, self.transport.close)
+
+        def _stop_watching(self) -> None:
+            if self._patience is not None:
+                self._patience.cancel()
+                self._patience = None
+
+    return Protocol
