@@ -144,7 +144,7 @@ def test_a_detector_answers_what_predict_answers(detect: TestClient, detector: D
     with Image.open(io.BytesIO(data)) as image:
         windows = propose(image.convert("RGB"), "grid", max_windows=20)
     assert (found["size"], found["windows"]) == ([120, 160], len(windows))
-    least = expected.scores.median().item()
+    least = (expected.scores.max() + expected.scores.min()).item() / 2
     fewer = post(detect, "/v1/predict", data, min_score=str(least)).json()["objects"]
     assert fewer == [one for one in found["objects"] if one["score"] >= least]
     assert 0 < len(fewer) < len(found["objects"])
@@ -408,7 +408,7 @@ def test_an_upright_phone_photograph_is_measured_upright(classify: TestClient) -
 
 @pytest.mark.parametrize("name", ["bytes", "pixels", "boxes", "queue"])
 def test_limits_are_at_least_one(name: str) -> None:
-    with pytest.raises(ValueError, match=f"max-{name}: expected at least 1; got 0"):
+    with pytest.raises(ValueError, match=f"{name}: expected at least 1; got 0"):
         replace(LIMITS, **{name: 0})
     with pytest.raises(ValueError, match="upload-seconds: expected more than 0"):
         replace(LIMITS, upload_seconds=0)

@@ -89,6 +89,10 @@ def serve(arguments: Namespace) -> int:
         arguments.queue,
         arguments.upload_seconds,
     )
+    if arguments.batch < 1:
+        raise ValueError(f"batch: expected at least 1; got {arguments.batch}")
+    if not arguments.batch_wait >= 0:
+        raise ValueError(f"batch-wait: expected at least 0 milliseconds; got {arguments.batch_wait:g}")
     token = _read_token(arguments.token_file)
     device = pick_device(arguments.device)
     workers = _workers(arguments.workers, device)
@@ -109,7 +113,7 @@ def serve(arguments: Namespace) -> int:
     if arguments.host not in _LOOPBACK and token is None:
         console.print(f"anyone who reaches {arguments.host} may ask; --token-file asks for a token", highlight=False)
     app = create_app(service, kind, token)
-    run_server(app, arguments.host, arguments.port, limits.upload_seconds, partial(_tell, arguments.run))
+    run_server(app, service, arguments.host, arguments.port, partial(_tell, arguments.run))
     return 0
 
 

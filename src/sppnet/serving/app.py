@@ -85,10 +85,17 @@ class Service:
         self._batcher: Batcher[Asked, Answer] | None = None
         self.metrics = Metrics(lambda: self._batcher.waiting if self._batcher else 0)
         self.stopping = False
+        self.error: Exception | None = None
+        self.on_error: Callable[[], None] = lambda: None
 
     def start(self) -> None:
-        """Make the task and begin to answer."""
-        task = self._make()
+        """Make the task and begin to answer; what goes wrong is kept in `error`, and `on_error` is called."""
+        try:
+            task = self._make()
+        except Exception as error:
+            self.error = error
+            self.on_error()
+            return
         options = self._batching
         self._batcher = Batcher(
             answer_asked,
@@ -165,19 +172,12 @@ def create_app(service: Service, kind: Kind, token: str | None) -> FastAPI:
 def _lifespan(service: Service) -> Callable[[FastAPI], Any]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        starting = asyncio.create_task(_start(service))
+        starting = asyncio.create_task(asyncio.to_thread(service.start))
         yield
         await starting
         await asyncio.to_thread(service.stop)
 
     return lifespan
-
-
-async def _start(service: Service) -> None:
-    try:
-        await asyncio.to_thread(service.start)
-    except Exception:
-        _log.exception("the model could not be made ready")
 
 
 def _add_state(app: FastAPI, service: Service) -> None:

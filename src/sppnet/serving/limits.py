@@ -22,6 +22,9 @@ CODES: dict[str, tuple[int, str]] = {
 }
 
 
+_OPTIONS = {"bytes": "max-bytes", "pixels": "max-pixels", "boxes": "max-boxes", "queue": "queue"}
+
+
 @dataclass(frozen=True)
 class Limits:
     """What the server takes.
@@ -41,9 +44,9 @@ class Limits:
     upload_seconds: float = 20.0
 
     def __post_init__(self) -> None:
-        for name in ("bytes", "pixels", "boxes", "queue"):
+        for name in _OPTIONS:
             if getattr(self, name) < 1:
-                raise ValueError(f"max-{name}: expected at least 1; got {getattr(self, name)}")
+                raise ValueError(f"{_OPTIONS[name]}: expected at least 1; got {getattr(self, name)}")
         if not self.upload_seconds > 0:
             raise ValueError(f"upload-seconds: expected more than 0; got {self.upload_seconds}")
 

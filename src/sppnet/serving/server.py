@@ -1,6 +1,7 @@
 """The process around the application: its socket, its signals and its log."""
 
 import asyncio
+import json
 import logging
 import signal
 import socket
@@ -12,19 +13,23 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from sppnet.serving.app import Service
+from sppnet.serving.limits import Refusal
 
-def run_server(app: FastAPI, host: str, port: int, header_seconds: float, started: Callable[[str], None]) -> None:
+
+def run_server(app: FastAPI, service: Service, host: str, port: int, started: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM, then answer what was taken and return; a second SIGINT ends it at once.
 
     Args:
         app: of :func:`sppnet.serving.app.create_app`.
+        service: that the application was made for.
         host: address to listen on.
         port: 0 for any that is free.
-        header_seconds: in which a connection has to send the head of its first request.
         started: is told the server's URL.
 
     Raises:
         OSError: the address is taken or not this machine's.
+        Exception: what kept the service from getting ready.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listening:
@@ -32,27 +37,44 @@ def run_server(app: FastAPI, host: str, port: int, header_seconds: float, starte
         listening.bind((host, port))
         name = f"[{host}]" if ":" in host else host
         config = uvicorn.Config(
-            app, http=_protocol(header_seconds), ws="none", log_config=None, access_log=False, timeout_keep_alive=20
+            app,
+            http=_protocol(service.limits.upload_seconds),
+            ws="none",
+            log_config=None,
+            access_log=False,
+            timeout_keep_alive=20,
         )
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         # uvicorn raises the signal again when all is done; then it is no reason to die of it.
         before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            asyncio.run(
-                _serve(
-                    uvicorn.Server(config), listening, lambda: started(f"http://{name}:{listening.getsockname()[1]}")
-                )
-            )
+            url = f"http://{name}:{listening.getsockname()[1]}"
+            asyncio.run(_serve(uvicorn.Server(config), service, listening, lambda: started(url)))
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+    if service.error is not None:
+        raise service.error
 
 
-async def _serve(server: uvicorn.Server, listening: socket.socket, started: Callable[[], None]) -> None:
+def _raw_answer(refusal: Refusal) -> bytes:
+    body = json.dumps(refusal.content).encode()
+    head = f"HTTP/1.1 {refusal.status} Request Timeout\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    return head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+_TOO_SLOW = _raw_answer(Refusal("slow_upload", "the request's head did not arrive in time"))
+
+
+async def _serve(
+    server: uvicorn.Server, service: Service, listening: socket.socket, started: Callable[[], None]
+) -> None:
+    service.on_error = lambda: setattr(server, "should_exit", True)
     serving = asyncio.create_task(server.serve([listening]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
-    started()
+    if server.started:
+        started()
     await serving
 
 
@@ -78,7 +100,12 @@ def _protocol(header_seconds: float) -> type[H11Protocol]:
             if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
                 self._stop_watching()
             elif self._patience is None:
-                self._patience = self.loop.call_later(header_seconds, self.transport.close)
+                self._patience = self.loop.call_later(header_seconds, self._give_up)
+
+        def _give_up(self) -> None:
+            if self.conn.trailing_data[0]:  # a head has begun; browsers also open connections that they never use
+                self.transport.write(_TOO_SLOW)
+            self.transport.close()
 
         def _stop_watching(self) -> None:
             if self._patience is not None:

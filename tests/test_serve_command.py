@@ -1,0 +1,194 @@
+"""`sppnet serve` as a process: what it refuses, what it says, and how it ends."""
+
+import http.client
+import io
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sppnet.backbones import create_backbone
+from sppnet.classify import Classifier, ClassifierConfig
+from sppnet.cli import run
+from sppnet.runs import save_run
+
+PYTHON = [sys.executable, "-c", "from sppnet.cli import main; main()"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    save_run(Classifier(ClassifierConfig(("cat", "dog"), backbone="zf5"), create_backbone("zf5")), folder)
+    return folder
+
+
+def start(*options: str) -> tuple["subprocess.Popen[str]", int]:
+    """The process and its port; it may not be ready yet."""
+    process = subprocess.Popen([*PYTHON, "serve", *options, "--port", "0"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert "http://127.0.0.1:" in line, line
+    return process, int(line.rsplit(":", 1)[1])
+
+
+def ask(port: int, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, Any]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request(method, path, body, headers)
+    response = connection.getresponse()
+    content = response.read()
+    connection.close()
+    return response.status, json.loads(content) if content[:1] in (b"{", b"[") else content
+
+
+def send_photograph(port: int, side: int) -> tuple[int, Any]:
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    head = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
+    body = head + file.getvalue() + b"\r\n--b--\r\n"
+    return ask(port, "POST", "/v1/predict", body, **{"Content-Type": "multipart/form-data; boundary=b"})
+
+
+def read_all(port: int, begin: bytes) -> bytes:
+    """What the server says to a client that begins so and then waits, until it closes the connection."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection, connection.makefile("rb") as file:
+        connection.sendall(begin)
+        return file.read()
+
+
+def wait_ready(port: int) -> None:
+    end = time.monotonic() + 60
+    while ask(port, "GET", "/ready")[0] != 200:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def server(model: Path) -> Iterator[tuple["subprocess.Popen[str]", int]]:
+    process, port = start(str(model), "--workers", "1")
+    wait_ready(port)
+    yield process, port
+    process.kill()
+    process.wait()
+    assert process.stdout is not None
+    process.stdout.close()
+
+
+def test_it_listens_on_this_machine_only_and_answers(server: tuple["subprocess.Popen[str]", int]) -> None:
+    _, port = server
+    status, answer = send_photograph(port, 100)
+    assert (status, answer["size"]) == (200, [100, 100])
+    others = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), port, type=socket.SOCK_STREAM)}
+    for address in others - {"127.0.0.1", "::1", "127.0.1.1"}:
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection((str(address), port), timeout=2)
+
+
+def test_it_finishes_what_it_has_taken_when_told_to_stop(server: tuple["subprocess.Popen[str]", int]) -> None:
+    process, port = server
+    answers: list[tuple[int, Any]] = []
+    clients = [threading.Thread(target=lambda: answers.append(send_photograph(port, 900))) for _ in range(5)]
+    for client in clients:
+        client.start()
+    while b"sppnet_requests_taken 5.0" not in ask(port, "GET", "/metrics")[1]:
+        pass
+    process.send_signal(signal.SIGTERM)
+    for client in clients:
+        client.join()
+    assert process.wait(30) == 0
+    assert [status for status, _ in answers] == [200] * 5
+    with pytest.raises(ConnectionRefusedError):
+        ask(port, "GET", "/health")
+
+
+def test_ctrl_c_ends_it_in_the_same_way(server: tuple["subprocess.Popen[str]", int]) -> None:
+    process, _ = server
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 0
+
+
+def test_a_connection_that_says_nothing_is_closed(model: Path) -> None:
+    process, port = start(str(model), "--upload-seconds", "1")
+    try:
+        assert read_all(port, b"") == b""
+        assert read_all(port, b"POST /v1/predict HTTP/1.1\r\nHost: a\r\n").startswith(b"HTTP/1.1 408")
+        wait_ready(port)
+        answer = read_all(port, b"POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nslow")
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b"did not arrive within 1 seconds; got 4 bytes" in answer
+        assert send_photograph(port, 64)[0] == 200
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def test_an_address_that_is_taken_is_named(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        assert run(["serve", str(model), "--port", str(other.getsockname()[1])]) == 1
+    assert "Address already in use" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--levels", "2,1"], "levels: an option of --regions; a run has its own"),
+        (["--regions", "--weights", "none"], "is a run, which has its own; leave --weights out"),
+        (["--regions", "--engine", "onnx"], "engine: onnx is for classifiers on the CPU; take eager or compiled"),
+        (["--proposals", "grid"], "proposals: an option for detectors"),
+        (["--workers", "0"], "workers: expected at least 1; got 0"),
+        (["--batch", "0"], "batch: expected at least 1; got 0"),
+        (["--batch-wait", "-1"], "batch-wait: expected at least 0 milliseconds; got -1"),
+        (["--queue", "0"], "queue: expected at least 1; got 0"),
+        (["--max-bytes", "none"], "expected a size such as 3GB"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    model: Path, options: list[str], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["serve", str(model), *options]) == 2
+    assert message in " ".join(capfd.readouterr().err.split())
+
+
+@pytest.mark.parametrize("token", ["", "short", "with some spaces in it", "with-an-ümlaut-in-it"])
+def test_a_token_is_long_and_plain(model: Path, tmp_path: Path, token: str, capfd: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "token"
+    file.write_text(token + "\n", encoding="utf-8")
+    assert run(["serve", str(model), "--token-file", str(file)]) == 2
+    assert "16 or more printable ASCII characters without spaces" in " ".join(capfd.readouterr().err.split())
+
+
+def test_a_model_that_cannot_be_made_ready_ends_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    config = ClassifierConfig(("cat", "dog"), backbone="zf5", rule="caffe")
+    save_run(Classifier(config, create_backbone("zf5")), tmp_path)
+    assert run(["serve", str(tmp_path), "--engine", "onnx", "--port", "0"]) == 2
+    assert "rule" in capfd.readouterr().err
+
+
+def test_a_backbone_s_regions_are_served() -> None:
+    process, port = start("zf5", "--regions", "--levels", "2,1", "--scale", "120")
+    try:
+        wait_ready(port)
+        _, about = ask(port, "GET", "/v1/model")
+        assert (about["task"], about["backbone"], about["levels"]) == ("regions", "zf5", [[2, 2], [1, 1]])
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+        assert process.stdout is not None
+        process.stdout.close()
