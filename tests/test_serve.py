@@ -388,6 +388,20 @@ def test_onnx_answers_are_those_of_torch(classifier: Classifier) -> None:
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler about the machine
+def test_compiled_answers_are_those_of_eager(classifier: Classifier) -> None:
+    torch.manual_seed(0)
+    other = Classifier(classifier.config, create_backbone("zf5")).eval()
+    other.load_state_dict(classifier.state_dict())
+    other.backbone.compile_network()
+    for size in ((97, 131), (64, 40), (200, 133)):
+        image = Image.open(io.BytesIO(photograph(*size)))
+        for count in (1, 2):
+            for one in torch_probabilities(other)([image] * count):
+                torch.testing.assert_close(one, torch_probabilities(classifier)([image])[0], rtol=1e-4, atol=1e-6)
+
+
 def test_every_task_warms_up(
     classifier: Classifier, detector: Detector, segmenter: Segmenter, backbone: Backbone
 ) -> None:

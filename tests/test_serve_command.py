@@ -173,6 +173,11 @@ def test_a_token_is_long_and_plain(model: Path, tmp_path: Path, token: str, capf
     assert "16 or more printable ASCII characters without spaces" in " ".join(capfd.readouterr().err.split())
 
 
+def test_networks_that_torch_does_not_compile_for_all_sizes_are_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["serve", "imagenet", "--engine", "compiled"]) == 2
+    assert "tf_efficientnet_lite0 pads by TensorFlow's SAME rule" in " ".join(capfd.readouterr().err.split())
+
+
 def test_a_model_that_cannot_be_made_ready_ends_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     config = ClassifierConfig(("cat", "dog"), backbone="zf5", rule="caffe")

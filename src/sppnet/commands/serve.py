@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from sppnet.backbones import create_backbone
+from sppnet.backbones import Backbone, create_backbone
 from sppnet.classify import Classifier
 from sppnet.commands.common import parse_level_text
 from sppnet.commands.detect import PROPOSALS, SHOWN, override_proposals
@@ -109,7 +109,7 @@ def serve(arguments: Namespace) -> int:
     batching = Batching(
         workers, threads, arguments.batch_wait / 1000, arguments.batch, _LIKE_SIZE_WASTE if padded else 0.0
     )
-    service = Service(str(arguments.run), make, arguments.engine, limits, batching)
+    service = Service(Path(arguments.run).name or str(arguments.run), make, arguments.engine, limits, batching)
     if arguments.host not in _LOOPBACK and token is None:
         console.print(f"anyone who reaches {arguments.host} may ask; --token-file asks for a token", highlight=False)
     app = create_app(service, kind, token)
@@ -154,8 +154,11 @@ def _load(arguments: Namespace) -> Model | RegionEncoder:
     model = load(run)
     if isinstance(model, Detector) and isinstance(model.encoder, RegionEncoder) and not levels and not scales:
         return model.encoder
-    backbone = model.encoder.backbone if isinstance(model, Detector) else model.backbone
-    return RegionEncoder(backbone, levels or _LEVELS, scales or _SCALES)
+    return RegionEncoder(_backbone_of(model), levels or _LEVELS, scales or _SCALES)
+
+
+def _backbone_of(model: Model | RegionEncoder) -> Backbone:
+    return model.encoder.backbone if isinstance(model, Detector) else model.backbone
 
 
 def _prepare(
@@ -166,6 +169,12 @@ def _prepare(
         raise ValueError("engine: onnx is for classifiers on the CPU; take eager or compiled")
     if arguments.proposals and not isinstance(model, Detector):
         raise ValueError(f"proposals: an option for detectors; {arguments.run} holds none")
+    backbone = _backbone_of(model)
+    if arguments.engine == "compiled" and backbone.geometry.same:
+        raise ValueError(
+            f"engine: {backbone.name} pads by TensorFlow's SAME rule, which torch.compile does not finish with in ten"
+            " minutes where sizes are free; take eager, or onnx for a classifier"
+        )
     memory = parse_memory(arguments.memory)
     if isinstance(model, Detector):
         override_proposals(model, arguments)
@@ -176,7 +185,7 @@ def _prepare(
 
     def make() -> Task:
         if arguments.engine == "compiled":
-            (model.encoder if isinstance(model, Detector) else model).backbone.compile_network()
+            backbone.compile_network()
         task: Task
         if isinstance(model, Classifier):
             onnx = arguments.engine == "onnx"

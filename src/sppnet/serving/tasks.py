@@ -311,13 +311,13 @@ def parse_boxes(text: str, size: tuple[int, int], limits: Limits) -> Tensor:
 def warm_up(task: Task) -> None:
     """Have the task answer for a few made-up photographs, so that no one waits for what is done once.
 
-    Two sizes, and batches of one and of two: what torch.compile makes graphs for.
+    Even and odd sizes, and batches of one and of two: what torch.compile makes graphs for.
     """
-    for width in (224, 288):
+    for size in ((224, 256), (288, 256), (131, 97)):
         file = io.BytesIO()
-        Image.effect_noise((width, 256), 60).save(file, "PNG")
+        Image.effect_noise(size, 60).save(file, "PNG")
         data = file.getvalue()
-        asked = task.features(data, "[[0, 0, 200, 200]]") if isinstance(task, RegionTask) else task.predict(data)
+        asked = task.features(data, "[[0, 0, 90, 90]]") if isinstance(task, RegionTask) else task.predict(data)
         answer_asked([asked])
         if asked.key is not None:
             answer_asked([asked, asked])
