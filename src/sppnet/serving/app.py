@@ -22,10 +22,10 @@ from sppnet.serving.gate import Gate
 from sppnet.serving.limits import Limits, Refusal
 from sppnet.serving.metrics import Metrics
 from sppnet.serving.tasks import (
-    Answer,
     Asked,
     ClassifyTask,
     DetectTask,
+    Encoded,
     Kind,
     RegionTask,
     SegmentTask,
@@ -82,7 +82,7 @@ class Service:
         self.name, self.engine, self.limits = name, engine, limits
         self._make, self._batching = make, batching
         self._task: Task | None = None
-        self._batcher: Batcher[Asked, Answer] | None = None
+        self._batcher: Batcher[Asked, Encoded] | None = None
         self.metrics = Metrics(lambda: self._batcher.waiting if self._batcher else 0)
         self.stopping = False
         self.error: Exception | None = None
@@ -131,7 +131,7 @@ class Service:
         about = {"name": self.name, "version": __version__, "engine": self.engine, "limits": limits}
         return about | {"task": self.task.name} | self.task.describe()
 
-    def submit(self, asked: Asked) -> Future[Answer]:
+    def submit(self, asked: Asked) -> Future[Encoded]:
         """Put a request into the queue.
 
         Raises:
@@ -317,12 +317,10 @@ async def _answer(request: Request, service: Service, image: UploadFile, ask: Ca
         raise Refusal("not_an_image", error.reason) from error
     finally:
         gone.cancel()
-    if isinstance(answer, bytes):
-        return Response(answer, media_type="application/octet-stream")
-    return JSONResponse(answer)
+    return Response(answer.body, media_type=answer.media_type)
 
 
-async def _until_gone(request: Request, future: Future[Answer]) -> None:
+async def _until_gone(request: Request, future: Future[Encoded]) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
     future.cancel()

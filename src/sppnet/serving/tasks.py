@@ -50,9 +50,27 @@ class Asked:
     answer: Callable[[Sequence["Asked"]], Sequence[Answer]]
 
 
-def answer_asked(batch: Sequence[Asked]) -> Sequence[Answer]:
-    """The answers of requests that share a batch."""
-    return batch[0].answer(batch)
+@dataclass(frozen=True)
+class Encoded:
+    """An answer as it is sent.
+
+    Attributes:
+        body: its bytes.
+        media_type: what they are.
+    """
+
+    body: bytes
+    media_type: str
+
+
+def answer_asked(batch: Sequence[Asked]) -> list[Encoded]:
+    """The answers of requests that share a batch, encoded here, where it keeps no other request waiting."""
+    return [
+        Encoded(answer, "application/octet-stream")
+        if isinstance(answer, bytes)
+        else Encoded(json.dumps(answer, ensure_ascii=False, allow_nan=False).encode(), "application/json")
+        for answer in batch[0].answer(batch)
+    ]
 
 
 def header_size(data: bytes, limits: Limits) -> tuple[int, int]:
