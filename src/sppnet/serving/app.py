@@ -17,20 +17,18 @@ from starlette.exceptions import HTTPException
 from sppnet import __version__
 from sppnet.data.images import ImageError
 from sppnet.serving import schema
+from sppnet.serving.asked import Asked, Encoded
 from sppnet.serving.batcher import Batcher
 from sppnet.serving.gate import Gate
 from sppnet.serving.limits import Limits, Refusal
 from sppnet.serving.metrics import Metrics
 from sppnet.serving.tasks import (
-    Asked,
     ClassifyTask,
     DetectTask,
-    Encoded,
     Kind,
     RegionTask,
     SegmentTask,
     Task,
-    answer_asked,
 )
 
 _PAGE = Path(__file__).parent / "page"

@@ -2,9 +2,7 @@
 
 import base64
 import io
-import json
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -14,82 +12,23 @@ from torch import Tensor
 
 from sppnet.bins import parse_levels
 from sppnet.classify import Classifier
-from sppnet.data.images import MAX_SIDE, ImageError, image_size, load_image
+from sppnet.data.images import load_image
 from sppnet.data.resize import Resize
 from sppnet.detect import Detector
-from sppnet.encoder import RegionEncoder, check_boxes
+from sppnet.encoder import RegionEncoder
 from sppnet.predict import answer_of, read_image, size_policy
 from sppnet.proposals import propose
 from sppnet.segment import Segmenter
 from sppnet.segment_pictures import labels_picture, palette
 from sppnet.segment_views import View, label_image
+from sppnet.serving.asked import Answer, Asked, answer_asked, header_size, parse_boxes
 from sppnet.serving.engines import Probabilities
 from sppnet.serving.explain import explain_box, explain_image, explain_taps
 from sppnet.serving.limits import Limits, Refusal
 
-Answer = dict[str, Any] | bytes
 Kind = Literal["classify", "detect", "segment", "regions"]
 
 _JSON_NUMBERS = 2_000_000  # of vectors in one answer
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A request whose form has been checked.
-
-    Attributes:
-        data: bytes of the photograph's file.
-        size: (height, width) that the network will see.
-        key: requests of equal keys may share a batch; None for none.
-        answer: gives the answers of requests with this key, in order.
-    """
-
-    data: bytes
-    size: tuple[int, int]
-    key: Hashable
-    answer: Callable[[Sequence["Asked"]], Sequence[Answer]]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """An answer as it is sent.
-
-    Attributes:
-        body: its bytes.
-        media_type: what they are.
-    """
-
-    body: bytes
-    media_type: str
-
-
-def answer_asked(batch: Sequence[Asked]) -> list[Encoded]:
-    """The answers of requests that share a batch, encoded here, where it keeps no other request waiting."""
-    return [
-        Encoded(answer, "application/octet-stream")
-        if isinstance(answer, bytes)
-        else Encoded(json.dumps(answer, ensure_ascii=False, allow_nan=False).encode(), "application/json")
-        for answer in batch[0].answer(batch)
-    ]
-
-
-def header_size(data: bytes, limits: Limits) -> tuple[int, int]:
-    """(height, width) of a photograph, by its header.
-
-    Raises:
-        Refusal: not an image, or one with too many pixels.
-    """
-    try:
-        height, width = image_size(data)
-    except ImageError as error:
-        raise Refusal("not_an_image", error.reason) from error
-    if height * width > limits.pixels or max(height, width) > MAX_SIDE:
-        raise Refusal(
-            "too_many_pixels",
-            f"expected at most {limits.pixels} pixels and sides of at most {MAX_SIDE}; got {height} x {width}"
-            f" (height x width), {height * width} pixels",
-        )
-    return height, width
 
 
 class ClassifyTask:
@@ -302,28 +241,6 @@ class RegionTask:
 
 
 Task = ClassifyTask | DetectTask | SegmentTask | RegionTask
-
-
-def parse_boxes(text: str, size: tuple[int, int], limits: Limits) -> Tensor:
-    """Boxes (K, 4) of JSON text, xyxy edges in pixels of a photograph of (height, width).
-
-    Raises:
-        Refusal: other text, too many boxes, or a box that is not finite, has no area or lies outside.
-    """
-    try:
-        rows = json.loads(text)
-        boxes = torch.tensor(rows, dtype=torch.float32) if rows != [] else torch.zeros(0, 4)
-    except (ValueError, TypeError, RuntimeError, RecursionError, OverflowError):
-        boxes = torch.zeros(0)
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise Refusal("bad_boxes", f"boxes: expected JSON such as [[x1, y1, x2, y2], ...]; got {text[:80]!r}")
-    if len(boxes) > limits.boxes:
-        raise Refusal("too_many_boxes", f"boxes: expected at most {limits.boxes}; got {len(boxes)}")
-    try:
-        check_boxes(boxes, size, "boxes")
-    except ValueError as error:
-        raise Refusal("bad_boxes", str(error)) from error
-    return boxes
 
 
 def warm_up(task: Task) -> None:
