@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from sppnet import __version__
 from sppnet.data.images import ImageError
 from sppnet.serving import schema
-from sppnet.serving.asked import Asked, Encoded
+from sppnet.serving.asked import Asked, Encoded, answer_asked
 from sppnet.serving.batcher import Batcher
 from sppnet.serving.gate import Gate
 from sppnet.serving.limits import Limits, Refusal
@@ -89,22 +89,20 @@ class Service:
     def start(self) -> None:
         """Make the task and begin to answer; what goes wrong is kept in `error`, and `on_error` is called."""
         try:
-            task = self._make()
+            task, options = self._make(), self._batching
+            self._batcher = Batcher(
+                answer_asked,
+                workers=options.workers,
+                threads=options.threads,
+                wait=options.wait,
+                most=options.most,
+                waste=options.waste,
+                observe=self.metrics.batches.observe,
+            )
+            self._task = task
         except Exception as error:
             self.error = error
             self.on_error()
-            return
-        options = self._batching
-        self._batcher = Batcher(
-            answer_asked,
-            workers=options.workers,
-            threads=options.threads,
-            wait=options.wait,
-            most=options.most,
-            waste=options.waste,
-            observe=self.metrics.batches.observe,
-        )
-        self._task = task
 
     def stop(self) -> None:
         """Answer what was taken, and nothing more."""
