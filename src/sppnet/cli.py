@@ -74,7 +74,9 @@ def _parsers() -> tuple[ArgumentParser, dict[str, Callable[[Namespace], int]]]:
     commands.add_subcommand("compare-sizes", sizes_parser(), help="training sizes beside each other on your images")
     commands.add_subcommand("export", export_parser(), help="write an ONNX file that takes every image size")
     commands.add_subcommand("verify", verify_parser(), help="compare an ONNX file with its run")
-    commands.add_subcommand("doctor", doctor_parser(), help="test whether a network takes images of mixed sizes")
+    commands.add_subcommand(
+        "doctor", doctor_parser(), help="test the installation, or a network for images of mixed sizes"
+    )
     commands.add_subcommand("features", features_parser(), help="write vectors of boxes of many images")
     commands.add_subcommand("serve", serve_parser(), help="answer for photographs over HTTP, and on a page")
     commands.add_subcommand("demo", _demo_parser(), help="classify photographs and write a report with pictures")

