@@ -1,0 +1,33 @@
+# Serves a model over HTTP, by default the embedded ImageNet classifier:
+#   docker build -t sppnet .
+#   docker run --rm -p 8000:8000 sppnet
+#   docker run --rm -p 8000:8000 -v "$PWD/runs:/runs" sppnet serve cats --host 0.0.0.0
+# For a GPU: --build-arg TORCH_INDEX=https://pypi.org/simple, and `docker run --gpus all`.
+
+FROM python:3.12-slim AS build
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# Extras of pyproject.toml, with commas between them; detectors with selective search want `detect` too.
+ARG EXTRAS=serve
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /source
+COPY pyproject.toml README.md LICENSE ./
+# The large and rarely changing part first: a layer of its own.
+RUN python -m venv /opt/sppnet \
+    && /opt/sppnet/bin/pip install --index-url "$TORCH_INDEX" torch torchvision
+COPY src src
+RUN /opt/sppnet/bin/pip install ".[$EXTRAS]"
+
+FROM python:3.12-slim
+RUN useradd --create-home --uid 10001 sppnet \
+    && install --directory --owner sppnet /runs
+COPY --from=build /opt/sppnet /opt/sppnet
+# Kernels are compiled for the processor at hand when they are first used, and kept here.
+ENV PATH=/opt/sppnet/bin:$PATH NUMBA_CACHE_DIR=/home/sppnet/.cache/numba PYTHONUNBUFFERED=1
+USER 10001
+WORKDIR /runs
+VOLUME /runs
+EXPOSE 8000
+HEALTHCHECK --interval=30s --timeout=5s --start-period=120s \
+    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+ENTRYPOINT ["sppnet"]
+CMD ["serve", "imagenet", "--host", "0.0.0.0"]

@@ -1,0 +1,260 @@
+"""What is shipped, and what a base installation can do: wheel, sdist, metadata, extras, imports."""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from detection_data import write_voc
+from images import write_classes
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import sppnet
+from sppnet import environment
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "sppnet"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+NOT_FOR_USERS = {"all", "dev", "docs"}
+SHIPPED = {".py", ".typed", ".html", ".css", ".js", ".svg"}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist, the wheel that comes of it, and in `direct` the wheel of the checkout."""
+    pytest.importorskip("hatchling")
+    out = tmp_path_factory.mktemp("dist")
+    build = [sys.executable, "-m", "build", "--no-isolation", str(ROOT)]
+    subprocess.run([*build, "--outdir", str(out)], check=True, capture_output=True)
+    subprocess.run([*build, "--wheel", "--outdir", str(out / "direct")], check=True, capture_output=True)
+    return out
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    (found,) = built.glob("*.whl")
+    return found
+
+
+def contents(wheel: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as file:
+        return {name: file.read(name) for name in file.namelist()}
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> importlib.metadata.Distribution:
+    out = tmp_path_factory.mktemp("unpacked")
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(out)
+    (found,) = importlib.metadata.distributions(path=[str(out)])
+    return found
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    assert wheel.name == f"sppnet-{sppnet.__version__}-py3-none-any.whl"
+    files = {path.relative_to(SOURCE.parent) for path in SOURCE.rglob("*") if path.is_file()}
+    files = {path for path in files if "__pycache__" not in path.parts}
+    assert {path.suffix for path in files} <= SHIPPED
+    info = f"sppnet-{sppnet.__version__}.dist-info"
+    about = {f"{info}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")}
+    assert set(contents(wheel)) == {path.as_posix() for path in files} | about
+    for name in ("py.typed", "serving/page/index.html"):
+        assert f"sppnet/{name}" in contents(wheel)
+
+
+def test_the_sdist_gives_the_wheel_of_the_checkout(built: Path, wheel: Path) -> None:
+    assert contents(wheel) == contents(built / "direct" / wheel.name)
+    with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:
+        names = {name.partition("/")[2] for name in sdist.getnames()}
+    assert {"README.md", "LICENSE", "CHANGELOG.md", "pyproject.toml", "tests/conftest.py"} <= names
+    assert not [name for name in names if "__pycache__" in name or name.endswith((".nbi", ".nbc", ".png", ".pth"))]
+
+
+def test_the_metadata_is_what_an_index_takes(built: Path, metadata: importlib.metadata.Distribution) -> None:
+    twine = [sys.executable, "-m", "twine", "check", "--strict", *map(str, built.glob("sppnet-*"))]
+    assert subprocess.run(twine, capture_output=True, check=False).returncode == 0
+    about = metadata.metadata
+    assert (about["Name"], about["Version"]) == ("sppnet", sppnet.__version__)
+    assert about["License-Expression"] == "Apache-2.0"
+    assert about["Requires-Python"] == ">=3.11"
+    assert set(about.get_all("Provides-Extra") or ()) == set(EXTRAS)
+    (command,) = metadata.entry_points
+    assert (command.group, command.name, command.value) == ("console_scripts", "sppnet", "sppnet.cli:main")
+
+
+def names_of(lines: list[str]) -> set[str]:
+    return {canonicalize_name(Requirement(line).name) for line in lines}
+
+
+def test_all_has_every_extra() -> None:
+    (line,) = EXTRAS["all"]
+    assert Requirement(line).extras == set(EXTRAS) - NOT_FOR_USERS
+    assert "sppnet[all]" in EXTRAS["dev"]
+
+
+def test_the_doctor_tells_of_each_package_of_each_extra(metadata: importlib.metadata.Distribution) -> None:
+    found = {
+        extra: {canonicalize_name(one.name) for one in own} for extra, own in environment.packages(metadata).items()
+    }
+    expected = {extra: names_of(lines) for extra, lines in EXTRAS.items() if extra not in NOT_FOR_USERS}
+    assert found == {"": names_of(PROJECT["dependencies"]), **expected}
+
+
+# Imports as they are without any extra. The last three are what the packages of extras bring along.
+WITHOUT_EXTRAS = """
+import importlib.util, json, os, sys
+
+ABSENT = {
+    "sklearn", "skimage", "cv2", "faster_coco_eval", "matplotlib", "pyarrow", "tensorboard", "onnx", "onnxruntime",
+    "onnxscript", "fastapi", "multipart", "python_multipart", "prometheus_client", "uvicorn", "ray",
+    "onnx_ir", "starlette", "pydantic",
+}
+
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+    def find_spec(self, name, *rest):
+        return None if name.partition(".")[0] in ABSENT else self.finder.find_spec(name, *rest)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+sys.meta_path = [Without(finder) for finder in sys.meta_path]
+from sppnet import selftest
+from sppnet.cli import run
+selftest.SIZES = ((1, 1), (7, 5))
+for words in json.loads(sys.argv[1]):
+    try:
+        code = run(words)
+    except SystemExit as end:
+        code = end.code
+    for stream in (sys.stdout, sys.stderr):
+        print("\\nEND", code, file=stream, flush=True)
+"""
+
+
+def without_extras(*commands: list[str]) -> list[tuple[int, str, str]]:
+    """Exit code, standard output and error of each command."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_EXTRAS, json.dumps(commands)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "CXX": "/no/such/compiler", "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+    )
+    outs, errors = done.stdout.split("\nEND "), done.stderr.split("\nEND ")
+    assert len(outs) == len(errors) == len(commands) + 1, done.stderr
+    codes = [int(part.partition("\n")[0]) for part in outs[1:]]
+    texts = [[parts[0], *(part.partition("\n")[2] for part in parts[1:])] for parts in (outs, errors)]
+    return list(zip(codes, *texts, strict=False))
+
+
+def test_without_extras_the_base_commands_work(tmp_path: Path) -> None:
+    image = next(write_classes(tmp_path, 1).rglob("*.png"))
+    helped, told, predicted = without_extras(["--help"], ["doctor"], ["predict", "imagenet", str(image), "--json"])
+    assert helped[0] == told[0] == predicted[0] == 0
+    assert "serve" in helped[1]
+    assert "not installed: onnx, onnxscript, onnxruntime" in told[1]
+    assert "all is well" in told[1]
+    assert json.loads(predicted[1])["label"]
+
+
+def test_what_needs_an_extra_says_how_to_install_it(tmp_path: Path) -> None:
+    classes, objects = write_classes(tmp_path / "classes", 2), write_voc(tmp_path / "voc", 2, 1)
+    image = str(next(classes.rglob("*.png")))
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_text(f"path,x1,y1,x2,y2\n{image},1,1,20,20\n")
+    (tmp_path / "model.onnx").write_bytes(b"")
+    out = ["--out", str(tmp_path / "out")]
+    features = ["features", image, "--boxes", str(boxes), "--backbone", "test_resnet", "--weights", "none", *out]
+    detect = [
+        "train",
+        "detect",
+        str(objects),
+        "--backbone",
+        "test_resnet",
+        "--weights",
+        "none",
+        "--finetune",
+        "false",
+        *out,
+    ]
+    needs = [
+        ("serve", ["serve", "imagenet"]),
+        ("export", ["export", "imagenet", "--out", str(tmp_path / "new.onnx")]),
+        ("export", ["verify", str(tmp_path / "model.onnx"), "imagenet"]),
+        ("ray", ["predict", "imagenet", image, "--engine", "ray", *out]),
+        ("features", [*features, "--format", "parquet"]),
+        ("log", ["train", "classify", str(classes), "--tensorboard", "--epochs", "1", *out]),
+        ("svm", ["train", "classify", str(classes), "--freeze-backbone", *out]),
+        ("detect", detect),
+        ("demo", ["demo", *out]),
+    ]
+    for (extra, words), (code, _, said) in zip(needs, without_extras(*(words for _, words in needs)), strict=True):
+        assert code in (1, 2), words
+        assert f'pip install "sppnet[{extra}]"' in " ".join(said.split()), words
+        assert "Traceback" not in said
+
+
+def closure(lines: list[str]) -> set[str]:
+    """Names of the installed distributions that these requirements ask for, and of those that they ask for."""
+    waiting, done = [(Requirement(line), frozenset({""})) for line in lines], set()
+    while waiting:
+        requirement, asked = waiting.pop()
+        name, extras = canonicalize_name(requirement.name), frozenset({"", *requirement.extras})
+        if requirement.marker and not any(requirement.marker.evaluate({"extra": extra}) for extra in asked):
+            continue
+        if (name, extras) not in done:
+            done.add((name, extras))
+            waiting += [(Requirement(line), extras) for line in importlib.metadata.requires(name) or ()]
+    return {name for name, _ in done}
+
+
+def installation(wheel: Path, folder: Path, extras: tuple[str, ...]) -> Path:
+    """An environment with the wheel and what its metadata ask for, linked from this one; its `bin` folder."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    lines = [*PROJECT["dependencies"], *(line for extra in extras for line in EXTRAS[extra])]
+    for name in closure(lines):
+        found = importlib.metadata.distribution(name)
+        for top in {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
+            if not (packages / top).exists():
+                (packages / top).symlink_to(str(found.locate_file(top)))
+    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python")]
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", "-q", str(wheel)], check=True, capture_output=True)
+    return folder / "bin"
+
+
+def ask(program: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    around = {**os.environ, "OMP_NUM_THREADS": "1", "CXX": "/no/such/compiler", "PYTHONPATH": ""}
+    return subprocess.run([str(program), *words], capture_output=True, text=True, check=False, env=around)
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_works(wheel: Path, tmp_path: Path) -> None:
+    image = next(write_classes(tmp_path / "images", 1).rglob("*.png"))
+    program = installation(wheel, tmp_path / "base", ()) / "sppnet"
+    assert ask(program, "--version").stdout == f"sppnet {sppnet.__version__}\n"
+    told = ask(program, "doctor", "--json")
+    found = json.loads(told.stdout)
+    assert (told.returncode, found["ok"]) == (0, True)
+    assert all(one["usable"] for one in found["packages"]["base"])
+    assert not any(one["usable"] for one in found["packages"]["serve"])
+    predicted = ask(program, "predict", "imagenet", str(image), "--json")
+    assert (predicted.returncode, predicted.stderr.count("Error")) == (0, 0), predicted.stderr
+    assert json.loads(predicted.stdout)["label"]
+
+
+@pytest.mark.slow
+def test_the_extra_serve_is_all_that_the_server_needs(wheel: Path, tmp_path: Path) -> None:
+    python = installation(wheel, tmp_path / "serve", ("serve",)) / "python"
+    page = "import sppnet.serving.app as a, sppnet.serving.server; print(sorted(p.name for p in a._PAGE.iterdir()))"
+    done = ask(python, "-c", page)
+    assert "index.html" in done.stdout, done.stderr
