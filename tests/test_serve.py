@@ -281,7 +281,7 @@ def test_wrong_options_are_named(classify: TestClient, detect: TestClient, regio
     message = refused(post(classify, "/v1/predict", resize="squash"), 400, "bad_option")
     assert "must be one of native, shorter-side" in message
     message = refused(post(classify, "/v1/explain", label="doggo"), 400, "bad_option")
-    assert "label: the model has no class 'doggo'" in message
+    assert "label: expected one of the model's 3 classes; got 'doggo'; did you mean 'dog'?" in message
     assert "min_score" in refused(post(detect, "/v1/predict", min_score="much"), 400, "bad_request")
     assert "min_score" in refused(post(detect, "/v1/predict", min_score="nan"), 400, "bad_request")
     assert "output" in refused(post(regions, "/v1/features", boxes="[]", output="csv"), 400, "bad_request")

@@ -111,7 +111,7 @@ class Resize:
         if image.mode != "RGB":  # Pillow would take the nearest pixel in a palette image
             raise ValueError(f"image must be of mode RGB, as load_image gives it, got mode {image.mode}")
         height, width = self.target_size(image.height, image.width)
-        box = self._crop_box(image.height, image.width) if self.policy == "center-crop" else None
+        box = self.crop_box(image.height, image.width) if self.policy == "center-crop" else None
         return image.resize((width, height), _FILTERS[interpolation], box)
 
     @property
@@ -124,8 +124,8 @@ class Resize:
         """Returns the (height, width) of which ``center-crop`` takes the centre."""
         return _shorter_side(height, width, _divide(8 * self._side, 7))
 
-    def _crop_box(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """Returns the crop in pixels of the unresized image, as (left, top, right, bottom).
+    def crop_box(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """Returns what ``center-crop`` cuts out of an image of this size: (left, top, right, bottom) in its pixels.
 
         Resizing just this box equals resizing all and cropping then, but for the rounding between Pillow's
         two passes, and does without the resized whole, which would be huge for a long thin image.

@@ -311,6 +311,10 @@ async def _answer(request: Request, service: Service, image: UploadFile, ask: Ca
         answer = await asyncio.wrap_future(future)
     except ImageError as error:
         raise Refusal("not_an_image", error.reason) from error
+    except asyncio.CancelledError:
+        if not gone.done():  # the server itself is being ended
+            raise
+        return Response(status_code=499)  # nobody reads it
     finally:
         gone.cancel()
     return Response(answer.body, media_type=answer.media_type)

@@ -69,7 +69,7 @@ def explain_image(model: Classifier, image: Image.Image, resize: Resize, label: 
         ValueError: no such class, or an image that is too small for the network.
     """
     config = model.config
-    index = None if label is None else _class_index(config.classes, label)
+    index = None if label is None else class_index(config.classes, label)
     resized = resize(image, model.backbone.interpolation)
     training = model.training
     model.eval()
@@ -238,7 +238,7 @@ def _borders(geometry: Geometry, network_size: tuple[int, int], seen: Edges) -> 
 def _seen(resize: Resize, image: Image.Image) -> Edges:
     """The part of the photograph that a size policy shows the network, xyxy in its pixels."""
     if resize.policy == "center-crop":
-        return resize._crop_box(image.height, image.width)
+        return resize.crop_box(image.height, image.width)
     return 0.0, 0.0, float(image.width), float(image.height)
 
 
@@ -248,7 +248,12 @@ def _axis_live(rate: int, cells: int) -> tuple[float, float, float]:
     return share, 1.0, share
 
 
-def _class_index(classes: Sequence[str], label: str) -> int:
+def class_index(classes: Sequence[str], label: str) -> int:
+    """Where a class stands among the logits.
+
+    Raises:
+        ValueError: there is no such class; close ones are named.
+    """
     if label not in classes:
         close = difflib.get_close_matches(label, classes, n=3)
         hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else f"; one is {classes[0]!r}"

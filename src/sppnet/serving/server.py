@@ -6,6 +6,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -59,10 +60,11 @@ def run_server(app: FastAPI, service: Service, host: str, port: int, started: Ca
 
 def _raw_answer(refusal: Refusal) -> bytes:
     body = json.dumps(refusal.content).encode()
-    head = f"HTTP/1.1 {refusal.status} Request Timeout\r\nConnection: close\r\nContent-Type: application/json\r\n"
-    return head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+    head = f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}\r\nConnection: close\r\n"
+    return f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
 
+_NO_HTTP = _raw_answer(Refusal("bad_request", "expected HTTP/1.1"))
 _TOO_SLOW = _raw_answer(Refusal("slow_upload", "the request's head did not arrive in time"))
 
 
@@ -80,7 +82,7 @@ async def _serve(
 
 def _protocol(header_seconds: float) -> type[H11Protocol]:
     class Protocol(H11Protocol):
-        """Closes connections that open and say nothing, or never come to the end of a request's head."""
+        """Closes connections that open and say nothing, never come to the end of a request's head, or speak no HTTP."""
 
         _patience: asyncio.TimerHandle | None = None
 
@@ -95,6 +97,11 @@ def _protocol(header_seconds: float) -> type[H11Protocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
             self._stop_watching()
+
+        def send_400_response(self, msg: str) -> None:  # noqa: ARG002
+            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else an answer is on its way
+                self.transport.write(_NO_HTTP)
+            self.transport.close()
 
         def _watch(self) -> None:
             if self.conn.their_state is not h11.IDLE or self.transport.is_closing():

@@ -23,7 +23,7 @@ from sppnet.segment_pictures import labels_picture, palette
 from sppnet.segment_views import View, label_image
 from sppnet.serving.asked import Answer, Asked, answer_asked, header_size, parse_boxes
 from sppnet.serving.engines import Probabilities
-from sppnet.serving.explain import explain_box, explain_image, explain_taps
+from sppnet.serving.explain import class_index, explain_box, explain_image, explain_taps
 from sppnet.serving.limits import Limits, Refusal
 
 Kind = Literal["classify", "detect", "segment", "regions"]
@@ -59,8 +59,10 @@ class ClassifyTask:
     def explain(self, data: bytes, resize: str | None = None, label: str | None = None) -> Asked:
         """Ask what each bin gave to a class, the best one if none is named."""
         policy = self._policy(resize)
-        if label is not None and label not in self.model.config.classes:
-            raise Refusal("bad_option", f"label: the model has no class {label!r}; /v1/model lists them")
+        try:
+            _ = label is None or class_index(self.model.config.classes, label)
+        except ValueError as error:
+            raise Refusal("bad_option", str(error)) from error
         return Asked(data, self._network_size(data, policy), None, partial(self._explain, policy, label))
 
     def _policy(self, resize: str | None) -> Resize:

@@ -32,7 +32,7 @@ export function slider(name, value, range, oninput) {
 }
 
 /** A name that no other element of the page has. */
-export const unique = (stem) => `${stem}-${++count}`;
+const unique = (stem) => `${stem}-${++count}`;
 
 export function percent(share, digits = 1) {
   const least = 10 ** -digits;
