@@ -80,11 +80,11 @@ class RegionEncoder(nn.Module):
         backbone: a network, or its name for :func:`sppnet.backbones.create_backbone`.
         levels: of the pyramid.
         scales: shorter sides at which the network sees each image, pixels; of several, each box takes the one that
-            :func:`choose_scales` gives it.
+            :func:`sppnet.encoder.choose_scales` gives it.
         max_side: bound of the longer side, pixels; a longer image is scaled down as a whole.
         rule: how boxes become cells, see :func:`sppnet.region_pyramid_pool`.
         reduce: ``max`` or ``avg``.
-        scale_rule: ``paper`` or ``released``, see :func:`choose_scales`.
+        scale_rule: ``paper`` or ``released``, see :func:`sppnet.encoder.choose_scales`.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from sppnet.bench import environment as machine
 from sppnet.weights import embedded_file
 
-_NOT_FOR_USERS = ("all", "dev")
+_NOT_FOR_USERS = ("all", "dev", "docs")
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class SpatialPyramidPool(nn.Module):
 
     @property
     def bins(self) -> int:
-        """Bins of all levels together: the vector's length for one channel."""
+        """How many bins all levels have together, which is the vector's length for one channel."""
         return count_bins(self.levels)
 
     def forward(self, x: Float[Tensor, "n c h w"], sizes: Sizes | None = None) -> Float[Tensor, "n d"]:
@@ -71,7 +71,7 @@ class RegionPyramidPool(nn.Module):
 
     @property
     def bins(self) -> int:
-        """Bins of all levels together: the vector's length for one channel."""
+        """How many bins all levels have together, which is the vector's length for one channel."""
         return count_bins(self.levels)
 
     def forward(

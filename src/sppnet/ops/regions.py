@@ -62,8 +62,8 @@ def region_pyramid_pool(
         box_offsets: (n + 1,), int32 or int64: the boxes of image i are boxes[box_offsets[i] : box_offsets[i + 1]].
         on_bad: what becomes of bad boxes. ``raise`` refuses the first. ``clip`` takes the nearest cell of the map
             for one outside and the cell at its middle for an inverted one, and refuses those that are not finite.
-            ``drop`` gives them no row; :func:`usable_boxes` tells which have one. While a graph is made (torch.compile,
-            torch.export) values are not known, and ``raise`` is like ``clip``.
+            ``drop`` gives them no row; :func:`sppnet.ops.regions.usable_boxes` tells which have one. While a graph is
+            made (torch.compile, torch.export) values are not known, and ``raise`` is like ``clip``.
 
     Returns:
         (k, c * bins) in the dtype of `x`, k the number of all boxes, in the order of the images and of their boxes:

@@ -1,0 +1,429 @@
+"""The server against clients that mean no good: each gets a documented answer, and the next one is served as before."""
+
+import json
+import socket
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from defects import bomb
+from hostile_clients import FORM, PHOTOGRAPH, Answer, Server, encoded, form, noise, read, serving
+from PIL import Image
+
+from sppnet.backbones import create_backbone
+from sppnet.classify import Classifier, ClassifierConfig
+from sppnet.runs import save_run
+
+TOKEN = "a-token-of-some-length"
+BYTES, QUEUE, SECONDS = 2_000_000, 4, 2
+IDLE_SOCKETS = 6  # the one that listens, those of the event loop, and that of the question itself
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    save_run(Classifier(ClassifierConfig(("cat", "dog"), backbone="zf5"), create_backbone("zf5")), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def servers(model: Path) -> Iterator[tuple[Server, Server]]:
+    """A classifier without a token, and regions with one."""
+    limits = ("--max-bytes", str(BYTES), "--queue", str(QUEUE), "--upload-seconds", str(SECONDS))
+    (model / "token").write_text(TOKEN)
+    regions = ("zf5", "--regions", "--levels", "2,1", "--scale", "120", "--token-file", str(model / "token"))
+    with serving(str(model), *limits) as one, serving(*regions) as other:
+        assert one.send(PHOTOGRAPH).status == 200
+        yield one, other
+
+
+@pytest.fixture
+def classify(servers: tuple[Server, Server]) -> Iterator[Server]:
+    """A server that must answer a good photograph after each test, and hold no request back."""
+    yield servers[0]
+    end = time.monotonic() + 10
+    while servers[0].metric("sppnet_requests_taken") > 0:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    answer = servers[0].send(PHOTOGRAPH)
+    assert (answer.status, json.loads(answer.body)["size"]) == (200, [90, 120])
+
+
+@pytest.fixture
+def regions(servers: tuple[Server, Server]) -> Iterator[Server]:
+    yield servers[1]
+    answer = servers[1].send(PHOTOGRAPH, "/v1/features", BEARER, boxes="[[0, 0, 50, 50]]")
+    assert (answer.status, json.loads(answer.body)["size"]) == (200, [90, 120])
+
+
+BEARER = b"Authorization: Bearer " + TOKEN.encode()
+
+FORMATS = {kind: encoded(noise(90, 120), kind) for kind in ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM")}
+ANIMATED = encoded(
+    noise(60, 70), "GIF", save_all=True, append_images=[noise(60, 70).rotate(90), noise(60, 70).rotate(180)]
+)
+
+
+def header_of(height: int, width: int, kind: str) -> bytes:
+    """A file whose header tells of a size that its data do not have."""
+    data = bytearray(FORMATS[kind])
+    if kind == "PNG":
+        data[16:24] = struct.pack(">II", width, height)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    else:
+        data[18:26] = struct.pack("<ii", width, height)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(("file", "size"), [
+    *((file, [90, 120]) for file in FORMATS.values()),
+    (encoded(Image.fromarray(np.full((60, 70), 40_000, np.uint16)), "PNG"), [60, 70]),
+    (encoded(noise(60, 70, "CMYK"), "JPEG"), [60, 70]),
+    (encoded(noise(60, 70, "RGBA"), "PNG"), [60, 70]),
+    (encoded(noise(60, 70, "1"), "PNG"), [60, 70]),
+    (ANIMATED, [60, 70]),
+    (FORMATS["PNG"] + b"PK\x03\x04 something behind the end" * 100, [90, 120]),
+])  # fmt: skip
+def test_unusual_files_are_answered(classify: Server, file: bytes, size: list[int]) -> None:
+    answer = classify.send(file)
+    assert answer.status == 200, answer.body
+    assert json.loads(answer.body)["size"] == size
+
+
+@pytest.mark.parametrize(("file", "code", "message"), [
+    (b"", "not_an_image", "empty"),
+    (b"a text of no picture " * 100, "not_an_image", "not an image"),
+    (b"<svg xmlns='http://www.w3.org/2000/svg'><image href='http://127.0.0.1/a.png'/></svg>", "not_an_image", "not an"),
+    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) run\n", "not_an_image", ""),
+    (b"http://127.0.0.1/a.png", "not_an_image", "not an image"),
+    (b"PK\x03\x04" + bytes(500), "not_an_image", "not an image"),
+    (bytes(100_000), "not_an_image", "not an image"),
+    *((file[: len(file) // 2], "not_an_image", "") for file in FORMATS.values()),
+    *((file[:12], "not_an_image", "") for file in FORMATS.values()),
+    (bomb(7_000, "RGB"), "not_an_image", "decompression bomb: 7000 x 7000 pixels"),
+    (bomb(9_000, "RGB"), "too_many_pixels", "got 9000 x 9000"),
+    (bomb(9_000, "1"), "too_many_pixels", "got 9000 x 9000"),
+    (header_of(7_000, 7_000, "PNG"), "not_an_image", ""),
+    (header_of(2**31 - 1, 2**31 - 1, "PNG"), "too_many_pixels", ""),
+    (header_of(7_000, 7_000, "BMP"), "not_an_image", ""),
+    (encoded(noise(1, 1), "PNG"), "too_small", "would see 1 x 1 pixels; it needs"),
+    (encoded(noise(30_000, 1), "PNG"), "too_small", "would see 30000 x 1"),
+    (encoded(Image.new("1", (65_501, 40)), "PNG"), "too_many_pixels", "sides of at most 65500"),
+])  # fmt: skip
+def test_files_that_are_no_use_are_refused_by_name(classify: Server, file: bytes, code: str, message: str) -> None:
+    for path in ("/v1/predict", "/v1/explain"):
+        assert message in classify.send(file, path).refused(code)
+
+
+def test_bombs_do_not_fill_the_memory(classify: Server) -> None:
+    before = classify.peak()
+    for side, mode in ((9_000, "RGB"), (7_000, "RGB"), (7_000, "1"), (7_000, "P"), (7_000, "RGBA")):
+        for path in ("/v1/predict", "/v1/explain"):
+            assert classify.send(bomb(side, mode), path).status in (415, 422)
+    assert classify.peak() - before < 40_000_000  # decoded, one of them takes 147 MB
+
+
+def test_a_long_thin_photograph_is_answered(classify: Server) -> None:
+    answer = classify.send(encoded(Image.new("RGB", (20_000, 40), (9, 99, 200)), "JPEG"))
+    assert json.loads(answer.body)["size"] == [40, 20_000]
+
+
+PLAIN = form(PHOTOGRAPH)
+
+
+@pytest.mark.parametrize(("body", "type"), [
+    (b"", FORM),
+    (b"", b""),
+    (b"--b--\r\n", FORM),
+    (PLAIN, b"multipart/form-data"),
+    (PLAIN, b"multipart/form-data; boundary="),
+    (PLAIN, b"multipart/form-data; boundary=other"),
+    (PLAIN, b"multipart/form-data; boundary=" + b"b" * 5_000),
+    (PLAIN, b"text/plain"),
+    (PLAIN, b"application/x-www-form-urlencoded"),
+    (b'{"image": "http://127.0.0.1/a.png"}', b"application/json"),
+    (b"[" * 100_000, b"application/json"),
+    (PHOTOGRAPH, b"image/png"),
+    (PLAIN[:200], FORM),
+    (PLAIN[:-6], FORM),
+    (b"--b\r\n" * 1_000, FORM),
+    (b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--\r\n", FORM),
+    (b"--b\r\nContent-Disposition: form-data; name=image\r\n" + b"X: y\r\n" * 20_000 + b"\r\nx\r\n--b--\r\n", FORM),
+    (form(b"x", **{f"field{number}": "x" for number in range(3_000)}), FORM),
+    (form(PHOTOGRAPH, name="picture"), FORM),
+    (form(b"").replace(b'; filename="a.png"', b"").replace(b"\r\n\r\n", b"\r\n\r\nhttp://127.0.0.1/a.png"), FORM),
+    (b"\x00\xff" * 1_000, FORM),
+])  # fmt: skip
+def test_bodies_of_no_form_are_bad_requests(classify: Server, body: bytes, type: bytes) -> None:
+    classify.ask("POST", "/v1/predict", body, type).refused("bad_request")
+
+
+def test_names_of_files_mean_nothing(classify: Server) -> None:
+    for name in ("../../../etc/passwd", "a" * 2_000, "\u00fcber.png", "a.exe", "|id", "%00", ""):
+        assert classify.ask("POST", "/v1/predict", form(PHOTOGRAPH, filename=name)).status == 200
+
+
+def test_of_two_photographs_one_is_answered_or_none(classify: Server) -> None:
+    two = form(PHOTOGRAPH)[:-7] + b"\r\n" + form(FORMATS["JPEG"])
+    assert classify.ask("POST", "/v1/predict", two).status in (200, 400)
+
+
+def test_an_address_in_place_of_a_file_is_never_fetched(classify: Server, regions: Server) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as trap:
+        url = f"http://127.0.0.1:{trap.getsockname()[1]}/a.png"
+        text = form(b"").replace(b'; filename="a.png"', b"").replace(b"\r\n\r\n", b"\r\n\r\n" + url.encode(), 1)
+        assert url.encode() in text
+        classify.ask("POST", "/v1/predict", text).refused("bad_request")
+        classify.send(url.encode()).refused("not_an_image")
+        classify.send(PHOTOGRAPH, resize=url).refused("bad_option")
+        classify.ask("POST", "/v1/predict?image=" + url, b"").refused("bad_request")
+        regions.send(url.encode(), "/v1/features", BEARER, boxes="[]").refused("not_an_image")
+        trap.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            trap.accept()
+
+
+@pytest.mark.parametrize(("boxes", "code", "message"), [
+    (json.dumps([[0, 0, 9, 9]] * 10_000), "too_many_boxes", "expected at most 1000; got 10000"),
+    ("[[0, 0, NaN, 9]]", "bad_boxes", "boxes[0]: expected finite"),
+    ("[[0, 0, Infinity, 9]]", "bad_boxes", "boxes[0]: expected finite"),
+    ("[[-1e999, 0, 9, 9]]", "bad_boxes", "boxes[0]: expected finite"),
+    ("[[0, 0, 1e39, 9]]", "bad_boxes", "boxes[0]: expected finite"),
+    (f"[[0, 0, 1{'0' * 4_000}, 9]]", "bad_boxes", ""),
+    (f"[[0, 0, 1{'0' * 5_000}, 9]]", "bad_boxes", ""),
+    ("[[9, 9, 3, 3]]", "bad_boxes", "boxes[0]: expected finite"),
+    ("[[500, 500, 600, 600]]", "bad_boxes", "boxes[0]: expected finite"),
+    ("[" * 100_000 + "]" * 100_000, "bad_boxes", "expected JSON"),
+    ('{"a":' * 100_000, "bad_boxes", "expected JSON"),
+    ("[[null, 0, 9, 9]]", "bad_boxes", "expected JSON"),
+    ("[[0, 0, 9]]", "bad_boxes", "expected JSON"),
+    ("[[[0, 0, 9, 9]]]", "bad_boxes", "expected JSON"),
+    ("null", "bad_boxes", "expected JSON"),
+    ('"[[0, 0, 9, 9]]"', "bad_boxes", "expected JSON"),
+    ("", "bad_boxes", ""),
+    ("\x00\ufffd", "bad_boxes", "expected JSON"),
+])  # fmt: skip
+def test_wrong_boxes_are_refused_by_name(regions: Server, boxes: str, code: str, message: str) -> None:
+    answer = regions.send(PHOTOGRAPH, "/v1/features", BEARER, boxes=boxes)
+    if not boxes:
+        code = json.loads(answer.body)["code"]
+        assert code in ("bad_boxes", "bad_request")
+    assert message in answer.refused(code)
+
+
+def test_boxes_that_leave_the_photograph_are_answered(regions: Server) -> None:
+    boxes = "[[-1e6, -1e6, 1e6, 1e6], [-5, -5, 3, 3], [0.1, 0.1, 0.2, 0.2], [119.9, 89.9, 1e30, 1e30]]"
+    vectors = json.loads(regions.send(PHOTOGRAPH, "/v1/features", BEARER, boxes=boxes).body)["vectors"]
+    assert np.isfinite(np.array(vectors)).all()
+    assert len(vectors) == 4
+
+
+def chunked(size: int) -> bytes:
+    chunk = bytes(100_000)
+    return b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for _ in range(size // len(chunk))) + b"0\r\n\r\n"
+
+
+HEAD = b"POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Type: " + FORM + b"\r\n"
+
+
+def test_too_many_bytes_are_refused_with_and_without_their_number(classify: Server) -> None:
+    more = BYTES + 500_000
+    classify.ask("POST", "/v1/predict", form(bytes(more))).refused("too_many_bytes")
+    classify.raw(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunked(more)).refused("too_many_bytes")
+    classify.raw(HEAD + b"Content-Length: 99999999999\r\n\r\n").refused("too_many_bytes")
+    classify.raw(HEAD + b"Content-Length: 99999999999\r\nExpect: 100-continue\r\n\r\n").refused("too_many_bytes")
+    fits = form(PHOTOGRAPH)
+    assert (
+        classify.raw(HEAD + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(fits), fits)).status
+        == 200
+    )
+
+
+def test_endless_bodies_are_cut_off(classify: Server) -> None:
+    """A client that goes on sending cannot fill the memory, nor keep its connection."""
+    before = classify.peak()
+    with classify.connect() as connection:
+        connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+        chunk = b"%x\r\n%s\r\n" % (1_000_000, bytes(1_000_000))
+        with pytest.raises(OSError, match=r"reset|[Bb]roken"):
+            connection.sendall(chunk * 200)
+    assert classify.peak() - before < 60_000_000
+
+
+BAD_HEADS = [
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(300),
+    b"GET / HTTP/1.1\r\nHost a\r\n\r\n",
+    b"GET /\r\n\r\n",
+    b"GET / HTTP/1.1\r\n\r\n",
+    b"GET /\x00 HTTP/1.1\r\nHost: a\r\n\r\n",
+    HEAD + b"Content-Length: -5\r\n\r\n",
+    HEAD + b"Content-Length: five\r\n\r\n",
+    HEAD + b"Content-Length: " + b"9" * 30 + b"\r\n\r\n",
+    HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
+    HEAD + b"Transfer-Encoding: gzip\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("head", BAD_HEADS, ids=range(len(BAD_HEADS)))
+def test_what_is_no_http_is_a_bad_request(classify: Server, head: bytes) -> None:
+    answer = classify.raw(head)
+    answer.refused("bad_request")
+    assert answer.headers["connection"] == "close"
+
+
+def test_heads_that_are_too_large_are_cut_off(classify: Server) -> None:
+    """What still is on its way when a connection is closed may overtake the answer."""
+    for begin in (b"GET /", b"GET / HTTP/1.1\r\nHost: a\r\nX: "):
+        with suppress(ConnectionResetError):
+            classify.raw(begin + b"y" * 200_000 + b" HTTP/1.1\r\n\r\n").refused("bad_request")
+
+
+def test_broken_chunks_end_the_connection(classify: Server) -> None:
+    for chunks in (b"zz\r\nabc\r\n0\r\n\r\n", b"-5\r\nabc\r\n"):
+        classify.raw(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunks).refused("bad_request")
+    endless = b"ffffffffffffffff\r\nabc"
+    classify.raw(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + endless).refused("slow_upload")
+
+
+def test_slow_clients_are_told_so_and_let_go(classify: Server) -> None:
+    """A byte now and then, in the head and in the body; and connections that say nothing."""
+    body = form(PHOTOGRAPH)
+    beginnings = [b"POST /v1/predict HT", HEAD, HEAD + b"Content-Length: %d\r\n\r\n" % len(body)]
+    beginnings += [HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab"]
+    with ExitStack() as stack:
+        silent = [stack.enter_context(classify.connect()) for _ in range(100)]
+        slow = [stack.enter_context(classify.connect()) for _ in beginnings]
+        for connection, beginning in zip(slow, beginnings, strict=True):
+            connection.sendall(beginning)
+        begin = time.monotonic()
+        while time.monotonic() - begin < SECONDS - 0.5:
+            time.sleep(0.2)
+            for connection in slow[:3]:
+                connection.sendall(b"a")
+            assert classify.send(PHOTOGRAPH).status == 200
+        for connection in slow:
+            read(connection).refused("slow_upload")
+        assert time.monotonic() - begin < 3 * SECONDS + 2
+        for connection in silent:
+            assert connection.recv(1) == b""
+
+
+def test_clients_that_go_away_leave_nothing_behind(classify: Server) -> None:
+    """Some in the upload and some while they wait, behind a photograph that takes a while."""
+    body, large = form(PHOTOGRAPH), encoded(noise(60, 60).resize((2_500, 2_000)), "JPEG")
+    first = threading.Thread(target=lambda: classify.send(large))
+    first.start()
+    while classify.metric("sppnet_requests_taken") < 1:
+        time.sleep(0.01)
+    for part in (0, 10, 1_000, len(body) - 1, len(body), len(body)):
+        for reset in (True, False):
+            with classify.connect() as connection:
+                if reset:  # in place of an orderly end
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body[:part])
+                time.sleep(0.01)
+    first.join()
+    end = time.monotonic() + 10
+    while classify.metric("sppnet_requests_taken") > 0 or classify.sockets() > IDLE_SOCKETS:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_more_requests_than_the_queue_takes_are_refused(classify: Server) -> None:
+    body = form(PHOTOGRAPH)
+    head = HEAD + b"Content-Length: %d\r\n\r\n" % len(body)
+    with ExitStack() as stack:
+        held = [stack.enter_context(classify.connect()) for _ in range(QUEUE)]
+        for connection in held:
+            connection.sendall(head + body[:100])
+        while classify.metric("sppnet_requests_taken") < QUEUE:
+            time.sleep(0.01)
+        answer = classify.send(PHOTOGRAPH)
+        answer.refused("queue_full")
+        assert answer.headers["retry-after"] == "1"
+        assert classify.ask("GET", "/health").status == classify.ask("GET", "/v1/model").status == 200
+        for connection in held:
+            connection.sendall(body[100:])
+        assert [read(connection).status for connection in held] == [200] * QUEUE
+
+
+def test_a_crowd_gets_answers_or_refusals(classify: Server) -> None:
+    answers: list[Answer] = []
+    clients = [threading.Thread(target=lambda: answers.append(classify.send(PHOTOGRAPH))) for _ in range(40)]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join()
+    assert len(answers) == 40
+    for answer in answers:
+        if answer.status != 200:
+            answer.refused("queue_full")
+    assert sum(answer.status == 200 for answer in answers) >= QUEUE
+
+
+def test_nothing_but_the_page_s_files_is_sent(classify: Server) -> None:
+    assert classify.ask("GET", "/page/main.js").type.startswith("text/javascript")
+    for path in (
+        "/page/", "/page/..", "/page/../app.py", "/page/..%2fapp.py", "/page/%2e%2e/app.py", "/page/%2e%2e%2fapp.py",
+        "/page/..%5capp.py", "/page//etc/passwd", "/page/%2fetc%2fpasswd", "/page/main.js/..", "/page/main.js%00.png",
+        "/page/__init__.py", "/page/.", "/../../etc/passwd", "//etc/passwd", "/page/....//app.py", "/page/main.js~",
+    ):  # fmt: skip
+        answer = classify.ask("GET", path)
+        assert b"import" not in answer.body
+        assert b"root:" not in answer.body
+        answer.refused("not_found")
+
+
+def test_methods_that_are_not_there_are_refused(classify: Server) -> None:
+    for method in ("GET", "PUT", "DELETE", "PATCH", "TRACE", "OPTIONS", "CONNECT", "BREW"):
+        classify.ask(method, "/v1/predict").refused("bad_method")
+    classify.ask("POST", "/health", bytes(50_000)).refused("bad_method")
+
+
+def test_the_token_opens_the_interface_and_nothing_else_does(regions: Server) -> None:
+    body = form(PHOTOGRAPH, boxes="[]")
+    token = TOKEN.encode()
+    wrong = [
+        (), (b"Authorization: Bearer",), (b"Authorization: Bearer ",), (b"Authorization: Bearer " + token[:-1],),
+        (b"Authorization: Bearer " + token + b"x",), (b"Authorization: Basic " + token,), (b"Authorization: " + token,),
+        (b"Authorization: Bearer \xff\xfe",), (b"X-Authorization: Bearer " + token,), (b"Cookie: token=" + token,),
+        (b"Authorization: Bearer " + b"x" * 10_000,), (b"Authorization: Bearer wrong", BEARER),
+    ]  # fmt: skip
+    for path in ("/v1/features", "/v1/explain", "/v1/model", "/v1/none", "/v1/../v1/model", "/v1%2fmodel"):
+        for headers in wrong:
+            answer = regions.ask("POST", path, body, FORM, *headers)
+            answer.refused("unauthorized")
+            assert answer.headers["www-authenticate"] == "Bearer"
+    assert regions.ask("GET", f"/v1/model?token={TOKEN}").status == 401
+    assert regions.ask("GET", "/v1/model", b"", FORM, BEARER).status == 200
+    assert regions.ask("GET", "/v1/model", b"", FORM, b"authorization: bearer  " + token).status == 200
+    for path in ("/", "/page/main.js", "/health", "/ready"):
+        assert regions.ask("GET", path).status == 200
+    for path in ("//v1/model", "/V1/model", "/v1", "/./v1/model", "/page/../v1/model"):
+        regions.ask("GET", path).refused("not_found")
+
+
+def test_photographs_are_not_read_without_the_token(regions: Server) -> None:
+    before = regions.metric("sppnet_pixels_total")
+    regions.send(PHOTOGRAPH, "/v1/features", boxes="[[0, 0, 9, 9]]").refused("unauthorized")
+    assert regions.metric("sppnet_pixels_total") == before
+
+
+def test_requests_in_one_breath_are_answered_in_order(classify: Server) -> None:
+    body = form(PHOTOGRAPH)
+    good = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    last = b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    with classify.connect() as connection, connection.makefile("rb") as file:
+        connection.sendall(good + good + last)
+        found = file.read()
+    parts = found.split(b"HTTP/1.1 200 OK")
+    assert [b'"size": [90, 120]' in part for part in parts] == [False, True, True, False]
+    assert parts[3].endswith(b'{"status":"ok"}')
