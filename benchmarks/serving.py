@@ -110,7 +110,7 @@ def load(server: Server, bodies: list[tuple[int, bytes]], clients: int, seconds:
 def report_load(run: str, options: list[str], clients: int, sizes: int, seconds: float) -> dict[str, object]:
     server = Server(run, *options)
     bodies = photographs(sizes, 0)
-    warm = load(server, bodies, clients, 20)
+    warm = load(server, bodies, clients, 30)
     begun, memory = time.monotonic(), [server.resident()]
     stop = threading.Event()
 

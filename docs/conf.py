@@ -3,7 +3,6 @@
 import io
 import os
 import pkgutil
-import re
 from contextlib import redirect_stdout
 from typing import Any
 
@@ -56,8 +55,8 @@ class CommandHelp(SphinxDirective):
     optional_arguments = 2
 
     def run(self) -> list[nodes.Node]:
-        """The help as a literal block; types, which it says in Python's words, are left out."""
-        os.environ["COLUMNS"] = "96"
+        """The help as a literal block."""
+        os.environ["COLUMNS"] = "84"
         out = io.StringIO()
         with redirect_stdout(out):
             try:
@@ -65,7 +64,7 @@ class CommandHelp(SphinxDirective):
             except SystemExit as end:
                 if end.code:
                     raise self.error(f"sppnet {' '.join(self.arguments)} --help failed") from end
-        text = re.sub(r" *\(type: [^()]*(?:\([^()]*\))?[^()]*\)", "", out.getvalue())
+        text = "".join(letter for letter in out.getvalue() if letter.isprintable() or letter == "\n")
         block = nodes.literal_block(text, text, language="text", classes=["command-help"])
         return [block]
 

@@ -29,7 +29,8 @@ PAGES = {
 }
 COMMANDS = [name.split() for name in cli._parsers()[1]]
 
-# By the first words of a command, options that stand behind those of a page and win: a training of seconds instead of one of minutes.
+# By the first words of a command, options that stand behind those of a page and win: a training of seconds instead of
+# one of minutes.
 _TINY = "--backbone test_resnet --weights none"
 SMALLER = {
     "train classify": "--epochs 2 --batch 4 --devices 1 --workers 0",

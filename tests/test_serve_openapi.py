@@ -125,6 +125,7 @@ def test_answers_are_those_that_the_description_has(kind: Kind, mode: schemathes
         assert any(status == 400 or status == 415 for _, status in seen)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow's remarks on what it reads are no errors elsewhere
 @pytest.mark.usefixtures("unchecked")
 def test_spoilt_photographs_are_answered_or_refused() -> None:
     """Files of all formats, cut and with bytes changed: what a decoder makes of them is no error of the server."""
