@@ -79,11 +79,11 @@ def resolve_name(
         value = find(dotted)
         if value is None:
             continue
-        domain = env.get_domain("py")
+        documented = env.domains.python_domain.objects
         public = f"sppnet.{getattr(value, '__name__', '')}"
         for name in (public, f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"):
-            if name in domain.objects:
-                found = domain.objects[name]
+            if name in documented:
+                found = documented[name]
                 builder = app.builder
                 place = builder.get_relative_uri(node.get("refdoc", ""), found.docname)
                 return nodes.reference("", "", content, internal=True, refuri=f"{place}#{found.node_id}")

@@ -81,10 +81,10 @@ class Server:
 
 
 def read(connection: socket.socket) -> Answer:
-    response = http.client.HTTPResponse(connection)
-    response.begin()
-    headers = {name.lower(): value for name, value in response.getheaders()}
-    return Answer(response.status, headers.get("content-type", ""), response.read(), headers)
+    with http.client.HTTPResponse(connection) as response:
+        response.begin()
+        headers = {name.lower(): value for name, value in response.getheaders()}
+        return Answer(response.status, headers.get("content-type", ""), response.read(), headers)
 
 
 def form(file: bytes, name: str = "image", filename: str = "a.png", **fields: str) -> bytes:

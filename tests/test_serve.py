@@ -94,7 +94,7 @@ def detect(detector: Detector) -> Iterator[TestClient]:
 
 @pytest.fixture(scope="module")
 def segment(segmenter: Segmenter) -> Iterator[TestClient]:
-    with client(SegmentTask(segmenter, LIMITS, 2**31)) as web:
+    with client(SegmentTask(segmenter, LIMITS, 2**35)) as web:
         yield ready(web)
 
 
@@ -165,8 +165,14 @@ def test_a_segmenter_answers_what_label_image_answers(segment: TestClient, segme
     assert found["size"] == [70, 50]
 
 
+def test_a_photograph_that_takes_more_memory_than_there_is_gets_no_5xx(segmenter: Segmenter) -> None:
+    with client(SegmentTask(segmenter, LIMITS, 10**6)) as web:
+        ready(web)
+        assert "memory: " in refused(post(web, "/v1/predict"), 422, "too_many_pixels")
+
+
 def test_segments_of_a_batch_are_those_of_one_by_one(segmenter: Segmenter) -> None:
-    task = SegmentTask(segmenter, LIMITS, 2**31)
+    task = SegmentTask(segmenter, LIMITS, 2**35)
     asked = [task.predict(photograph(64, 48, seed)) for seed in range(3)]
     alone = [one.answer([one])[0] for one in asked]
     assert len({one["mask"] for one in alone}) == 3  # type: ignore[call-overload]
@@ -408,7 +414,7 @@ def test_every_task_warms_up(
     limits = Limits()
     warm_up(ClassifyTask(classifier, limits, torch_probabilities(classifier)))
     warm_up(DetectTask(detector, limits, 0.5))
-    warm_up(SegmentTask(segmenter, limits, 2**31))
+    warm_up(SegmentTask(segmenter, limits, 2**35))
     warm_up(RegionTask(RegionEncoder(backbone, (1,), (120,)), limits))
 
 

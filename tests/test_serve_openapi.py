@@ -60,7 +60,7 @@ def detect() -> Task:
 
 def segment() -> Task:
     config = SegmenterConfig(("sky", "road"), backbone="mobilenetv2_035", width=8, rates=(1, 2), norm="group")
-    return SegmentTask(create_segmenter(config, "none").eval(), LIMITS, 2**31)
+    return SegmentTask(create_segmenter(config, "none").eval(), LIMITS, 2**35)
 
 
 def regions() -> Task:

@@ -70,7 +70,7 @@ def serve_parser() -> ArgumentParser:
     add("--max-boxes", type=int, default=1000, help="of a request; more get status 400")
     add("--queue", type=int, default=64, help="requests at a time; more get status 503")
     add("--upload-seconds", type=float, default=20.0, help="in which a request must arrive; slower ones get status 408")
-    add("--memory", default="2GB", help="segmenters: a photograph that takes more in one pass is cut into tiles")
+    add("--memory", default="4GB", help="segmenters: a photograph that takes more in one pass is cut into tiles")
     add("--proposals", type=str | None, help=f"detectors: {PROPOSALS}; left out: as in training")
     return parser
 

@@ -177,8 +177,14 @@ class SegmentTask:
                 logits = self.model(torch.cat([self.model.pixels(image) for image in images]))
             labels = [one.softmax(0).cpu().argmax(0) for one in logits]
         else:
-            labels = [label_image(self.model, image, self._view) for image in images]
+            labels = [self._label(image) for image in images]
         return [self._answer(one) for one in labels]
+
+    def _label(self, image: Image.Image) -> Tensor:
+        try:
+            return label_image(self.model, image, self._view)
+        except ValueError as error:  # what it asks for is more memory than there may be held
+            raise Refusal("too_many_pixels", str(error)) from error
 
     def _answer(self, labels: Tensor) -> dict[str, Any]:
         config = self.model.config
