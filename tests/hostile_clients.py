@@ -15,12 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
+from sppnet.backbones import create_backbone
+from sppnet.classify import Classifier, ClassifierConfig
+from sppnet.runs import save_run
 from sppnet.serving.limits import CODES
 
 COMMAND = [sys.executable, "-c", "from sppnet.cli import main; main()", "serve"]
 FORM = b"multipart/form-data; boundary=b"
+
+
+def save_small_classifier(folder: Path) -> Path:
+    """A run folder of a classifier of two classes."""
+    torch.manual_seed(0)
+    save_run(Classifier(ClassifierConfig(("cat", "dog"), backbone="zf5"), create_backbone("zf5")), folder)
+    return folder
 
 
 @dataclass(frozen=True)

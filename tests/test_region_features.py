@@ -1,13 +1,11 @@
 """`sppnet features`: what is in the files, what becomes of killed runs, bad images and other settings."""
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -471,36 +469,3 @@ def test_boxes_of_any_place_and_name_are_drawn(rule: Any) -> None:
     assert draw_regions(encoder, image, boxes[:0], []).size[1] < sheet.size[1]
     with pytest.raises(ValueError, match="names: expected one for each of the 5 boxes; got 4"):
         draw_regions(encoder, image, boxes, names[:4])
-
-
-@pytest.fixture
-def elsewhere(tmp_path: Path) -> Iterator[Path]:
-    before = Path.cwd()
-    os.chdir(tmp_path)
-    yield tmp_path
-    os.chdir(before)
-
-
-def test_the_page_on_features_is_so(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """All files, commands and code of docs/features.md, and what it says that comes out."""
-    pytest.importorskip("pyarrow")
-    text = (ROOT / "docs" / "features.md").read_text()
-    blocks = re.findall(r"```(\w+)\n(.*?)```", text, flags=re.DOTALL)
-    (elsewhere / "photos").mkdir()
-    rng = np.random.default_rng(0)
-    for name, size in {"china.jpg": (427, 640), "flower.jpg": (427, 640)}.items():
-        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(elsewhere / "photos" / name)
-    kinds = []
-    for kind, content in blocks:
-        kinds.append(kind)
-        if kind in ("csv", "json"):
-            (elsewhere / {"csv": "boxes.csv", "json": "boxes.jsonl"}[kind]).write_text(content)
-        elif kind == "sh":
-            for line in content.splitlines():
-                assert run(line.split()[1:]) == 0
-        elif kind == "python":
-            capsys.readouterr()
-            exec(compile(content, "features.md", "exec"), {})
-        elif kind == "text":
-            assert capsys.readouterr().out == content
-    assert kinds.count("text") == kinds.count("python") == 3

@@ -169,6 +169,16 @@ def test_a_photograph_that_takes_more_memory_than_there_is_gets_no_5xx(segmenter
     with client(SegmentTask(segmenter, LIMITS, 10**6)) as web:
         ready(web)
         assert "memory: " in refused(post(web, "/v1/predict"), 422, "too_many_pixels")
+    service = Service("run", lambda: _warmed(segmenter), "eager", LIMITS, Batching())
+    service.start()
+    assert isinstance(service.error, ValueError)  # which the command line tells as it tells a wrong option
+    service.stop()
+
+
+def _warmed(segmenter: Segmenter) -> Task:
+    task = SegmentTask(segmenter, Limits(), 10**6)
+    warm_up(task)
+    return task
 
 
 def test_segments_of_a_batch_are_those_of_one_by_one(segmenter: Segmenter) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hostile_clients import save_small_classifier
 from PIL import Image
 
 from sppnet.backbones import create_backbone
@@ -28,10 +29,7 @@ PYTHON = [sys.executable, "-c", "from sppnet.cli import main; main()"]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    save_run(Classifier(ClassifierConfig(("cat", "dog"), backbone="zf5"), create_backbone("zf5")), folder)
-    return folder
+    return save_small_classifier(tmp_path_factory.mktemp("run"))
 
 
 def start(*options: str) -> tuple["subprocess.Popen[str]", int]:

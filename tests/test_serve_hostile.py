@@ -12,14 +12,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from defects import bomb
-from hostile_clients import FORM, PHOTOGRAPH, Answer, Server, encoded, form, noise, read, serving
+from hostile_clients import (
+    FORM,
+    PHOTOGRAPH,
+    Answer,
+    Server,
+    encoded,
+    form,
+    noise,
+    read,
+    save_small_classifier,
+    serving,
+)
 from PIL import Image
-
-from sppnet.backbones import create_backbone
-from sppnet.classify import Classifier, ClassifierConfig
-from sppnet.runs import save_run
 
 TOKEN = "a-token-of-some-length"
 BYTES, QUEUE, SECONDS = 2_000_000, 4, 2
@@ -28,10 +34,7 @@ IDLE_SOCKETS = 6  # the one that listens, those of the event loop, and that of t
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    save_run(Classifier(ClassifierConfig(("cat", "dog"), backbone="zf5"), create_backbone("zf5")), folder)
-    return folder
+    return save_small_classifier(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,12 @@ class Detections:
     labels: Int[Tensor, " k"]
 
 
+def above(found: Detections, least: float) -> Detections:
+    """The detections with at least this score."""
+    good = found.scores >= least
+    return Detections(found.boxes[good], found.scores[good], found.labels[good])
+
+
 def areas(boxes: Float[Tensor, "*k 4"]) -> Float[Tensor, "*k"]:
     """Width times height of each box, 0 for an inverted one."""
     sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0)

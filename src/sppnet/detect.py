@@ -4,7 +4,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -185,6 +185,12 @@ class Detector(nn.Module):
         joined = torch.cat(found)
         order = joined.argsort(descending=True, stable=True)
         return Detections(torch.cat(boxes)[order], joined[order], torch.cat(labels)[order])
+
+
+def list_objects(found: Detections, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """For JSON: `label`, `score` and `box` (xyxy edges in pixels of the image) of each detection, in order."""
+    rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
+    return [{"label": classes[label], "score": score, "box": box} for box, score, label in rows]
 
 
 def create_encoder(config: DetectorConfig, backbone: Backbone) -> RegionEncoder | CropEncoder:

@@ -17,6 +17,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from sppnet import remote
+from sppnet.boxes import above
 from sppnet.classify import Classifier, Prediction
 from sppnet.commands import detect
 from sppnet.commands.common import collect_images, complain, list_failures
@@ -154,7 +155,7 @@ def detect_images(model: Detector, sources: Sources, *, least: float) -> Answers
             yield error
             continue
         windows = propose(image, config.proposals, max_windows=config.windows, seconds=config.proposal_seconds)
-        yield detect.content_of(name, image, detect.above(model.detect(image, windows), least), config.classes)
+        yield detect.content_of(name, image, above(model.detect(image, windows), least), config.classes)
 
 
 def predict(arguments: Namespace, refuse: Callable[[Namespace, type], None]) -> int:

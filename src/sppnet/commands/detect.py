@@ -13,11 +13,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from sppnet.bins import CellRule
-from sppnet.boxes import Detections
+from sppnet.boxes import Detections, above
 from sppnet.commands.common import find_images, list_problems, numbers, parse_level_text
 from sppnet.console import console, results, track
 from sppnet.data.images import load_image
-from sppnet.detect import Detector, Method, Scorer
+from sppnet.detect import Detector, Method, Scorer, list_objects
 from sppnet.detect_options import DetectOptions
 from sppnet.encoder import ScaleRule
 from sppnet.ops.plain import Reduce
@@ -211,9 +211,7 @@ def predict(model: Detector, arguments: Namespace) -> int:
 
 def content_of(source: str, image: Image.Image, found: Detections, classes: Sequence[str]) -> dict[str, Any]:
     """What --json tells of an image."""
-    rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
-    objects = [{"label": classes[label], "score": score, "box": box} for box, score, label in rows]
-    return {"source": source, "size": [image.height, image.width], "objects": objects}
+    return {"source": source, "size": [image.height, image.width], "objects": list_objects(found, classes)}
 
 
 def least_shown(model: Detector, arguments: Namespace) -> float:
@@ -232,12 +230,6 @@ def cheaper(model: Detector, arguments: Namespace) -> Detector:
     from sppnet.compress import compress
 
     return compress(model, numbers("svd", arguments.svd) if arguments.svd else (), arguments.head)
-
-
-def above(found: Detections, least: float) -> Detections:
-    """The detections with at least this score."""
-    good = found.scores >= least
-    return Detections(found.boxes[good], found.scores[good], found.labels[good])
 
 
 def _cache(arguments: Namespace) -> Path:

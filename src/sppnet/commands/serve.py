@@ -33,7 +33,7 @@ _MOST_WORKERS = 4
 _CPU_BATCH, _GPU_BATCH = 2, 16
 _TOKEN = 16
 _LEVELS, _SCALES = (6, 3, 2, 1), (688,)
-# oneDNN keeps the plans of the last 1,024 convolutions with their memory: more than a gigabyte where every photograph
+# oneDNN keeps the plans of the last 1,024 convolutions with their memory: about a gigabyte more where every photograph
 # has a size of its own, and no faster. It reads this when it makes its first.
 _FEW_PRIMITIVES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 

@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -89,16 +89,8 @@ class Service:
     def start(self) -> None:
         """Make the task and begin to answer; what goes wrong is kept in `error`, and `on_error` is called."""
         try:
-            task, options = self._make(), self._batching
-            self._batcher = Batcher(
-                answer_asked,
-                workers=options.workers,
-                threads=options.threads,
-                wait=options.wait,
-                most=options.most,
-                waste=options.waste,
-                observe=self.metrics.batches.observe,
-            )
+            task = self._make()
+            self._batcher = Batcher(answer_asked, observe=self.metrics.batches.observe, **asdict(self._batching))
             self._task = task
         except Exception as error:
             self.error = error

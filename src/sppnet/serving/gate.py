@@ -89,8 +89,7 @@ class Gate:
     def _check_token(self, scope: Scope) -> None:
         if self._token is None:
             return
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        kind, _, token = given.partition(b" ")
+        kind, _, token = _header(scope, b"authorization").partition(b" ")
         if kind.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token.encode()):
             raise Refusal("unauthorized", "expected the header Authorization: Bearer TOKEN with the server's token")
 
@@ -98,10 +97,10 @@ class Gate:
         """The body; None where the client has gone."""
         limits = self._limits
         too_many = f"expected at most {limits.bytes} bytes in a request"
-        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        if int(declared) > limits.bytes:
+        declared = int(_header(scope, b"content-length") or 0)
+        if declared > limits.bytes:
             await _drain(receive, limits)
-            raise Refusal("too_many_bytes", f"{too_many}; got {int(declared)}")
+            raise Refusal("too_many_bytes", f"{too_many}; got {declared}")
         parts, size = [], 0
         try:
             async with asyncio.timeout(limits.upload_seconds):
@@ -117,6 +116,11 @@ class Gate:
                 "slow_upload", f"the request did not arrive within {limits.upload_seconds:g} seconds; got {size} bytes"
             ) from None
         return None
+
+
+def _header(scope: Scope, name: bytes) -> bytes:
+    found: bytes = next((value for given, value in scope["headers"] if given == name), b"")
+    return found
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

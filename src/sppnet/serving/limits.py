@@ -51,7 +51,7 @@ class Limits:
             raise ValueError(f"upload-seconds: expected more than 0; got {self.upload_seconds}")
 
 
-class Refusal(Exception):  # noqa: N818
+class Refusal(ValueError):  # noqa: N818
     """A request that is answered with a code of `CODES` and a message for people."""
 
     def __init__(self, code: str, message: str) -> None:

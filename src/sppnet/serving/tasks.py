@@ -11,10 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from sppnet.bins import parse_levels
+from sppnet.boxes import above
 from sppnet.classify import Classifier
 from sppnet.data.images import load_image
 from sppnet.data.resize import Resize
-from sppnet.detect import Detector
+from sppnet.detect import Detector, list_objects
 from sppnet.encoder import RegionEncoder
 from sppnet.predict import answer_of, read_image, size_policy
 from sppnet.proposals import propose
@@ -133,13 +134,7 @@ class DetectTask:
         for asked in batch:
             image = load_image(asked.data)
             windows = propose(image, config.proposals, max_windows=config.windows, seconds=config.proposal_seconds)
-            found = self.model.detect(image, windows)
-            rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
-            objects = [
-                {"label": config.classes[label], "score": score, "box": box}
-                for box, score, label in rows
-                if score >= least
-            ]
+            objects = list_objects(above(self.model.detect(image, windows), least), config.classes)
             sizes = {"size": (image.height, image.width), "windows": len(windows)}
             answers.append({"task": self.name, "objects": objects} | sizes)
         return answers
