@@ -71,6 +71,7 @@ def text(result: DemoResult) -> str:
     return result.report.read_text(encoding="utf-8")
 
 
+@pytest.mark.filterwarnings("ignore:2 of 2 images were seen at a shorter side outside")
 def test_answers_equal_those_of_predict(model: Classifier, result: DemoResult) -> None:
     expected = model.predict([answer.source for answer in result.answers])
     assert [answer.size for answer in result.answers] == [(70, 90), (120, 33)]

@@ -11,8 +11,6 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
@@ -26,7 +24,7 @@ ort = pytest.importorskip("onnxruntime")
 onnx_ops = pytest.importorskip("sppnet.onnx_ops")
 
 from sppnet import export as export_module  # noqa: E402
-from sppnet.export import ExportError, export_classifier, export_regions, same_padding  # noqa: E402
+from sppnet.export import ExportError, export_classifier, export_regions  # noqa: E402
 from sppnet.verify import verify  # noqa: E402
 
 CLASSES = ("ash", "birch", "cedar")
@@ -302,13 +300,6 @@ def test_a_file_that_fails_or_has_another_shape_is_wrong(folder: Path, model: Cl
     onnx.save(file, tmp_path / "three.onnx")
     report = verify(tmp_path / "three.onnx", Classifier(two, model.backbone).eval(), 1)
     assert re.search(r"wrong at 1 of 1 sizes: 1 x 1: shape \((\d), 3\) where the model has \(\1, 2\)", report.summary())
-
-
-@given(st.integers(1, 3000), st.integers(1, 11), st.integers(1, 8), st.integers(1, 3))
-def test_same_padding_is_that_of_timm(size: int, kernel: int, stride: int, dilation: int) -> None:
-    from timm.layers.padding import get_same_padding
-
-    assert same_padding(size, kernel, stride, dilation) == get_same_padding(size, kernel, stride, dilation)
 
 
 @pytest.mark.parametrize(

@@ -171,9 +171,40 @@ def test_a_token_is_long_and_plain(model: Path, tmp_path: Path, token: str, capf
     assert "16 or more printable ASCII characters without spaces" in " ".join(capfd.readouterr().err.split())
 
 
-def test_networks_that_torch_does_not_compile_for_all_sizes_are_refused(capfd: pytest.CaptureFixture[str]) -> None:
-    assert run(["serve", "imagenet", "--engine", "compiled"]) == 2
-    assert "tf_efficientnet_lite0 pads by TensorFlow's SAME rule" in " ".join(capfd.readouterr().err.split())
+# In a process of its own: shape checks would break graphs.
+COMPILED = """
+import io, sys, torch
+from PIL import Image
+from sppnet.commands import serve
+from sppnet.runs import load
+from sppnet.serving.asked import answer_asked
+from sppnet.serving.batcher import Batcher
+from sppnet.serving.limits import Limits
+
+def photograph(width, height):
+    file = io.BytesIO()
+    Image.effect_noise((width, height), 60).save(file, "PNG")
+    return file.getvalue()
+
+torch.set_num_threads(2)
+parsed = serve.serve_parser().parse_args([sys.argv[1], "--engine", "compiled"])
+task = serve._prepare(parsed, load(sys.argv[1]), Limits(), 1, False)[1]()
+batcher, counted = Batcher(answer_asked, threads=1), torch._dynamo.utils.counters["stats"]
+graphs = counted["unique_graphs"]
+for stance, size in (("fail", (640, 480)), ("fail", (511, 333)), ("eager", (131, 97))):
+    torch.compiler.set_stance(f"{stance}_on_recompile")
+    asked = task.predict(photograph(*size))
+    batcher.submit(asked, asked.key, asked.size).result()
+batcher.close()
+print(graphs > 0, counted["unique_graphs"] - graphs)
+"""
+
+
+@pytest.mark.slow
+def test_workers_use_the_graphs_of_the_warm_up(model: Path) -> None:
+    """Their one thread though the process has two; and a photograph that would need another graph goes without one."""
+    done = subprocess.run([sys.executable, "-c", COMPILED, str(model)], capture_output=True, text=True, timeout=600)
+    assert done.stdout.split() == ["True", "0"], done.stderr
 
 
 def test_a_model_that_cannot_be_made_ready_ends_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

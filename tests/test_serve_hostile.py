@@ -207,6 +207,8 @@ def test_an_address_in_place_of_a_file_is_never_fetched(classify: Server, region
     ("[" * 100_000 + "]" * 100_000, "bad_boxes", "expected JSON"),
     ('{"a":' * 100_000, "bad_boxes", "expected JSON"),
     ("[[null, 0, 9, 9]]", "bad_boxes", "expected JSON"),
+    ("[[true, 0, 9, 9]]", "bad_boxes", "expected JSON"),
+    ('[["0", 0, 9, 9]]', "bad_boxes", "expected JSON"),
     ("[[0, 0, 9]]", "bad_boxes", "expected JSON"),
     ("[[[0, 0, 9, 9]]]", "bad_boxes", "expected JSON"),
     ("null", "bad_boxes", "expected JSON"),

@@ -53,10 +53,12 @@ def test_imagenet_classifier_equals_timm_s_network(
 )
 def test_well_known_pictures_at_their_own_size(imagenet: Classifier, picture: str, answers: set[str]) -> None:
     pixels = getattr(data, picture)()
-    (prediction,) = imagenet.predict(pixels)
+    with pytest.warns(UserWarning, match="outside the 224 to 256 pixels that the network was trained on"):
+        (prediction,) = imagenet.predict(pixels)
     assert prediction.label in answers
     assert prediction.size == prediction.network_size == pixels.shape[:2]
-    assert {label for label, _ in imagenet.predict(pixels, resize="center-crop")[0].top} >= answers
+    for resize in ("center-crop", "shorter-side:256"):
+        assert {label for label, _ in imagenet.predict(pixels, resize=resize)[0].top} >= answers
 
 
 def test_imagenet_classifier_is_ready_for_use(imagenet: Classifier) -> None:

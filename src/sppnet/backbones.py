@@ -16,6 +16,7 @@ from sppnet.nets import PAPER_NETS
 from sppnet.ops.pyramid import Sizes
 from sppnet.padded.ledger import PaddingError
 from sppnet.padded.mode import PaddedBatch
+from sppnet.same_padding import integers_when_compiled
 from sppnet.weights import EMBEDDED_BACKBONE, embedded_weights, load_weights, read_weights
 
 
@@ -121,6 +122,7 @@ class Backbone(nn.Module):
 
     def compile_network(self) -> None:
         """Compile the network's pass for all sizes; the first calls take a minute, and on the CPU a C++ compiler."""
+        integers_when_compiled()
         self._maps = torch.compile(self._maps, dynamic=True)  # type: ignore[method-assign]
 
     def _check_size(self, height: int, width: int) -> None:

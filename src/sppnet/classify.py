@@ -177,13 +177,16 @@ def create_head(kind: Head, in_features: int, num_classes: int) -> nn.Module:
 def imagenet_classifier() -> Classifier:
     """The embedded network with its own ImageNet head, for images of any size; nothing is trained or downloaded.
 
-    Its global average is the pyramid of the one level 1.
+    Its global average is the pyramid of the one level 1. It was trained on crops of 224 pixels, and is less sure of
+    photographs much larger than that: `shorter-side:256` takes them nearer to what it knows.
     """
     from torchvision.models import EfficientNet_B0_Weights  # seconds to import, and it has the classes' names
 
     backbone = create_backbone()
     classes = tuple(EfficientNet_B0_Weights.IMAGENET1K_V1.meta["categories"])
-    model = Classifier(ClassifierConfig(classes, levels=(1,), reduce="avg", head="plain"), backbone)
+    sides = (backbone.side, round(backbone.side * 8 / 7))
+    config = ClassifierConfig(classes, levels=(1,), reduce="avg", head="plain", trained_sides=sides)
+    model = Classifier(config, backbone)
     state = embedded_weights(backbone.network.blocks)  # type: ignore[arg-type]
     model.head.load_state_dict({"weight": state["classifier.weight"], "bias": state["classifier.bias"]})
     return model.eval()

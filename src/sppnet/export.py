@@ -1,8 +1,7 @@
 """A model as an ONNX file for every image size, in standard operators; it is checked before it gets its name."""
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from sppnet.classify import Classifier
 from sppnet.geometry import Axis
 from sppnet.ops import library
 from sppnet.ops.regions import box_windows
+from sppnet.same_padding import integers_in_export
 from sppnet.verify import FORMAT, Verification, require, verify
 
 _MOST_BYTES = 2**31 - 2**24  # what one file of protocol buffers holds, less room for the graph
@@ -240,7 +240,7 @@ def _write(
 
     training = module.training
     try:
-        with torch.no_grad(), _integer_same_padding():
+        with torch.no_grad(), integers_in_export():
             program = torch.onnx.export(
                 module.eval(),
                 tuple(inputs.values()),
@@ -259,30 +259,6 @@ def _write(
         raise ExportError("torch gave no program")
     program.model.metadata_props.update({name: json.dumps(value) for name, value in metadata.items()})
     program.save(path, external_data=False)
-
-
-@contextmanager
-def _integer_same_padding() -> Iterator[None]:
-    """Let timm's SAME padding divide in integers while a graph is made.
-
-    It divides as floats and rounds, which torch's symbols of sizes cannot simplify: they grow with every layer, and
-    the export of `tf_efficientnet_lite0` would take six minutes for twenty seconds.
-    """
-    from timm.layers import padding
-
-    original = padding.get_same_padding
-    padding.get_same_padding = same_padding  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        padding.get_same_padding = original
-
-
-def same_padding(size: int, kernel_size: int, stride: int, dilation: int) -> int:
-    """Cells that TensorFlow's SAME rule adds to a side, as :func:`timm.layers.get_same_padding`, in integers."""
-    extent = (kernel_size - 1) * dilation + 1
-    pad = ((size + stride - 1) // stride - 1) * stride + extent - size
-    return pad if extent >= stride else max(pad, 0)
 
 
 def _root(error: BaseException) -> str:

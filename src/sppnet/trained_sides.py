@@ -59,5 +59,6 @@ def outside_text(config: ClassifierConfig, outside: int, images: int) -> str:
     least, greatest = config.trained_sides
     return (
         f"{outside} of {images} images were seen at a shorter side outside the {least} to {greatest} pixels that the"
-        " network was trained on; `sppnet evaluate RUN DATA --sizes 160,224,320` measures what other sizes cost"
+        f" network was trained on; resize shorter-side:{greatest} brings them inside, and `sppnet evaluate RUN DATA"
+        " --sizes 160,224,320` measures what other sizes cost"
     )

@@ -171,11 +171,6 @@ def _prepare(
     if arguments.proposals and not isinstance(model, Detector):
         raise ValueError(f"proposals: an option for detectors; {arguments.run} holds none")
     backbone = _backbone_of(model)
-    if arguments.engine == "compiled" and backbone.geometry.same:
-        raise ValueError(
-            f"engine: {backbone.name} pads by TensorFlow's SAME rule, which torch.compile does not finish with in ten"
-            " minutes where sizes are free; take eager, or onnx for a classifier"
-        )
     memory = parse_memory(arguments.memory)
     if isinstance(model, Detector):
         override_proposals(model, arguments)
@@ -186,6 +181,8 @@ def _prepare(
 
     def make() -> Task:
         if arguments.engine == "compiled":
+            # As the workers do: torch uses a graph with as many threads as it was made with.
+            torch.set_num_threads(threads)
             backbone.compile_network()
         task: Task
         if isinstance(model, Classifier):
@@ -199,6 +196,9 @@ def _prepare(
         else:
             task = RegionTask(model, limits)
         warm_up(task)
+        if arguments.engine == "compiled":
+            # No request waits for a compiler: what these graphs do not cover is computed without one.
+            torch.compiler.set_stance("eager_on_recompile")
         return task
 
     kinds: dict[type, Kind] = {Classifier: "classify", Detector: "detect", Segmenter: "segment"}

@@ -6,13 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from sppnet.data.images import MAX_SIDE, ImageError, image_size
 from sppnet.encoder import check_boxes
 from sppnet.serving.limits import Limits, Refusal
+from sppnet.serving.schema import Edges
 
 Answer = dict[str, Any] | bytes
+
+_BOXES = TypeAdapter(list[Edges])
 
 
 @dataclass(frozen=True)
@@ -81,14 +85,13 @@ def parse_boxes(text: str, size: tuple[int, int], limits: Limits) -> Tensor:
         Refusal: other text, too many boxes, or a box that is not finite, has no area or lies outside.
     """
     try:
-        rows = json.loads(text)
-        boxes = torch.tensor(rows, dtype=torch.float32) if rows != [] else torch.zeros(0, 4)
-    except (ValueError, TypeError, RuntimeError, RecursionError, OverflowError):
-        boxes = torch.zeros(0)
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise Refusal("bad_boxes", f"boxes: expected JSON such as [[x1, y1, x2, y2], ...]; got {text[:80]!r}")
-    if len(boxes) > limits.boxes:
-        raise Refusal("too_many_boxes", f"boxes: expected at most {limits.boxes}; got {len(boxes)}")
+        rows = _BOXES.validate_json(text, strict=True)
+    except ValidationError as error:
+        message = f"boxes: expected JSON such as [[x1, y1, x2, y2], ...]; got {text[:80]!r}"
+        raise Refusal("bad_boxes", message) from error
+    if len(rows) > limits.boxes:
+        raise Refusal("too_many_boxes", f"boxes: expected at most {limits.boxes}; got {len(rows)}")
+    boxes = torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
     try:
         check_boxes(boxes, size, "boxes")
     except ValueError as error:

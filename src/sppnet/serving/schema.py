@@ -33,7 +33,10 @@ class Bounds(BaseModel):
 
 
 class ModelInfo(BaseModel):
-    """What the server answers with; what a task has not is empty or null."""
+    """What the server answers with; what a task has not is empty or null.
+
+    `trained_sides` are the least and greatest shorter side of the training images as the network saw them, in pixels.
+    """
 
     task: Literal["classify", "detect", "segment", "regions"]
     name: str
@@ -44,6 +47,7 @@ class ModelInfo(BaseModel):
     classes: list[str] = []
     resize: str | None = None
     resizes: list[str] = []
+    trained_sides: tuple[int, int] | None = None
     levels: list[Size] = []
     head: str | None = None
     min_score: float | None = None

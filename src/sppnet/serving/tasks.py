@@ -48,6 +48,7 @@ class ClassifyTask:
             "classes": config.classes,
             "resize": str(self.model.resize),
             "resizes": list(dict.fromkeys([str(self.model.resize), *policies, f"center-crop:{side}"])),
+            "trained_sides": config.trained_sides,
             "levels": parse_levels(config.levels),
             "head": config.head,
         } | _backbone_of(self.model)
@@ -249,9 +250,11 @@ Task = ClassifyTask | DetectTask | SegmentTask | RegionTask
 def warm_up(task: Task) -> None:
     """Have the task answer for a few made-up photographs, so that no one waits for what is done once.
 
-    Even and odd sizes, and batches of one and of two: what torch.compile makes graphs for.
+    Even and odd sizes, and batches of one and of two: what torch.compile makes graphs for. It makes others for maps so
+    small that torch has other convolutions for them, which are not worth their minute.
     """
-    for size in ((224, 256), (288, 256), (131, 97)):
+    scale = min(1.0, (task.limits.pixels / (640 * 480)) ** 0.5)
+    for size in ((int(640 * scale), int(480 * scale)), (int(511 * scale), int(333 * scale))):
         file = io.BytesIO()
         Image.effect_noise(size, 60).save(file, "PNG")
         data = file.getvalue()

@@ -27,7 +27,7 @@ export function show(photo, model, panel) {
     columns(
       [figure.node],
       el("p", { class: "answer" }, el("strong", {}, answer.label), ` ${percent(answer.score)}`),
-      soft(`${pixels(answer.size)}, ${seen}`),
+      soft(`${pixels(answer.size)}, ${seen}${strange(answer, model)}`),
       pictureNote(photo.picture),
       radios(
         "Explain the score of",
@@ -72,6 +72,13 @@ export function show(photo, model, panel) {
 }
 
 const same = ({ size, network_size: seen }) => size[0] === seen[0] && size[1] === seen[1];
+
+/** What is said of a photograph that the network saw smaller or larger than all that it was trained on. */
+function strange({ network_size: seen }, { trained_sides: sides }) {
+  const side = Math.min(...seen);
+  if (!sides || (side >= sides[0] && side <= sides[1])) return "";
+  return `; the network was trained on photographs whose shorter side had ${sides.join(" to ")} pixels`;
+}
 
 /** What can be laid over the photograph: each level, the cells, nothing. */
 function viewsOf({ levels, cells }) {

@@ -1,0 +1,229 @@
+"""What the tests of the server's page share: a browser, the real application, photographs and how they are given."""
+
+import base64
+import io
+import re
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+import uvicorn
+from PIL import Image
+
+from sppnet.backbones import create_backbone
+from sppnet.classify import Classifier, ClassifierConfig
+from sppnet.detect import Detector, DetectorConfig
+from sppnet.encoder import RegionEncoder
+from sppnet.segment import SegmenterConfig, create_segmenter
+from sppnet.serving.app import Batching, Service, create_app
+from sppnet.serving.engines import torch_probabilities
+from sppnet.serving.limits import Limits
+from sppnet.serving.tasks import ClassifyTask, DetectTask, Kind, RegionTask, SegmentTask, Task
+
+api = pytest.importorskip("playwright.sync_api", reason="the page's tests need: pip install playwright")
+expect = api.expect
+
+ARGUMENTS = (
+    "--no-sandbox --headless --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    " --disable-component-update --disable-sync"
+)
+CLASSES = ("ash", "birch", "cedar", "date", "elm", "fir")
+LIMITS = Limits(bytes=300_000, pixels=400_000, queue=8)
+TOKEN = "a-token-of-a-page"
+Ask = Callable[..., Any]
+
+
+def browser_path(own: str) -> str:
+    """A Chromium of this machine, or Playwright's own."""
+    found = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
+    if found is None and not Path(own).exists():
+        pytest.skip("no Chromium: install the system's package chromium, or run `playwright install chromium`")
+    return found or own
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Closed with this module: Playwright's event loop would be in the way of other tests that run one."""
+    with api.sync_playwright() as playwright:
+        path = browser_path(playwright.chromium.executable_path)
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS.split())
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def serving(task: Task, token: str | None = None, limits: Limits = LIMITS) -> Iterator[str]:
+    """The real application on a free port; gives its address."""
+    kinds: dict[type, Kind] = {ClassifyTask: "classify", DetectTask: "detect", SegmentTask: "segment"}
+    service = Service("tiny", lambda: task, "eager", limits, Batching())
+    app = create_app(service, kinds.get(type(task), "regions"), token)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=2))
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        try:
+            deadline = time.monotonic() + 30
+            while not server.started or httpx.get(f"{url}/ready").status_code != 200:
+                assert time.monotonic() < deadline, f"not ready: {service.error}"
+                time.sleep(0.02)
+            yield url
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def classifier(levels: tuple[int, ...] = (3, 2, 1), sides: tuple[int, int] | None = None) -> ClassifyTask:
+    torch.manual_seed(0)
+    config = ClassifierConfig(CLASSES, "test_resnet", levels=levels, trained_sides=sides)
+    model = Classifier(config, create_backbone("test_resnet", None, None)).eval()
+    return ClassifyTask(model, LIMITS, torch_probabilities(model))
+
+
+def regions() -> RegionTask:
+    torch.manual_seed(0)
+    return RegionTask(RegionEncoder(create_backbone("test_resnet", None, None), (3, 1), (160,), 400), LIMITS)
+
+
+@pytest.fixture(scope="module")
+def classify_url() -> Iterator[str]:
+    with serving(classifier()) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def detect_url() -> Iterator[str]:
+    torch.manual_seed(0)
+    config = DetectorConfig(("disc", "square"), backbone="test_resnet", levels=(3, 1), scales=(160,), max_side=400)
+    model = Detector(replace(config, proposals="grid", windows=60), create_backbone("test_resnet", None, None))
+    with serving(DetectTask(model, LIMITS, 0.0)) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def segment_url() -> Iterator[str]:
+    torch.manual_seed(0)
+    config = SegmenterConfig(("ground", "disc", "square"), "test_efficientnet", width=16, rates=(1, 4))
+    with serving(SegmentTask(create_segmenter(config, "none").eval(), LIMITS, 2**31)) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def regions_url() -> Iterator[str]:
+    with serving(regions()) as url:
+        yield url
+
+
+@dataclass
+class Watched:
+    """What a page said and asked for while it was open."""
+
+    url: str = ""
+    hosts: set[str] = field(default_factory=set)
+    said: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Ask]:
+    """Opens an address; when the test is done, no page may have complained or asked another host for anything.
+
+    Status codes of refusals, which browsers report too, are `allowed` by their numbers.
+    """
+    opened: list[tuple[Any, Watched, tuple[int, ...]]] = []
+
+    def open_page(url: str, *allowed: int, **options: Any) -> Any:
+        context = browser.new_context(viewport={"width": 1000, "height": 800}, **options)
+        context.set_default_timeout(10_000)
+        page, watched = context.new_page(), Watched(url)
+        page.on("request", lambda request: watched.hosts.add(re.match(r"[a-z]+:(//[^/]*)?", request.url)[0]))  # type: ignore[index]
+        page.on("console", lambda message: watched.said.append(message.text))
+        page.on("pageerror", lambda error: watched.said.append(str(error)))
+        opened.append((context, watched, allowed))
+        page.goto(url)
+        return page
+
+    yield open_page
+    for context, watched, allowed in opened:
+        context.close()
+        complaints = [text for text in watched.said if not any(f"status of {code}" in text for code in allowed)]
+        assert complaints == []
+        assert watched.hosts <= {watched.url, "blob:"}
+
+
+def photograph(height: int = 120, width: int = 180, seed: int = 0) -> Image.Image:
+    """Noise about a bright disc: no part is like another."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:height, :width]
+    disc = (rows - height / 2) ** 2 + (columns - width / 3) ** 2 < (height / 4) ** 2
+    pixels = rng.normal(np.where(disc[..., None], (220, 190, 40), (70, 90, 120)), 30)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def as_file(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def give(page: Any, *files: tuple[str, bytes]) -> None:
+    payload = [{"name": name, "mimeType": "application/octet-stream", "buffer": data} for name, data in files]
+    page.get_by_label("Choose photographs").set_input_files(payload)
+
+
+def one(page: Any, data: bytes | None = None, name: str = "a.png") -> Any:
+    """Gives a photograph; its card."""
+    give(page, (name, as_file(photograph()) if data is None else data))
+    return page.get_by_role("article", name=name)
+
+
+def ask(url: str, path: str, data: bytes, **form: str) -> Any:
+    response = httpx.post(f"{url}{path}", files={"image": ("a.png", data)}, data=form)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def painted(canvas: Any) -> np.ndarray:
+    """Pixels of a canvas, uint8 (height, width, 4)."""
+    url = canvas.evaluate("node => node.toDataURL()")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("RGBA"))
+
+
+def colourful(pixels: np.ndarray) -> float:
+    """Share of the pixels that are not grey."""
+    rgb = pixels[..., :3].astype(int)
+    return float((rgb.max(2) - rgb.min(2) > 12).mean())
+
+
+def signed(value: float) -> str:
+    size = abs(value)
+    digits = 2 if size >= 0.1 or size == 0 else min(6, 1 - int(np.floor(np.log10(size))))
+    text = f"{size:.{digits}f}"
+    return "0" if float(text) == 0 else ("−" if value < 0 else "+") + text
+
+
+def grid(rows: int, columns: int) -> str:
+    """Cells as the page counts them."""
+    return f"{rows} × {columns} cells" if rows == columns else f"{rows} rows × {columns} columns of cells"
+
+
+def check_names(page: Any) -> int:
+    """Every control in view has a name for screen readers; how many there are."""
+    controls = page.locator("button, input, select, textarea, summary, [tabindex='0'], canvas:not([aria-hidden])")
+    seen = [control for control in controls.all() if control.is_visible()]
+    for control in seen:
+        if control.evaluate("node => node.tagName") == "SUMMARY":
+            assert control.inner_text()
+        else:
+            expect(control).to_have_accessible_name(re.compile("."))
+    return len(seen)
