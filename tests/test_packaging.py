@@ -172,7 +172,7 @@ def test_what_needs_an_extra_says_how_to_install_it(tmp_path: Path) -> None:
     boxes = tmp_path / "boxes.csv"
     boxes.write_text(f"path,x1,y1,x2,y2\n{image},1,1,20,20\n")
     (tmp_path / "model.onnx").write_bytes(b"")
-    out = ["--out", str(tmp_path / "out")]
+    out, run = ["--out", str(tmp_path / "out")], ["--out", str(tmp_path / "run")]
     features = ["features", image, "--boxes", str(boxes), "--backbone", "test_resnet", "--weights", "none", *out]
     detect = [
         "train",
@@ -184,7 +184,7 @@ def test_what_needs_an_extra_says_how_to_install_it(tmp_path: Path) -> None:
         "none",
         "--finetune",
         "false",
-        *out,
+        *run,
     ]
     needs = [
         ("serve", ["serve", "imagenet"]),
@@ -193,7 +193,7 @@ def test_what_needs_an_extra_says_how_to_install_it(tmp_path: Path) -> None:
         ("ray", ["predict", "imagenet", image, "--engine", "ray", *out]),
         ("features", [*features, "--format", "parquet"]),
         ("log", ["train", "classify", str(classes), "--tensorboard", "--epochs", "1", *out]),
-        ("svm", ["train", "classify", str(classes), "--freeze-backbone", *out]),
+        ("svm", ["train", "classify", str(classes), "--freeze-backbone", *run]),
         ("detect", detect),
         ("demo", ["demo", *out]),
     ]
@@ -201,6 +201,7 @@ def test_what_needs_an_extra_says_how_to_install_it(tmp_path: Path) -> None:
         assert code in (1, 2), words
         assert f'pip install "sppnet[{extra}]"' in " ".join(said.split()), words
         assert "Traceback" not in said
+    assert not (tmp_path / "run").exists()  # those of long work say so before it
 
 
 def closure(lines: list[str]) -> set[str]:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sppnet.console import track
+from sppnet.svm import linear_svc
 from sppnet.windows import Windows
 
 # As in R-CNN's and the SPP-net authors' code.
@@ -107,13 +108,9 @@ class _Class:
 
 def _fit(positives: Tensor, negatives: Tensor, seed: int) -> tuple[Tensor, float]:
     """Minimise |w|^2 / 2 + (b / 10)^2 / 2 + C (2 sum of positives' hinge losses + sum of negatives')."""
-    try:
-        from sklearn.svm import LinearSVC
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('detection SVMs need scikit-learn: pip install "sppnet[detect]"') from error
     x = torch.cat((positives, negatives)).numpy()
     y = np.repeat([1, -1], [len(positives), len(negatives)])
-    svm = LinearSVC(
+    svm = linear_svc("detect")(
         C=_C,
         loss="hinge",
         dual=True,

@@ -1,5 +1,7 @@
 """Linear support vector machines on pyramid vectors, as one linear layer."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -57,12 +59,24 @@ def fit_linear_svm(
     return layer
 
 
-def _fit(x: Float[Tensor, "n k"], labels: Int[Tensor, " n"], c: float, seed: int) -> tuple[Tensor, Tensor]:
+def linear_svc(extra: str) -> Any:
+    """scikit-learn's class; long work that ends in it asks for it first.
+
+    Args:
+        extra: of this package that brings it.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
     try:
         from sklearn.svm import LinearSVC
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('the SVM head needs scikit-learn: pip install "sppnet[svm]"') from error
-    svm = LinearSVC(C=c, random_state=seed, max_iter=10_000).fit(x.numpy(), labels.numpy())
+        raise ModuleNotFoundError(f'SVMs need scikit-learn: pip install "sppnet[{extra}]"') from error
+    return LinearSVC
+
+
+def _fit(x: Float[Tensor, "n k"], labels: Int[Tensor, " n"], c: float, seed: int) -> tuple[Tensor, Tensor]:
+    svm = linear_svc("svm")(C=c, random_state=seed, max_iter=10_000).fit(x.numpy(), labels.numpy())
     weight, bias = torch.from_numpy(svm.coef_).float(), torch.from_numpy(svm.intercept_).float()
     if len(svm.classes_) == 2:
         weight, bias = torch.cat((-weight, weight)), torch.cat((-bias, bias))

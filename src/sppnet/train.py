@@ -24,7 +24,7 @@ from sppnet.options import TrainOptions
 from sppnet.padded.ledger import PaddingError
 from sppnet.processes import launch
 from sppnet.runs import pick_device, save_run
-from sppnet.svm import fit_linear_svm
+from sppnet.svm import fit_linear_svm, linear_svc
 from sppnet.trained_sides import trained_sides
 
 SIZES = "sizes.json"
@@ -73,11 +73,14 @@ def train_classifier(
         resume: go on with the training in `out` if there is one.
 
     Raises:
+        ModuleNotFoundError: a package of an extra is missing.
         ValueError: a wrong option or data set, or a run folder that is in use.
     """
     started = time.monotonic()
     options = options or TrainOptions()
     out = Path(out)
+    if options.kind == "svm":
+        linear_svc("svm")
     train_set = read_classification(data, find_split(data, "train"))
     held_out = find_split(data, "val", "valid", "validation")
     val_samples: tuple[Sample, ...] = ()

@@ -26,6 +26,7 @@ from sppnet.mining import fit_detection_svms
 from sppnet.predict import Failure
 from sppnet.proposals import is_box_file, proposals_of, recall
 from sppnet.runs import pick_device, save_run
+from sppnet.svm import linear_svc
 from sppnet.windows import CropVectors, MapVectors, Windows, WindowVectors, content_digest, label_windows
 
 _NORM_IMAGES, _NORM_WINDOWS = 100, 100
@@ -72,10 +73,13 @@ def train_detector(
         resume: go on with the training in `out` if there is one.
 
     Raises:
+        ModuleNotFoundError: a package of an extra is missing.
         ValueError: a wrong option or data set, or a run folder that is in use.
     """
     options = options or DetectOptions()
     out = Path(out)
+    if options.method != "fast" and options.scorer == "svm":
+        linear_svc("detect")
     seconds: dict[str, float] = {}
     found = read_detection(data, choose_split(data, split, "train", "training"))
     idle = _require_objects(found)

@@ -6,17 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from sppnet.data.images import MAX_SIDE, ImageError, image_size
 from sppnet.encoder import check_boxes
 from sppnet.serving.limits import Limits, Refusal
-from sppnet.serving.schema import Edges
 
 Answer = dict[str, Any] | bytes
-
-_BOXES = TypeAdapter(list[Edges])
 
 
 @dataclass(frozen=True)
@@ -84,8 +80,10 @@ def parse_boxes(text: str, size: tuple[int, int], limits: Limits) -> Tensor:
     Raises:
         Refusal: other text, too many boxes, or a box that is not finite, has no area or lies outside.
     """
+    from pydantic import TypeAdapter, ValidationError  # of the extra, which the other commands do without
+
     try:
-        rows = _BOXES.validate_json(text, strict=True)
+        rows = TypeAdapter(list[tuple[float, float, float, float]]).validate_json(text, strict=True)
     except ValidationError as error:
         message = f"boxes: expected JSON such as [[x1, y1, x2, y2], ...]; got {text[:80]!r}"
         raise Refusal("bad_boxes", message) from error
