@@ -77,6 +77,15 @@ class Server:
         lines = self.ask("GET", "/metrics").body.decode().splitlines()
         return float(next(line for line in lines if line.startswith(name + " ")).split()[1])
 
+    def is_unharmed(self) -> None:
+        """It holds no request back, and answers a good photograph."""
+        end = time.monotonic() + 10
+        while self.metric("sppnet_requests_taken") > 0:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        answer = self.send(PHOTOGRAPH)
+        assert (answer.status, json.loads(answer.body)["size"]) == (200, [90, 120])
+
     def sockets(self) -> int:
         """How many the process holds."""
         count = 0

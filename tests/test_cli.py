@@ -1,6 +1,7 @@
 """The commands as a user types them: exit codes, what goes to standard output, what goes to standard error."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -114,9 +115,11 @@ def test_wrong_arguments_exit_with_2_and_say_what_to_do(
     assert not (tmp_path / "r").exists()
 
 
-def test_a_reader_that_goes_away_is_no_traceback(trained: Path, data: Path) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_goes_away_is_no_traceback(trained: Path, data: Path, unbuffered: str) -> None:
     command = [sys.executable, "-m", "sppnet", "predict", str(trained), str(data / "test")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    env = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
         assert process.stdout is not None
         process.stdout.close()
         assert process.stderr is not None

@@ -296,6 +296,10 @@ def test_what_is_no_image_is_named(classify: TestClient) -> None:
 def test_wrong_options_are_named(classify: TestClient, detect: TestClient, regions: TestClient) -> None:
     message = refused(post(classify, "/v1/predict", resize="squash"), 400, "bad_option")
     assert "must be one of native, shorter-side" in message
+    for policy in ("warp:8192", "center-crop:1001"):
+        for path in ("/v1/predict", "/v1/explain"):
+            message = refused(post(classify, path, resize=policy), 400, "bad_option")
+            assert f"expected at most 1000000, as of {policy.split(':')[0]}:1000" in message
     message = refused(post(classify, "/v1/explain", label="doggo"), 400, "bad_option")
     assert "label: expected one of the model's 3 classes; got 'doggo'; did you mean 'dog'?" in message
     assert "min_score" in refused(post(detect, "/v1/predict", min_score="much"), 400, "bad_request")

@@ -1,5 +1,6 @@
 """The command line: what is asked for on it is done by the other rooms."""
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -31,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     Images that cannot be read count as failed where an answer was asked for each (evaluate, predict); a training
     that could do without them is done.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # an answer is out once it is known, whoever kills us then
     sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
@@ -48,7 +51,8 @@ def run(argv: Sequence[str]) -> int:
     except (ValueError, TypeError) as error:
         complain(str(error))
         return 1 if isinstance(error, ImageError) else 2
-    except BrokenPipeError:  # the reader of standard output has gone, as head does
+    except BrokenPipeError:
+        # The reader of standard output has gone, as head does; Python's own last flush must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, MemoryError, ModuleNotFoundError, RuntimeError, SafetensorError) as error:
         complain(f"{type(error).__name__}: {error}" if not isinstance(error, ModuleNotFoundError) else str(error))

@@ -152,7 +152,6 @@ def predict(model: Segmenter, arguments: Namespace) -> int:
             shares = sorted(answer.classes.items(), key=lambda item: -item[1])
             shown = ", ".join(f"{label} {100 * share:.1f} %" for label, share in shares if share >= 0.0005)
             sys.stdout.write(f"{path}\t{shown}\n")
-        sys.stdout.flush()
     list_problems((), failures)
     return 1 if failures else 0
 

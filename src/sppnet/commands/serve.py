@@ -1,7 +1,6 @@
 """`sppnet serve`: a run behind HTTP, with a page for people."""
 
 import os
-import sys
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -120,7 +119,6 @@ def serve(arguments: Namespace) -> int:
 
 def _tell(run: str, url: str) -> None:
     results.print(f"{run} at {url}", highlight=False, soft_wrap=True, markup=False)
-    sys.stdout.flush()
 
 
 def _read_token(file: str | None) -> str | None:

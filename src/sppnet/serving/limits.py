@@ -34,7 +34,7 @@ class Limits:
         pixels: height times width of a photograph, by its header, at least 1.
         boxes: of one request, at least 1.
         queue: requests that are being received, waiting or being answered; one more is refused. At least 1.
-        upload_seconds: in which a request has to arrive, above 0.
+        upload_seconds: in which a request has to arrive, and in which something of an answer has to be taken; above 0.
     """
 
     bytes: int = 20_000_000

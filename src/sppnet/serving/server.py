@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import math
 import signal
 import socket
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sppnet.serving.app import Service
 from sppnet.serving.limits import Refusal
+
+_SEND_BUFFER = 262_144
 
 
 def run_server(app: FastAPI, service: Service, host: str, port: int, started: Callable[[str], None]) -> None:
@@ -35,6 +38,8 @@ def run_server(app: FastAPI, service: Service, host: str, port: int, started: Ca
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # The system's own would grow to megabytes, and hide for minutes whether a slow client takes anything.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         listening.bind((host, port))
         name = f"[{host}]" if ":" in host else host
         config = uvicorn.Config(
@@ -80,14 +85,20 @@ async def _serve(
     await serving
 
 
-def _protocol(header_seconds: float) -> type[H11Protocol]:
+def _protocol(patience: float) -> type[H11Protocol]:
     class Protocol(H11Protocol):
-        """Closes connections that open and say nothing, never come to the end of a request's head, or speak no HTTP."""
+        """Closes connections that open and say nothing, never come to the end of a request's head, or speak no HTTP.
+
+        And those that take nothing of an answer for as long: it would be held for them for ever, and keep the server
+        from stopping.
+        """
 
         _patience: asyncio.TimerHandle | None = None
+        _unread: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            transport.set_write_buffer_limits(high=0)  # writing is paused while anything is unsent
             self._watch()
 
         def data_received(self, data: bytes) -> None:
@@ -97,6 +108,27 @@ def _protocol(header_seconds: float) -> type[H11Protocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
             self._stop_watching()
+            self._stop_waiting()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._wait_for_reader()
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._stop_waiting()
+
+        def _wait_for_reader(self, before: float = math.inf) -> None:
+            left = self.transport.get_write_buffer_size()
+            if left < before:
+                self._unread = self.loop.call_later(patience, self._wait_for_reader, left)
+            else:
+                self.transport.abort()
+
+        def _stop_waiting(self) -> None:
+            if self._unread is not None:
+                self._unread.cancel()
+                self._unread = None
 
         def send_400_response(self, msg: str) -> None:  # noqa: ARG002
             if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else an answer is on its way
@@ -107,7 +139,7 @@ def _protocol(header_seconds: float) -> type[H11Protocol]:
             if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
                 self._stop_watching()
             elif self._patience is None:
-                self._patience = self.loop.call_later(header_seconds, self._give_up)
+                self._patience = self.loop.call_later(patience, self._give_up)
 
         def _give_up(self) -> None:
             if self.conn.trailing_data[0]:  # a head has begun; browsers also open connections that they never use

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
@@ -75,7 +76,15 @@ class ClassifyTask:
 
     def _network_size(self, data: bytes, policy: Resize) -> tuple[int, int]:
         size = policy.target_size(*header_size(data, self.limits))
-        geometry = self.model.backbone.geometry
+        backbone = self.model.backbone
+        most = max(self.model.config.max_pixels, backbone.side**2)
+        if policy != self.model.resize and size[0] * size[1] > most:
+            raise Refusal(
+                "bad_option",
+                f"resize: {policy} gives {size[0]} x {size[1]} pixels; expected at most {most}, as of {policy.policy}:"
+                f"{math.isqrt(most)}",
+            )
+        geometry = backbone.geometry
         if min(geometry.map_size(*size)) < 1:
             smallest = " x ".join(map(str, geometry.smallest()))
             raise Refusal("too_small", f"the network would see {size[0]} x {size[1]} pixels; it needs {smallest}")
