@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from images import write_classes
+from PIL import Image
 
 from sppnet.cli import run
 from sppnet.commands.common import parse_level_text
@@ -125,6 +126,14 @@ def test_a_reader_that_goes_away_is_no_traceback(trained: Path, data: Path, unbu
         assert process.stderr is not None
         assert "Error" not in process.stderr.read()
     assert process.returncode == 1
+
+
+def test_pillow_s_own_warnings_are_not_printed(trained: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (90, 60)).save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*" + b"\xff" * 60_000)
+    command = [sys.executable, "-m", "sppnet", "predict", str(trained), str(tmp_path / "a.jpg")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "a.jpg\t" in done.stdout
+    assert "EXIF" not in done.stderr
 
 
 @pytest.mark.parametrize(

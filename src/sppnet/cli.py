@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Images that cannot be read count as failed where an answer was asked for each (evaluate, predict); a training
     that could do without them is done.
     """
+    warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a file is told in our own words, by its name
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # an answer is out once it is known, whoever kills us then
     sys.exit(run(sys.argv[1:] if argv is None else argv))
