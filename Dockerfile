@@ -2,7 +2,7 @@
 #   docker build -t sppnet .
 #   docker run --rm -p 8000:8000 sppnet
 #   docker run --rm -p 8000:8000 -v "$PWD/runs:/runs" sppnet serve cats --host 0.0.0.0
-# For a GPU: --build-arg TORCH_INDEX=https://pypi.org/simple, and `docker run --gpus all`.
+# For a GPU: --build-arg TORCH_INDEX=https://pypi.org/simple --build-arg PACKAGES="gcc libc6-dev", and `docker run --gpus all`.
 
 FROM python:3.12-slim AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -10,14 +10,18 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ARG EXTRAS=serve
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /source
-COPY pyproject.toml README.md LICENSE ./
 # The large and rarely changing part first: a layer of its own.
 RUN python -m venv /opt/sppnet \
     && /opt/sppnet/bin/pip install --index-url "$TORCH_INDEX" torch torchvision
+COPY pyproject.toml README.md LICENSE ./
 COPY src src
 RUN /opt/sppnet/bin/pip install ".[$EXTRAS]"
 
 FROM python:3.12-slim
+# For a GPU, whose kernels are compiled when they are first used: gcc libc6-dev; for --engine compiled: g++.
+ARG PACKAGES=
+RUN [ -z "$PACKAGES" ] || { apt-get update && apt-get install -y --no-install-recommends $PACKAGES \
+    && rm -rf /var/lib/apt/lists/*; }
 RUN useradd --create-home --uid 10001 sppnet \
     && install --directory --owner sppnet /runs
 COPY --from=build /opt/sppnet /opt/sppnet

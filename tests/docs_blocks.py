@@ -171,7 +171,8 @@ class Runner:
             if _VALUE.match(said):
                 assert isinstance(node, ast.Expr), f"{where}: # {said}: no value is there that could be compared"
                 shown = printed.strip() if value is None else _show(value)
-                assert said.startswith(shown), f"{where}: the comment says {said}; got {shown}"
+                same = shown and re.match(rf"{re.escape(shown)}($|[ ,:;])", said)
+                assert same, f"{where}: the comment says {said}; got {shown or 'nothing'}"
             below = [comments[at] for at in _run_of(comments, last + 1, starts)]
             if printed and below:
                 assert printed.splitlines() == below, f"{where}: {below} was to be printed; got {printed}"

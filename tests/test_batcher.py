@@ -1,9 +1,12 @@
 """The queue of the server: who shares a batch, in which order, and what becomes of what was taken."""
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -178,3 +181,31 @@ def test_the_size_of_each_batch_is_told() -> None:
         future.result(10)
     queue.close()
     assert seen == [3]
+
+
+def test_what_failed_holds_no_memory() -> None:
+    """Tensors of a pass that failed for want of memory must be gone when its jobs are tried one by one, and later."""
+    held: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+
+    class Large:
+        pass
+
+    def fail(items: Sequence[int]) -> list[int]:
+        alive.append(sum(one() is not None for one in held))
+        large = Large()
+        held.append(weakref.ref(large))
+        raise RuntimeError(f"no memory for {len(items)}")
+
+    gc.collect()
+    gc.disable()
+    try:
+        batcher = Batcher(fail, wait=0.05, most=3)
+        futures = [batcher.submit(n, "a", (9, 9)) for n in range(3)]
+        assert all("no memory for 1" in str(future.exception(10)) for future in futures)
+        assert alive[1] == 0  # at the first that is tried by itself
+        batcher.close()
+        futures.clear()
+        assert [one() for one in held] == [None] * 4
+    finally:
+        gc.enable()

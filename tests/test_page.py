@@ -47,12 +47,12 @@ def test_a_photograph_gets_its_answer_and_its_bins(visit: Ask, classify_url: str
     pixels = painted(card.get_by_role("img"))
     assert pixels.shape[0] / pixels.shape[1] == pytest.approx(120 / 180, abs=0.01)
     assert colourful(pixels) > 0.5
-    table = card.get_by_role("table", name="The score of")
+    table = card.get_by_role("table", name="The logit of")
     for level, row in zip(explained["levels"], table.get_by_role("row").all()[1:], strict=False):
         expect(row).to_contain_text(signed(sum(one["contribution"] for one in level["bins"])))
     expect(table.get_by_role("row", name="bias")).to_contain_text(signed(explained["rest"]))
-    expect(table.get_by_role("row", name="score", exact=False).last).to_contain_text(signed(explained["logit"]))
-    expect(card).to_contain_text("add up to the score exactly")
+    expect(table.get_by_role("row", name="logit", exact=False).last).to_contain_text(signed(explained["logit"]))
+    expect(card).to_contain_text("add up to the logit exactly")
 
 
 @pytest.mark.parametrize(("sides", "strange"), [((121, 200), True), ((60, 119), True), ((120, 120), False)])
@@ -108,7 +108,7 @@ def test_another_class_is_explained(visit: Ask, classify_url: str) -> None:
     explained = ask(classify_url, "/v1/explain", data, label=second)
     before = painted(card.get_by_role("img"))
     card.get_by_role("radio", name=second).check()
-    table = card.get_by_role("table", name=f"The score of “{second}”")
+    table = card.get_by_role("table", name=f"The logit of “{second}”")
     expect(table.get_by_role("row").last).to_contain_text(signed(explained["logit"]))
     assert not np.array_equal(painted(card.get_by_role("img")), before)
 

@@ -5,6 +5,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -18,7 +19,7 @@ pytest_plugins = ("browsing",)
 
 def test_the_threshold_says_which_objects_are_in_view(visit: Ask, detect_url: str) -> None:
     page, data = visit(detect_url), as_file(photograph())
-    card, objects = one(page, data), ask(detect_url, "/v1/predict", data)["objects"]
+    card, objects = one(page, data), ask(detect_url, "/v1/predict", data, min_score="-1.5")["objects"]
     for key, least in (("", 0.0), ("Home", -1.5), ("End", 3.0)):
         if key:
             card.get_by_label("Least score").press(key)
@@ -31,7 +32,7 @@ def test_the_threshold_says_which_objects_are_in_view(visit: Ask, detect_url: st
 
 def test_a_chosen_object_shows_the_cells_that_its_box_pools(visit: Ask, detect_url: str) -> None:
     page, data = visit(detect_url), as_file(photograph())
-    card, objects = one(page, data), ask(detect_url, "/v1/predict", data)["objects"]
+    card, objects = one(page, data), ask(detect_url, "/v1/predict", data, min_score="-1.5")["objects"]
     first = card.get_by_role("list", name="Objects").get_by_role("button").first
     before = painted(card.get_by_role("img").first)
     assert colourful(before) > 0.2
@@ -50,6 +51,26 @@ def test_a_chosen_object_shows_the_cells_that_its_box_pools(visit: Ask, detect_u
     expect(card.locator(".pooled")).to_have_count(0)
     card.get_by_role("img").first.click(position={"x": 200, "y": 150})
     expect(card.locator(".pooled")).to_be_visible()
+
+
+def test_of_two_boxes_chosen_quickly_the_later_is_shown(visit: Ask, detect_url: str) -> None:
+    """The first one's answer is slow, and what the page says while it waits must not come over the second's."""
+    page = visit(detect_url)
+    card = one(page, as_file(photograph()))
+    buttons = card.get_by_role("list", name="Objects").get_by_role("button")
+    slow = [True]
+
+    def later(route: Any) -> None:
+        if slow.pop() if slow else False:
+            page.wait_for_timeout(1_000)
+        route.continue_()
+
+    page.route("**/v1/explain", later)
+    buttons.nth(0).click(no_wait_after=True)
+    buttons.nth(1).click(no_wait_after=True)
+    page.wait_for_timeout(1_500)
+    expect(card.locator(".pooled")).to_be_visible()
+    expect(card).not_to_contain_text("Asking for its cells")
 
 
 def test_classes_are_switched_on_and_off(visit: Ask, segment_url: str) -> None:

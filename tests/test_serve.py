@@ -5,7 +5,6 @@ import io
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +21,12 @@ from sppnet.encoder import RegionEncoder
 from sppnet.proposals import propose
 from sppnet.segment import Segmenter, SegmenterConfig, create_segmenter
 from sppnet.segment_views import label_image
+from sppnet.serving import schema
 from sppnet.serving.app import Batching, Service, create_app
 from sppnet.serving.engines import onnx_probabilities, takes_padding, torch_probabilities
 from sppnet.serving.limits import CODES, Limits
 from sppnet.serving.tasks import ClassifyTask, DetectTask, Kind, RegionTask, SegmentTask, Task, warm_up
+from sppnet.tile_memory import pass_bytes, resident_bytes, whole_fits
 
 LIMITS = Limits(bytes=200_000, pixels=40_000, boxes=5, queue=4, upload_seconds=5)
 BOX = "[10, 20, 90, 80]"
@@ -189,12 +190,27 @@ def test_segments_of_a_batch_are_those_of_one_by_one(segmenter: Segmenter) -> No
     assert list(asked[0].answer(asked)) == alone
 
 
+def test_a_batch_of_segments_has_the_memory_of_one() -> None:
+    """Else it is taken one by one."""
+    segmenter = create_segmenter(SegmenterConfig(("sky", "tree"), "test_efficientnet", width=16, rates=(1, 2)), "none")
+    memory = resident_bytes() + pass_bytes(segmenter, 512, 512) + 70_000_000
+    assert not whole_fits(segmenter, 8 * 512, 512, memory)
+    tasks = {count: SegmentTask(segmenter.eval(), Limits(), bound) for count, bound in ((8, 2**35), (1, memory))}
+    for count, task in tasks.items():
+        asked = [task.predict(photograph(512, 512)) for _ in range(8)]
+        asked[0].answer(asked)  # counts what a pass takes
+        passes: list[int] = []
+        with segmenter.register_forward_pre_hook(lambda _, inputs, passes=passes: passes.append(len(inputs[0]))):
+            asked[0].answer(asked)
+        assert passes == [count] * (8 // count)
+
+
 def test_regions_are_those_of_the_encoder(regions: TestClient, backbone: Backbone) -> None:
     data = photograph(120, 160)
     boxes = [[10.0, 20.0, 90.0, 80.0], [0.0, 0.0, 160.0, 120.0]]
     (expected,) = RegionEncoder(backbone, (2, 1), (120,), 300)(data, torch.tensor(boxes))
     found = post(regions, "/v1/features", data, boxes=str(boxes)).json()
-    assert found["length"] == expected.shape[1] == 256 * 5
+    assert found["length"] == expected.shape[1] == 256 * 5 == regions.get("/v1/model").json()["length"]
     assert torch.equal(torch.tensor(found["vectors"]), expected)
     file = post(regions, "/v1/features", data, boxes=str(boxes), output="safetensors")
     assert file.headers["content-type"] == "application/octet-stream"
@@ -375,7 +391,8 @@ def test_a_failure_is_a_500_without_its_text(classifier: Classifier, caplog: pyt
     with client(ClassifyTask(classifier, LIMITS, fail)) as web:
         ready(web)
         assert "42" not in refused(post(web, "/v1/predict"), 500, "internal")
-        assert "the secret is 42" in caplog.text
+        assert caplog.text.count("RuntimeError: the secret is 42") == 1
+        assert 'sppnet_requests_total{path="/v1/predict",status="500"} 1.0' in web.get("/metrics").text
         assert web.get("/health").status_code == 200
 
 
@@ -449,15 +466,19 @@ def test_limits_are_at_least_one(name: str) -> None:
 
 
 def test_answers_have_the_form_that_is_described(
-    classify: TestClient, detect: TestClient, segment: TestClient, regions: TestClient, tmp_path: Path
+    classify: TestClient, detect: TestClient, segment: TestClient, regions: TestClient
 ) -> None:
-    from sppnet.serving import schema
-
-    schema.ModelInfo.model_validate(classify.get("/v1/model").json())
-    schema.Classes.model_validate(post(classify, "/v1/predict").json())
-    schema.Contributions.model_validate(post(classify, "/v1/explain").json())
-    schema.Objects.model_validate(post(detect, "/v1/predict").json())
-    schema.Cells.model_validate(post(detect, "/v1/explain", box=BOX).json())
-    schema.Mask.model_validate(post(segment, "/v1/predict").json())
-    schema.Taps.model_validate(post(segment, "/v1/explain").json())
-    schema.Vectors.model_validate(post(regions, "/v1/features", boxes=f"[{BOX}]").json())
+    """Every field, and nothing that would have to be made into another type."""
+    forms: list[tuple[type[schema.Form], Any]] = [
+        *((schema.ModelInfo, web.get("/v1/model")) for web in (classify, detect, segment, regions)),
+        (schema.Classes, post(classify, "/v1/predict")),
+        (schema.Contributions, post(classify, "/v1/explain")),
+        (schema.Objects, post(detect, "/v1/predict")),
+        (schema.Cells, post(detect, "/v1/explain", box=BOX)),
+        (schema.Mask, post(segment, "/v1/predict")),
+        (schema.Taps, post(segment, "/v1/explain")),
+        (schema.Vectors, post(regions, "/v1/features", boxes=f"[{BOX}]")),
+        (schema.Problem, post(regions, "/v1/features", boxes="no")),
+    ]
+    for form, answer in forms:
+        form.model_validate_json(answer.text, strict=True)

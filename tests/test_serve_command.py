@@ -22,6 +22,9 @@ from PIL import Image
 from sppnet.backbones import create_backbone
 from sppnet.classify import Classifier, ClassifierConfig
 from sppnet.cli import run
+from sppnet.commands import serve
+from sppnet.detect import Detector, DetectorConfig
+from sppnet.encoder import RegionEncoder
 from sppnet.runs import save_run
 
 PYTHON = [sys.executable, "-c", "from sppnet.cli import main; main()"]
@@ -117,6 +120,18 @@ def test_ctrl_c_ends_it_in_the_same_way(server: tuple["subprocess.Popen[str]", i
     assert process.wait(30) == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_at_once_while_it_is_getting_ready(model: Path, number: int) -> None:
+    slow = "import sppnet.commands.serve as serve, time; serve.warm_up = lambda _: time.sleep(60)"
+    command = [PYTHON[0], "-c", f"{slow}; from sppnet.cli import main; main()", "serve", str(model), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline().rsplit(":", 1)[1])
+        assert ask(port, "GET", "/ready")[0] == 503
+        process.send_signal(number)
+        assert process.wait(10) == 0
+
+
 def test_a_connection_that_says_nothing_is_closed(model: Path) -> None:
     process, port = start(str(model), "--upload-seconds", "1")
     try:
@@ -153,7 +168,7 @@ def test_an_address_that_is_taken_is_named(model: Path, capfd: pytest.CaptureFix
         (["--batch", "0"], "batch: expected at least 1; got 0"),
         (["--batch-wait", "-1"], "batch-wait: expected at least 0 milliseconds; got -1"),
         (["--queue", "0"], "queue: expected at least 1; got 0"),
-        (["--max-bytes", "none"], "expected a size such as 3GB"),
+        (["--max-bytes", "none"], "max-bytes: expected a size such as 3GB"),
     ],
 )
 def test_what_makes_no_sense_is_refused(
@@ -205,6 +220,26 @@ def test_workers_use_the_graphs_of_the_warm_up(model: Path) -> None:
     """Their one thread though the process has two; and a photograph that would need another graph goes without one."""
     done = subprocess.run([sys.executable, "-c", COMPILED, str(model)], capture_output=True, text=True, timeout=600)
     assert done.stdout.split() == ["True", "0"], done.stderr
+
+
+def test_regions_of_a_detector_are_its_own_but_for_what_is_asked(tmp_path: Path) -> None:
+    config = DetectorConfig(("cup",), backbone="zf5", levels=(2, 1), scales=(120,), max_side=300, rule="roi_pool")
+    save_run(Detector(config, create_backbone("zf5")), tmp_path)
+
+    def told(*options: str) -> tuple[object, ...]:
+        encoder = serve._load(serve.serve_parser().parse_args([str(tmp_path), "--regions", *options]))
+        assert isinstance(encoder, RegionEncoder)
+        return encoder.levels, encoder.scales, encoder.max_side, encoder.rule
+
+    assert told() == ((2, 1), (120,), 300, "roi_pool")
+    assert told("--levels", "3") == ((3,), (120,), 300, "roi_pool")
+    assert told("--scale", "130") == ((2, 1), (130,), 300, "roi_pool")
+
+
+def test_a_segmenter_has_one_worker_so_that_its_memory_is_bounded() -> None:
+    assert serve._workers(None, torch.device("cpu"), True) == 1
+    with pytest.raises(ValueError, match="workers: a segmenter has 1, with all cores"):
+        serve._workers(2, torch.device("cpu"), True)
 
 
 def test_a_model_that_cannot_be_made_ready_ends_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,6 @@ from PIL import Image
 
 TOKEN = "a-token-of-some-length"
 BYTES, QUEUE, SECONDS = 2_000_000, 4, 2
-IDLE_SOCKETS = 6  # the one that listens, those of the event loop, and that of the question itself
 
 
 @pytest.fixture(scope="module")

@@ -102,7 +102,7 @@ def _wake(backbone: Backbone) -> None:
 
 
 def _draw_sizes(backbone: Backbone, images: int) -> tuple[tuple[int, int], ...]:
-    """Different sizes, odd and even; sides from a cell and a half on, so that maps of one row are among them."""
+    """Different sizes, odd and even; sides from one cell on, so that maps of one row are among them."""
     rng = random.Random("sizes of the doctor")  # noqa: S311
     least = [
         max(smallest, stride)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sppnet.bins import CellRule, parse_levels
 from sppnet.ops import library, plain
+from sppnet.ops._gpu import has_c_compiler
 from sppnet.ops.plain import Reduce
 from sppnet.ops.pyramid import pyramid_pool
 from sppnet.ops.regions import box_windows, region_pyramid_pool
@@ -208,7 +209,9 @@ def _no_compiler(device: torch.device) -> str:
     from torch.utils._triton import has_triton
 
     if device.type == "cuda":
-        return "" if has_triton() else "not installed: Triton"
+        if not has_triton():
+            return "not installed: Triton"
+        return "" if has_c_compiler() else "not installed: a C compiler"
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler:

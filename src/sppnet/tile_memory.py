@@ -31,8 +31,16 @@ _RESERVE = 150 * 10**6  # code and tables that the first pass brings in, small a
 _passes: weakref.WeakKeyDictionary[Segmenter, dict[tuple[int, int], int]] = weakref.WeakKeyDictionary()
 
 
-def parse_memory(memory: str | int) -> int:
+class MemoryLimitError(ValueError):
+    """What is asked for takes more memory than may be held; the message has how much would do."""
+
+
+def parse_memory(memory: str | int, name: str = "memory") -> int:
     """Bytes of a size like ``3GB``, ``1.5 GiB``, ``512MB`` or a number of bytes; at least 1.
+
+    Args:
+        memory: the text or number.
+        name: of the option that it was given for.
 
     Raises:
         ValueError: anything else.
@@ -40,7 +48,7 @@ def parse_memory(memory: str | int) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(memory).strip().lower())
     size = int(float(found[1]) * _UNITS[found[2]]) if found and found[2] in _UNITS else 0
     if size < 1:
-        raise ValueError(f"memory: expected a size such as 3GB, 512MB or 2GiB, or a number of bytes; got {memory!r}")
+        raise ValueError(f"{name}: expected a size such as 3GB, 512MB or 2GiB, or a number of bytes; got {memory!r}")
     return size
 
 
@@ -128,7 +136,7 @@ def greatest_tile(
         context: (height, width) of the reduced copy that is looked at before the tiles.
 
     Raises:
-        ValueError: not even the smallest tiles stay within it; the message has what would.
+        MemoryLimitError: not even the smallest tiles stay within it; the message has what would.
     """
     held = resident_bytes()
     before = pass_bytes(model, *context) if context else 0
@@ -143,7 +151,7 @@ def greatest_tile(
 
     count = bisect_right(sides, memory, key=needed)
     if count == 0:
-        raise ValueError(
+        raise MemoryLimitError(
             f"memory: {_text(memory)} are not enough for an image of {size[0]} x {size[1]} in tiles of {least} x"
             f" {least}: {_text(held)} are held already, by the interpreter, the model and the image, and the tiles take"
             f" {_text(needed(least) - held)}; expected at least {_text(needed(least))}"
@@ -159,7 +167,7 @@ def check_decoding(path: Path, memory: int) -> None:
         memory: bytes that the process may hold, with the interpreter and all else that it holds now.
 
     Raises:
-        ValueError: it would; the message has what would do.
+        MemoryLimitError: it would; the message has what would do.
         sppnet.ImageError: the header cannot be read.
     """
     held = resident_bytes()
@@ -173,7 +181,7 @@ def check_decoding(path: Path, memory: int) -> None:
             pixel = 12
         needed = held + pixel * image.width * image.height
         if needed > memory:
-            raise ValueError(
+            raise MemoryLimitError(
                 f"memory: {_text(memory)} are not enough to decode {path}, {image.height} x {image.width} pixels:"
                 f" {_text(held)} are held already, by the interpreter and the model; expected at least {_text(needed)}"
             )

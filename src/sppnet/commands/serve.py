@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -24,14 +25,13 @@ from sppnet.serving.limits import Limits
 from sppnet.serving.tasks import ClassifyTask, DetectTask, Kind, RegionTask, SegmentTask, Task, warm_up
 from sppnet.tile_memory import parse_memory
 
-_MODULES = ("fastapi", "multipart", "prometheus_client", "uvicorn")
+_MODULES = ("fastapi", "python_multipart", "prometheus_client", "uvicorn")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LIKE_SIZE_WASTE = 0.1
 _MOST_WORKERS = 4
 # On a CPU two images of one size take a little less time together, eight half as much again as one by one.
 _CPU_BATCH, _GPU_BATCH = 2, 16
 _TOKEN = 16
-_LEVELS, _SCALES = (6, 3, 2, 1), (688,)
 # oneDNN keeps the plans of the last 1,024 convolutions with their memory: about a gigabyte more where every photograph
 # has a size of its own, and no faster. It reads this when it makes its first.
 _FEW_PRIMITIVES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
@@ -61,7 +61,11 @@ def serve_parser() -> ArgumentParser:
         help="eager, compiled (torch.compile), or onnx (classifiers, onnxruntime, CPU)",
     )
     add("--device", default="auto", help="auto, cpu, cuda or mps")
-    add("--workers", type=int | None, help="batches answered at a time; left out: one a core, at most 4, or 2 on a GPU")
+    add(
+        "--workers",
+        type=int | None,
+        help="batches answered at a time; left out: one a core, at most 4, 2 on a GPU; segmenters: 1",
+    )
     add("--batch", type=int | None, help="most photographs of a batch; left out: 2 on a CPU, 16 on a GPU")
     add("--batch-wait", type=float, default=5.0, help="milliseconds that a request waits for others of like size")
     add("--max-bytes", default="20MB", help="of a request; larger ones get status 413")
@@ -84,7 +88,7 @@ def serve(arguments: Namespace) -> int:
 
     os.environ.setdefault(*_FEW_PRIMITIVES)
     limits = Limits(
-        parse_memory(arguments.max_bytes),
+        parse_memory(arguments.max_bytes, "max-bytes"),
         arguments.max_pixels,
         arguments.max_boxes,
         arguments.queue,
@@ -96,11 +100,11 @@ def serve(arguments: Namespace) -> int:
         raise ValueError(f"batch-wait: expected at least 0 milliseconds; got {arguments.batch_wait:g}")
     token = _read_token(arguments.token_file)
     device = pick_device(arguments.device)
-    workers = _workers(arguments.workers, device)
-    most = arguments.batch or (_CPU_BATCH if device.type == "cpu" else _GPU_BATCH)
-    threads = max(1, (os.cpu_count() or 1) // workers)
     with console.status(f"loading {arguments.run}"):
         model = _load(arguments).to(device)
+    workers = _workers(arguments.workers, device, isinstance(model, Segmenter))
+    most = arguments.batch or (_CPU_BATCH if device.type == "cpu" else _GPU_BATCH)
+    threads = max(1, _cores() // workers)
     padded = (
         device.type != "cpu"
         and arguments.engine == "eager"
@@ -130,10 +134,20 @@ def _read_token(file: str | None) -> str | None:
     return token
 
 
-def _workers(asked: int | None, device: torch.device) -> int:
+def _workers(asked: int | None, device: torch.device, segments: bool) -> int:
     if asked is not None and asked < 1:
         raise ValueError(f"workers: expected at least 1; got {asked}")
-    return asked or (min(os.cpu_count() or 1, _MOST_WORKERS) if device.type == "cpu" else 2)
+    if segments:
+        # What a pass may take is what --memory leaves of what is held, which several would each take for theirs.
+        if asked not in (None, 1):
+            raise ValueError(f"workers: a segmenter has 1, with all cores, so that --memory holds; got {asked}")
+        return 1
+    return asked or (min(_cores(), _MOST_WORKERS) if device.type == "cpu" else 2)
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _load(arguments: Namespace) -> Model | RegionEncoder:
@@ -144,16 +158,18 @@ def _load(arguments: Namespace) -> Model | RegionEncoder:
     run = arguments.run
     if not arguments.regions:
         return load(run)
-    levels = parse_level_text(arguments.levels) if arguments.levels else None
-    scales = None if arguments.scale is None else (arguments.scale,)
+    asked: dict[str, Any] = {"levels": parse_level_text(arguments.levels)} if arguments.levels else {}
+    if arguments.scale is not None:
+        asked["scales"] = (arguments.scale,)
     if run != IMAGENET and not Path(run).is_dir():
-        return RegionEncoder(create_backbone(run, None, arguments.weights), levels or _LEVELS, scales or _SCALES)
+        return RegionEncoder(create_backbone(run, None, arguments.weights), **asked)
     if arguments.weights != "auto":
         raise ValueError(f"weights: {run} is a run, which has its own; leave --weights out")
     model = load(run)
-    if isinstance(model, Detector) and isinstance(model.encoder, RegionEncoder) and not levels and not scales:
-        return model.encoder
-    return RegionEncoder(_backbone_of(model), levels or _LEVELS, scales or _SCALES)
+    if isinstance(model, Detector) and isinstance(model.encoder, RegionEncoder):
+        names = ("levels", "scales", "max_side", "rule", "reduce", "scale_rule")
+        asked = {name: getattr(model.encoder, name) for name in names} | asked
+    return RegionEncoder(_backbone_of(model), **asked)
 
 
 def _backbone_of(model: Model | RegionEncoder) -> Backbone:

@@ -4,6 +4,8 @@ A forward is one launch, and so is a backward. Triton is imported with the first
 """
 
 import functools
+import os
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +33,14 @@ def _compiles(device: int) -> bool:
         import triton  # type: ignore[import-untyped]  # noqa: F401
     except ImportError:
         return False
+    if not has_c_compiler():
+        return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def has_c_compiler() -> bool:
+    """Whether Triton finds the compiler of its launchers, as slim containers have none."""
+    return "CC" in os.environ or any(map(shutil.which, ("gcc", "clang")))
 
 
 def forward(

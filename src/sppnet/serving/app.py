@@ -1,12 +1,12 @@
 """The HTTP interface: addresses, their options and answers, and the page."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Event, Thread
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import FastAPI, File, Form, Request, UploadFile
@@ -47,7 +47,6 @@ _BOX_PROBLEMS = schema.problems(
     *_COMMON, "bad_option", "bad_boxes", "too_many_boxes", "internal", "queue_full", "not_ready"
 )
 T = TypeVar("T", bound=Task)
-_log = logging.getLogger("sppnet.serving")
 
 Photograph = Annotated[UploadFile, File(description="the photograph's file, of any format and size")]
 SizePolicy = Annotated[str | None, Form(description="size at which the network sees it, such as native or warp:224")]
@@ -74,6 +73,10 @@ class Service:
         engine: what it runs on, for people.
         limits: what is taken.
         batching: how requests share passes.
+
+    Attributes:
+        made: whether the task has been made, or failed to.
+        error: why it failed.
     """
 
     def __init__(self, name: str, make: Callable[[], Task], engine: str, limits: Limits, batching: Batching) -> None:
@@ -83,6 +86,7 @@ class Service:
         self._batcher: Batcher[Asked, Encoded] | None = None
         self.metrics = Metrics(lambda: self._batcher.waiting if self._batcher else 0)
         self.stopping = False
+        self.made = Event()
         self.error: Exception | None = None
         self.on_error: Callable[[], None] = lambda: None
 
@@ -95,6 +99,8 @@ class Service:
         except Exception as error:
             self.error = error
             self.on_error()
+        finally:
+            self.made.set()
 
     def stop(self) -> None:
         """Answer what was taken, and nothing more."""
@@ -160,9 +166,10 @@ def create_app(service: Service, kind: Kind, token: str | None) -> FastAPI:
 def _lifespan(service: Service) -> Callable[[FastAPI], Any]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        starting = asyncio.create_task(asyncio.to_thread(service.start))
+        # A thread of its own, for it takes minutes where there is something to compile, and nobody who stops the server
+        # waits for that.
+        Thread(target=service.start, name="start", daemon=True).start()
         yield
-        await starting
         await asyncio.to_thread(service.stop)
 
     return lifespan
@@ -234,7 +241,9 @@ def _add_detect(app: FastAPI, service: Service) -> None:
     async def predict(
         request: Request,
         image: Photograph,
-        min_score: Annotated[float | None, Form(description="least score", allow_inf_nan=False)] = None,
+        min_score: Annotated[
+            float | None, Form(description="least score; left out: shown_score of /v1/model", allow_inf_nan=False)
+        ] = None,
     ) -> Response:
         """The objects of a photograph."""
         return await _answer(request, service, image, lambda data: _task(service, DetectTask).predict(data, min_score))
@@ -309,6 +318,7 @@ async def _answer(request: Request, service: Service, image: UploadFile, ask: Ca
         return Response(status_code=499)  # nobody reads it
     finally:
         gone.cancel()
+        del future  # an error of it would hold this frame, which would hold it
     return Response(answer.body, media_type=answer.media_type)
 
 
@@ -334,8 +344,3 @@ def _add_errors(app: FastAPI) -> None:
         code = {404: "not_found", 405: "bad_method"}.get(error.status_code, "bad_request")
         refusal = Refusal(code, f"{error.detail}; /openapi.json describes the addresses")
         return JSONResponse(refusal.content, refusal.status, error.headers)
-
-    @app.exception_handler(Exception)
-    async def failed(_: Request, error: Exception) -> Response:
-        _log.error("a request failed", exc_info=error)
-        return await refused(_, Refusal("internal", "the server failed; its log says how"))

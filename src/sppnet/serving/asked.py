@@ -13,6 +13,7 @@ from sppnet.encoder import check_boxes
 from sppnet.serving.limits import Limits, Refusal
 
 Answer = dict[str, Any] | bytes
+_Row = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Asked:
 
     Attributes:
         data: bytes of the photograph's file.
-        size: (height, width) that the network will see.
+        size: (height, width) by which requests are alike: what the network will see of a classifier's photograph, of
+            others the photograph's own.
         key: requests of equal keys may share a batch; None for none.
         answer: gives the answers of requests with this key, in order.
     """
@@ -80,18 +82,34 @@ def parse_boxes(text: str, size: tuple[int, int], limits: Limits) -> Tensor:
     Raises:
         Refusal: other text, too many boxes, or a box that is not finite, has no area or lies outside.
     """
+    rows: list[_Row] = _parse(text, list[_Row], "boxes", "[[x1, y1, x2, y2], ...]")
+    if len(rows) > limits.boxes:
+        raise Refusal("too_many_boxes", f"boxes: expected at most {limits.boxes}; got {len(rows)}")
+    return _check(torch.tensor(rows, dtype=torch.float32).reshape(-1, 4), size, "boxes")
+
+
+def parse_box(text: str, size: tuple[int, int]) -> Tensor:
+    """One box (4,) of JSON text, xyxy edges in pixels of a photograph of (height, width).
+
+    Raises:
+        Refusal: other text, or a box that is not finite, has no area or lies outside.
+    """
+    row: _Row = _parse(text, _Row, "box", "[x1, y1, x2, y2]")
+    return _check(torch.tensor([row], dtype=torch.float32), size, "box")[0]
+
+
+def _parse(text: str, form: Any, name: str, example: str) -> Any:
     from pydantic import TypeAdapter, ValidationError  # of the extra, which the other commands do without
 
     try:
-        rows = TypeAdapter(list[tuple[float, float, float, float]]).validate_json(text, strict=True)
+        return TypeAdapter(form).validate_json(text, strict=True)
     except ValidationError as error:
-        message = f"boxes: expected JSON such as [[x1, y1, x2, y2], ...]; got {text[:80]!r}"
-        raise Refusal("bad_boxes", message) from error
-    if len(rows) > limits.boxes:
-        raise Refusal("too_many_boxes", f"boxes: expected at most {limits.boxes}; got {len(rows)}")
-    boxes = torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
+        raise Refusal("bad_boxes", f"{name}: expected JSON such as {example}; got {text[:80]!r}") from error
+
+
+def _check(boxes: Tensor, size: tuple[int, int], name: str) -> Tensor:
     try:
-        check_boxes(boxes, size, "boxes")
+        check_boxes(boxes, size, name)
     except ValueError as error:
         raise Refusal("bad_boxes", str(error)) from error
     return boxes

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import traceback
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -152,14 +153,21 @@ class Batcher(Generic[T, R]):
         return batch
 
     def _run(self, batch: list[Job[T, R]]) -> None:
+        if not self._try(batch):
+            while batch:
+                self._try([batch.pop(0)])
+
+    def _try(self, batch: list[Job[T, R]]) -> bool:
+        """Answer a batch, or a job with its error; False where one of several has failed."""
         try:
             answers = self._answer([job.item for job in batch])
         except Exception as error:
-            if len(batch) == 1:
-                batch[0].future.set_exception(error)
-                return
-            for job in batch:
-                self._run([job])
-            return
+            traceback.clear_frames(error.__traceback__)  # of the tensors of the pass, before there is another
+            if len(batch) > 1:
+                return False
+            # Out of the list: the error holds the frames that hold it, and would with its job hold itself.
+            batch.pop().future.set_exception(error)
+            return True
         for job, answer in zip(batch, answers, strict=True):
             job.future.set_result(answer)
+        return True

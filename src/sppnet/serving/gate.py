@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import json
+import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -17,6 +18,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _API = "/v1/"
+_log = logging.getLogger("sppnet.serving")
 
 
 class Gate:
@@ -52,6 +54,10 @@ class Gate:
 
         try:
             await self._serve(scope, receive, watched)
+        except Exception as error:
+            _log.error("a request failed", exc_info=error)
+            if status == 499:  # nothing of an answer is out
+                await _refuse(Refusal("internal", "the server failed; its log says how"), watched)
         finally:
             path = scope["path"] if scope["path"] in self._paths else "other"
             self._metrics.requests.labels(path, status).inc()
@@ -77,9 +83,9 @@ class Gate:
         self._taken += 1
         self._metrics.taken.set(self._taken)
         try:
-            body = await self._receive_all(scope, receive)
-            if body is not None:
-                await self._app(scope, _replay(body, receive), send)
+            received = await self._receive_all(scope, receive)
+            if received is not None:
+                await self._app(scope, received, send)
         except Refusal as refusal:
             await _refuse(refusal, send)
         finally:
@@ -93,8 +99,8 @@ class Gate:
         if kind.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token.encode()):
             raise Refusal("unauthorized", "expected the header Authorization: Bearer TOKEN with the server's token")
 
-    async def _receive_all(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The body; None where the client has gone."""
+    async def _receive_all(self, scope: Scope, receive: Receive) -> Receive | None:
+        """What gives the whole body as one message; None where the client has gone."""
         limits = self._limits
         too_many = f"expected at most {limits.bytes} bytes in a request"
         declared = int(_header(scope, b"content-length") or 0)
@@ -110,7 +116,7 @@ class Gate:
                     if size > limits.bytes:
                         raise Refusal("too_many_bytes", f"{too_many}; got more")
                     if not message.get("more_body", False):
-                        return b"".join(parts)
+                        return _replay(b"".join(parts), receive)
         except TimeoutError:
             raise Refusal(
                 "slow_upload", f"the request did not arrive within {limits.upload_seconds:g} seconds; got {size} bytes"
@@ -124,15 +130,11 @@ def _header(scope: Scope, name: bytes) -> bytes:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """What gives the body as one message, and then what the client does."""
-    waiting = True
+    """What gives the body as one message, keeps it no longer, and then gives what the client does."""
+    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def again() -> Message:
-        nonlocal waiting
-        if waiting:
-            waiting = False
-            return {"type": "http.request", "body": body, "more_body": False}
-        return await receive()
+        return waiting.pop() if waiting else await receive()
 
     return again
 

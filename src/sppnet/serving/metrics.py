@@ -31,7 +31,11 @@ class Metrics:
             buckets=(1, 2, 4, 8, 16, 32),
             registry=self.registry,
         )
-        self.pixels = Counter("sppnet_pixels", "Pixels that the network saw", registry=self.registry)
+        self.pixels = Counter(
+            "sppnet_pixels",
+            "Pixels of what was asked about, at the size that a classifier sees, else at its own",
+            registry=self.registry,
+        )
         self.taken = Gauge("sppnet_requests_taken", "Requests being received or answered", registry=self.registry)
         depth = Gauge("sppnet_requests_waiting", "Requests that wait for a worker", registry=self.registry)
         depth.set_function(waiting)

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from sppnet.serving.limits import CODES
 
@@ -10,20 +10,26 @@ Size = tuple[int, int]
 Edges = tuple[float, float, float, float]
 
 
-class Problem(BaseModel):
+class Form(BaseModel):
+    """No more and nothing else than is written here."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Problem(Form):
     """Why a request was refused: `code` for programs, `message` for people."""
 
     code: str
     message: str
 
 
-class Status(BaseModel):
+class Status(Form):
     """State of the server."""
 
     status: str
 
 
-class Bounds(BaseModel):
+class Bounds(Form):
     """What the server takes: bytes of a request, pixels of a photograph, boxes and requests at a time."""
 
     bytes: int
@@ -32,10 +38,11 @@ class Bounds(BaseModel):
     queue: int
 
 
-class ModelInfo(BaseModel):
+class ModelInfo(Form):
     """What the server answers with; what a task has not is empty or null.
 
-    `trained_sides` are the least and greatest shorter side of the training images as the network saw them, in pixels.
+    `length` is a region's vector's. `trained_sides` are the least and greatest shorter side of the training images, as
+    the network saw them, in pixels.
     """
 
     task: Literal["classify", "detect", "segment", "regions"]
@@ -49,8 +56,8 @@ class ModelInfo(BaseModel):
     resizes: list[str] = []
     trained_sides: tuple[int, int] | None = None
     levels: list[Size] = []
+    length: int | None = None
     head: str | None = None
-    min_score: float | None = None
     shown_score: float | None = None
     score_range: tuple[float, float] | None = None
     colours: list[tuple[int, int, int]] = []
@@ -58,14 +65,14 @@ class ModelInfo(BaseModel):
     limits: Bounds
 
 
-class Label(BaseModel):
+class Label(Form):
     """A class and its probability."""
 
     label: str
     score: float
 
 
-class Classes(BaseModel):
+class Classes(Form):
     """The class of a photograph; sizes are (height, width) in pixels."""
 
     task: Literal["classify"]
@@ -77,7 +84,7 @@ class Classes(BaseModel):
     resize: str
 
 
-class FoundObject(BaseModel):
+class FoundObject(Form):
     """An object; its box is xyxy, edges in pixels of the photograph as its EXIF orientation turns it."""
 
     label: str
@@ -85,7 +92,7 @@ class FoundObject(BaseModel):
     box: Edges
 
 
-class Objects(BaseModel):
+class Objects(Form):
     """The objects of a photograph, best first, and how many windows were looked at."""
 
     task: Literal["detect"]
@@ -94,14 +101,14 @@ class Objects(BaseModel):
     objects: list[FoundObject]
 
 
-class Share(BaseModel):
+class Share(Form):
     """A class and its share of the pixels."""
 
     label: str
     share: float
 
 
-class Mask(BaseModel):
+class Mask(Form):
     """The class of each pixel: a PNG in base64 whose values are indices of `classes` of `/v1/model`."""
 
     task: Literal["segment"]
@@ -110,7 +117,7 @@ class Mask(BaseModel):
     mask: str
 
 
-class Vectors(BaseModel):
+class Vectors(Form):
     """One vector a box: levels in the order of `/v1/model`, inside a level channel, row, column."""
 
     task: Literal["regions"]
@@ -119,14 +126,14 @@ class Vectors(BaseModel):
     vectors: list[list[float]]
 
 
-class GivenBin(BaseModel):
+class GivenBin(Form):
     """A bin of the pyramid in pixels of the photograph, and what it gave to the logit."""
 
     box: Edges
     contribution: float
 
 
-class GivenLevel(BaseModel):
+class GivenLevel(Form):
     """Bins row by row."""
 
     rows: int
@@ -134,7 +141,7 @@ class GivenLevel(BaseModel):
     bins: list[GivenBin]
 
 
-class GivenCells(BaseModel):
+class GivenCells(Form):
     """What each cell of the feature map gave, row by row; x and y are the cells' edges in pixels of the photograph."""
 
     rows: int
@@ -144,7 +151,7 @@ class GivenCells(BaseModel):
     y: list[float]
 
 
-class Contributions(BaseModel):
+class Contributions(Form):
     """What each bin gave: all contributions of the levels, and `rest`, add up to `logit`; so do those of the cells."""
 
     task: Literal["classify"]
@@ -160,13 +167,13 @@ class Contributions(BaseModel):
     cells: GivenCells
 
 
-class BinBox(BaseModel):
+class BinBox(Form):
     """A bin in pixels of the photograph."""
 
     box: Edges
 
 
-class BinLevel(BaseModel):
+class BinLevel(Form):
     """Bins row by row."""
 
     rows: int
@@ -174,7 +181,7 @@ class BinLevel(BaseModel):
     bins: list[BinBox]
 
 
-class Cells(BaseModel):
+class Cells(Form):
     """The cells that a box pools, half-open (left, top, right, bottom), and its bins."""
 
     task: Literal["detect", "regions"]
@@ -188,7 +195,7 @@ class Cells(BaseModel):
     y: list[float]
 
 
-class Rate(BaseModel):
+class Rate(Form):
     """How much of an atrous branch lies on the map: of all taps, and of each of the nine, row by row."""
 
     rate: int
@@ -196,7 +203,7 @@ class Rate(BaseModel):
     live: list[float]
 
 
-class Taps(BaseModel):
+class Taps(Form):
     """The live taps of each rate on a photograph's map."""
 
     task: Literal["segment"]

@@ -4,8 +4,10 @@ import asyncio
 import json
 import logging
 import math
+import os
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
@@ -23,6 +25,8 @@ _SEND_BUFFER = 262_144
 
 def run_server(app: FastAPI, service: Service, host: str, port: int, started: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM, then answer what was taken and return; a second SIGINT ends it at once.
+
+    Told to stop while the service is still being made ready, it ends the process, with 0.
 
     Args:
         app: of :func:`sppnet.serving.app.create_app`.
@@ -61,6 +65,10 @@ def run_server(app: FastAPI, service: Service, host: str, port: int, started: Ca
                 signal.signal(number, handler)
     if service.error is not None:
         raise service.error
+    if not service.made.is_set():
+        # A compiler may be at work in that thread, and Python would wait for it or fall over it at its end.
+        sys.stdout.flush()
+        os._exit(0)
 
 
 def _raw_answer(refusal: Refusal) -> bytes:

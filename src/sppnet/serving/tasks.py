@@ -23,10 +23,11 @@ from sppnet.proposals import propose
 from sppnet.segment import Segmenter
 from sppnet.segment_pictures import labels_picture, palette
 from sppnet.segment_views import View, label_image
-from sppnet.serving.asked import Answer, Asked, answer_asked, header_size, parse_boxes
+from sppnet.serving.asked import Answer, Asked, answer_asked, header_size, parse_box, parse_boxes
 from sppnet.serving.engines import Probabilities
 from sppnet.serving.explain import class_index, explain_box, explain_image, explain_taps
 from sppnet.serving.limits import Limits, Refusal
+from sppnet.tile_memory import MemoryLimitError, whole_fits
 
 Kind = Literal["classify", "detect", "segment", "regions"]
 
@@ -115,18 +116,16 @@ class DetectTask:
     def describe(self) -> dict[str, Any]:
         """What `/v1/model` tells of it."""
         config = self.model.config
-        lowest, highest = (0.0, 1.0) if config.scorer == "softmax" else (-1.5, 3.0)
         return {
             "classes": config.classes,
             "levels": parse_levels(config.levels),
-            "min_score": lowest,
             "shown_score": self._shown,
-            "score_range": (lowest, highest),
+            "score_range": (0.0, 1.0) if config.scorer == "softmax" else (-1.5, 3.0),
         } | _backbone_of(self.model.encoder)
 
     def predict(self, data: bytes, min_score: float | None = None) -> Asked:
         """Ask for the objects of a photograph."""
-        least = -torch.inf if min_score is None else min_score
+        least = self._shown if min_score is None else min_score
         return Asked(data, header_size(data, self.limits), None, partial(self._predict, least))
 
     def explain(self, data: bytes, box: str) -> Asked:
@@ -156,7 +155,7 @@ class SegmentTask:
     name = "segment"
 
     def __init__(self, model: Segmenter, limits: Limits, memory: int) -> None:
-        self.model, self.limits, self._view = model, limits, View(memory=memory)
+        self.model, self.limits, self._memory, self._view = model, limits, memory, View(memory=memory)
 
     def describe(self) -> dict[str, Any]:
         """What `/v1/model` tells of it."""
@@ -177,7 +176,8 @@ class SegmentTask:
 
     def _predict(self, batch: Sequence[Asked]) -> list[Answer]:
         images = [load_image(asked.data) for asked in batch]
-        if len(images) > 1 and not self._view.in_tiles(self.model, images[0]):
+        height, width = images[0].height, images[0].width
+        if len(images) > 1 and whole_fits(self.model, len(images) * height, width, self._memory):
             with torch.inference_mode():
                 logits = self.model(torch.cat([self.model.pixels(image) for image in images]))
             labels = [one.softmax(0).cpu().argmax(0) for one in logits]
@@ -188,7 +188,7 @@ class SegmentTask:
     def _label(self, image: Image.Image) -> Tensor:
         try:
             return label_image(self.model, image, self._view)
-        except ValueError as error:  # what it asks for is more memory than there may be held
+        except MemoryLimitError as error:
             raise Refusal("too_many_pixels", str(error)) from error
 
     def _answer(self, labels: Tensor) -> dict[str, Any]:
@@ -218,7 +218,7 @@ class RegionTask:
 
     def describe(self) -> dict[str, Any]:
         """What `/v1/model` tells of it."""
-        return {"levels": parse_levels(self.model.levels)} | _backbone_of(self.model)
+        return {"levels": parse_levels(self.model.levels), "length": self.model.length} | _backbone_of(self.model)
 
     def features(self, data: bytes, boxes: str, output: str = "json") -> Asked:
         """Ask for the vectors of boxes, as JSON or as the bytes of a safetensors file."""
@@ -275,12 +275,8 @@ def warm_up(task: Task) -> None:
 
 def _ask_box(encoder: RegionEncoder, data: bytes, box: str, limits: Limits, task: str) -> Asked:
     size = header_size(data, limits)
-    parsed = parse_boxes(f"[{box}]", size, limits)
-    if len(parsed) != 1:
-        raise Refusal("bad_boxes", f"box: expected one box such as [x1, y1, x2, y2]; got {len(parsed)}")
-    return Asked(
-        data, size, None, lambda batch: [{"task": task} | explain_box(encoder, size, parsed[0]) for _ in batch]
-    )
+    parsed = parse_box(box, size)
+    return Asked(data, size, None, lambda batch: [{"task": task} | explain_box(encoder, size, parsed) for _ in batch])
 
 
 def _backbone_of(model: Any) -> dict[str, Any]:

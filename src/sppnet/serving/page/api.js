@@ -29,13 +29,13 @@ export async function getModel(waiting) {
   }
 }
 
-/** Post a form; fields that are undefined are left out. A full queue is asked again a few times. */
-export async function post(path, fields) {
+/** Post a form; fields that are undefined are left out. A full queue is asked again a few times, until `signal` aborts. */
+export async function post(path, fields, signal) {
   const body = new FormData();
   for (const [name, value] of Object.entries(fields)) if (value !== undefined) body.append(name, value);
   for (let attempt = 1; ; attempt++) {
     try {
-      return await send(path, { method: "POST", body });
+      return await send(path, { method: "POST", body, signal });
     } catch (error) {
       if (error.code !== "queue_full" || attempt === ATTEMPTS) throw error;
       await pause(error.wait);
@@ -43,7 +43,7 @@ export async function post(path, fields) {
   }
 }
 
-export const postJson = async (path, fields) => (await post(path, fields)).json();
+export const postJson = async (...asked) => (await post(...asked)).json();
 
 async function send(path, options) {
   const headers = token ? { Authorization: `Bearer ${token}` } : {};

@@ -9,7 +9,7 @@ import { pictureNote } from "./picture.js";
 export const lead = () =>
   "Give it photographs. It says what they show, and which of their parts spoke for the answer and which against.";
 
-export const ask = (photo) => postJson("v1/predict", { image: photo.file });
+export const ask = ({ file, stop }) => postJson("v1/predict", { image: file }, stop.signal);
 
 export const summary = ({ label, score }) => `${label}, ${percent(score)}`;
 
@@ -30,7 +30,7 @@ export function show(photo, model, panel) {
       soft(`${pixels(answer.size)}, ${seen}${strange(answer, model)}`),
       pictureNote(photo.picture),
       radios(
-        "Explain the score of",
+        "Explain the answer",
         answer.top.map((one) => [one.label, bar(one)]),
         label,
         choose,
@@ -62,7 +62,7 @@ export function show(photo, model, panel) {
     levels.replaceChildren(radios("Over the photograph", names(views), chosen, look));
     look(chosen);
     sums.replaceChildren(...sumsOf(explanation));
-    say(`What the parts gave to the score of ${label} is drawn over the photograph and in the tables.`);
+    say(`What the parts gave to the logit of ${label} is drawn over the photograph and in the tables.`);
 
     function look(view) {
       chosen = view;
@@ -112,10 +112,10 @@ function bar({ label, score }) {
 function sumsOf({ label, score, logit, rest, exact, levels }) {
   const total = ({ bins }) => bins.reduce((sum, { contribution }) => sum + contribution, 0);
   const rows = levels.map((level) => [grid(level.rows, level.columns, "bin"), signed(total(level))]);
-  rows.push([exact ? "bias, whatever is seen" : "left over", signed(rest)], ["score", signed(logit)]);
+  rows.push([exact ? "bias, whatever is seen" : "left over", signed(rest)], ["logit", signed(logit)]);
   const text = exact
-    ? "The bins and the bias add up to the score exactly."
+    ? "The bins and the bias add up to the logit exactly."
     : "This network's last layers are not a sum over bins: each number is gradient times value, an approximation.";
-  const last = `Of the scores of all classes, softmax makes the probabilities; here ${percent(score)}.`;
-  return [table(`The score of “${label}”`, ["part", "gave"], rows), soft(`${text} ${last}`)];
+  const last = `Of the logits of all classes softmax makes the probabilities; here ${percent(score)}.`;
+  return [table(`The logit of “${label}”`, ["part", "gave"], rows), soft(`${text} ${last}`)];
 }

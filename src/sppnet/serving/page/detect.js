@@ -12,7 +12,9 @@ const MOST_NAMES = 40; // boxes, above which their names would hide the photogra
 export const lead = () =>
   "Give it photographs. It finds objects in them; choose one and see which cells of the network's map its box pools.";
 
-export const ask = (photo) => postJson("v1/predict", { image: photo.file });
+/** Everything down to the slider's end. */
+export const ask = ({ file, stop }, model) =>
+  postJson("v1/predict", { image: file, min_score: model.score_range[0] }, stop.signal);
 
 export function summary({ objects }, model) {
   return countText(objects.filter(({ score }) => score >= model.shown_score).length);

@@ -99,13 +99,18 @@ function add(files) {
 }
 
 function enqueue(...some) {
-  waiting.push(...some);
+  for (const photo of some.filter(({ busy }) => !busy)) {
+    photo.busy = true; // until it has an answer or an error: "Try again" may be pressed twice
+    waiting.push(photo);
+    progress(photo, "It waits for its turn.");
+  }
   for (let free = AT_ONCE; free; free--) work();
 }
 
 /** A photograph: its file, its button in the strip, its panel. */
 function create(file) {
-  const photo = { file, name: file.name || "pasted photograph", picture: undefined, answer: null };
+  const stop = new AbortController();
+  const photo = { file, name: file.name || "pasted photograph", picture: undefined, answer: null, busy: false, stop };
   photo.thumb = canvas(...THUMB);
   photo.thumb.setAttribute("aria-hidden", "true");
   photo.word = el("small", {}, "waiting …");
@@ -122,7 +127,6 @@ function create(file) {
   at("strip").hidden = false;
   at("intake").classList.add("small");
   at("panels").append(photo.panel);
-  progress(photo, "It waits for its turn.");
   return photo;
 }
 
@@ -137,6 +141,7 @@ function choose(photo) {
 function remove(photo) {
   const index = photos.indexOf(photo);
   photos.splice(index, 1);
+  photo.stop.abort();
   if (waiting.includes(photo)) waiting.splice(waiting.indexOf(photo), 1);
   photo.item.remove();
   photo.panel.remove();
@@ -151,25 +156,29 @@ function remove(photo) {
 async function work() {
   if (!model || running === AT_ONCE || !waiting.length) return;
   running += 1;
-  const photo = waiting.shift();
-  await answer(photo);
-  running -= 1;
-  work();
+  try {
+    await answer(waiting.shift());
+  } finally {
+    running -= 1;
+    work();
+  }
 }
 
 async function answer(photo) {
   progress(photo, "The server is looking at it.");
-  photo.picture ??= await loadPicture(photo.file);
-  drawThumb(photo);
   try {
+    photo.picture ??= await loadPicture(photo.file);
+    drawThumb(photo);
     checkSize(photo.file);
-    photo.answer = await VIEWS[model.task].ask(photo);
+    photo.answer = await VIEWS[model.task].ask(photo, model);
     photo.word.textContent = VIEWS[model.task].summary(photo.answer, model);
   } catch (error) {
     photo.word.textContent = "no answer";
     const again = el("button", { type: "button", class: "plain", onclick: () => enqueue(photo) }, "Try again");
     photo.body.replaceChildren(problem(error), again);
   }
+  photo.busy = false;
+  if (photo.stop.signal.aborted) return;
   say(`${photo.name}: ${photo.word.textContent}`);
   if (!photo.panel.hidden) show(photo);
 }
@@ -201,10 +210,12 @@ function drawThumb({ picture, thumb }) {
   context.drawImage(colour, (thumb.width - width) / 2, (thumb.height - height) / 2, width, height);
 }
 
+const FORM = 2000; // bytes of a request around its file
+
 /** What is too large is not sent: a server that will not read it all may be gone before it has answered. */
 function checkSize({ size }) {
   const megabytes = (bytes) => (bytes / 1e6).toFixed(1);
-  const most = model.limits.bytes;
+  const most = model.limits.bytes - FORM;
   if (size > most)
     throw new Error(`The file has ${megabytes(size)} MB; this server takes at most ${megabytes(most)} MB.`);
 }

@@ -21,7 +21,8 @@ export async function loadPicture(file) {
   context.imageSmoothingQuality = "high";
   context.drawImage(bitmap, 0, 0, colour.width, colour.height);
   bitmap.close();
-  return { size, colour, grey: greyOf(colour) };
+  let grey = null; // made when it is first drawn
+  return { size, colour, get grey() { return (grey ??= greyOf(colour)); } };
 }
 
 export function canvas(height, width) {

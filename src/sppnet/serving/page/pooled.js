@@ -23,7 +23,7 @@ export function pooledCells(photo, changed) {
     const mine = (asked = { box, colour });
     found = null;
     if (!box) return node.replaceChildren();
-    const waiting = setTimeout(() => node.replaceChildren(soft("Asking for its cells …")), 300);
+    const waiting = setTimeout(() => asked === mine && node.replaceChildren(soft("Asking for its cells …")), 300);
     try {
       const answer = await postJson("v1/explain", { image: photo.file, box: JSON.stringify(box) });
       if (asked === mine) tell(answer);

@@ -14,7 +14,7 @@ export const lead = () =>
   "Give it photographs and draw a box. It shows the cells and bins that the box pools, and gives its vector as a file.";
 
 /** The photograph as one box: what is asked of an encoder before a box is drawn, and how its size is learnt. */
-export const ask = (photo) => postJson("v1/explain", { image: photo.file, box: EVERYTHING });
+export const ask = ({ file, stop }) => postJson("v1/explain", { image: file, box: EVERYTHING }, stop.signal);
 
 export const summary = ({ size }) => pixels(size);
 

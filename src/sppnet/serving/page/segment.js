@@ -10,7 +10,7 @@ const LONGEST = 1200; // side of the drawn overlay, pixels
 
 export const lead = () => "Give it photographs. It says of each pixel what it shows, at the photograph's own size.";
 
-export const ask = (photo) => postJson("v1/predict", { image: photo.file });
+export const ask = ({ file, stop }) => postJson("v1/predict", { image: file }, stop.signal);
 
 export function summary({ classes }) {
   const best = classes.toSorted((a, b) => b.share - a.share).slice(0, 2);
@@ -46,7 +46,7 @@ export async function show(photo, model, panel) {
     columns(
       [stage.node, readout],
       el("p", { class: "answer" }, summary(answer)),
-      soft(`${pixels(answer.size)}${answer.tiles > 1 ? `, in ${answer.tiles} tiles` : ""}`),
+      soft(pixels(answer.size)),
       pictureNote(photo.picture),
       slide.node,
       el(
