@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -18,6 +19,7 @@ from packaging.utils import canonicalize_name
 
 import sppnet
 from sppnet import environment
+from sppnet.commands.serve import serve_parser
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "sppnet"
@@ -68,6 +70,21 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert set(contents(wheel)) == {path.as_posix() for path in files} | about
     for name in ("py.typed", "serving/page/index.html"):
         assert f"sppnet/{name}" in contents(wheel)
+
+
+def test_the_container_is_built_of_what_is_there() -> None:
+    """Not of a container that is built: of its files, extras and command."""
+    lines = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text()).splitlines()
+    let_through = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = {name for line in lines if re.match("COPY (?!--from)", line) for name in line.split()[1:-1]}
+    assert copied == let_through
+    assert all((ROOT / name).exists() for name in copied)
+    (extras,) = (line.removeprefix("ARG EXTRAS=") for line in lines if line.startswith("ARG EXTRAS="))
+    assert set(extras.split(",")) <= set(EXTRAS)
+    (command,) = (json.loads(line.removeprefix("CMD ")) for line in lines if line.startswith("CMD "))
+    (name,) = (json.loads(line.removeprefix("ENTRYPOINT ")) for line in lines if line.startswith("ENTRYPOINT "))
+    assert name[0] in PROJECT["scripts"]
+    assert serve_parser().parse_args(command[1:]).run == command[1] == "imagenet"
 
 
 def test_the_sdist_gives_the_wheel_of_the_checkout(built: Path, wheel: Path) -> None:

@@ -7,6 +7,7 @@ import time
 import urllib.error
 import urllib.request
 from itertools import pairwise
+from typing import Any
 
 import httpx
 import numpy as np
@@ -150,6 +151,32 @@ def test_a_broken_file_says_so_and_the_next_goes_on(visit: Ask, classify_url: st
     expect(page.get_by_role("article", name="whole.png").get_by_role("radio", name="3 × 3 bins")).to_be_checked()
     page.get_by_role("button", name="Remove whole.png").click()
     expect(strip).to_have_count(2)
+
+
+def test_try_again_pressed_twice_asks_once(visit: Ask, classify_url: str) -> None:
+    """While others are at the server, too; what removes a photograph ends its request."""
+    page = visit(classify_url, 415)
+    card = one(page, b"no image", "broken.jpg")
+    again = card.get_by_role("button", name="Try again")
+    expect(again).to_be_visible()
+    asked: list[Any] = []
+    page.route("**/v1/predict", lambda route: asked.append(route))  # which answers nothing
+    give(page, *((f"{name}.png", as_file(photograph())) for name in "ab"))
+    expect(page.locator("#strip")).to_contain_text("b.png")
+    while len(asked) < 2:
+        page.wait_for_timeout(10)
+    page.locator("#strip button", has_text="broken.jpg").click()
+    again.evaluate("node => { node.click(); node.click(); }")
+    expect(card).to_contain_text("It waits for its turn.")
+    for name in "ab":
+        page.locator("#strip button", has_text=f"{name}.png").click()
+        page.get_by_role("button", name=f"Remove {name}.png").click()
+    while len(asked) < 3:
+        page.wait_for_timeout(10)
+    page.wait_for_timeout(200)
+    assert len(asked) == 3
+    asked[2].continue_()
+    expect(again).to_be_visible()
 
 
 def test_photographs_are_dropped_and_pasted(visit: Ask, classify_url: str) -> None:

@@ -341,8 +341,20 @@ def test_wrong_options_are_named(classify: TestClient, detect: TestClient, regio
 )
 def test_wrong_boxes_are_named(regions: TestClient, boxes: str, message: str) -> None:
     assert message in refused(post(regions, "/v1/features", boxes=boxes), 400, "bad_boxes")
-    if 2 < len(boxes) < 100:
-        assert refused(post(regions, "/v1/explain", box=boxes[1:-1]), 400, "bad_boxes")
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ("no", "box: expected JSON such as [x1, y1, x2, y2]; got 'no'"),
+        ("[1, 2, 3]", "box: expected JSON such as [x1, y1, x2, y2]; got '[1, 2, 3]'"),
+        ("[[1, 2, 3, 4]]", "box: expected JSON such as"),
+        ("[true, 2, 3, 4]", "box: expected JSON such as"),
+        ("[9, 0, 9, 9]", "box[0]: expected finite"),
+    ],
+)
+def test_a_wrong_box_is_named(regions: TestClient, box: str, message: str) -> None:
+    assert message in refused(post(regions, "/v1/explain", box=box), 400, "bad_boxes")
 
 
 def test_only_the_task_s_addresses_are_there(classify: TestClient, regions: TestClient) -> None:
