@@ -116,6 +116,19 @@ def test_wrong_arguments_exit_with_2_and_say_what_to_do(
     assert not (tmp_path / "r").exists()
 
 
+def test_what_predict_passes_over_is_named(
+    trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photograph = next((data / "test").rglob("*.*"))
+    for name in ("a" + photograph.suffix, "b.txt", "c.TXT", "d.heic"):
+        (tmp_path / name).write_bytes(photograph.read_bytes())
+    assert run(["predict", str(trained), str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 1
+    assert f"no image by its extension: {tmp_path / 'b.txt'} and 1 more with .txt" in captured.err
+    assert f"no image by its extension: {tmp_path / 'd.heic'}" in captured.err
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_reader_that_goes_away_is_no_traceback(trained: Path, data: Path, unbuffered: str) -> None:
     command = [sys.executable, "-m", "sppnet", "predict", str(trained), str(data / "test")]

@@ -104,7 +104,7 @@ def test_a_finished_comparison_is_printed_and_not_done_again(
     assert run([*command, "--json", "--workers", "1"]) == 1  # workers change no figure
     captured = capsys.readouterr()
     assert json.loads(captured.out) == content_of(compared)
-    assert "1 images could not be used" in captured.err
+    assert "1 image could not be used" in captured.err
     assert [Path(one["path"]).name for one in json.loads(captured.out)["failures"]] == ["broken.png"]
     assert "epoch" not in captured.err
     assert {path: path.stat().st_mtime_ns for path in compared.glob("*/*")} == before

@@ -84,9 +84,14 @@ NOT_RUN = {
         "CONTRIBUTING.md",
         ".venv/bin/ruff check . && .venv/bin/ruff format . && .venv/bin/mypy && .venv/bin/python -m pytest -n 2",
     ): _CI,
-    ("docs/tutorial.md", "python3 -m venv .venv && . .venv/bin/activate"): _INSTALLS,
-    ("docs/tutorial.md", 'pip install ".[all]"'): _INSTALLS,
-    ("docs/classify.md", "sppnet train classify DATA --backbone resnet50 --weights hub --out RUN"): _DOWNLOADS,
+    **{
+        (page, line): _INSTALLS
+        for page in ("docs/install.md", "docs/tutorial.md")
+        for line in ("python3 -m venv .venv && . .venv/bin/activate", 'pip install ".[all]"')
+    },
+    ("docs/install.md", "pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu"): _INSTALLS,
+    ("docs/install.md", 'pip install ".[serve,export]"'): _INSTALLS,
+    ("docs/classify.md", "sppnet train classify DATA --backbone resnet50 --weights hub --out RUN-RESNET50"): _DOWNLOADS,
     ("docs/scale.md", "pip install s3fs"): _INSTALLS,
     **{
         ("docs/scale.md", line): "needs a cluster of several machines"

@@ -140,7 +140,7 @@ def test_a_broken_file_says_so_and_the_next_goes_on(visit: Ask, classify_url: st
     refused = page.get_by_role("article", name="broken.jpg")
     expected = httpx.post(f"{classify_url}/v1/predict", files={"image": ("a", b"no image")}).json()["message"]
     expect(refused.get_by_role("alert")).to_have_text(expected)
-    expect(refused.get_by_role("button", name="Try again")).to_be_visible()
+    expect(refused.get_by_role("button", name="Try again")).to_have_count(0)
     strip = page.get_by_role("navigation", name="Photographs").get_by_role("button")
     expect(strip.nth(0)).to_contain_text("no answer")
     expect(strip.nth(2)).to_contain_text("%")
@@ -155,8 +155,9 @@ def test_a_broken_file_says_so_and_the_next_goes_on(visit: Ask, classify_url: st
 
 def test_try_again_pressed_twice_asks_once(visit: Ask, classify_url: str) -> None:
     """While others are at the server, too; what removes a photograph ends its request."""
-    page = visit(classify_url, 415)
-    card = one(page, b"no image", "broken.jpg")
+    page = visit(classify_url, 500)
+    page.route("**/v1/predict", lambda route: route.fulfill(status=500, json={"code": "internal", "message": "no"}))
+    card = one(page, name="broken.jpg")
     again = card.get_by_role("button", name="Try again")
     expect(again).to_be_visible()
     asked: list[Any] = []
@@ -176,7 +177,7 @@ def test_try_again_pressed_twice_asks_once(visit: Ask, classify_url: str) -> Non
     page.wait_for_timeout(200)
     assert len(asked) == 3
     asked[2].continue_()
-    expect(again).to_be_visible()
+    expect(card.get_by_role("radio", name="3 × 3 bins")).to_be_checked()
 
 
 def test_photographs_are_dropped_and_pasted(visit: Ask, classify_url: str) -> None:

@@ -22,7 +22,7 @@ def test_the_threshold_says_which_objects_are_in_view(visit: Ask, detect_url: st
     card, objects = one(page, data), ask(detect_url, "/v1/predict", data, min_score="-1.5")["objects"]
     for key, least in (("", 0.0), ("Home", -1.5), ("End", 3.0)):
         if key:
-            card.get_by_label("Least score").press(key)
+            card.get_by_label("Minimum score").press(key)
         count = sum(one["score"] >= least for one in objects)
         text = f"{count} object{'s' * (count != 1)} of {len(objects)} that were found"
         expect(card.get_by_role("status").first).to_have_text(text)
@@ -38,7 +38,9 @@ def test_a_chosen_object_shows_the_cells_that_its_box_pools(visit: Ask, detect_u
     assert colourful(before) > 0.2
     first.press("Enter")
     left, top, right, bottom = ask(detect_url, "/v1/explain", data, box=str(objects[0]["box"]))["cells"]
-    expect(card.locator(".pooled")).to_contain_text(f"The box pools {grid(bottom - top, right - left)}.")
+    expect(card.locator(".pooled")).to_contain_text(
+        f"The box pools {grid(bottom - top, right - left)} into one vector."
+    )
     expect(first).to_have_attribute("aria-pressed", "true")
     expect(card.get_by_role("img")).to_have_count(2)
     over, near = (painted(canvas) for canvas in card.get_by_role("img").all())
@@ -131,7 +133,9 @@ def test_a_box_is_drawn_typed_and_downloaded(visit: Ask, regions_url: str) -> No
     expect(card.get_by_role("alert")).to_have_count(0)
     box = "[100.5, 20, 240, 160]"
     cells = ask(regions_url, "/v1/explain", data, box=box)["cells"]
-    expect(card.locator(".pooled")).to_contain_text(f"pools {grid(cells[3] - cells[1], cells[2] - cells[0])}.")
+    expect(card.locator(".pooled")).to_contain_text(
+        f"pools {grid(cells[3] - cells[1], cells[2] - cells[0])} into one vector."
+    )
     with page.expect_download() as download:
         card.get_by_role("button", name="Download").click()
     assert download.value.suggested_filename == "a.png.safetensors"

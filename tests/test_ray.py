@@ -62,23 +62,24 @@ def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300, env=environment)
 
 
-def busy_below(process: int) -> list[int]:
-    """The processes below this one that are at a task, by the titles that Ray gives them."""
-    parents, titles = {}, {}
+def busy_below(process: int) -> dict[int, int]:
+    """The processes below this one that are at a task, by the titles that Ray gives them, and their seconds * 100."""
+    parents, titles, ticks = {}, {}, {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
-                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                stat = (folder / "stat").read_text().rpartition(")")[2].split()
+                parents[int(folder.name)], ticks[int(folder.name)] = int(stat[1]), int(stat[11])
                 titles[int(folder.name)] = (folder / "cmdline").read_text()
             except OSError:
                 continue
-    found = []
+    found = {}
     for one in titles:
         above = one
         while above in parents and above != process:
             above = parents[above]
         if above == process and titles[one].startswith("ray::MapWorker") and ".submit" in titles[one]:
-            found.append(one)
+            found[one] = ticks[one]
     return found
 
 
@@ -94,10 +95,14 @@ def test_a_killed_worker_costs_no_result_and_no_duplicate(
     started = subprocess.Popen(command(*arguments, "--json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 120
-        victims: list[int] = []
-        while not (victims and any(tmp_path.glob("part-*.jsonl"))) and time.monotonic() < deadline:
-            time.sleep(0.02)
-            victims = busy_below(started.pid)
+        parts, before, victims = 0, dict[int, int](), list[int]()
+        while not (victims and parts) and time.monotonic() < deadline:
+            time.sleep(0.005)
+            busy, parts_before, parts = busy_below(started.pid), parts, len(list(tmp_path.glob("part-*.jsonl")))
+            if parts > parts_before:
+                before = busy
+            # Who has computed since the last file was written is in the middle of a task, not between two.
+            victims = [one for one in busy if busy[one] >= before.get(one, busy[one]) + 2]
         os.kill(victims[0], signal.SIGKILL)
         output, messages = started.communicate(timeout=240)
     finally:

@@ -306,7 +306,7 @@ def test_images_that_cannot_be_read_are_named_and_the_rest_is_done(
     (images / "in" / "b.png").write_bytes(good[: len(good) // 2])
     for _ in range(2):
         assert features(images, boxes, out) == 1
-        assert "1 images could not be used" in (said := capsys.readouterr().err)
+        assert "1 image could not be used" in (said := capsys.readouterr().err)
         assert "in/b.png: file is truncated" in said
         assert index(out)["failures"] == [{"image": "in/b.png", "reason": "file is truncated"}]
         assert [each.image for each in read_features(out)] == ["a.png", "c.png", "d.png"]

@@ -321,7 +321,11 @@ def test_wrong_options_are_named(classify: TestClient, detect: TestClient, regio
     assert "min_score" in refused(post(detect, "/v1/predict", min_score="much"), 400, "bad_request")
     assert "min_score" in refused(post(detect, "/v1/predict", min_score="nan"), 400, "bad_request")
     assert "output" in refused(post(regions, "/v1/features", boxes="[]", output="csv"), 400, "bad_request")
-    assert "image" in refused(classify.post("/v1/predict"), 400, "bad_request")
+    assert "no field of this address; it has image, resize" in refused(
+        post(classify, "/v1/predict", min_score="1"), 400, "bad_option"
+    )
+    assert "resize: send it as a field" in refused(post(classify, "/v1/predict?resize=native"), 400, "bad_option")
+    assert "curl -F image=@photo.jpg" in refused(classify.post("/v1/predict"), 400, "bad_request")
     assert "image" in refused(classify.post("/v1/predict", data={"image": "http://x.org/a.png"}), 400, "bad_request")
 
 

@@ -167,6 +167,7 @@ def test_an_address_that_is_taken_is_named(model: Path, capfd: pytest.CaptureFix
         (["--workers", "0"], "workers: expected at least 1; got 0"),
         (["--batch", "0"], "batch: expected at least 1; got 0"),
         (["--batch-wait", "-1"], "batch-wait: expected at least 0 milliseconds; got -1"),
+        (["--port", "99999"], "port: expected 0 to 65535; got 99999"),
         (["--queue", "0"], "queue: expected at least 1; got 0"),
         (["--max-bytes", "none"], "max-bytes: expected a size such as 3GB"),
     ],

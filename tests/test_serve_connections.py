@@ -118,6 +118,22 @@ def test_slow_clients_are_told_so_and_let_go(classify: Server) -> None:
             assert connection.recv(1) == b""
 
 
+def test_answered_requests_that_never_end_are_let_go(classify: Server) -> None:
+    """A byte of a body that nobody waits for stops the clock of idle connections."""
+    heads = [b"GET /health", b"POST /health", b"GET /v1/model", b"DELETE /v1/predict"]
+    with ExitStack() as stack:
+        opened = [stack.enter_context(classify.connect()) for _ in heads]
+        for connection, head in zip(opened, heads, strict=True):
+            connection.sendall(head + b" HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n")
+            assert connection.recv(12).startswith(b"HTTP/1.1 ")
+            connection.sendall(b"a")
+        for connection in opened:
+            connection.settimeout(3 * SECONDS + 2)
+            with suppress(ConnectionResetError):
+                while connection.recv(100_000):
+                    pass
+
+
 def test_clients_that_go_away_leave_nothing_behind(classify: Server) -> None:
     """Some in the upload and some while they wait, behind a photograph that takes a while."""
     body, large = form(PHOTOGRAPH), encoded(noise(60, 60).resize((2_500, 2_000)), "JPEG")
@@ -197,6 +213,7 @@ def test_answers_that_nobody_takes_are_let_go() -> None:
                 connections[-1].sendall(request)
                 assert connections[-1].recv(12) == b"HTTP/1.1 200"
             idle, slow = connections
+            assert regions.metric("sppnet_requests_taken") == 2  # the queue counts what is not taken yet
             begin, taken = time.monotonic(), b""
             while time.monotonic() - begin < 3 * SECONDS:
                 taken += slow.recv(100_000)

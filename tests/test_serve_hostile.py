@@ -158,6 +158,28 @@ def test_bodies_of_no_form_are_bad_requests(classify: Server, body: bytes, type:
     classify.ask("POST", "/v1/predict", body, type).refused("bad_request")
 
 
+@pytest.mark.parametrize("charset", ["punycode", "idna", '"utf-7"', "utf_16", "no-such"])
+def test_forms_are_utf_8(classify: Server, charset: str) -> None:
+    """Python's decoders of some others take minutes for a megabyte."""
+    more = f"; charset={charset}".encode()
+    message = classify.ask("POST", "/v1/predict", form(PHOTOGRAPH), FORM + more).refused("bad_request")
+    assert "content-type: expected the charset utf-8" in message
+    assert classify.ask("POST", "/v1/predict", form(PHOTOGRAPH), FORM + b"; charset=UTF-8").status == 200
+
+
+def test_long_fields_are_not_sent_back(classify: Server) -> None:
+    for field in ("label", "resize"):
+        for text in ("x" * 900_000, "\x01" * 900_000, "warp:" + "9" * 900_000):
+            answer = classify.send(PHOTOGRAPH, "/v1/explain", **{field: text})
+            answer.refused("bad_option")
+            assert len(answer.body) < 1_000
+
+
+def test_an_address_with_a_slash_more_is_not_found(classify: Server) -> None:
+    for path in ("/health/", "/v1/predict/", "//evil.example/"):
+        classify.ask("GET", path).refused("not_found")
+
+
 def test_names_of_files_mean_nothing(classify: Server) -> None:
     for name in ("../../../etc/passwd", "a" * 2_000, "\u00fcber.png", "a.exe", "|id", "%00", ""):
         assert classify.ask("POST", "/v1/predict", form(PHOTOGRAPH, filename=name)).status == 200

@@ -9,7 +9,7 @@ from sppnet.check_items import Gathered, listed_names, one_image
 from sppnet.data.class_tables import ClassRow, find_class_file, read_class_file
 from sppnet.data.coco import coco_files
 from sppnet.data.datasets import SPLITS, csv_rows, sort_splits, splits, suggest
-from sppnet.data.images import ImageError, image_extensions, open_image, walk_files
+from sppnet.data.images import NO_HEIC, ImageError, image_extensions, open_image, walk_files
 from sppnet.data.masks import SegmentationSample
 from sppnet.data.segmentation import MASK_ENDINGS, MaskLayout, find_layout, layout_labels, layout_splits
 from sppnet.data.voc import images_by_name, voc_folder
@@ -105,7 +105,10 @@ def _why_no_image(path: Path) -> tuple[str, str]:
             # Readers that know no file by its first bytes take much for an image.
             if Image.OPEN[image.format or ""][1] is not None:
                 return "left-out", f"an image ({image.format}), but no command reads it because of {extension}"
-    except (ImageError, KeyError):
+    except ImageError as error:
+        if error.reason == NO_HEIC:
+            return "left-out", NO_HEIC
+    except KeyError:
         pass
     return "passed-over", f"no image by {extension}"
 

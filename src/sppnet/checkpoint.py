@@ -107,7 +107,7 @@ def open_training(
             name = unlike[0]
             raise ValueError(
                 f"out: the training in {out} was begun with {name}={stored.get(name)!r}, now it is {content[name]!r};"
-                " a resumed training keeps its options"
+                " a resumed training keeps its options and images; name another folder to begin anew"
             )
     if write:
         out.mkdir(parents=True, exist_ok=True)

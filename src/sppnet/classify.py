@@ -158,7 +158,7 @@ class Classifier(nn.Module):
             if isinstance(result, Failure):
                 raise result.error
             results.append(result)
-        if text := outside_text(self.config, count_outside(self.config, results, views), len(results)):
+        if text := outside_text(self.config, count_outside(self.config, results, views), len(results), 'resize="{}"'):
             warnings.warn(text, UserWarning, stacklevel=2)
         return results
 

@@ -111,7 +111,7 @@ def _demo_parser() -> ArgumentParser:
         description="Classify real photographs with the embedded ImageNet network, at their own and at odd sizes, and"
         " write a report with each pyramid level drawn over them and the objects that one pass finds among windows."
     )
-    parser.add_argument("images", nargs="*", help="your own photographs; none: those of installed packages")
+    parser.add_argument("images", nargs="*", help="your own photographs; left out: those of installed packages")
     parser.add_argument("--out", default="sppnet-demo", help="folder for the report")
     parser.add_argument("--levels", type=str, default="6,3,2,1", help="levels that are drawn")
     return parser

@@ -52,13 +52,13 @@ def count_outside(config: ClassifierConfig, predictions: Iterable[Prediction], v
     return sum(not least <= min(prediction.network_size) <= greatest for prediction in predictions)
 
 
-def outside_text(config: ClassifierConfig, outside: int, images: int) -> str:
-    """What a user is told of images outside the trained sides; empty where there are none."""
+def outside_text(config: ClassifierConfig, outside: int, images: int, option: str = "--resize {}") -> str:
+    """What a user is told of images outside the trained sides, with the option as it is typed; empty if none are."""
     if not outside or config.trained_sides is None:
         return ""
     least, greatest = config.trained_sides
     return (
         f"{outside} of {images} images were seen at a shorter side outside the {least} to {greatest} pixels that the"
-        f" network was trained on; resize shorter-side:{greatest} brings them inside, and `sppnet evaluate RUN DATA"
-        " --sizes 160,224,320` measures what other sizes cost"
+        f" network was trained on; {option.format(f'shorter-side:{greatest}')} brings them inside, and `sppnet evaluate"
+        " RUN DATA --sizes 160,224,320` measures what other sizes cost"
     )

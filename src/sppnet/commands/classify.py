@@ -56,7 +56,7 @@ def train_parser() -> ArgumentParser:
     add("--batch-pixels", type=int | None, help="native sizes: most pixels of a batch with its padding, a process")
     add("--optimizer", default=default.optimizer, help="adamw or sgd")
     add("--lr", type=float | None, help="highest learning rate; left out: 3e-4 for adamw, 1e-2 for sgd")
-    add("--weight-decay", type=float | None, help="none: 5e-2 for adamw, 5e-4 for sgd")
+    add("--weight-decay", type=float | None, help="left out: 5e-2 for adamw, 5e-4 for sgd")
     add("--schedule", default=default.schedule, help="cosine or step")
     add("--precision", default=default.precision, help="32-true or bf16-mixed")
     add("--svm-c", type=float, default=default.svm_c, help="penalty of the SVM")

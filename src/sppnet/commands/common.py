@@ -11,7 +11,7 @@ from rich.table import Table
 
 from sppnet.bins import Level
 from sppnet.console import console, results
-from sppnet.data.images import ImageError, image_extensions, list_images
+from sppnet.data.images import ImageError, image_extensions, list_images, walk_files
 
 T = TypeVar("T")
 
@@ -54,7 +54,21 @@ def numbers(name: str, text: str, kind: type[Number] = int, least: int = 1) -> t
 
 
 def find_images(names: Sequence[str]) -> tuple[list[Path], list[ImageError]]:
-    """The images that files and folders hold, and the errors of those that are none."""
+    """The images that files and folders hold, and the errors of those that are none.
+
+    What else is in the folders is told on standard error, by its extension: beside photographs there may be thousands
+    of text files.
+    """
+    extensions = image_extensions()
+    for folder in filter(Path.is_dir, map(Path, names)):
+        others: dict[str, list[Path]] = {}
+        for file in walk_files(folder):
+            if (ending := file.suffix.lower()) not in extensions:
+                others.setdefault(ending, []).append(file)
+        for ending, files in others.items():
+            text = f"passed over, no image by its extension: {files[0]}"
+            more = f" and {len(files) - 1} more with {ending or 'none'}" if len(files) > 1 else ""
+            console.print(text + more, highlight=False, soft_wrap=True, markup=False)
     return collect_images(names, list_images)
 
 
@@ -96,7 +110,7 @@ def list_failures(failures: Sequence[ImageError], skipped: Sequence[Path]) -> No
         for path in skipped:
             console.print(f"  {path}: {_why_skipped(path)}", highlight=False, soft_wrap=True, markup=False)
     if failures:
-        console.print(f"{len(failures)} images could not be used:", highlight=False)
+        console.print(f"{len(failures)} image{'s' * (len(failures) != 1)} could not be used:", highlight=False)
         for failure in failures:
             console.print(f"  {failure}", highlight=False, soft_wrap=True, markup=False)
 

@@ -98,6 +98,8 @@ def serve(arguments: Namespace) -> int:
         raise ValueError(f"batch: expected at least 1; got {arguments.batch}")
     if not arguments.batch_wait >= 0:
         raise ValueError(f"batch-wait: expected at least 0 milliseconds; got {arguments.batch_wait:g}")
+    if not 0 <= arguments.port <= 65_535:
+        raise ValueError(f"port: expected 0 to 65535; got {arguments.port}")
     token = _read_token(arguments.token_file)
     device = pick_device(arguments.device)
     with console.status(f"loading {arguments.run}"):
@@ -128,7 +130,7 @@ def _tell(run: str, url: str) -> None:
 def _read_token(file: str | None) -> str | None:
     if file is None:
         return None
-    token = Path(file).read_text(encoding="utf-8").strip()
+    token = Path(file).read_text(encoding="utf-8", errors="replace").strip()
     if not token.isascii() or not token.isprintable() or " " in token or len(token) < _TOKEN:
         raise ValueError(f"token-file: expected {_TOKEN} or more printable ASCII characters without spaces in {file}")
     return token

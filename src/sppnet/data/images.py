@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile
 from torch import Tensor
 
-from sppnet.data.headers import describe_bomb, find_late_exif
+from sppnet.data.headers import describe_bomb, describe_pieces, find_late_exif
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 
 MAX_PIXELS, MAX_SIDE = 178_956_970, 65_500  # the first is Pillow's own limit
 
 # Formats that Pillow names but that are no pictures to read here: EPS would run Ghostscript, WMF needs
-# Windows, MPEG, BUFR, GRIB and HDF5 are recognised without a decoder, IM is deprecated.
-_REFUSED_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "IM", "MPEG", "WMF"}
+# Windows, MPEG, BUFR, GRIB and HDF5 are recognised without a decoder, IM is deprecated. IPTC, ICO, CUR and ICNS hold
+# files of other formats, of whose sizes and pixels nothing is known before they are decoded.
+_REFUSED_FORMATS = {"BUFR", "CUR", "EPS", "GRIB", "HDF5", "ICNS", "ICO", "IM", "IPTC", "MPEG", "WMF"}
 
 # What Pillow's readers raise on damaged data, which is far more than OSError. MemoryError is not damage.
 _DAMAGE = (
@@ -44,6 +45,8 @@ _DAMAGE = (
     Image.DecompressionBombWarning,  # where the caller turns warnings into errors
 )
 
+NO_HEIC = "HEIC, in which phones save photographs, is not read; save it as JPEG or PNG"
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -237,11 +240,16 @@ def _open(file: io.BytesIO | io.BufferedReader, path: str) -> ImageFile.ImageFil
             if isinstance(accepted, str):  # the format is known, but this Pillow was built without it
                 reason = reason or accepted
             elif accepted:
+                if name == "TIFF" and (bomb := describe_pieces(file)):
+                    reason = bomb
+                    break
                 file.seek(0)
                 return reader(file, "")  # by its name Pillow would open it once more
         except _DAMAGE as error:
             if accept and accepted:
                 reason = reason or _describe(error, f"its {name} header cannot be read")
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS:
+        reason = NO_HEIC
     raise ImageError(path, reason or f"not an image: the file begins with {_quote(head)}")
 
 
@@ -275,6 +283,8 @@ def decode_pixels(
         raise ImageError(path, reason)
     with _damage(path):
         image.load()  # some readers settle the mode only now
+    if image.size != (width, height):
+        raise ImageError(path, f"file is damaged: its header has {size}, its pixels {image.height} x {image.width}")
 
 
 def _decode(

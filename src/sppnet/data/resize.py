@@ -43,9 +43,9 @@ class Resize:
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
-            close = difflib.get_close_matches(self.policy, POLICIES, n=2)
+            close = difflib.get_close_matches(self.policy[:80], POLICIES, n=2)
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
-            raise ValueError(f"resize policy must be one of {', '.join(POLICIES)}, got {self.policy!r}{hint}")
+            raise ValueError(f"resize policy must be one of {', '.join(POLICIES)}, got {self.policy[:80]!r}{hint}")
         if self.policy in _WITHOUT_SIDE and self.side is not None:
             raise ValueError(f"resize policy {self.policy} takes no side, got {self.side}")
         if self.policy not in _WITHOUT_SIDE and (self.side is None or not 1 <= self.side <= MAX_SIDE):
@@ -68,8 +68,8 @@ class Resize:
         policy, *sides = re.split(r"[:\s]+", text.strip())
         if not sides:
             return cls(policy, None if policy in _WITHOUT_SIDE else default_side, max_pixels)
-        if len(sides) > 1 or not re.fullmatch("[0-9]+", sides[0]):
-            raise ValueError(f"resize must be POLICY or POLICY:SIDE, such as warp:256, got {text!r}")
+        if len(sides) > 1 or not re.fullmatch("[0-9]{1,9}", sides[0]):
+            raise ValueError(f"resize must be POLICY or POLICY:SIDE, such as warp:256, got {text[:80]!r}")
         return cls(policy, int(sides[0]), max_pixels)
 
     def __str__(self) -> str:

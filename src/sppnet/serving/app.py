@@ -77,6 +77,7 @@ class Service:
     Attributes:
         made: whether the task has been made, or failed to.
         error: why it failed.
+        checks: of photographs' headers at a time.
     """
 
     def __init__(self, name: str, make: Callable[[], Task], engine: str, limits: Limits, batching: Batching) -> None:
@@ -87,6 +88,7 @@ class Service:
         self.metrics = Metrics(lambda: self._batcher.waiting if self._batcher else 0)
         self.stopping = False
         self.made = Event()
+        self.checks = asyncio.Semaphore(batching.workers)
         self.error: Exception | None = None
         self.on_error: Callable[[], None] = lambda: None
 
@@ -151,6 +153,7 @@ def create_app(service: Service, kind: Kind, token: str | None) -> FastAPI:
         description="Answers for photographs of any size. The page for people is at `/`.",
         docs_url=None,  # FastAPI's page of the description asks an outside host for its script
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=_lifespan(service),
     )
     app.add_middleware(Gate, limits=service.limits, metrics=service.metrics, token=token, paths=frozenset(_PATHS))
@@ -160,6 +163,7 @@ def create_app(service: Service, kind: Kind, token: str | None) -> FastAPI:
         app, service
     )
     _add_errors(app)
+    _close_forms(app)
     return app
 
 
@@ -304,8 +308,10 @@ def _task(service: Service, kind: type[T]) -> T:
 
 async def _answer(request: Request, service: Service, image: UploadFile, ask: Callable[[bytes], Asked]) -> Response:
     """Check a request off the event loop, wait for its answer, and take it back if the client goes away."""
+    await _refuse_strangers(request)
     data = await image.read()
-    asked = await asyncio.to_thread(ask, data)
+    async with service.checks:
+        asked = await asyncio.to_thread(ask, data)
     future = service.submit(asked)
     gone = asyncio.create_task(_until_gone(request, future))
     try:
@@ -320,6 +326,29 @@ async def _answer(request: Request, service: Service, image: UploadFile, ask: Ca
         gone.cancel()
         del future  # an error of it would hold this frame, which would hold it
     return Response(answer.body, media_type=answer.media_type)
+
+
+def _close_forms(app: FastAPI) -> None:
+    """Have the description say of forms that they have no other fields, for those are refused."""
+    open_forms = app.openapi
+
+    def closed_forms() -> dict[str, Any]:
+        content = open_forms()
+        for name, form in content["components"]["schemas"].items():
+            if name.startswith("Body_"):
+                form["additionalProperties"] = False
+        return content
+
+    app.openapi = closed_forms  # type: ignore[method-assign]
+
+
+async def _refuse_strangers(request: Request) -> None:
+    """No field is passed over in silence."""
+    known = [field.alias for field in request.scope["route"].dependant.body_params]
+    for name in request.query_params:
+        raise Refusal("bad_option", f"{name}: send it as a field of the form, not in the address")
+    for name in set(await request.form()) - set(known):
+        raise Refusal("bad_option", f"{name}: no field of this address; it has {', '.join(known)}")
 
 
 async def _until_gone(request: Request, future: Future[Encoded]) -> None:
@@ -337,7 +366,8 @@ def _add_errors(app: FastAPI) -> None:
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"][1:]) or "body"
-        return await refused(_, Refusal("bad_request", f"{place}: {first['msg']}; /openapi.json describes the form"))
+        hint = "send a form with a file, as curl -F image=@photo.jpg does" if place == "image" else "see /openapi.json"
+        return await refused(_, Refusal("bad_request", f"{place}: {first['msg']}; {hint}"))
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> Response:

@@ -255,7 +255,7 @@ def class_index(classes: Sequence[str], label: str) -> int:
         ValueError: there is no such class; close ones are named.
     """
     if label not in classes:
-        close = difflib.get_close_matches(label, classes, n=3)
+        close = difflib.get_close_matches(label[:80], classes, n=3)
         hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else f"; one is {classes[0]!r}"
-        raise ValueError(f"label: expected one of the model's {len(classes)} classes; got {label!r}{hint}")
+        raise ValueError(f"label: expected one of the model's {len(classes)} classes; got {label[:80]!r}{hint}")
     return classes.index(label)

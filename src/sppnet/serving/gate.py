@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import json
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -18,6 +19,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _API = "/v1/"
+_PIECE = 262_144  # bytes of an answer
 _log = logging.getLogger("sppnet.serving")
 
 
@@ -50,7 +52,11 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-            await send(message)
+            # The server waits before it sends, until what was sent is gone: a whole answer would be gone at once.
+            body = message.get("body", b"")
+            for start in range(0, len(body) - _PIECE, _PIECE):
+                await send({"type": message["type"], "body": body[start : start + _PIECE], "more_body": True})
+            await send({**message, "body": body[(len(body) - 1) // _PIECE * _PIECE :]} if body else message)
 
         try:
             await self._serve(scope, receive, watched)
@@ -69,6 +75,7 @@ class Gate:
             return
         try:
             self._check_token(scope)
+            _check_charset(scope)
             if scope["method"] not in ("POST", "PUT", "PATCH"):
                 await self._app(scope, receive, send)
                 return
@@ -122,6 +129,13 @@ class Gate:
                 "slow_upload", f"the request did not arrive within {limits.upload_seconds:g} seconds; got {size} bytes"
             ) from None
         return None
+
+
+def _check_charset(scope: Scope) -> None:
+    """Names of fields are decoded as the request says, and Python has decoders that take minutes."""
+    found = re.search(rb"charset\s*\*?=\s*[\"']?([^\s;\"']*)", _header(scope, b"content-type"), re.IGNORECASE)
+    if found and found[1].lower() not in (b"utf-8", b"utf8"):
+        raise Refusal("bad_request", f"content-type: expected the charset utf-8; got {found[1][:40]!r}")
 
 
 def _header(scope: Scope, name: bytes) -> bytes:

@@ -54,7 +54,7 @@ def run_server(app: FastAPI, service: Service, host: str, port: int, started: Ca
             access_log=False,
             timeout_keep_alive=20,
         )
-        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # not for what clients do
         # uvicorn raises the signal again when all is done; then it is no reason to die of it.
         before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -95,7 +95,7 @@ async def _serve(
 
 def _protocol(patience: float) -> type[H11Protocol]:
     class Protocol(H11Protocol):
-        """Closes connections that open and say nothing, never come to the end of a request's head, or speak no HTTP.
+        """Closes connections that open and say nothing, never come to the end of a request, or speak no HTTP.
 
         And those that take nothing of an answer for as long: it would be held for them for ever, and keep the server
         from stopping.
@@ -117,6 +117,10 @@ def _protocol(patience: float) -> type[H11Protocol]:
             super().connection_lost(exc)
             self._stop_watching()
             self._stop_waiting()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._watch()
 
         def pause_writing(self) -> None:
             super().pause_writing()
@@ -144,13 +148,15 @@ def _protocol(patience: float) -> type[H11Protocol]:
             self.transport.close()
 
         def _watch(self) -> None:
-            if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
+            answered = self.conn.our_state in (h11.DONE, h11.MUST_CLOSE) and self.conn.their_state is h11.SEND_BODY
+            if not (self.conn.their_state is h11.IDLE or answered) or self.transport.is_closing():
                 self._stop_watching()
             elif self._patience is None:
                 self._patience = self.loop.call_later(patience, self._give_up)
 
         def _give_up(self) -> None:
-            if self.conn.trailing_data[0]:  # a head has begun; browsers also open connections that they never use
+            # A head has begun; browsers also open connections that they never use.
+            if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
                 self.transport.write(_TOO_SLOW)
             self.transport.close()
 

@@ -69,8 +69,8 @@ export function binStage(photo, size) {
   }
 
   function hint() {
-    const shared = " Neighbours share cells: each is drawn to the middle of those, and outlined whole when pointed at.";
-    return `Point at a ${level.word}, or use the arrow keys, for its number.${overlap(level) ? shared : ""}`;
+    const shared = " Neighbouring bins overlap: each is coloured to the middle of the overlap, and outlined whole when pointed at.";
+    return `Point at a ${level.word}, tap it or use the arrow keys for its number.${overlap(level) ? shared : ""}`;
   }
 
   function show(next, part) {
@@ -81,9 +81,9 @@ export function binStage(photo, size) {
     legend.hidden = readout.hidden = numbers.hidden = !level;
     if (level) {
       legend.replaceChildren(
-        el("span", {}, `spoke against ${signed(-most())}`),
+        el("span", {}, `against ${signed(-most())}`),
         el("span", { class: "ramp", "aria-hidden": "true" }),
-        el("span", {}, `${signed(most())} helped`),
+        el("span", {}, `${signed(most())} for it`),
       );
       readout.textContent = hint();
       const head = ["", ...Array.from({ length: level.columns }, (_, column) => `${column + 1}`)];

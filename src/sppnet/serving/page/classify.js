@@ -116,6 +116,7 @@ function sumsOf({ label, score, logit, rest, exact, levels }) {
   const text = exact
     ? "The bins and the bias add up to the logit exactly."
     : "This network's last layers are not a sum over bins: each number is gradient times value, an approximation.";
-  const last = `Of the logits of all classes softmax makes the probabilities; here ${percent(score)}.`;
-  return [table(`The logit of “${label}”`, ["part", "gave"], rows), soft(`${text} ${last}`)];
+  const below = logit < 0 ? " That a logit is below 0 means little: those of the other classes may be lower." : "";
+  const last = `Of the logits of all classes softmax makes the probabilities; here ${percent(score)}.${below}`;
+  return [table(`The logit of “${label}”`, ["part", "contribution"], rows), soft(`${text} ${last}`)];
 }

@@ -33,7 +33,7 @@ export function show(photo, model, panel) {
   const cells = pooledCells(photo, () => stage.redraw());
   const [lowest, highest] = model.score_range;
   const least = el("output");
-  const slide = slider("Least score", least, { min: lowest, max: highest, step: "0.01", value: threshold }, sift);
+  const slide = slider("Minimum score", least, { min: lowest, max: highest, step: "0.01", value: threshold }, sift);
   const count = el("p", { class: "answer", role: "status" });
   const list = el("ul", { class: "objects", "aria-label": "Objects, best first" });
   stage.canvas.addEventListener("click", (event) => choose(under(stage.point(event)) ?? null));

@@ -10,6 +10,7 @@ import * as segment from "./segment.js";
 
 const VIEWS = { classify, detect, segment, regions };
 const AT_ONCE = 2; // photographs that are asked about at a time
+const FINAL = ["not_an_image", "too_many_pixels", "too_small"]; // what the same file would get again
 const THUMB = [72, 96];
 
 const at = (id) => document.getElementById(id);
@@ -59,6 +60,7 @@ async function start() {
     return;
   }
   at("token-form").hidden = true;
+  document.title = at("name").textContent = `${model.name}: photographs of any size`;
   at("lead").textContent = VIEWS[model.task].lead(model);
   at("how-text").textContent = explanation(model);
   at("how").hidden = false;
@@ -175,7 +177,7 @@ async function answer(photo) {
   } catch (error) {
     photo.word.textContent = "no answer";
     const again = el("button", { type: "button", class: "plain", onclick: () => enqueue(photo) }, "Try again");
-    photo.body.replaceChildren(problem(error), again);
+    photo.body.replaceChildren(problem(error), ...(FINAL.includes(error.code) ? [] : [again]));
   }
   photo.busy = false;
   if (photo.stop.signal.aborted) return;

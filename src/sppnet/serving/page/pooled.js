@@ -39,11 +39,11 @@ export function pooledCells(photo, changed) {
     const [left, top, right, bottom] = answer.cells;
     const [mine, all] = [grid(bottom - top, right - left, "cell"), grid(...answer.map_size, "cell")];
     const seen = pixels(answer.network_size);
-    const text = `The box pools ${mine}. The map, made of the photograph at ${seen}, has ${all}.`;
+    const text = `The box pools ${mine} into one vector. The map, made of the photograph at ${seen}, has ${all}.`;
     const levels = answer.levels.map((level, index) => [index, grid(level.rows, level.columns, "bin")]);
     const options = [...levels, ["cells", "cells only"]];
     const numbers = el("details", {}, el("summary", {}, "All bins as a table"));
-    const shared = soft("Neighbouring bins share cells; each is drawn to the middle of those.");
+    const shared = soft("Neighbouring bins overlap; each is drawn to the middle of the overlap.");
     const choice = radios("Inside the box", options, chosen, look);
     node.replaceChildren(el("p", { class: "pooled" }, text), choice, near.node, shared, numbers);
     near.show(around(asked.box, answer));
