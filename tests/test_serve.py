@@ -1,10 +1,8 @@
-"""The HTTP interface: answers are those of the library, refusals have their status and say what to do."""
+"""The HTTP interface: its answers are those of the library."""
 
 import base64
 import io
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from concurrent.futures import CancelledError
 from typing import Any
 
 import numpy as np
@@ -13,109 +11,23 @@ import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 from safetensors.torch import load as load_tensors
+from web_clients import BOX, LIMITS, client, photograph, post, ready, refused
 
 from sppnet.backbones import Backbone, create_backbone
-from sppnet.classify import Classifier, ClassifierConfig
-from sppnet.detect import Detector, DetectorConfig
+from sppnet.classify import Classifier
+from sppnet.detect import Detector
 from sppnet.encoder import RegionEncoder
 from sppnet.proposals import propose
 from sppnet.segment import Segmenter, SegmenterConfig, create_segmenter
 from sppnet.segment_views import label_image
 from sppnet.serving import schema
-from sppnet.serving.app import Batching, Service, create_app
+from sppnet.serving.app import Batching, Service
 from sppnet.serving.engines import onnx_probabilities, takes_padding, torch_probabilities
-from sppnet.serving.limits import CODES, Limits
-from sppnet.serving.tasks import ClassifyTask, DetectTask, Kind, RegionTask, SegmentTask, Task, warm_up
+from sppnet.serving.limits import Limits
+from sppnet.serving.tasks import ClassifyTask, DetectTask, RegionTask, SegmentTask, Task, warm_up
 from sppnet.tile_memory import pass_bytes, resident_bytes, whole_fits
 
-LIMITS = Limits(bytes=200_000, pixels=40_000, boxes=5, queue=4, upload_seconds=5)
-BOX = "[10, 20, 90, 80]"
-Ask = Callable[..., Any]
-
-
-def photograph(height: int = 97, width: int = 131, seed: int = 0) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    torch.manual_seed(0)
-    return create_backbone("zf5").eval()
-
-
-@pytest.fixture(scope="module")
-def classifier(backbone: Backbone) -> Classifier:
-    torch.manual_seed(0)
-    return Classifier(ClassifierConfig(("cat", "dog", "owl"), backbone="zf5", levels=(3, 2, 1)), backbone).eval()
-
-
-@pytest.fixture(scope="module")
-def segmenter() -> Segmenter:
-    torch.manual_seed(0)
-    config = SegmenterConfig(("sky", "road"), backbone="mobilenetv2_035", width=8, rates=(1, 2), norm="group")
-    return create_segmenter(config, "none").eval()
-
-
-@pytest.fixture(scope="module")
-def detector(backbone: Backbone) -> Detector:
-    torch.manual_seed(0)
-    config = DetectorConfig(("cup",), backbone="zf5", levels=(2, 1), scales=(120,), max_side=300, proposals="grid")
-    return Detector(replace(config, windows=20), backbone)
-
-
-def client(
-    task: Task, *, limits: Limits = LIMITS, token: str | None = None, batching: Batching | None = None
-) -> TestClient:
-    """A client that enters and leaves the application, so that it is started and stopped."""
-    service = Service("run", lambda: task, "eager", limits, batching or Batching())
-    kinds: dict[type, Kind] = {ClassifyTask: "classify", DetectTask: "detect", SegmentTask: "segment"}
-    return TestClient(create_app(service, kinds.get(type(task), "regions"), token), raise_server_exceptions=False)
-
-
-def ready(web: TestClient) -> TestClient:
-    while web.get("/ready").status_code != 200:
-        pass
-    return web
-
-
-@pytest.fixture(scope="module")
-def classify(classifier: Classifier) -> Iterator[TestClient]:
-    with client(ClassifyTask(classifier, LIMITS, torch_probabilities(classifier))) as web:
-        yield ready(web)
-
-
-@pytest.fixture(scope="module")
-def detect(detector: Detector) -> Iterator[TestClient]:
-    with client(DetectTask(detector, LIMITS, -0.5)) as web:
-        yield ready(web)
-
-
-@pytest.fixture(scope="module")
-def segment(segmenter: Segmenter) -> Iterator[TestClient]:
-    with client(SegmentTask(segmenter, LIMITS, 2**35)) as web:
-        yield ready(web)
-
-
-@pytest.fixture(scope="module")
-def regions(backbone: Backbone) -> Iterator[TestClient]:
-    with client(RegionTask(RegionEncoder(backbone, (2, 1), (120,), 300), LIMITS)) as web:
-        yield ready(web)
-
-
-def post(web: TestClient, path: str, data: bytes | None = None, **form: str) -> Any:
-    return web.post(path, files={"image": ("a.png", photograph() if data is None else data)}, data=form)
-
-
-def refused(response: Any, status: int, code: str) -> str:
-    """The message of a refusal that has this status and code."""
-    content = response.json()
-    assert (response.status_code, content["code"]) == (status, code), content
-    assert CODES[code][0] == status
-    assert set(content) == {"code", "message"}
-    return str(content["message"])
+pytest_plugins = ("web_clients",)
 
 
 def test_a_classifier_answers_what_predict_answers(classify: TestClient, classifier: Classifier) -> None:
@@ -205,6 +117,21 @@ def test_a_batch_of_segments_has_the_memory_of_one() -> None:
         assert passes == [count] * (8 // count)
 
 
+def test_tiles_for_a_client_that_has_gone_are_left(segmenter: Segmenter) -> None:
+    memory = resident_bytes() + pass_bytes(segmenter, 512, 512) + 20_000_000
+    task = SegmentTask(segmenter, Limits(), memory)
+    asked = task.predict(photograph(1_500, 1_500))
+    passes: list[str] = []
+    with segmenter.register_forward_pre_hook(lambda _, inputs: passes.append(inputs[0].device.type)):
+        asked.answer([asked])
+        every = passes.count("cpu")  # others are counted on the meta device
+        assert every > 3
+        asked.gone.set()
+        with pytest.raises(CancelledError):
+            asked.answer([asked])
+    assert passes.count("cpu") == every + 1
+
+
 def test_regions_are_those_of_the_encoder(regions: TestClient, backbone: Backbone) -> None:
     data = photograph(120, 160)
     boxes = [[10.0, 20.0, 90.0, 80.0], [0.0, 0.0, 160.0, 120.0]]
@@ -251,165 +178,6 @@ def test_the_model_is_described(
     assert told[segment]["rates"] == [1, 2]
     assert told[segment]["colours"] == [[0, 0, 0], [128, 0, 0]]
     assert all(one["stride"] for one in told.values())
-
-
-def test_limits_have_a_status_and_a_message_each(classify: TestClient, regions: TestClient) -> None:
-    message = refused(post(classify, "/v1/predict", b"x" * 300_000), 413, "too_many_bytes")
-    assert message.startswith("expected at most 200000 bytes in a request; got 300")
-    too_large = Image.new("1", (201, 200))
-    file = io.BytesIO()
-    too_large.save(file, "PNG")
-    assert refused(post(classify, "/v1/predict", file.getvalue()), 422, "too_many_pixels") == (
-        "expected at most 40000 pixels and sides of at most 65500; got 200 x 201 (height x width), 40200 pixels"
-    )
-    many = str([[0, 0, 9, 9]] * 6)
-    assert refused(post(regions, "/v1/features", boxes=many), 400, "too_many_boxes") == (
-        "boxes: expected at most 5; got 6"
-    )
-    message = refused(post(classify, "/v1/predict", photograph(9, 60)), 422, "too_small")
-    assert message == "the network would see 9 x 60 pixels; it needs 31 x 31"
-
-
-def test_the_queue_is_full_and_says_so(classifier: Classifier) -> None:
-    entered, gate = threading.Semaphore(0), threading.Event()
-
-    def slow(images: Any) -> Any:
-        entered.release()
-        assert gate.wait(20)
-        return torch_probabilities(classifier)(images)
-
-    with client(ClassifyTask(classifier, LIMITS, slow), batching=Batching(most=1)) as web:
-        ready(web)
-        replies: list[Any] = []
-        threads = [threading.Thread(target=lambda: replies.append(post(web, "/v1/predict"))) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        assert entered.acquire(timeout=20)
-        while "sppnet_requests_taken 4.0" not in web.get("/metrics").text:
-            pass
-        fifth = post(web, "/v1/predict")
-        assert "4 requests are being answered or wait" in refused(fifth, 503, "queue_full")
-        assert fifth.headers["retry-after"] == "1"
-        assert (
-            web.get("/health").status_code == web.get("/ready").status_code == web.get("/v1/model").status_code == 200
-        )
-        gate.set()
-        for thread in threads:
-            thread.join()
-        assert [reply.status_code for reply in replies] == [200] * 4
-        assert post(web, "/v1/predict").status_code == 200
-        assert "sppnet_requests_taken 0.0" in web.get("/metrics").text
-
-
-def test_what_is_no_image_is_named(classify: TestClient) -> None:
-    assert refused(post(classify, "/v1/predict", b"a list of things"), 415, "not_an_image") == (
-        "not an image: the file begins with 'a'"
-    )
-    assert refused(post(classify, "/v1/predict", b""), 415, "not_an_image") == "file is empty"
-    assert refused(post(classify, "/v1/predict", photograph()[:-2000]), 415, "not_an_image") == "file is truncated"
-
-
-def test_wrong_options_are_named(classify: TestClient, detect: TestClient, regions: TestClient) -> None:
-    message = refused(post(classify, "/v1/predict", resize="squash"), 400, "bad_option")
-    assert "must be one of native, shorter-side" in message
-    for policy in ("warp:8192", "center-crop:1001"):
-        for path in ("/v1/predict", "/v1/explain"):
-            message = refused(post(classify, path, resize=policy), 400, "bad_option")
-            assert f"expected at most 1000000, as of {policy.split(':')[0]}:1000" in message
-    message = refused(post(classify, "/v1/explain", label="doggo"), 400, "bad_option")
-    assert "label: expected one of the model's 3 classes; got 'doggo'; did you mean 'dog'?" in message
-    assert "min_score" in refused(post(detect, "/v1/predict", min_score="much"), 400, "bad_request")
-    assert "min_score" in refused(post(detect, "/v1/predict", min_score="nan"), 400, "bad_request")
-    assert "output" in refused(post(regions, "/v1/features", boxes="[]", output="csv"), 400, "bad_request")
-    assert "no field of this address; it has image, resize" in refused(
-        post(classify, "/v1/predict", min_score="1"), 400, "bad_option"
-    )
-    assert "resize: send it as a field" in refused(post(classify, "/v1/predict?resize=native"), 400, "bad_option")
-    assert "curl -F image=@photo.jpg" in refused(classify.post("/v1/predict"), 400, "bad_request")
-    assert "image" in refused(classify.post("/v1/predict", data={"image": "http://x.org/a.png"}), 400, "bad_request")
-
-
-@pytest.mark.parametrize(
-    ("boxes", "message"),
-    [
-        ("no", "expected JSON such as"),
-        ("[[1, 2, 3]]", "expected JSON such as"),
-        ("[1, 2, 3, 4]", "expected JSON such as"),
-        ('[["a", 2, 3, 4]]', "expected JSON such as"),
-        ("[" * 50_000, "expected JSON such as"),
-        ("[[1, 2, 3, 1e999]]", r"boxes[0]: expected finite"),
-        ("[[0, 0, 9, 9], [NaN, 2, 3, 4]]", r"boxes[1]: expected finite"),
-        ("[[9, 0, 9, 9]]", r"boxes[0]: expected finite"),
-        ("[[500, 0, 509, 9]]", r"boxes[0]: expected finite"),
-    ],
-)
-def test_wrong_boxes_are_named(regions: TestClient, boxes: str, message: str) -> None:
-    assert message in refused(post(regions, "/v1/features", boxes=boxes), 400, "bad_boxes")
-
-
-@pytest.mark.parametrize(
-    ("box", "message"),
-    [
-        ("no", "box: expected JSON such as [x1, y1, x2, y2]; got 'no'"),
-        ("[1, 2, 3]", "box: expected JSON such as [x1, y1, x2, y2]; got '[1, 2, 3]'"),
-        ("[[1, 2, 3, 4]]", "box: expected JSON such as"),
-        ("[true, 2, 3, 4]", "box: expected JSON such as"),
-        ("[9, 0, 9, 9]", "box[0]: expected finite"),
-    ],
-)
-def test_a_wrong_box_is_named(regions: TestClient, box: str, message: str) -> None:
-    assert message in refused(post(regions, "/v1/explain", box=box), 400, "bad_boxes")
-
-
-def test_only_the_task_s_addresses_are_there(classify: TestClient, regions: TestClient) -> None:
-    refused(post(classify, "/v1/features", boxes="[]"), 404, "not_found")
-    refused(post(regions, "/v1/predict"), 404, "not_found")
-    refused(classify.get("/v1/predict"), 405, "bad_method")
-    refused(classify.get("/docs"), 404, "not_found")
-    assert set(classify.get("/openapi.json").json()["paths"]) == {
-        "/health", "/ready", "/metrics", "/v1/model", "/v1/predict", "/v1/explain",
-    }  # fmt: skip
-
-
-def test_a_token_is_asked_for(classifier: Classifier) -> None:
-    token = "a-long-secret-token"
-    with client(ClassifyTask(classifier, LIMITS, torch_probabilities(classifier)), token=token) as web:
-        ready(web)
-        for head in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": token}):
-            answer = web.get("/v1/model", headers=head)
-            assert "expected the header Authorization: Bearer TOKEN" in refused(answer, 401, "unauthorized")
-            assert answer.headers["www-authenticate"] == "Bearer"
-            refused(web.post("/v1/predict", files={"image": photograph()}, headers=head), 401, "unauthorized")
-        assert web.get("/v1/model", headers={"Authorization": f"Bearer {token}"}).status_code == 200
-        assert web.get("/health").status_code == web.get("/").status_code == 200
-
-
-def test_a_server_that_is_not_ready_says_so(classifier: Classifier) -> None:
-    gate = threading.Event()
-
-    def make() -> Task:
-        assert gate.wait(20)
-        return ClassifyTask(classifier, LIMITS, torch_probabilities(classifier))
-
-    with TestClient(create_app(Service("run", make, "eager", LIMITS, Batching()), "classify", None)) as web:
-        assert web.get("/health").status_code == 200
-        for answer in (web.get("/ready"), web.get("/v1/model"), post(web, "/v1/predict")):
-            assert refused(answer, 503, "not_ready") == "the model is being made ready; try again in a second"
-        gate.set()
-        ready(web)
-        assert post(web, "/v1/predict").status_code == 200
-
-
-def test_a_failure_is_a_500_without_its_text(classifier: Classifier, caplog: pytest.LogCaptureFixture) -> None:
-    def fail(_: Any) -> Any:
-        raise RuntimeError("the secret is 42")
-
-    with client(ClassifyTask(classifier, LIMITS, fail)) as web:
-        ready(web)
-        assert "42" not in refused(post(web, "/v1/predict"), 500, "internal")
-        assert caplog.text.count("RuntimeError: the secret is 42") == 1
-        assert 'sppnet_requests_total{path="/v1/predict",status="500"} 1.0' in web.get("/metrics").text
-        assert web.get("/health").status_code == 200
 
 
 def test_requests_are_counted(classify: TestClient) -> None:
@@ -471,14 +239,6 @@ def test_an_upright_phone_photograph_is_measured_upright(classify: TestClient) -
     exif[0x0112] = 6
     image.save(file, "JPEG", exif=exif)
     assert post(classify, "/v1/predict", file.getvalue()).json()["size"] == [120, 80]
-
-
-@pytest.mark.parametrize("name", ["bytes", "pixels", "boxes", "queue"])
-def test_limits_are_at_least_one(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name}: expected at least 1; got 0"):
-        replace(LIMITS, **{name: 0})
-    with pytest.raises(ValueError, match="upload-seconds: expected more than 0"):
-        replace(LIMITS, upload_seconds=0)
 
 
 def test_answers_have_the_form_that_is_described(

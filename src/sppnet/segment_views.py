@@ -1,6 +1,6 @@
 """The classes of an image's pixels: in one pass, from several views, or in tiles."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,13 +69,21 @@ class View:
         return True
 
 
-def label_image(model: Segmenter, image: Image.Image, view: View) -> Int[Tensor, "h w"]:
-    """The class of each pixel of an RGB image."""
+def label_image(
+    model: Segmenter, image: Image.Image, view: View, after_tile: Callable[[], None] = lambda: None
+) -> Int[Tensor, "h w"]:
+    """The class of each pixel of an RGB image; `after_tile` may end it, as in :func:`sppnet.tiles.segment_tiled`."""
     if not view.in_tiles(model, image):
         return pixel_probabilities(model, image, view.scales, view.flip).argmax(0)
     memory = view.memory if view.tile is None else None
     return segment_tiled(
-        model, image, memory=memory, tile=view.tile, overlap=view.overlap, global_context=view.global_context
+        model,
+        image,
+        memory=memory,
+        tile=view.tile,
+        overlap=view.overlap,
+        global_context=view.global_context,
+        after_tile=after_tile,
     )
 
 

@@ -112,6 +112,7 @@ def segment_tiled(
     tile: int | None = None,
     overlap: int = OVERLAP,
     global_context: bool = False,
+    after_tile: Callable[[], None] = lambda: None,
 ) -> Int[Tensor, "h w"]:
     """The class of each pixel, from tiles; an image no larger than one tile is looked at whole.
 
@@ -122,6 +123,7 @@ def segment_tiled(
         tile: greatest side of tiles.
         overlap: of tiles.
         global_context: of their image-level branch.
+        after_tile: is called after each tile; what it raises ends the work.
 
     Raises:
         ValueError: as :func:`segment_to_file`.
@@ -135,6 +137,7 @@ def segment_tiled(
     for block in blend_tiles(down, across, look):
         labels[slice(*block.rows), slice(*block.columns)] = block.probabilities.argmax(0)
         del block  # before the next pass, which has memory of its own
+        after_tile()
     return labels
 
 

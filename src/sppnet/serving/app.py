@@ -10,8 +10,7 @@ from threading import Event, Thread
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import FastAPI, File, Form, Request, UploadFile
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, Response
 from starlette.exceptions import HTTPException
 
 from sppnet import __version__
@@ -19,6 +18,7 @@ from sppnet.data.images import ImageError
 from sppnet.serving import schema
 from sppnet.serving.asked import Asked, Encoded, answer_asked
 from sppnet.serving.batcher import Batcher
+from sppnet.serving.forms import add_errors, close_forms, refuse_strangers
 from sppnet.serving.gate import Gate
 from sppnet.serving.limits import Limits, Refusal
 from sppnet.serving.metrics import Metrics
@@ -162,8 +162,8 @@ def create_app(service: Service, kind: Kind, token: str | None) -> FastAPI:
     {"classify": _add_classify, "detect": _add_detect, "segment": _add_segment, "regions": _add_regions}[kind](
         app, service
     )
-    _add_errors(app)
-    _close_forms(app)
+    add_errors(app)
+    close_forms(app)
     return app
 
 
@@ -308,12 +308,12 @@ def _task(service: Service, kind: type[T]) -> T:
 
 async def _answer(request: Request, service: Service, image: UploadFile, ask: Callable[[bytes], Asked]) -> Response:
     """Check a request off the event loop, wait for its answer, and take it back if the client goes away."""
-    await _refuse_strangers(request)
+    await refuse_strangers(request)
     data = await image.read()
     async with service.checks:
         asked = await asyncio.to_thread(ask, data)
     future = service.submit(asked)
-    gone = asyncio.create_task(_until_gone(request, future))
+    gone = asyncio.create_task(_until_gone(request, asked, future))
     try:
         answer = await asyncio.wrap_future(future)
     except ImageError as error:
@@ -328,49 +328,8 @@ async def _answer(request: Request, service: Service, image: UploadFile, ask: Ca
     return Response(answer.body, media_type=answer.media_type)
 
 
-def _close_forms(app: FastAPI) -> None:
-    """Have the description say of forms that they have no other fields, for those are refused."""
-    open_forms = app.openapi
-
-    def closed_forms() -> dict[str, Any]:
-        content = open_forms()
-        for name, form in content["components"]["schemas"].items():
-            if name.startswith("Body_"):
-                form["additionalProperties"] = False
-        return content
-
-    app.openapi = closed_forms  # type: ignore[method-assign]
-
-
-async def _refuse_strangers(request: Request) -> None:
-    """No field is passed over in silence."""
-    known = [field.alias for field in request.scope["route"].dependant.body_params]
-    for name in request.query_params:
-        raise Refusal("bad_option", f"{name}: send it as a field of the form, not in the address")
-    for name in set(await request.form()) - set(known):
-        raise Refusal("bad_option", f"{name}: no field of this address; it has {', '.join(known)}")
-
-
-async def _until_gone(request: Request, future: Future[Encoded]) -> None:
+async def _until_gone(request: Request, asked: Asked, future: Future[Encoded]) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    asked.gone.set()
     future.cancel()
-
-
-def _add_errors(app: FastAPI) -> None:
-    @app.exception_handler(Refusal)
-    async def refused(_: Request, error: Refusal) -> Response:
-        return JSONResponse(error.content, error.status, error.headers)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"][1:]) or "body"
-        hint = "send a form with a file, as curl -F image=@photo.jpg does" if place == "image" else "see /openapi.json"
-        return await refused(_, Refusal("bad_request", f"{place}: {first['msg']}; {hint}"))
-
-    @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> Response:
-        code = {404: "not_found", 405: "bad_method"}.get(error.status_code, "bad_request")
-        refusal = Refusal(code, f"{error.detail}; /openapi.json describes the addresses")
-        return JSONResponse(refusal.content, refusal.status, error.headers)

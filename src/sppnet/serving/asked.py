@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field
+from threading import Event
 from typing import Any
 
 import torch
@@ -26,12 +28,23 @@ class Asked:
             others the photograph's own.
         key: requests of equal keys may share a batch; None for none.
         answer: gives the answers of requests with this key, in order.
+        gone: set when nobody waits for the answer any more.
     """
 
     data: bytes
     size: tuple[int, int]
     key: Hashable
     answer: Callable[[Sequence["Asked"]], Sequence[Answer]]
+    gone: Event = field(default_factory=Event)
+
+    def go_on(self) -> None:
+        """What takes long calls this now and then.
+
+        Raises:
+            CancelledError: nobody waits for the answer.
+        """
+        if self.gone.is_set():
+            raise CancelledError
 
 
 @dataclass(frozen=True)

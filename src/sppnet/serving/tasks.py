@@ -182,12 +182,12 @@ class SegmentTask:
                 logits = self.model(torch.cat([self.model.pixels(image) for image in images]))
             labels = [one.softmax(0).cpu().argmax(0) for one in logits]
         else:
-            labels = [self._label(image) for image in images]
+            labels = [self._label(image, asked) for image, asked in zip(images, batch, strict=True)]
         return [self._answer(one) for one in labels]
 
-    def _label(self, image: Image.Image) -> Tensor:
+    def _label(self, image: Image.Image, asked: Asked) -> Tensor:
         try:
-            return label_image(self.model, image, self._view)
+            return label_image(self.model, image, self._view, asked.go_on)
         except MemoryLimitError as error:
             raise Refusal("too_many_pixels", str(error)) from error
 

@@ -1,0 +1,111 @@
+"""The server's HTTP interface in this process: its tasks on tiny networks, and what is asked of them."""
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from sppnet.backbones import Backbone, create_backbone
+from sppnet.classify import Classifier, ClassifierConfig
+from sppnet.detect import Detector, DetectorConfig
+from sppnet.encoder import RegionEncoder
+from sppnet.segment import Segmenter, SegmenterConfig, create_segmenter
+from sppnet.serving.app import Batching, Service, create_app
+from sppnet.serving.engines import torch_probabilities
+from sppnet.serving.limits import CODES, Limits
+from sppnet.serving.tasks import ClassifyTask, DetectTask, Kind, RegionTask, SegmentTask, Task
+
+LIMITS = Limits(bytes=200_000, pixels=40_000, boxes=5, queue=4, upload_seconds=5)
+BOX = "[10, 20, 90, 80]"
+Ask = Callable[..., Any]
+
+
+def photograph(height: int = 97, width: int = 131, seed: int = 0) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    torch.manual_seed(0)
+    return create_backbone("zf5").eval()
+
+
+@pytest.fixture(scope="module")
+def classifier(backbone: Backbone) -> Classifier:
+    torch.manual_seed(0)
+    return Classifier(ClassifierConfig(("cat", "dog", "owl"), backbone="zf5", levels=(3, 2, 1)), backbone).eval()
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> Segmenter:
+    torch.manual_seed(0)
+    config = SegmenterConfig(("sky", "road"), backbone="mobilenetv2_035", width=8, rates=(1, 2), norm="group")
+    return create_segmenter(config, "none").eval()
+
+
+@pytest.fixture(scope="module")
+def detector(backbone: Backbone) -> Detector:
+    torch.manual_seed(0)
+    config = DetectorConfig(("cup",), backbone="zf5", levels=(2, 1), scales=(120,), max_side=300, proposals="grid")
+    return Detector(replace(config, windows=20), backbone)
+
+
+def client(
+    task: Task, *, limits: Limits = LIMITS, token: str | None = None, batching: Batching | None = None
+) -> TestClient:
+    """A client that enters and leaves the application, so that it is started and stopped."""
+    service = Service("run", lambda: task, "eager", limits, batching or Batching())
+    kinds: dict[type, Kind] = {ClassifyTask: "classify", DetectTask: "detect", SegmentTask: "segment"}
+    return TestClient(create_app(service, kinds.get(type(task), "regions"), token), raise_server_exceptions=False)
+
+
+def ready(web: TestClient) -> TestClient:
+    while web.get("/ready").status_code != 200:
+        pass
+    return web
+
+
+@pytest.fixture(scope="module")
+def classify(classifier: Classifier) -> Iterator[TestClient]:
+    with client(ClassifyTask(classifier, LIMITS, torch_probabilities(classifier))) as web:
+        yield ready(web)
+
+
+@pytest.fixture(scope="module")
+def detect(detector: Detector) -> Iterator[TestClient]:
+    with client(DetectTask(detector, LIMITS, -0.5)) as web:
+        yield ready(web)
+
+
+@pytest.fixture(scope="module")
+def segment(segmenter: Segmenter) -> Iterator[TestClient]:
+    with client(SegmentTask(segmenter, LIMITS, 2**35)) as web:
+        yield ready(web)
+
+
+@pytest.fixture(scope="module")
+def regions(backbone: Backbone) -> Iterator[TestClient]:
+    with client(RegionTask(RegionEncoder(backbone, (2, 1), (120,), 300), LIMITS)) as web:
+        yield ready(web)
+
+
+def post(web: TestClient, path: str, data: bytes | None = None, **form: str) -> Any:
+    return web.post(path, files={"image": ("a.png", photograph() if data is None else data)}, data=form)
+
+
+def refused(response: Any, status: int, code: str) -> str:
+    """The message of a refusal that has this status and code."""
+    content = response.json()
+    assert (response.status_code, content["code"]) == (status, code), content
+    assert CODES[code][0] == status
+    assert set(content) == {"code", "message"}
+    return str(content["message"])
