@@ -25,7 +25,7 @@ from sppnet.serving.app import Batching, Service
 from sppnet.serving.engines import onnx_probabilities, takes_padding, torch_probabilities
 from sppnet.serving.limits import Limits
 from sppnet.serving.tasks import ClassifyTask, DetectTask, RegionTask, SegmentTask, Task, warm_up
-from sppnet.tile_memory import pass_bytes, resident_bytes, whole_fits
+from sppnet.tile_memory import pass_bytes, settled_bytes, whole_fits
 
 pytest_plugins = ("web_clients",)
 
@@ -105,7 +105,7 @@ def test_segments_of_a_batch_are_those_of_one_by_one(segmenter: Segmenter) -> No
 def test_a_batch_of_segments_has_the_memory_of_one() -> None:
     """Else it is taken one by one."""
     segmenter = create_segmenter(SegmenterConfig(("sky", "tree"), "test_efficientnet", width=16, rates=(1, 2)), "none")
-    memory = resident_bytes() + pass_bytes(segmenter, 512, 512) + 70_000_000
+    memory = settled_bytes() + pass_bytes(segmenter, 512, 512) + 70_000_000
     assert not whole_fits(segmenter, 8 * 512, 512, memory)
     tasks = {count: SegmentTask(segmenter.eval(), Limits(), bound) for count, bound in ((8, 2**35), (1, memory))}
     for count, task in tasks.items():
@@ -118,7 +118,7 @@ def test_a_batch_of_segments_has_the_memory_of_one() -> None:
 
 
 def test_tiles_for_a_client_that_has_gone_are_left(segmenter: Segmenter) -> None:
-    memory = resident_bytes() + pass_bytes(segmenter, 512, 512) + 20_000_000
+    memory = settled_bytes() + pass_bytes(segmenter, 512, 512) + 20_000_000
     task = SegmentTask(segmenter, Limits(), memory)
     asked = task.predict(photograph(1_500, 1_500))
     passes: list[str] = []

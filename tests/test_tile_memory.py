@@ -11,7 +11,7 @@ from PIL import Image
 
 from sppnet import tile_memory
 from sppnet.segment import Segmenter, SegmenterConfig, create_segmenter
-from sppnet.tile_memory import check_decoding, greatest_tile, parse_memory, pass_bytes, resident_bytes, whole_fits
+from sppnet.tile_memory import check_decoding, greatest_tile, parse_memory, pass_bytes, settled_bytes, whole_fits
 
 GIGA = 10**9
 
@@ -24,7 +24,7 @@ def model() -> Segmenter:
 
 @pytest.fixture
 def _one_gigabyte_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tile_memory, "resident_bytes", lambda: GIGA)
+    monkeypatch.setattr(tile_memory, "settled_bytes", lambda: GIGA)
 
 
 @pytest.mark.parametrize(
@@ -88,11 +88,11 @@ def test_a_model_is_as_it_was_after_its_passes_were_counted(model: Segmenter) ->
 
 
 def test_freed_memory_is_not_held() -> None:
-    held = resident_bytes()
+    held = settled_bytes()
     blocks = [np.ones(10**6, np.uint8) for _ in range(200)]
-    assert resident_bytes() > held + 150 * 10**6
+    assert settled_bytes() > held + 150 * 10**6
     del blocks[:-1]  # the last block keeps the others from the heap's end
-    assert resident_bytes() < held + 20 * 10**6
+    assert settled_bytes() < held + 20 * 10**6
 
 
 @pytest.mark.usefixtures("_one_gigabyte_is_held")

@@ -27,7 +27,7 @@ from sppnet.predict_segment import answer_stems
 from sppnet.segment import Segmenter
 from sppnet.segment_options import SegmentOptions
 from sppnet.segment_views import View, pixel_probabilities
-from sppnet.tile_memory import resident_bytes
+from sppnet.tile_memory import settled_bytes
 from sppnet.train_segment import class_weights, pixel_objective, train_segmenter
 
 OPTIONS = SegmentOptions(width=16, crop=(48, 64), epochs=2, batch=3, rates=(1, 2))
@@ -262,7 +262,7 @@ def test_an_image_that_asks_for_too_much_memory_does_not_end_the_others(
 ) -> None:
     huge = tmp_path / "huge.png"
     Image.new("L", (9000, 9000)).save(huge)
-    memory = f"{resident_bytes() // 10**6 + 700}MB"
+    memory = f"{settled_bytes() // 10**6 + 700}MB"
     images = [str(huge), str(data / "val" / "val_0.png")]
     assert run(["predict", str(trained), *images, "--memory", memory, "--json"]) == 1
     told, err = capsys.readouterr()

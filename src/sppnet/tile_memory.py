@@ -65,16 +65,20 @@ def release_memory() -> None:
 
 
 def resident_bytes() -> int:
-    """What this process holds in memory now, after what it has freed is given back to the system.
+    """What this process holds in memory now.
 
     1 GB, about what the interpreter, torch and a model take, where there is no /proc to tell.
     """
     statm = Path("/proc/self/statm")
     if not statm.exists():
         return 10**9
+    return int(statm.read_text().split()[1]) * int(os.sysconf("SC_PAGE_SIZE"))
+
+
+def settled_bytes() -> int:
+    """What this process holds in memory after what it has freed is given back to the system."""
     release_memory()
-    pages = int(statm.read_text().split()[1])
-    return pages * int(os.sysconf("SC_PAGE_SIZE"))
+    return resident_bytes()
 
 
 def pass_bytes(model: Segmenter, height: int, width: int) -> int:
@@ -119,7 +123,7 @@ def whole_fits(model: Segmenter, height: int, width: int, memory: int) -> bool:
         memory: bytes that the process may hold, with the interpreter, the image and all else that it holds now.
     """
     averages = 2 * 4 * len(model.config.classes) * height * width  # of several views
-    return resident_bytes() + pass_bytes(model, height, width) + averages <= memory
+    return settled_bytes() + pass_bytes(model, height, width) + averages <= memory
 
 
 def greatest_tile(
@@ -138,7 +142,7 @@ def greatest_tile(
     Raises:
         MemoryLimitError: not even the smallest tiles stay within it; the message has what would.
     """
-    held = resident_bytes()
+    held = settled_bytes()
     before = pass_bytes(model, *context) if context else 0
     least = -(-max(LEAST_TILE, 2 * (overlap + stride)) // stride) * stride
     sides = range(least, max(least, *size) + stride, stride)
@@ -170,7 +174,7 @@ def check_decoding(path: Path, memory: int) -> None:
         MemoryLimitError: it would; the message has what would do.
         sppnet.ImageError: the header cannot be read.
     """
-    held = resident_bytes()
+    held = settled_bytes()
     with open_image(str(path)) as image:
         pixel = 10  # bytes: Pillow has 4 a pixel, the decoder and load_image a copy
         if image.has_transparency_data or image.format in ("WEBP", "JPEG2000"):

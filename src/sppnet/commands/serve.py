@@ -34,7 +34,7 @@ _CPU_BATCH, _GPU_BATCH = 2, 16
 _TOKEN = 16
 # oneDNN keeps the plans of the last 1,024 convolutions with their memory: about a gigabyte more where every photograph
 # has a size of its own, and no faster. It reads this when it makes its first.
-_FEW_PRIMITIVES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+_FEW_PRIMITIVES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
 def serve_parser() -> ArgumentParser:

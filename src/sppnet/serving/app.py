@@ -21,6 +21,7 @@ from sppnet.serving.batcher import Batcher
 from sppnet.serving.forms import add_errors, close_forms, refuse_strangers
 from sppnet.serving.gate import Gate
 from sppnet.serving.limits import Limits, Refusal
+from sppnet.serving.memory import bound_memory
 from sppnet.serving.metrics import Metrics
 from sppnet.serving.tasks import (
     ClassifyTask,
@@ -88,6 +89,7 @@ class Service:
         self.metrics = Metrics(lambda: self._batcher.waiting if self._batcher else 0)
         self.stopping = False
         self.made = Event()
+        self._stopped = Event()
         self.checks = asyncio.Semaphore(batching.workers)
         self.error: Exception | None = None
         self.on_error: Callable[[], None] = lambda: None
@@ -97,6 +99,7 @@ class Service:
         try:
             task = self._make()
             self._batcher = Batcher(answer_asked, observe=self.metrics.batches.observe, **asdict(self._batching))
+            Thread(target=bound_memory, args=(self._stopped,), name="memory", daemon=True).start()
             self._task = task
         except Exception as error:
             self.error = error
@@ -109,6 +112,7 @@ class Service:
         self.stopping = True
         if self._batcher:
             self._batcher.close()
+        self._stopped.set()
 
     @property
     def task(self) -> Task:

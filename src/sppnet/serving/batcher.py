@@ -10,12 +10,6 @@ from typing import Generic, TypeVar
 
 import torch
 
-from sppnet.tile_memory import release_memory
-
-# Seconds after which freed memory goes back to the system: photographs of all sizes leave it in pieces, of which the
-# next ones use some.
-_TIDY = 5.0
-
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -109,15 +103,11 @@ class Batcher(Generic[T, R]):
 
     def _work(self) -> None:
         torch.set_num_threads(self._threads)
-        tidied = time.monotonic()
         while batch := self._next():
             batch = [job for job in batch if job.future.set_running_or_notify_cancel()]
             if batch:
                 self._observe(len(batch))
                 self._run(batch)
-            if time.monotonic() - tidied > _TIDY:
-                release_memory()
-                tidied = time.monotonic()
 
     def _next(self) -> list[Job[T, R]]:
         """The next batch; nothing once the queue is closed and empty."""
