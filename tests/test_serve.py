@@ -20,7 +20,7 @@ from sppnet.encoder import RegionEncoder
 from sppnet.proposals import propose
 from sppnet.segment import Segmenter, SegmenterConfig, create_segmenter
 from sppnet.segment_views import label_image
-from sppnet.serving import schema
+from sppnet.serving import engines, schema
 from sppnet.serving.app import Batching, Service
 from sppnet.serving.engines import onnx_probabilities, takes_padding, torch_probabilities
 from sppnet.serving.limits import Limits
@@ -207,6 +207,17 @@ def test_onnx_answers_are_those_of_torch(classifier: Classifier) -> None:
         images = [Image.open(io.BytesIO(photograph(*size, seed))) for seed in range(2)]
         for one, other in zip(answer(images), torch_probabilities(classifier)(images), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_onnx_gives_back_what_a_large_photograph_took(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = onnx_probabilities(classifier, threads=1)
+    answer([Image.new("RGB", (64, 64))])
+    begun = settled_bytes()
+    answer([Image.new("RGB", (2000, 2000))])
+    assert settled_bytes() > begun + 300_000_000
+    monkeypatch.setattr(engines, "_SHRINK_SECONDS", 0.0)
+    answer([Image.new("RGB", (64, 64))])
+    assert settled_bytes() < begun + 100_000_000
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """What runs a network behind the server: torch as it is, torch compiled, or onnxruntime."""
 
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,7 @@ Engine = Literal["eager", "compiled", "onnx"]
 Probabilities = Callable[[Sequence[Image.Image]], list[Float[Tensor, " classes"]]]
 
 _EXPORT_SIZES = 10
+_SHRINK_SECONDS = 5.0
 
 
 def torch_probabilities(model: Classifier, padded: bool = False) -> Probabilities:
@@ -62,10 +64,21 @@ def onnx_probabilities(model: Classifier, threads: int) -> Probabilities:
         file = Path(folder) / "model.onnx"
         export_classifier(model, file, sizes=_EXPORT_SIZES)
         session, _ = open_session(file, threads)
+
+    import onnxruntime  # type: ignore[import-untyped]  # which the export has asked for
+
     mean, std = model.backbone.mean, model.backbone.std
+    # Else onnxruntime keeps for ever what the largest photographs took.
+    shrinking, shrunk = onnxruntime.RunOptions(), time.monotonic()
+    shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     def answer(images: Sequence[Image.Image]) -> list[Tensor]:
-        (logits,) = session.run(None, {"image": torch.stack([to_tensor(one, mean, std) for one in images]).numpy()})
+        nonlocal shrunk
+        now, options = time.monotonic(), None
+        if now - shrunk > _SHRINK_SECONDS:
+            shrunk, options = now, shrinking
+        x = torch.stack([to_tensor(one, mean, std) for one in images]).numpy()
+        (logits,) = session.run(None, {"image": x}, options)
         return list(torch.from_numpy(logits).softmax(1))
 
     return answer
