@@ -15,12 +15,13 @@ from sppnet.serving.tasks import RegionTask
 
 _SCRIPT = """
 import mmap, sys, threading, time
-from sppnet.serving.memory import bound_memory
+from sppnet.serving import memory
 from sppnet.tile_memory import resident_bytes, settled_bytes
 
 PIECES, WORKING = {pieces}, {working}
+memory._REST = 0.5
 begun, stop = settled_bytes(), threading.Event()
-thread = threading.Thread(target=bound_memory, args=(stop,))
+thread = threading.Thread(target=memory.bound_memory, args=(stop,))
 thread.start()
 time.sleep(1)
 # Each less than what the system gives and takes by itself; those that stay keep the heap's end where it is. Meanwhile
