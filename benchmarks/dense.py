@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 from torchvision.models.segmentation import deeplabv3
 
-from sppnet.bench import environment, measure
-from sppnet.layers import ASPP
+from sppnet.layers.aspp import ASPP
 from sppnet.ops.sliding_max import VARIANTS, pick_variant, sliding_max
-from sppnet.segment import SegmenterConfig, create_segmenter
+from sppnet.segment.model import SegmenterConfig, create_segmenter
+from sppnet.tools.bench import environment, measure
 
 KERNELS = (5, 9, 13)
 TARGET = 1.1

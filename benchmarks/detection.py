@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from sppnet.backbones import create_backbone, stage_of_stride
-from sppnet.compress import compress
-from sppnet.demo import sample_photographs
-from sppnet.detect import Detector, DetectorConfig
-from sppnet.encoder import PAPER_SCALES, DistinctVectors
-from sppnet.proposals import propose
+from sppnet.backbones.backbone import create_backbone, stage_of_stride
+from sppnet.demo.run import sample_photographs
+from sppnet.detect.classic.compress import compress
+from sppnet.detect.model import Detector, DetectorConfig
+from sppnet.detect.proposals import propose
+from sppnet.features.encoder import PAPER_SCALES, DistinctVectors
 
 SIZE, WINDOWS, SAMPLE, CLASSES = (500, 375), 2000, 64, 20
 RANKS = (1024, 256)  # Fast R-CNN's of fc6 and fc7

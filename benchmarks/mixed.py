@@ -24,15 +24,17 @@ from pathlib import Path
 import torch
 from lightning_fabric import Fabric
 
-from sppnet.backbones import create_backbone
-from sppnet.classify import Classifier, ClassifierConfig
+from sppnet.backbones.backbone import create_backbone
+from sppnet.classify.batches import ImageBatches, Padded
+from sppnet.classify.model import Classifier
+from sppnet.classify.network import ClassifierConfig
 from sppnet.data.batching import Draw, epoch_batches, share, waste
-from sppnet.data.datasets import find_split, read_classification
-from sppnet.data.image_sizes import read_sizes
-from sppnet.data.images import list_images
+from sppnet.data.formats.class_folders import read_classification
+from sppnet.data.listing import list_images
 from sppnet.data.resize import Resize
-from sppnet.data.training import ImageBatches, Padded
-from sppnet.options import TrainOptions
+from sppnet.data.sizes import read_sizes
+from sppnet.data.splits import find_split
+from sppnet.training.options import TrainOptions
 
 Size = tuple[int, int]
 

@@ -17,10 +17,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sppnet.bench import FASTER, Comparison, Timing, compare, environment, legend
 from sppnet.console import track
-from sppnet.peers import Case, Dtype, Layout
-from sppnet.runs import pick_device, write_json, write_text
+from sppnet.devices import pick_device
+from sppnet.io.files import write_json, write_text
+from sppnet.tools.bench import FASTER, Comparison, Timing, compare, environment, legend
+from sppnet.tools.peers import Case, Dtype, Layout
 
 ROOT = Path(__file__).resolve().parent
 PYRAMIDS = [

@@ -15,10 +15,10 @@ from pathlib import Path
 from rich.table import Table
 
 from sppnet.console import console, results
-from sppnet.runs import write_json
-from sppnet.segment import create_segmenter
-from sppnet.segment_options import SegmentOptions
-from sppnet.train_segment import train_segmenter
+from sppnet.io.files import write_json
+from sppnet.segment.model import create_segmenter
+from sppnet.segment.options import SegmentOptions
+from sppnet.segment.train import train_segmenter
 
 CONTEXTS = ("none", "ppm", "aspp")
 

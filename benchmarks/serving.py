@@ -37,7 +37,16 @@ class Server:
     """`sppnet serve` in a process of its own."""
 
     def __init__(self, run: str, *options: str) -> None:
-        command = [sys.executable, "-c", "from sppnet.cli import main; main()", "serve", run, "--port", "0", *options]
+        command = [
+            sys.executable,
+            "-c",
+            "from sppnet.cli.main import main; main()",
+            "serve",
+            run,
+            "--port",
+            "0",
+            *options,
+        ]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.port = int(self.process.stdout.readline().rsplit(":", 1)[1])

@@ -14,7 +14,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective
 
 import sppnet
-from sppnet.cli import run
+from sppnet.cli.main import run
 
 project = "sppnet"
 author = "the authors of sppnet"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.register_assert_rewrite("browsing", "web_clients")
+pytest.register_assert_rewrite("tests.helpers.browsing", "tests.helpers.web_clients")
 
 # One thread a worker: threads that wait for each other on a busy machine cost more than they bring.
 torch.set_num_threads(1)

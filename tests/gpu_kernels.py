@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sppnet.bins import Rule
-from sppnet.ops import _gpu, plain
-from sppnet.ops.plain import Grids, Reduce
+from sppnet.ops import reference
+from sppnet.ops.bins import Rule
+from sppnet.ops.gpu import dispatch as gpu
+from sppnet.ops.reference import Grids, Reduce
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PYRAMID = ((4, 4), (3, 2), (2, 2), (1, 1))
@@ -20,9 +21,9 @@ WINDOWS = ((2, 1, 0, 6, 4), (0, -2, -1, 3, 2), (0, -1, -1, 8, 6), (0, 9, 1, 12, 
 @pytest.fixture(autouse=True)
 def _few_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small programs: several tiles of bins and blocks of channels on small maps, and an interpreter that is done."""
-    monkeypatch.setattr(_gpu, "_LANES", 16)
-    monkeypatch.setattr(_gpu, "_PROGRAMS", 1)
-    _gpu._plan.cache_clear()
+    monkeypatch.setattr(gpu, "_LANES", 16)
+    monkeypatch.setattr(gpu, "_PROGRAMS", 1)
+    gpu._plan.cache_clear()
 
 
 def compare(
@@ -31,22 +32,22 @@ def compare(
     """Forward with and without cells, and backward."""
     places = None if windows is None else torch.tensor(windows, dtype=torch.long, device=DEVICE).reshape(-1, 5)
     x = x.to(DEVICE)
-    expected, cells = plain.forward(x, places, grids, rule, reduce, True)
-    values, found_cells = _gpu.forward(x, places, grids, rule, reduce, True)
+    expected, cells = reference.forward(x, places, grids, rule, reduce, True)
+    values, found_cells = gpu.forward(x, places, grids, rule, reduce, True)
     assert values.dtype == expected.dtype
     assert found_cells.dtype == torch.int32
     assert torch.equal(found_cells, cells)
     tolerance = 0.0 if reduce == "max" else None
     torch.testing.assert_close(values, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
     if reduce == "max":
-        unsaved, none = _gpu.forward(x, places, grids, rule, reduce, False)
+        unsaved, none = gpu.forward(x, places, grids, rule, reduce, False)
         torch.testing.assert_close(unsaved, expected, rtol=0, atol=0, equal_nan=True)
         assert none.shape == (0,)
     # Wide numbers of few bits: a sum has no rounding, whatever its order.
     grad = torch.randint(-8, 9, expected.shape, device=DEVICE).to(x.dtype)
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    found = _gpu.backward(grad, cells, places, x.shape, last, grids, rule, reduce)
-    wide = plain.backward(grad.double(), cells, places, x.shape, last, grids, rule, reduce)
+    found = gpu.backward(grad, cells, places, x.shape, last, grids, rule, reduce)
+    wide = reference.backward(grad.double(), cells, places, x.shape, last, grids, rule, reduce)
     assert found.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
     torch.testing.assert_close(found, wide.to(x.dtype), rtol=tolerance, atol=tolerance)
 
@@ -62,7 +63,7 @@ def test_dtypes_and_many_equal_numbers(dtype: torch.dtype, reduce: Reduce) -> No
 def test_levels_that_follow_from_each_other_and_one_that_does_not(
     windows: Sequence[Sequence[int]] | None, reduce: Reduce, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_gpu, "_LANES", 32)  # so that the finest level is one tile
+    monkeypatch.setattr(gpu, "_LANES", 32)  # so that the finest level is one tile
     compare(torch.randint(-2, 2, (3, 2, 5, 7)).float(), windows, PYRAMID, reduce=reduce)
 
 
@@ -116,9 +117,9 @@ def test_no_window_and_no_image(rule: Rule, reduce: Reduce) -> None:
 @pytest.mark.parametrize("reduce", get_args(Reduce))
 def test_a_gradient_that_is_one_number_repeated(reduce: Reduce) -> None:
     x = torch.randn(2, 3, 4, 5, device=DEVICE)
-    values, cells = plain.forward(x, None, ((2, 2),), "adaptive", reduce, True)
+    values, cells = reference.forward(x, None, ((2, 2),), "adaptive", reduce, True)
     grad = torch.ones((), device=DEVICE).expand(values.shape)
     found, expected = (
-        module.backward(grad, cells, None, x.shape, False, ((2, 2),), "adaptive", reduce) for module in (_gpu, plain)
+        module.backward(grad, cells, None, x.shape, False, ((2, 2),), "adaptive", reduce) for module in (gpu, reference)
     )
     torch.testing.assert_close(found, expected)

@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import reference
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from sppnet import pyramid_pool, region_pyramid_pool
+from tests.helpers import slow_reference
 
 PAGE = Path(__file__).parents[1] / "docs" / "capabilities.md"
 DTYPES = {
@@ -44,11 +44,13 @@ def region(x: Tensor) -> Tensor:
 
 
 def slow_pyramid(x: Tensor) -> Tensor:
-    return torch.cat([reference.pyramid(x, [(3, 3), (1, 1)], reference.adaptive_bins, kind) for kind in ("max", "avg")])
+    return torch.cat(
+        [slow_reference.pyramid(x, [(3, 3), (1, 1)], slow_reference.adaptive_bins, kind) for kind in ("max", "avg")]
+    )
 
 
 def slow_region(x: Tensor) -> Tensor:
-    return torch.cat([reference.regions(x, BOXES, [(3, 3), (1, 1)], "paper", kind) for kind in ("max", "avg")])
+    return torch.cat([slow_reference.regions(x, BOXES, [(3, 3), (1, 1)], "paper", kind) for kind in ("max", "avg")])
 
 
 OPERATORS: dict[str, tuple[Pool, Pool]] = {
@@ -135,7 +137,7 @@ def exported(pool: Pool, slow: Pool, maps: Maps) -> None:
 def onnx(pool: Pool, slow: Pool, maps: Maps) -> None:
     import onnxruntime  # type: ignore[import-untyped, unused-ignore]
 
-    from sppnet.onnx_ops import translations
+    from sppnet.ops.onnx import translations
 
     sizes = {2: "height", 3: "width"}
     program = torch.onnx.export(

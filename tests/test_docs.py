@@ -12,22 +12,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from detection_data import write_voc
-from docs_blocks import SHELL, Runner, anchors, compare_json, links, options_of, read_blocks, read_commands, spans
-from images import write_classes
 from PIL import Image
-from segmentation_data import write_shapes
 
 import sppnet
-from sppnet import cli
+from sppnet.cli import main
 from sppnet.serving.limits import CODES
+from tests.helpers.detection_data import write_voc
+from tests.helpers.docs_blocks import (
+    SHELL,
+    Runner,
+    anchors,
+    compare_json,
+    links,
+    options_of,
+    read_blocks,
+    read_commands,
+    spans,
+)
+from tests.helpers.images import write_classes
+from tests.helpers.segmentation_data import write_shapes
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = {
     str(path.relative_to(ROOT)): path for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")]
 }
-COMMANDS = [name.split() for name in cli._parsers()[1]]
+COMMANDS = [name.split() for name in main._parsers()[1]]
 
 # By the first words of a command, options that stand behind those of a page and win: a training of seconds instead of
 # one of minutes.
@@ -128,7 +138,7 @@ SLOW = {
         "sppnet features photos --boxes boxes.csv --engine ray --out vectors",
         "sppnet predict imagenet photos --engine ray --out imagenet-answers",
         "sppnet predict imagenet photos --engine ray --out imagenet-answers --actors 4 --json > answers.jsonl",
-        "from sppnet.part_files import read_answers",
+        "from sppnet.io.part_files import read_answers",
     )
 }
 
@@ -248,7 +258,7 @@ def test_tables_of_exceptions_hold_nothing_that_is_not_there() -> None:
 
 
 def test_commands_that_nothing_runs_are_understood_at_least() -> None:
-    parser, _ = cli._parsers()
+    parser, _ = main._parsers()
     for _, typed in NOT_RUN:
         if typed.startswith("sppnet "):
             parser.parse_args(shlex.split(typed)[1:])

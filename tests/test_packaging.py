@@ -12,14 +12,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from detection_data import write_voc
-from images import write_classes
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import sppnet
-from sppnet import environment
-from sppnet.commands.serve import serve_parser
+from sppnet.cli.serve import serve_parser
+from sppnet.tools import environment
+from tests.helpers.detection_data import write_voc
+from tests.helpers.images import write_classes
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "sppnet"
@@ -104,7 +104,7 @@ def test_the_metadata_is_what_an_index_takes(built: Path, metadata: importlib.me
     assert about["Requires-Python"] == ">=3.11"
     assert set(about.get_all("Provides-Extra") or ()) == set(EXTRAS)
     (command,) = metadata.entry_points
-    assert (command.group, command.name, command.value) == ("console_scripts", "sppnet", "sppnet.cli:main")
+    assert (command.group, command.name, command.value) == ("console_scripts", "sppnet", "sppnet.cli.main:main")
 
 
 def names_of(lines: list[str]) -> set[str]:
@@ -144,8 +144,8 @@ class Without:
         return getattr(self.finder, name)
 
 sys.meta_path = [Without(finder) for finder in sys.meta_path]
-from sppnet import selftest
-from sppnet.cli import run
+from sppnet.tools import selftest
+from sppnet.cli.main import run
 selftest.SIZES = ((1, 1), (7, 5))
 for words in json.loads(sys.argv[1]):
     try:

@@ -18,11 +18,11 @@ from PIL import Image, ImageDraw, ImageOps
 from rich.console import Console
 from rich.table import Table
 
-from sppnet.data.datasets import read_classification
-from sppnet.evaluate import evaluate_classifier
-from sppnet.options import TrainOptions
-from sppnet.runs import load_classifier
-from sppnet.train import train_classifier
+from sppnet.classify.evaluate import evaluate_classifier
+from sppnet.classify.train import train_classifier
+from sppnet.data.formats.class_folders import read_classification
+from sppnet.registry import load_classifier
+from sppnet.training.options import TrainOptions
 
 SEED = 7
 COUNTS = {"train": 80, "val": 40}  # images of a class

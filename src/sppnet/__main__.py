@@ -1,6 +1,6 @@
 """`python -m sppnet` is `sppnet`."""
 
-from sppnet.cli import main
+from sppnet.cli.main import main
 
 if __name__ == "__main__":
     main()

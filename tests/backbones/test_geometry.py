@@ -12,8 +12,8 @@ from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
 from sppnet import create_backbone
-from sppnet.geometry import Geometry, Step, trace_geometry
-from sppnet.nets import PAPER_NETS, WithinChannelLRN, zf5
+from sppnet.backbones.geometry import Geometry, Step, trace_geometry
+from sppnet.backbones.paper import PAPER_NETS, WithinChannelLRN, zf5
 
 # Stride, first centre of a 224 x 224 image and smallest side, from the networks' layers.
 NETS: dict[str, tuple[int, float, int]] = {

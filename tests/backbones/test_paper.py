@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sppnet.nets import PAPER_NETS, WithinChannelLRN, convnet5, overfeat5, overfeat7, paper_head, zf5
+from sppnet.backbones.paper import PAPER_NETS, WithinChannelLRN, convnet5, overfeat5, overfeat7, paper_head, zf5
 
 CONV_PARAMETERS = {
     "zf5": [14_208, 614_656, 885_120, 1_327_488, 884_992],

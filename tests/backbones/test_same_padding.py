@@ -9,7 +9,7 @@ from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.padding import get_same_padding
 from torch import Tensor, nn
 
-from sppnet.same_padding import integers_in_export, integers_when_compiled, same_padding
+from sppnet.backbones.same_padding import integers_in_export, integers_when_compiled, same_padding
 
 
 @given(st.integers(1, 3000), st.integers(1, 11), st.integers(1, 8), st.integers(1, 3))

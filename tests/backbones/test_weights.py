@@ -11,7 +11,7 @@ from skimage import data
 from torch import Tensor, nn
 
 from sppnet import Classifier, imagenet_classifier
-from sppnet.weights import EMBEDDED_BACKBONE, embedded_weights, load_weights, read_weights
+from sppnet.backbones.weights import EMBEDDED_BACKBONE, embedded_weights, load_weights, read_weights
 
 
 @pytest.fixture(scope="module")

@@ -8,16 +8,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from images import write_classes
 from PIL import Image
 
-from sppnet.backbones import Backbone, create_backbone
-from sppnet.data.datasets import read_classification
+from sppnet.backbones.backbone import Backbone, create_backbone
+from sppnet.backbones.padded.ledger import PaddingError
+from sppnet.classify.batches import ImageBatches, Padded
+from sppnet.classify.train import train_classifier
+from sppnet.data.formats.class_folders import read_classification
 from sppnet.data.images import load_image, to_tensor
-from sppnet.data.training import ImageBatches, Padded
-from sppnet.options import TrainOptions
-from sppnet.padded.ledger import PaddingError
-from sppnet.train import train_classifier
+from sppnet.training.options import TrainOptions
+from tests.helpers.images import write_classes
 
 TINY = TrainOptions(sizes="native", epochs=1, batch=4, levels=(1,), backbone="test_resnet", weights="none")
 ALONE = SimpleNamespace(global_rank=0, world_size=1, rank_zero_first=lambda: torch.no_grad())

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from images import write_classes
 
 from sppnet import Classifier, ClassifierConfig, create_backbone
-from sppnet.data.datasets import read_classification
-from sppnet.evaluate import evaluate_classifier, rank, scores_of
+from sppnet.classify.evaluate import evaluate_classifier, rank, scores_of
+from sppnet.data.formats.class_folders import read_classification
+from tests.helpers.images import write_classes
 
 
 def test_scores_counted_by_hand() -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sppnet import Classifier, ClassifierConfig, create_backbone
-from sppnet.classify import Head, create_head
+from sppnet.classify.network import Head, create_head
 
 CLASSES = ("ash", "birch", "cedar", "date")
 

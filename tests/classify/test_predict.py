@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-import sppnet.predict
+import sppnet.classify.predict
 from sppnet import Classifier, ClassifierConfig, ImageError, Prediction, Resize, create_backbone
+from sppnet.classify.predict import image_vectors, predict_images
 from sppnet.data.images import to_tensor
-from sppnet.predict import Failure, image_vectors, predict_images
+from sppnet.inference.results import Failure
 
 Pixels = NDArray[np.uint8]
 
@@ -71,7 +72,7 @@ def test_logits_of_mixed_sizes_are_those_of_each_image_alone(small: Classifier) 
 
 
 def test_large_images_of_one_size_go_a_few_at_a_time(small: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sppnet.predict, "_PASS_PIXELS", 2 * 50 * 60)
+    monkeypatch.setattr(sppnet.classify.predict, "_PASS_PIXELS", 2 * 50 * 60)
     images = [noise(50, 60) for _ in range(5)] + [noise(150, 100)]
     expected = torch.cat([answers(small.predict(image)) for image in images])
     passes: list[int] = []

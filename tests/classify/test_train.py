@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from images import write_classes
 from safetensors.torch import load_file
 
 import sppnet
-from sppnet.options import TrainOptions
-from sppnet.runs import load_classifier
-from sppnet.train import train_classifier
+from sppnet.classify.train import train_classifier
+from sppnet.registry import load_classifier
+from sppnet.training.options import TrainOptions
+from tests.helpers.images import write_classes
 
 QUICK = TrainOptions(sizes="32,48", epochs=3, batch=4, lr=1e-3, head="fc", levels=(1,))  # fc has dropout
 

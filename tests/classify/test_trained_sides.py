@@ -5,17 +5,18 @@ import warnings
 from pathlib import Path
 
 import pytest
-from images import write_classes
 from PIL import Image
 
 from sppnet import Classifier, ClassifierConfig, Resize, create_backbone
-from sppnet.cli import run
-from sppnet.data.datasets import Sample, read_classification
-from sppnet.evaluate import evaluate_classifier
-from sppnet.options import TrainOptions
-from sppnet.runs import load_classifier, save_run
-from sppnet.train import train_classifier
-from sppnet.trained_sides import trained_sides
+from sppnet.classify.evaluate import evaluate_classifier
+from sppnet.classify.train import train_classifier
+from sppnet.classify.trained_sides import trained_sides
+from sppnet.cli.main import run
+from sppnet.data.formats.class_folders import Sample, read_classification
+from sppnet.registry import load_classifier
+from sppnet.training.options import TrainOptions
+from sppnet.training.run import save_run
+from tests.helpers.images import write_classes
 
 
 def build(sides: tuple[int, int] | None, resize: str = "native", classes: tuple[str, ...] = ("a", "b")) -> Classifier:

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sppnet import Classifier, ClassifierConfig, create_backbone
-from sppnet.backbones import FeatureMap
-from sppnet.bins import window_cells
-from sppnet.views import Views, pool_windows, view_probabilities, view_windows
+from sppnet.backbones.backbone import FeatureMap
+from sppnet.classify.views import Views, pool_windows, view_probabilities, view_windows
+from sppnet.ops.bins import window_cells
 
 
 @pytest.fixture(scope="module")

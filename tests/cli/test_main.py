@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from images import write_classes
 from PIL import Image
 
-from sppnet.cli import run
-from sppnet.commands.common import parse_level_text
+from sppnet.cli.common import parse_level_text
+from sppnet.cli.main import run
+from tests.helpers.images import write_classes
 
 
 @pytest.fixture(scope="module")

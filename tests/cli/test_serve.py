@@ -16,18 +16,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hostile_clients import save_small_classifier
 from PIL import Image
 
-from sppnet.backbones import create_backbone
-from sppnet.classify import Classifier, ClassifierConfig
-from sppnet.cli import run
-from sppnet.commands import serve
-from sppnet.detect import Detector, DetectorConfig
-from sppnet.encoder import RegionEncoder
-from sppnet.runs import save_run
+from sppnet.backbones.backbone import create_backbone
+from sppnet.classify.model import Classifier
+from sppnet.classify.network import ClassifierConfig
+from sppnet.cli import serve
+from sppnet.cli.main import run
+from sppnet.detect.model import Detector, DetectorConfig
+from sppnet.features.encoder import RegionEncoder
+from sppnet.training.run import save_run
+from tests.helpers.hostile_clients import save_small_classifier
 
-PYTHON = [sys.executable, "-c", "from sppnet.cli import main; main()"]
+PYTHON = [sys.executable, "-c", "from sppnet.cli.main import main; main()"]
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +123,8 @@ def test_ctrl_c_ends_it_in_the_same_way(server: tuple["subprocess.Popen[str]", i
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_ends_at_once_while_it_is_getting_ready(model: Path, number: int) -> None:
-    slow = "import sppnet.commands.serve as serve, time; serve.warm_up = lambda _: time.sleep(60)"
-    command = [PYTHON[0], "-c", f"{slow}; from sppnet.cli import main; main()", "serve", str(model), "--port", "0"]
+    slow = "import sppnet.cli.serve as serve, time; serve.warm_up = lambda _: time.sleep(60)"
+    command = [PYTHON[0], "-c", f"{slow}; from sppnet.cli.main import main; main()", "serve", str(model), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         port = int(process.stdout.readline().rsplit(":", 1)[1])
@@ -191,9 +192,9 @@ def test_a_token_is_long_and_plain(model: Path, tmp_path: Path, token: str, capf
 COMPILED = """
 import io, sys, torch
 from PIL import Image
-from sppnet.commands import serve
-from sppnet.runs import load
-from sppnet.serving.asked import answer_asked
+from sppnet.cli import serve
+from sppnet.registry import load
+from sppnet.serving.uploads import answer_asked
 from sppnet.serving.batcher import Batcher
 from sppnet.serving.limits import Limits
 

@@ -9,18 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from defects import bomb
 from PIL import Image
 
+from sppnet.data.formats.masks import read_raw
 from sppnet.data.headers import describe_bomb, raw_mode
-from sppnet.data.images import ImageError, exif_turn, image_size, load_image, open_image
-from sppnet.data.masks import read_raw
+from sppnet.data.images import exif_turn, image_size, load_image, open_image
+from sppnet.errors import ImageError
+from tests.helpers.defects import bomb
 
 MODES = ("1", "L", "P", "P;1", "LA", "I;16", "RGB", "RGB;16", "RGBA")
 
 _MEMORY = """
 import sys
-from sppnet.data.images import ImageError, exif_turn, image_size, load_image, open_image
+from sppnet.errors import ImageError; from sppnet.data.images import exif_turn, image_size, load_image, open_image
 
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024

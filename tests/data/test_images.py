@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from sppnet.data.images import ImageError, ImageSource, image_extensions, image_size, list_images, load_image, to_tensor
+from sppnet.data.images import ImageSource, image_extensions, image_size, load_image, to_tensor
+from sppnet.data.listing import list_images
+from sppnet.errors import ImageError
 
 # Orientation as the EXIF standard defines it: what has to be done to the stored pixels to see them upright.
 UPRIGHT = {

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sppnet.data import image_sizes
-from sppnet.data.image_sizes import read_sizes
+from sppnet.data import sizes
 from sppnet.data.images import load_image
+from sppnet.data.sizes import read_sizes
 
 
 def write_image(path: Path, height: int, width: int) -> Path:
@@ -167,7 +167,7 @@ def test_what_was_read_before_an_interruption_is_kept(
         return 1, 1
 
     cache = tmp_path / "sizes.json"
-    monkeypatch.setattr(image_sizes, "image_size", size_or_stop)
+    monkeypatch.setattr(sizes, "image_size", size_or_stop)
     with pytest.raises(KeyboardInterrupt):
         read_sizes(paths, cache)
     assert set(json.loads(cache.read_text())["sizes"]) == {str(path) for path in paths[:2]}
@@ -179,7 +179,7 @@ def test_many_files_show_a_bar(
 ) -> None:
     read_sizes(paths, None)
     assert "sizes" not in capsys.readouterr().err
-    monkeypatch.setattr(image_sizes, "_MANY", 2)
-    monkeypatch.setattr(image_sizes, "_QUEUED", 2)  # and they are read in turns
+    monkeypatch.setattr(sizes, "_MANY", 2)
+    monkeypatch.setattr(sizes, "_QUEUED", 2)  # and they are read in turns
     assert [size[0] for size in read_sizes(paths, None)[0].values()] == [3, 5, 4]
     assert "sizes of the images" in capsys.readouterr().err

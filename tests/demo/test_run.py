@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from reference import adaptive_bins
 
-from sppnet import Classifier, ImageError, Prediction, demo, demo_regions, imagenet_classifier
-from sppnet.boxes import Detections, areas
+from sppnet import Classifier, ImageError, Prediction, imagenet_classifier
 from sppnet.data.images import load_image, to_tensor
-from sppnet.demo import DemoResult, run_demo, sample_photographs
-from sppnet.demo_regions import Pass, Regions, find_regions, regions_section
-from sppnet.encoder import RegionEncoder
-from sppnet.proposals import propose
+from sppnet.demo import regions, run
+from sppnet.demo.regions import Pass, Regions, find_regions, regions_section
+from sppnet.demo.run import DemoResult, run_demo, sample_photographs
+from sppnet.detect.proposals import propose
+from sppnet.features.encoder import RegionEncoder
+from sppnet.inference.results import Detections
+from sppnet.ops.boxes import areas
+from tests.helpers.slow_reference import adaptive_bins
 
 NAMES = ("<b>x & y.png", "plain.png")
 
@@ -57,9 +59,9 @@ def result(model: Classifier, tmp_path_factory: pytest.TempPathFactory) -> DemoR
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "imagenet_classifier", lambda: model)
-        patch.setattr(demo_regions, "_SAMPLE", 3)
-        patch.setattr(demo_regions, "_RUNS", 1)
+        patch.setattr(run, "imagenet_classifier", lambda: model)
+        patch.setattr(regions, "_SAMPLE", 3)
+        patch.setattr(regions, "_RUNS", 1)
         made = run_demo(folder / "out", [folder / name for name in NAMES], levels=(2, 1))
     assert torch.get_num_threads() == 2
     torch.set_num_threads(threads)
@@ -147,7 +149,7 @@ def test_pictures_lie_beside_the_report(result: DemoResult) -> None:
 
 def test_pictures_of_equal_names_stay_apart() -> None:
     paths = [Path("a/x.png"), Path("b/X.jpg"), Path("x-2.png"), Path("***.png")]
-    assert demo._stems(paths) == ["x", "x-2", "x-2-2", "image"]
+    assert run._stems(paths) == ["x", "x-2", "x-2-2", "image"]
 
 
 def test_photographs_come_with_the_packages() -> None:
@@ -163,7 +165,7 @@ def test_photographs_come_with_the_packages() -> None:
 
 
 def test_missing_packages_are_named_with_their_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(demo, "find_spec", lambda _: None)
+    monkeypatch.setattr(run, "find_spec", lambda _: None)
     with pytest.raises(ValueError, match=r'package sklearn .*pip install "sppnet\[demo\]"'):
         run_demo(tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -172,7 +174,7 @@ def test_missing_packages_are_named_with_their_extra(monkeypatch: pytest.MonkeyP
 def test_wrong_arguments_are_refused_before_the_network_is_made(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.delattr(demo, "imagenet_classifier")
+    monkeypatch.delattr(run, "imagenet_classifier")
     with pytest.raises(ValueError, match=r"levels\[1\]: expected at least 1 bin a side"):
         run_demo(tmp_path, ["x.png"], levels=(2, 0))
     with pytest.raises(TypeError, match=r"images: expected a sequence of files; got one: 'x\.png'"):
@@ -183,8 +185,8 @@ def test_wrong_arguments_are_refused_before_the_network_is_made(
 
 @pytest.fixture
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_regions, "_SAMPLE", 3)
-    monkeypatch.setattr(demo_regions, "_RUNS", 1)
+    monkeypatch.setattr(regions, "_SAMPLE", 3)
+    monkeypatch.setattr(regions, "_RUNS", 1)
 
 
 def test_windows_of_the_last_photograph_are_classified_in_one_pass(result: DemoResult, text: str) -> None:
@@ -264,9 +266,9 @@ def test_boxes_are_drawn_at_the_size_of_the_picture(model: Classifier, monkeypat
         found = Detections(box, torch.tensor([0.9]), torch.tensor([967]))
         return Regions(found, 1, False, 0.1, one, one, 0.1, 1)
 
-    monkeypatch.setattr(demo, "find_regions", find)
+    monkeypatch.setattr(run, "find_regions", find)
     for size in ((100, 50), (1600, 800)):
-        picture = np.asarray(demo._regions(model, Image.new("RGB", size))[1])
+        picture = np.asarray(run._regions(model, Image.new("RGB", size))[1])
         assert picture.shape == (400, 800, 3)
         rows, columns = np.flatnonzero(picture[:, 599].any(1)), np.flatnonzero(picture[399].any(1))
         assert (rows.min(), rows.max(), columns.min(), columns.max()) == (200, 399, 200, 599)

@@ -8,17 +8,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from window_cases import noise
 
 import sppnet
 from sppnet import Detections, Detector, DetectorConfig
-from sppnet.backbones import create_backbone, stage_of_stride
-from sppnet.boxes import encode
-from sppnet.detect import create_fc
-from sppnet.detect_options import DetectOptions
-from sppnet.encoder import DistinctVectors, RegionEncoder
-from sppnet.rcnn import CropEncoder
-from sppnet.runs import load_classifier, save_run
+from sppnet.backbones.backbone import create_backbone, stage_of_stride
+from sppnet.detect.classic.rcnn import CropEncoder
+from sppnet.detect.model import create_fc
+from sppnet.detect.options import DetectOptions
+from sppnet.features.encoder import DistinctVectors, RegionEncoder
+from sppnet.ops.boxes import encode
+from sppnet.registry import load_classifier
+from sppnet.training.run import save_run
+from tests.helpers.window_cases import noise
 
 SMALL = DetectorConfig(("cat", "dog"), backbone="zf5", levels=(1,), scales=(64,), max_side=200)
 IMAGE = (200, 300)

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
-from sppnet.average_precision import score_detections
-from sppnet.boxes import Detections
-from sppnet.data.detection import DetectionSample
-from sppnet.detection_pictures import class_colour, draw_detections, write_curves, write_mosaic
+from sppnet.data.formats.detection import DetectionSample
+from sppnet.detect.pictures import draw_detections, write_mosaic
+from sppnet.evaluation.average_precision import score_detections
+from sppnet.evaluation.curves import write_curves
+from sppnet.inference.drawing import class_colour
+from sppnet.inference.results import Detections
 
 Box = tuple[float, float, float, float]
 # Machado, Oliveira and Fernandes (2009), on linear RGB: normal sight, protanopia, deuteranopia.

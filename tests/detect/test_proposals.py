@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-import sppnet.proposals
-from sppnet.boxes import areas
-from sppnet.predict import Failure
-from sppnet.proposals import SOURCES, Proposals, proposals_of, propose, recall, window_grid
-from sppnet.runs import read_tensors, save_tensors
-from sppnet.selective_search import SEARCHES, _Search, load_cv2, selective_search
+import sppnet.detect.proposals
+from sppnet.detect.classic.selective_search import SEARCHES, _Search, load_cv2, selective_search
+from sppnet.detect.proposals import SOURCES, Proposals, proposals_of, propose
+from sppnet.detect.window_grid import window_grid
+from sppnet.evaluation.recall import recall
+from sppnet.inference.results import Failure
+from sppnet.io.files import read_tensors, save_tensors
+from sppnet.ops.boxes import areas
 
 OBJECTS = torch.tensor([[20.0, 30, 60, 80], [90, 20, 140, 100], [40, 85, 80, 115]])
 
@@ -227,7 +229,7 @@ def test_proposals_are_kept_by_content(tmp_path: Path, scene: Image.Image, monke
         calls.append(arguments)
         return selective_search(*arguments)
 
-    monkeypatch.setattr(sppnet.proposals, "selective_search", counted)
+    monkeypatch.setattr(sppnet.detect.proposals, "selective_search", counted)
     (again,) = proposals_of([tmp_path / "copy.png"], "selective-search", folder)
     assert torch.equal(boxes_of(again), boxes_of(first))
     assert not calls
@@ -269,7 +271,7 @@ def test_a_killed_run_loses_nothing_but_the_image_under_way(
         return selective_search(image, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sppnet.proposals, "selective_search", killed)
+        patch.setattr(sppnet.detect.proposals, "selective_search", killed)
         with pytest.raises(KeyboardInterrupt):
             proposals_of(paths, "selective-search", tmp_path / "kept")
     before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "kept").iterdir()}

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from detection_data import CLASSES, write_voc
 from safetensors.torch import load_file
 
 import sppnet
-from sppnet.cli import run
+from sppnet.cli.main import run
 from sppnet.data.images import load_image
-from sppnet.detect_options import DetectOptions
-from sppnet.train_detect import train_detector
+from sppnet.detect.options import DetectOptions
+from sppnet.detect.train import train_detector
+from tests.helpers.detection_data import CLASSES, write_voc
 
 SMALL = ["--scales", "160", "--proposals", "grid", "--windows", "300", "--hidden", "64,64", "--levels", "3,2,1"]
 QUICK = [*SMALL, "--epochs", "4", "--steps", "40"]

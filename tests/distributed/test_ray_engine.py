@@ -14,17 +14,19 @@ import pytest
 import torch
 from PIL import Image
 
-from sppnet import Detector, DetectorConfig, remote
-from sppnet.backbones import create_backbone
-from sppnet.cli import run
-from sppnet.data.images import ImageError, list_images
-from sppnet.engine_ray import cluster, import_ray
-from sppnet.part_files import Parts, failure_line, failure_of, read_answers
-from sppnet.region_features import read_features
-from sppnet.region_shards import read_metadata
-from sppnet.runs import save_run
-from sppnet.segment import SegmenterConfig
-from sppnet.segment import create_segmenter as new_segmenter
+from sppnet import Detector, DetectorConfig
+from sppnet.backbones.backbone import create_backbone
+from sppnet.cli.main import run
+from sppnet.data.listing import image_names, list_images
+from sppnet.distributed.ray_engine import cluster, import_ray
+from sppnet.errors import ImageError
+from sppnet.features.shards import read_metadata
+from sppnet.features.vectors import read_features
+from sppnet.io import remote
+from sppnet.io.part_files import Parts, failure_line, failure_of, read_answers
+from sppnet.segment.model import SegmenterConfig
+from sppnet.segment.model import create_segmenter as new_segmenter
+from sppnet.training.run import save_run
 
 COUNT = 40  # images, of a size of their own each: so the batches make no difference to the last bit
 
@@ -231,18 +233,16 @@ def test_images_of_a_url_come_in_the_order_of_the_folder(tmp_path: Path) -> None
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-    assert remote.image_names(str(tmp_path)) == [str(path) for path in list_images(tmp_path)]
-    assert remote.image_names(f"file://{tmp_path}/") == [f"file://{path}" for path in list_images(tmp_path)]
-    assert remote.image_names(f"file://{tmp_path}/note.txt") == [f"file://{tmp_path}/note.txt"]
-    assert remote.image_names(f"{tmp_path}/**/*.png") == [
-        str(tmp_path / name) for name in ("b.png", "a/b/c.png", "c/a.png")
-    ]
+    assert image_names(str(tmp_path)) == [str(path) for path in list_images(tmp_path)]
+    assert image_names(f"file://{tmp_path}/") == [f"file://{path}" for path in list_images(tmp_path)]
+    assert image_names(f"file://{tmp_path}/note.txt") == [f"file://{tmp_path}/note.txt"]
+    assert image_names(f"{tmp_path}/**/*.png") == [str(tmp_path / name) for name in ("b.png", "a/b/c.png", "c/a.png")]
     with pytest.raises(ImageError, match="no file fits the pattern"):
-        remote.image_names(f"file://{tmp_path}/*.tif")
+        image_names(f"file://{tmp_path}/*.tif")
     with pytest.raises(ImageError, match="no such file or folder"):
-        remote.image_names(f"file://{tmp_path}/none")
+        image_names(f"file://{tmp_path}/none")
     with pytest.raises(ImageError, match="holds no image"):
-        remote.image_names(f"file://{tmp_path}/text")
+        image_names(f"file://{tmp_path}/text")
 
 
 @pytest.mark.parametrize("prefix", ["", "file://"])
@@ -354,7 +354,7 @@ def test_a_cluster_that_is_not_there_is_told_at_once() -> None:
 KILLER = """
 import os
 from dataclasses import dataclass
-from sppnet.engine_ray import WorkerError, cluster, run_tasks
+from sppnet.distributed.ray_engine import WorkerError, cluster, run_tasks
 
 @dataclass
 class Killer:

@@ -10,7 +10,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from sppnet.average_precision import (
+from sppnet.data.formats.detection import DetectionSample
+from sppnet.evaluation.average_precision import (
     area_average_precision,
     curve,
     json_content,
@@ -18,8 +19,7 @@ from sppnet.average_precision import (
     score_detections,
     voc07,
 )
-from sppnet.boxes import Detections
-from sppnet.data.detection import DetectionSample
+from sppnet.inference.results import Detections
 
 Box = tuple[float, float, float, float]
 HITS = np.array([True, False, True, True, False])

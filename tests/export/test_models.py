@@ -15,17 +15,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sppnet import Classifier, ClassifierConfig, create_backbone, region_pyramid_pool
-from sppnet.cli import run
+from sppnet.cli.main import run
 from sppnet.ops import library
-from sppnet.runs import save_run
+from sppnet.training.run import save_run
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
-onnx_ops = pytest.importorskip("sppnet.onnx_ops")
+onnx_ops = pytest.importorskip("sppnet.ops.onnx")
 
-from sppnet import export as export_module  # noqa: E402
-from sppnet.export import ExportError, export_classifier, export_regions  # noqa: E402
-from sppnet.verify import verify  # noqa: E402
+from sppnet.export import models as export_module  # noqa: E402
+from sppnet.export.models import ExportError, export_classifier, export_regions  # noqa: E402
+from sppnet.export.verify import verify  # noqa: E402
 
 CLASSES = ("ash", "birch", "cedar")
 
@@ -366,7 +366,7 @@ def test_a_network_that_torch_cannot_follow_is_refused(tmp_path: Path, monkeypat
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, folder: Path, model: Classifier) -> None:
-    monkeypatch.setattr("sppnet.verify.find_spec", lambda _: None)
+    monkeypatch.setattr("sppnet.export.verify.find_spec", lambda _: None)
     with pytest.raises(ModuleNotFoundError, match=r'need onnxruntime: pip install "sppnet\[export\]"'):
         verify(folder / "plain.onnx", model)
     with pytest.raises(ModuleNotFoundError, match="need onnx, onnxscript, onnxruntime: pip"):
@@ -374,7 +374,7 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, folder: Pat
 
 
 def test_the_ten_lines_of_the_manual(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (Path(__file__).parent.parent / "docs" / "export.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.onnx").write_bytes((folder / "pixels.onnx").read_bytes())

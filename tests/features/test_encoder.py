@@ -12,10 +12,10 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor, nn
 
 from sppnet import RegionEncoder, create_backbone, pyramid_pool, region_pyramid_pool
-from sppnet.bins import CellRule
-from sppnet.boxes import mirror
-from sppnet.encoder import PAPER_SCALES, ScaleRule, choose_scales
-from sppnet.ops.plain import Reduce
+from sppnet.features.encoder import PAPER_SCALES, ScaleRule, choose_scales
+from sppnet.ops.bins import CellRule
+from sppnet.ops.boxes import mirror
+from sppnet.ops.reference import Reduce
 
 RULES: tuple[CellRule, ...] = ("paper", "released", "roi_pool")
 PLAIN: tuple[tuple[CellRule, Reduce], ...] = (("paper", "max"), ("paper", "avg"), ("released", "max"))
@@ -150,7 +150,7 @@ def test_many_boxes_in_parts_equal_all_at_once(small: RegionEncoder, monkeypatch
     image, boxes = noise(101, 150), inner_boxes(300, 101, 150)
     (whole,) = small(image, boxes)
     for count in (1, 7, 299, 300):
-        monkeypatch.setattr("sppnet.encoder._CHUNK", count * small.length + 5)
+        monkeypatch.setattr("sppnet.features.encoder._CHUNK", count * small.length + 5)
         assert torch.equal(small(image, boxes)[0], whole)
     with torch.inference_mode():
         out = torch.zeros(300, small.length, dtype=torch.float16)

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sppnet import RegionEncoder
-from sppnet.cli import run
-from sppnet.data.boxfile import ImageBoxes, read_boxes
+from sppnet.cli.main import run
+from sppnet.data.formats.boxes import ImageBoxes, read_boxes
 from sppnet.data.images import load_image
-from sppnet.region_features import compute_features, plan_shards, read_features
-from sppnet.region_pictures import draw_regions
-from sppnet.region_shards import read_metadata
+from sppnet.features.pictures import draw_regions
+from sppnet.features.shards import read_metadata
+from sppnet.features.vectors import compute_features, plan_shards, read_features
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SIZES = {"a.png": (60, 90), "in/b.png": (80, 50), "c.png": (70, 70), "d.png": (64, 96)}
 OPTIONS = ["--backbone", "zf5", "--weights", "none", "--levels", "2,1", "--scales", "100"]
 
@@ -69,7 +69,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(path.name)
         return load_image(path)
 
-    monkeypatch.setattr("sppnet.region_files.load_image", load)
+    monkeypatch.setattr("sppnet.features.files.load_image", load)
     return names
 
 
@@ -182,7 +182,7 @@ def test_every_form_of_box_file_gives_the_same_vectors(images: Path, boxes: Path
 def test_a_missing_or_damaged_file_is_made_again_and_no_other(
     images: Path, boxes: Path, tmp_path: Path, loaded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sppnet.region_features._MOST_IMAGES", 1)
+    monkeypatch.setattr("sppnet.features.vectors._MOST_IMAGES", 1)
     out = tmp_path / "out"
     assert features(images, boxes, out) == 0
     before = contents(out)
@@ -213,7 +213,7 @@ def test_a_killed_run_goes_on(
     images: Path, boxes: Path, tmp_path: Path, loaded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = (
-        "import sys, time; from sppnet import cli, region_features as r; r._MOST_IMAGES = 1;"
+        "import sys, time; from sppnet.cli import main as cli; from sppnet.features import vectors as r; r._MOST_IMAGES = 1;"
         "load = r.load_image; r.load_image = lambda path: (time.sleep(0.3), load(path))[1]; cli.main(sys.argv[1:])"
     )
     out = tmp_path / "out"
@@ -227,7 +227,7 @@ def test_a_killed_run_goes_on(
     assert 0 < done < 4
     with pytest.raises(ValueError, match="not complete; the same command goes on"):
         read_features(out)
-    monkeypatch.setattr("sppnet.region_features._MOST_IMAGES", 1)
+    monkeypatch.setattr("sppnet.features.vectors._MOST_IMAGES", 1)
     assert features(images, boxes, out) == 0
     assert loaded == [Path(name).name for name in SIZES][done:]
     assert features(images, boxes, tmp_path / "undisturbed") == 0
@@ -237,7 +237,7 @@ def test_a_killed_run_goes_on(
 def test_an_image_that_has_changed_is_read_again(
     images: Path, boxes: Path, tmp_path: Path, loaded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sppnet.region_features._MOST_IMAGES", 1)
+    monkeypatch.setattr("sppnet.features.vectors._MOST_IMAGES", 1)
     assert features(images, boxes, tmp_path / "out") == 0
     before = {each.image: each.vectors for each in read_features(tmp_path / "out")}
     Image.new("RGB", SIZES["c.png"][::-1], "red").save(images / "c.png")
@@ -358,10 +358,10 @@ def test_a_map_that_half_precision_does_not_hold_is_a_failure(images: Path, boxe
 def test_an_image_with_more_boxes_than_a_file_holds(
     images: Path, boxes: Path, tmp_path: Path, loaded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sppnet.region_features._MOST_ROWS", 2)
+    monkeypatch.setattr("sppnet.features.vectors._MOST_ROWS", 2)
     assert features(images, boxes, tmp_path / "parts") == 0
     assert loaded == [Path(name).name for name in SIZES]
-    monkeypatch.setattr("sppnet.region_features._MOST_ROWS", 100)
+    monkeypatch.setattr("sppnet.features.vectors._MOST_ROWS", 100)
     assert features(images, boxes, tmp_path / "whole") == 0
     parts, whole = list(read_features(tmp_path / "parts")), list(read_features(tmp_path / "whole"))
     assert [len(each.ids) for each in parts] == [2, 1] * 4
@@ -372,8 +372,8 @@ def test_an_image_with_more_boxes_than_a_file_holds(
 def test_files_stay_below_their_bound(
     images: Path, encoder: RegionEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sppnet.region_features._MOST_BYTES", 100_000)
-    monkeypatch.setattr("sppnet.encoder._CHUNK", 20_000)
+    monkeypatch.setattr("sppnet.features.vectors._MOST_BYTES", 100_000)
+    monkeypatch.setattr("sppnet.features.encoder._CHUNK", 20_000)
     many = torch.tensor([[1.0, 2, 30, 40]]).expand(500, 4).contiguous()
     data = [ImageBoxes(images / "a.png", many, tuple(map(str, range(500))))]
     report = compute_features(encoder, data, images, tmp_path / "out")

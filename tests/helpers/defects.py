@@ -6,8 +6,9 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from images import write_classes
 from PIL import Image
+
+from tests.helpers.images import write_classes
 
 _PNG_FORMS = {"1": (1, 0, 1), "L": (8, 0, 8), "P": (8, 3, 8), "LA": (8, 4, 16), "RGB": (8, 2, 24), "RGBA": (8, 6, 32)}
 _PNG_FORMS |= {"I;16": (16, 0, 16), "RGB;16": (16, 2, 48), "P;1": (1, 3, 1)}

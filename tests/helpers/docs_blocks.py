@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from sppnet.cli import run
+from sppnet.cli.main import run
 
 SHELL = ("sh", "bash")
 _FENCE = re.compile(r"^(?P<fence>```+|:::+)(?P<info>.*?)\n(?P<text>.*?)^(?P=fence)\s*$", re.MULTILINE | re.DOTALL)
@@ -220,7 +220,7 @@ class Runner:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.address = f"127.0.0.1:{port}"
-        code = "from sppnet.cli import main; main()"
+        code = "from sppnet.cli.main import main; main()"
         words = [*words[1:], *shlex.split(self.smaller.get("serve", "")), "--port", str(port)]
         self.server = subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE, text=True)
         end = time.monotonic() + 120

@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sppnet.backbones import create_backbone
-from sppnet.classify import Classifier, ClassifierConfig
-from sppnet.runs import save_run
+from sppnet.backbones.backbone import create_backbone
+from sppnet.classify.model import Classifier
+from sppnet.classify.network import ClassifierConfig
 from sppnet.serving.limits import CODES
+from sppnet.training.run import save_run
 
-COMMAND = [sys.executable, "-c", "from sppnet.cli import main; main()", "serve"]
+COMMAND = [sys.executable, "-c", "from sppnet.cli.main import main; main()", "serve"]
 FORM = b"multipart/form-data; boundary=b"
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sppnet.padded.mode import PaddedBatch
+from sppnet.backbones.padded.mode import PaddedBatch
 
 Area = tuple[int, int]
 Function = Callable[[Any], Any]

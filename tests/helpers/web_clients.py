@@ -11,11 +11,12 @@ import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from sppnet.backbones import Backbone, create_backbone
-from sppnet.classify import Classifier, ClassifierConfig
-from sppnet.detect import Detector, DetectorConfig
-from sppnet.encoder import RegionEncoder
-from sppnet.segment import Segmenter, SegmenterConfig, create_segmenter
+from sppnet.backbones.backbone import Backbone, create_backbone
+from sppnet.classify.model import Classifier
+from sppnet.classify.network import ClassifierConfig
+from sppnet.detect.model import Detector, DetectorConfig
+from sppnet.features.encoder import RegionEncoder
+from sppnet.segment.model import Segmenter, SegmenterConfig, create_segmenter
 from sppnet.serving.app import Batching, Service, create_app
 from sppnet.serving.engines import torch_probabilities
 from sppnet.serving.limits import CODES, Limits

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sppnet.windows import MapVectors, Windows
+from sppnet.detect.classic.windows import MapVectors, Windows
 
 
 def noise(height: int, width: int, seed: int = 0) -> Image.Image:

@@ -4,10 +4,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from reference import adaptive_bins
 
-from sppnet.backbones import FeatureMap
-from sppnet.draw import bin_boxes, draw_bins
+from sppnet.backbones.backbone import FeatureMap
+from sppnet.inference.drawing import bin_boxes, draw_bins
+from tests.helpers.slow_reference import adaptive_bins
 
 
 def feature_map(rows: int, columns: int, stride: int, offset: tuple[float, float]) -> FeatureMap:

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.segmentation.deeplabv3 import ASPP as TheirASPP  # noqa: N811
 
-from sppnet.atrous import LEAST_LIVE, atrous_conv, auto_rates, live_taps
-from sppnet.blocks import SafeBatchNorm2d, conv_block, create_norm
-from sppnet.layers import ASPP, PyramidPoolingModule
+from sppnet.layers.aspp import ASPP
+from sppnet.layers.atrous import LEAST_LIVE, atrous_conv, auto_rates, live_taps
+from sppnet.layers.norms import SafeBatchNorm2d, conv_block, create_norm
+from sppnet.layers.ppm import PyramidPoolingModule
 
 sides = st.integers(1, 24)
 

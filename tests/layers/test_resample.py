@@ -5,21 +5,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from sppnet.backbones import FeatureMap
-from sppnet.resample import resample
+from sppnet.layers.resample import Grid, resample
 
 FORMATS = (torch.contiguous_format, torch.channels_last)
 
 
-def reference(
-    source: FeatureMap, size: tuple[int, int], stride: tuple[int, int], offset: tuple[float, float]
-) -> np.ndarray:
-    x = source.data.numpy()
+def reference(maps: torch.Tensor, source: Grid, size: tuple[int, int], target: Grid) -> np.ndarray:
+    x = maps.numpy()
     out = np.zeros((*x.shape[:2], *size))
     for i in range(size[0]):
         for j in range(size[1]):
             y, z = (
-                min(max((k * stride[a] + offset[a] - source.offset[a]) / source.stride[a], 0), x.shape[a + 2] - 1)
+                min(
+                    max((k * target.stride[a] + target.offset[a] - source.offset[a]) / source.stride[a], 0),
+                    x.shape[a + 2] - 1,
+                )
                 for a, k in enumerate((i, j))
             )
             top, left = int(y), int(z)
@@ -42,33 +42,33 @@ def test_equals_bilinear_values_at_the_places_of_the_cells(
 
     offset = st.sampled_from([-2.0, 0.0, 0.5, 7.5, 15.0])
     x = torch.randn(2, data.draw(st.integers(1, 3)), *pair(1, 6)).contiguous(memory_format=memory_format)
-    source = FeatureMap(x, pair(1, 16), (data.draw(offset), data.draw(offset)))
-    size, stride, place = pair(1, 20), pair(1, 8), (data.draw(offset), data.draw(offset))
-    expected = torch.from_numpy(reference(source, size, stride, place)).float()
-    torch.testing.assert_close(resample(source, size, stride, place), expected, rtol=1e-5, atol=1e-5)
+    source = Grid(pair(1, 16), (data.draw(offset), data.draw(offset)))
+    size, target = pair(1, 20), Grid(pair(1, 8), (data.draw(offset), data.draw(offset)))
+    expected = torch.from_numpy(reference(x, source, size, target)).float()
+    torch.testing.assert_close(resample(x, source, size, target), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_cells_keep_their_values_at_their_own_centres() -> None:
     x = torch.randn(1, 3, 5, 7)
-    pixels = resample(FeatureMap(x, (4, 8), (2.0, 1.0)), (21, 55))
+    pixels = resample(x, Grid((4, 8), (2.0, 1.0)), (21, 55))
     torch.testing.assert_close(pixels[:, :, 2::4, 1::8][:, :, :5, :7], x)
 
 
 def test_a_part_of_the_image_has_the_values_of_the_whole() -> None:
     x = torch.randn(1, 3, 8, 8)
-    whole = resample(FeatureMap(x, (16, 16), (15.0, 15.0)), (128, 128))
-    part = resample(FeatureMap(x[:, :, 2:6, 2:6], (16, 16), (15.0, 15.0)), (64, 64))
+    whole = resample(x, Grid((16, 16), (15.0, 15.0)), (128, 128))
+    part = resample(x[:, :, 2:6, 2:6], Grid((16, 16), (15.0, 15.0)), (64, 64))
     torch.testing.assert_close(part[:, :, 15:48, 15:48], whole[:, :, 47:80, 47:80])
 
 
 def test_equals_torch_where_grids_share_corners() -> None:
     x = torch.randn(2, 3, 5, 6)
-    ours = resample(FeatureMap(x, (4, 4), (0.0, 0.0)), (17, 21))
+    ours = resample(x, Grid((4, 4), (0.0, 0.0)), (17, 21))
     torch.testing.assert_close(ours, F.interpolate(x, size=(17, 21), mode="bilinear", align_corners=True))
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_gradients(memory_format: torch.memory_format) -> None:
     x = torch.randn(1, 2, 3, 4, dtype=torch.float64).contiguous(memory_format=memory_format).requires_grad_()
-    assert torch.autograd.gradcheck(lambda y: resample(FeatureMap(y, (3, 2), (1.0, 0.5)), (9, 8)), x)
-    assert resample(FeatureMap(x, (3, 2), (1.0, 0.5)), (9, 8)).is_contiguous(memory_format=memory_format)
+    assert torch.autograd.gradcheck(lambda y: resample(y, Grid((3, 2), (1.0, 0.5)), (9, 8)), x)
+    assert resample(x, Grid((3, 2), (1.0, 0.5)), (9, 8)).is_contiguous(memory_format=memory_format)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from sppnet.layers import SPP, SPPF, Order
+from sppnet.layers.yolo import SPP, SPPF, Order
 
 
 def pools_alone(order: Order) -> SPP:

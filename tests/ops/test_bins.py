@@ -3,12 +3,12 @@
 import itertools
 
 import pytest
-import reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sppnet.bins import Level, Rule, bin_edges, clipped_edges, count_bins, parse_levels, window_cells
+from sppnet.ops.bins import Level, Rule, bin_edges, clipped_edges, count_bins, parse_levels, window_cells
+from tests.helpers import slow_reference
 
 SIDES = range(1, 65)
 LEVELS = (1, 2, 3, 4, 5, 6, 7, 8)
@@ -21,13 +21,13 @@ def ranges(cells: list[list[int]]) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("level", LEVELS)
 def test_adaptive_equals_reference_at_every_side(level: int) -> None:
     for side in SIDES:
-        assert list(bin_edges(side, level)) == ranges(reference.adaptive_bins(side, level))
+        assert list(bin_edges(side, level)) == ranges(slow_reference.adaptive_bins(side, level))
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_sliding_equals_reference_or_is_refused(level: int) -> None:
     for side in SIDES:
-        expected = reference.sliding_bins(side, level)
+        expected = slow_reference.sliding_bins(side, level)
         if len(expected) == level:
             assert list(bin_edges(side, level, "sliding")) == ranges(expected)
         else:
@@ -39,7 +39,7 @@ def test_sliding_equals_reference_or_is_refused(level: int) -> None:
 def test_caffe_equals_reference_or_is_refused(level: int) -> None:
     refused = 0
     for side in SIDES:
-        expected = reference.caffe_bins(side, level)
+        expected = slow_reference.caffe_bins(side, level)
         if expected is None:
             refused += 1
             with pytest.raises(ValueError, match="not smaller than the kernel"):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sppnet.boxes import areas, clip, decode, encode, mirror, overlaps, suppress
+from sppnet.ops.boxes import areas, clip, decode, encode, mirror, overlaps, suppress
 
 
 def pixels(*corners: tuple[int, int, int, int]) -> Tensor:

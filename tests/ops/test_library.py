@@ -15,7 +15,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.data import DataLoader, Dataset
 
 from sppnet import pyramid_pool, region_pyramid_pool
-from sppnet.ops.plain import Reduce
+from sppnet.ops.reference import Reduce
 
 REDUCES: tuple[Reduce, ...] = ("max", "avg")
 FORMATS = (torch.contiguous_format, torch.channels_last)
@@ -307,7 +307,7 @@ def test_shapes_without_data() -> None:
 
 @pytest.mark.slow
 def test_the_probe_of_torchs_own_pools_gives_an_answer() -> None:
-    script = Path(__file__).parents[1] / "scripts" / "probe_torch_export.py"
+    script = Path(__file__).parents[2] / "scripts" / "probe_torch_export.py"
     run = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=900)
     assert run.returncode == 0, run.stderr
     assert re.search(r"^torch's own adaptive pools export for every size: (yes|no)$", run.stdout, flags=re.MULTILINE)

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import reference
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -12,14 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sppnet import SpatialPyramidPool, pyramid_pool
-from sppnet.bins import Level, Rule
-from sppnet.ops.plain import Reduce
+from sppnet.ops.bins import Level, Rule
+from sppnet.ops.reference import Reduce
+from tests.helpers import slow_reference
 
 REDUCES: tuple[Reduce, ...] = ("max", "avg")
 BINS: dict[str, Callable[[int, int], list[list[int]]]] = {
-    "adaptive": reference.adaptive_bins,
-    "sliding": reference.sliding_bins,
-    "caffe": lambda side, level: reference.caffe_bins(side, level) or [],
+    "adaptive": slow_reference.adaptive_bins,
+    "sliding": slow_reference.sliding_bins,
+    "caffe": lambda side, level: slow_reference.caffe_bins(side, level) or [],
 }
 
 
@@ -31,7 +31,7 @@ def arange_map(side: int) -> Tensor:
 def test_every_size_up_to_64_equals_the_reference(reduce: Reduce) -> None:
     """All 4,096 maps; the reference pools rows, then columns, of exact bins."""
     levels = (6, 3, 2, 1)
-    bins = {(side, n): reference.adaptive_bins(side, n) for side in range(1, 65) for n in levels}
+    bins = {(side, n): slow_reference.adaptive_bins(side, n) for side in range(1, 65) for n in levels}
     full = np.random.default_rng(0).standard_normal((64, 64))
     for height in range(1, 65):
         for width in range(1, 65):
@@ -64,7 +64,7 @@ def test_any_levels_equal_the_reference(
     else:
         torch.testing.assert_close(
             pyramid_pool(x, levels, reduce=reduce, rule=rule),
-            reference.pyramid(x, levels, BINS[rule], reduce),
+            slow_reference.pyramid(x, levels, BINS[rule], reduce),
         )
 
 

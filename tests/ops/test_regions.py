@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import reference
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -16,10 +15,11 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from sppnet import RegionPyramidPool, create_backbone, pyramid_pool, region_pyramid_pool
-from sppnet.bins import CellRule
-from sppnet.ops import plain
-from sppnet.ops.plain import Reduce
+from sppnet.ops import reference
+from sppnet.ops.bins import CellRule
+from sppnet.ops.reference import Reduce
 from sppnet.ops.regions import OnBad, usable_boxes
+from tests.helpers import slow_reference
 
 REDUCES: tuple[Reduce, ...] = ("max", "avg")
 RULES: tuple[CellRule, ...] = ("paper", "released", "roi_pool")
@@ -103,7 +103,7 @@ def test_the_sides_that_float32_cuts_wrongly() -> None:
     for side in range(1, 128):
         share = np.float32(side) / np.float32(7)
         edges = [(int(np.floor(np.float32(i) * share)), int(np.ceil(np.float32(i + 1) * share))) for i in range(7)]
-        if edges != [(bins[0], bins[-1] + 1) for bins in reference.adaptive_bins(side, 7)]:
+        if edges != [(bins[0], bins[-1] + 1) for bins in slow_reference.adaptive_bins(side, 7)]:
             faulty.append(side)
     assert faulty == FAULTY
 
@@ -169,10 +169,10 @@ def test_released_cells_of_scaled_boxes(
 def test_ten_thousand_random_boxes_equal_the_reference(rule: CellRule, count: int) -> None:
     x = torch.randn(1, 2, 6, 7, dtype=torch.float64)
     boxes = [random_boxes(count)]
-    expected = reference.regions(x, boxes, [(3, 3), (1, 2)], rule, "max", offset=(3.5, 8.0))
+    expected = slow_reference.regions(x, boxes, [(3, 3), (1, 2)], rule, "max", offset=(3.5, 8.0))
     assert torch.equal(region_pyramid_pool(x, boxes, (3, (1, 2)), rule=rule, offset=(3.5, 8.0)), expected)
     boxes = [boxes[0][:500]]
-    expected = reference.regions(x, boxes, [(3, 3), (1, 2)], rule, "avg")
+    expected = slow_reference.regions(x, boxes, [(3, 3), (1, 2)], rule, "avg")
     torch.testing.assert_close(region_pyramid_pool(x, boxes, (3, (1, 2)), rule=rule, reduce="avg"), expected)
 
 
@@ -187,7 +187,7 @@ def test_every_number_of_channels_equals_the_reference(
     for rule in RULES:
         for reduce in REDUCES:
             found = region_pyramid_pool(x, boxes, (3, 2, 1), rule=rule, reduce=reduce)
-            expected = reference.regions(x.double(), boxes, [(3, 3), (2, 2), (1, 1)], rule, reduce).to(dtype)
+            expected = slow_reference.regions(x.double(), boxes, [(3, 3), (2, 2), (1, 1)], rule, reduce).to(dtype)
             if reduce == "max":
                 assert torch.equal(found, expected)
             else:
@@ -199,7 +199,7 @@ def test_a_scale_and_an_offset_for_each_axis() -> None:
     boxes = [random_boxes(100, (9, 5), 12.0), random_boxes(60, (9, 5), 12.0)]
     for rule in RULES:
         found = region_pyramid_pool(x, boxes, (2, 1), (1 / 8, 1 / 20), rule, offset=(2.5, 11.0), on_bad="clip")
-        expected = reference.regions(x, boxes, [(2, 2), (1, 1)], rule, "max", (8, 20), (2.5, 11.0))
+        expected = slow_reference.regions(x, boxes, [(2, 2), (1, 1)], rule, "max", (8, 20), (2.5, 11.0))
         assert torch.equal(found, expected)
 
 
@@ -230,7 +230,7 @@ def test_valid_sizes_clamp_windows(rule: CellRule, reduce: Reduce) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     boxes = [random_boxes(50, (6, 9)) for _ in areas]
     found = region_pyramid_pool(x, boxes, (3, 1), rule=rule, reduce=reduce, sizes=areas, on_bad="clip")
-    expected = reference.regions(x, boxes, [(3, 3), (1, 1)], rule, reduce, sizes=areas)
+    expected = slow_reference.regions(x, boxes, [(3, 3), (1, 1)], rule, reduce, sizes=areas)
     torch.testing.assert_close(found, expected)
 
 
@@ -250,7 +250,7 @@ def test_nan_shows_in_exactly_the_bins_that_see_it(reduce: Reduce, channels: int
     x = torch.randn(1, channels, 6, 7)
     x[0, channels - 1, 2, 3] = torch.nan
     found = region_pyramid_pool(x, boxes, (3, 1), rule=rule, reduce=reduce)
-    expected = reference.regions(x, boxes, [(3, 3), (1, 1)], rule, reduce)
+    expected = slow_reference.regions(x, boxes, [(3, 3), (1, 1)], rule, reduce)
     assert 0 < expected.isnan().sum() < expected.numel() / channels
     assert not found[:, : 9 * (channels - 1)].isnan().any()
     torch.testing.assert_close(found, expected, equal_nan=True)
@@ -336,7 +336,7 @@ def test_gradients_equal_autograd_through_crops(
     weight = torch.randn(27, channels * 10)
     found = gradient(x, boxes, weight, rule=rule, reduce=reduce)
     exact = x.double().requires_grad_()
-    vectors = reference.regions(exact, boxes, [(3, 3), (1, 1)], rule, reduce)
+    vectors = slow_reference.regions(exact, boxes, [(3, 3), (1, 1)], rule, reduce)
     (expected,) = torch.autograd.grad(vectors, exact, weight.double())
     torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
     assert found.is_contiguous(memory_format=memory_format)
@@ -615,12 +615,12 @@ def test_graphs_drop_bad_boxes_and_harm_nothing_with_those_that_they_cannot_see(
 @pytest.mark.parametrize("reduce", REDUCES)
 def test_gradients_in_chunks_and_of_equal_boxes_are_the_same(reduce: Reduce, monkeypatch: pytest.MonkeyPatch) -> None:
     """In plain torch, which serves float64: more equal windows than maps, and rows of gradients by twos."""
-    monkeypatch.setattr(plain, "_CHUNK", 2 * 30)
+    monkeypatch.setattr(reference, "_CHUNK", 2 * 30)
     x = torch.randn(2, 3, 6, 7, dtype=torch.float64)
     boxes = [random_boxes(3).repeat(4, 1), random_boxes(1).repeat(5, 1)]
     boxes[0][5] = boxes[1][0]
     exact = x.clone().requires_grad_()
-    vectors = reference.regions(exact, boxes, [(3, 3), (1, 1)], "paper", reduce)
+    vectors = slow_reference.regions(exact, boxes, [(3, 3), (1, 1)], "paper", reduce)
     weight = torch.randn_like(vectors)
     torch.testing.assert_close(region_pyramid_pool(x, boxes, (3, 1), reduce=reduce), vectors)
     torch.testing.assert_close(

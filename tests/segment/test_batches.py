@@ -10,15 +10,15 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from segmentation_data import save_mask, write_shapes
 from torch.nn import functional as F
 
 from sppnet import Backbone, create_backbone
+from sppnet.data.formats.masks import IGNORE, LabelMap, SegmentationSample, load_mask
+from sppnet.data.formats.segmentation import SegmentationData, read_segmentation
 from sppnet.data.images import load_image, to_tensor
-from sppnet.data.mask_batches import MaskBatches, crop_mask, draw_crop, largest_share
-from sppnet.data.masks import IGNORE, LabelMap, SegmentationSample, load_mask
-from sppnet.data.segmentation import SegmentationData, read_segmentation
-from sppnet.loop import Batches
+from sppnet.segment.batches import MaskBatches, crop_mask, draw_crop, largest_share
+from sppnet.training.loop import Batches
+from tests.helpers.segmentation_data import save_mask, write_shapes
 
 SIZE = (40, 48)
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from sppnet import tile_memory
-from sppnet.segment import Segmenter, SegmenterConfig, create_segmenter
-from sppnet.tile_memory import check_decoding, greatest_tile, parse_memory, pass_bytes, settled_bytes, whole_fits
+from sppnet.inference import memory
+from sppnet.inference.memory import check_decoding, parse_memory, pass_bytes, settled_bytes
+from sppnet.segment import memory as tiles_memory
+from sppnet.segment.memory import greatest_tile, whole_fits
+from sppnet.segment.model import Segmenter, SegmenterConfig, create_segmenter
 
 GIGA = 10**9
 
@@ -24,7 +26,8 @@ def model() -> Segmenter:
 
 @pytest.fixture
 def _one_gigabyte_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tile_memory, "settled_bytes", lambda: GIGA)
+    monkeypatch.setattr(memory, "settled_bytes", lambda: GIGA)
+    monkeypatch.setattr(tiles_memory, "settled_bytes", lambda: GIGA)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +55,7 @@ def test_what_is_no_memory_is_refused(text: str | int) -> None:
 
 
 def test_live_bytes_are_those_of_tensors_that_something_still_holds() -> None:
-    with tile_memory._LiveBytes() as live:
+    with memory._LiveBytes() as live:
         first = torch.empty(1000, device="meta")  # 4,000 bytes
         second = first + 1
         assert live.peak == 8000
@@ -68,11 +71,11 @@ def test_live_bytes_are_those_of_tensors_that_something_still_holds() -> None:
 
 @pytest.mark.parametrize("size", [(96, 128), (250, 130)])
 def test_a_pass_is_counted_as_its_tensors_live_on_the_cpu(model: Segmenter, size: tuple[int, int]) -> None:
-    with torch.no_grad(), tile_memory._LiveBytes() as live:
+    with torch.no_grad(), memory._LiveBytes() as live:
         model(torch.rand(1, 3, *size).to(memory_format=torch.channels_last))
     largest = max(parameter.nbytes for parameter in model.parameters())
-    tensors = pass_bytes(model, *size) - tile_memory._RESERVE - tile_memory._WEIGHT_COPIES * largest
-    counted = tensors / tile_memory._HOLES
+    tensors = pass_bytes(model, *size) - memory._RESERVE - memory._WEIGHT_COPIES * largest
+    counted = tensors / memory._HOLES
     assert counted == pytest.approx(live.peak, rel=0.1)
 
 
@@ -167,8 +170,8 @@ import resource, sys
 from pathlib import Path
 import torch
 from sppnet.data.images import load_image
-from sppnet.segment import SegmenterConfig, create_segmenter
-from sppnet.tiles import segment_to_file
+from sppnet.segment.model import SegmenterConfig, create_segmenter
+from sppnet.segment.tiles import segment_to_file
 torch.set_num_threads(1)
 model = create_segmenter(SegmenterConfig(tuple(map(str, range(11))), width=128)).eval()
 folder = Path(sys.argv[1])

@@ -12,11 +12,13 @@ from torch.nn import functional as F
 from torchvision.models.segmentation import deeplabv3_resnet50
 
 import sppnet
-from sppnet.blocks import SafeBatchNorm2d
-from sppnet.layers import ASPP, PyramidPoolingModule
-from sppnet.runs import load_classifier, save_run
-from sppnet.segment import Segmenter, SegmenterConfig, create_segmenter
-from sppnet.torchvision_weights import from_torchvision
+from sppnet.layers.aspp import ASPP
+from sppnet.layers.norms import SafeBatchNorm2d
+from sppnet.layers.ppm import PyramidPoolingModule
+from sppnet.registry import load_classifier
+from sppnet.segment.model import Segmenter, SegmenterConfig, create_segmenter
+from sppnet.segment.torchvision_weights import from_torchvision
+from sppnet.training.run import save_run
 
 TINY = SegmenterConfig(("ground", "disc", "square"), "test_efficientnet", width=16)
 HEADS: tuple[dict[str, Any], ...] = (

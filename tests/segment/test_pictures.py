@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from segmentation_data import CLASSES, write_shapes
 from torch import Tensor
 
-from sppnet.data.class_tables import CAMVID, CAMVID_COLOURS
-from sppnet.data.masks import IGNORE, LabelMap, load_mask, load_pair, read_raw
-from sppnet.data.segmentation import SegmentationData, read_segmentation
-from sppnet.evaluate_segment import SegmentationScores, SegmentEvaluation
-from sppnet.segment_pictures import (
+from sppnet.data.formats.class_tables import CAMVID, CAMVID_COLOURS
+from sppnet.data.formats.masks import IGNORE, LabelMap, load_mask, load_pair, read_raw
+from sppnet.data.formats.segmentation import SegmentationData, read_segmentation
+from sppnet.segment.evaluate import SegmentationScores, SegmentEvaluation
+from sppnet.segment.pictures import (
     count_labels,
     palette,
     write_labels,
@@ -22,7 +21,8 @@ from sppnet.segment_pictures import (
     write_overlay,
     write_probabilities,
 )
-from sppnet.train_segment import _colours
+from sppnet.segment.train import _colours
+from tests.helpers.segmentation_data import CLASSES, write_shapes
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 GREY = Image.new("RGB", (40, 30), (100, 100, 100))

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from sppnet import tiles
-from sppnet.backbones import create_backbone
-from sppnet.segment import Segmenter, SegmenterConfig, create_segmenter
-from sppnet.segment_views import pixel_probabilities
-from sppnet.tiles import Span, blend_tiles, image_context, segment_tiled, segment_to_file, tile_spans, tile_stride
+from sppnet.backbones.backbone import create_backbone
+from sppnet.inference.tiles import Span, blend_tiles, tile_spans
+from sppnet.segment import tiles
+from sppnet.segment.model import Segmenter, SegmenterConfig, create_segmenter
+from sppnet.segment.tiles import image_context, segment_tiled, segment_to_file, tile_stride
+from sppnet.segment.views import pixel_probabilities
 
 Look = Callable[[Span, Span], Tensor]
 
@@ -279,8 +280,8 @@ from itertools import pairwise
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
-from sppnet import tiles
-import test_tiles
+from sppnet.segment import tiles
+from tests.segment import test_tiles
 torch.set_num_threads(1)
 write, left = tiles._write, int(sys.argv[3])
 def write_or_die(*arguments):
@@ -302,7 +303,7 @@ def test_after_a_kill_the_same_call_goes_on_with_the_same_labels(model: Segmente
     image = photograph(500, 300)  # 6 x 4 tiles
     options: dict[str, Any] = {"tile": 128, "overlap": 32}
     fresh = segment_to_file(model, image, tmp_path / "fresh.npy", **options, probabilities=tmp_path / "q.npy")
-    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path), "14"]
+    command = [sys.executable, "-c", KILLED, str(Path(__file__).parents[2]), str(tmp_path), "14"]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     assert json.loads((tmp_path / "a.npy.json").read_text())["rows_done"] == 3
     assert not (tmp_path / "a.npy").exists()

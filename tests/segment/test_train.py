@@ -15,20 +15,20 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from segmentation_data import write_shapes
 
 import sppnet
-from sppnet.cli import run
+from sppnet.cli.main import run
+from sppnet.data.formats.masks import IGNORE, PixelCounts, count_pixels, read_raw
+from sppnet.data.formats.segmentation import read_segmentation
 from sppnet.data.images import load_image
-from sppnet.data.masks import IGNORE, PixelCounts, count_pixels, read_raw
-from sppnet.data.segmentation import read_segmentation
-from sppnet.evaluate_segment import evaluate_segmenter, scores_of
-from sppnet.predict_segment import answer_stems
-from sppnet.segment import Segmenter
-from sppnet.segment_options import SegmentOptions
-from sppnet.segment_views import View, pixel_probabilities
-from sppnet.tile_memory import settled_bytes
-from sppnet.train_segment import class_weights, pixel_objective, train_segmenter
+from sppnet.inference.memory import settled_bytes
+from sppnet.segment.evaluate import evaluate_segmenter, scores_of
+from sppnet.segment.model import Segmenter
+from sppnet.segment.options import SegmentOptions
+from sppnet.segment.predict import answer_stems
+from sppnet.segment.train import class_weights, pixel_objective, train_segmenter
+from sppnet.segment.views import View, pixel_probabilities
+from tests.helpers.segmentation_data import write_shapes
 
 OPTIONS = SegmentOptions(width=16, crop=(48, 64), epochs=2, batch=3, rates=(1, 2))
 QUICK = ["--width", "16", "--crop", "48,64", "--batch", "3", "--rates", "1,2", "--lr", "0.005", "--scale", "0.8,1.2"]
@@ -187,11 +187,11 @@ def test_an_undisturbed_and_a_killed_run_have_the_same_weights(data: Path, tmp_p
     options = replace(OPTIONS, epochs=3)
     train_segmenter(data, tmp_path / "whole", options)
     script = (
-        "import sys; from sppnet.train_segment import train_segmenter; from test_train_segment import OPTIONS;"
+        "import sys; from sppnet.segment.train import train_segmenter; from tests.segment.test_train import OPTIONS;"
         "from dataclasses import replace; train_segmenter(sys.argv[1], sys.argv[2], replace(OPTIONS, epochs=3))"
     )
     out = tmp_path / "killed"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(data), str(out)], env=environment, stderr=subprocess.DEVNULL
     )

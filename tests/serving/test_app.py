@@ -11,21 +11,22 @@ import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 from safetensors.torch import load as load_tensors
-from web_clients import BOX, LIMITS, client, photograph, post, ready, refused
 
-from sppnet.backbones import Backbone, create_backbone
-from sppnet.classify import Classifier
-from sppnet.detect import Detector
-from sppnet.encoder import RegionEncoder
-from sppnet.proposals import propose
-from sppnet.segment import Segmenter, SegmenterConfig, create_segmenter
-from sppnet.segment_views import label_image
+from sppnet.backbones.backbone import Backbone, create_backbone
+from sppnet.classify.model import Classifier
+from sppnet.detect.model import Detector
+from sppnet.detect.proposals import propose
+from sppnet.features.encoder import RegionEncoder
+from sppnet.inference.memory import pass_bytes, settled_bytes
+from sppnet.segment.memory import whole_fits
+from sppnet.segment.model import Segmenter, SegmenterConfig, create_segmenter
+from sppnet.segment.views import label_image
 from sppnet.serving import engines, schema
 from sppnet.serving.app import Batching, Service
 from sppnet.serving.engines import onnx_probabilities, takes_padding, torch_probabilities
 from sppnet.serving.limits import Limits
 from sppnet.serving.tasks import ClassifyTask, DetectTask, RegionTask, SegmentTask, Task, warm_up
-from sppnet.tile_memory import pass_bytes, settled_bytes, whole_fits
+from tests.helpers.web_clients import BOX, LIMITS, client, photograph, post, ready, refused
 
 pytest_plugins = ("web_clients",)
 
@@ -64,7 +65,7 @@ def test_a_detector_answers_what_predict_answers(detect: TestClient, detector: D
 
 
 def test_a_segmenter_answers_what_label_image_answers(segment: TestClient, segmenter: Segmenter) -> None:
-    from sppnet.segment_views import View
+    from sppnet.segment.views import View
 
     data = photograph(70, 50)
     with Image.open(io.BytesIO(data)) as image:

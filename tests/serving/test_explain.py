@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sppnet import Classifier, ClassifierConfig, RegionEncoder, create_backbone
-from sppnet.bins import Level, bin_edges, parse_levels
-from sppnet.classify import Head, imagenet_classifier
+from sppnet.classify.model import imagenet_classifier
+from sppnet.classify.network import Head
 from sppnet.data.images import to_tensor
 from sppnet.data.resize import Resize
-from sppnet.ops.plain import Reduce
-from sppnet.segment import Segmenter, SegmenterConfig, create_segmenter
+from sppnet.ops.bins import Level, bin_edges, parse_levels
+from sppnet.ops.reference import Reduce
+from sppnet.segment.model import Segmenter, SegmenterConfig, create_segmenter
 from sppnet.serving.explain import explain_box, explain_image, explain_taps
 
 CLASSES = ("ash", "birch", "cedar", "date")

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from defects import bomb
-from hostile_clients import (
+from PIL import Image
+
+from tests.helpers.defects import bomb
+from tests.helpers.hostile_clients import (
     FORM,
     PHOTOGRAPH,
     Server,
@@ -20,7 +22,6 @@ from hostile_clients import (
     save_small_classifier,
     serving,
 )
-from PIL import Image
 
 TOKEN = "a-token-of-some-length"
 BYTES, QUEUE, SECONDS = 2_000_000, 4, 2

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
-from web_clients import LIMITS, client, photograph, post, ready, refused
 
-from sppnet.classify import Classifier
+from sppnet.classify.model import Classifier
 from sppnet.serving.app import Batching, Service, create_app
 from sppnet.serving.engines import torch_probabilities
 from sppnet.serving.tasks import ClassifyTask, Task
+from tests.helpers.web_clients import LIMITS, client, photograph, post, ready, refused
 
 pytest_plugins = ("web_clients",)
 

@@ -7,16 +7,16 @@ import time
 from pathlib import Path
 
 import pytest
-from web_clients import LIMITS, client, ready
 
-from sppnet.backbones import create_backbone
-from sppnet.encoder import RegionEncoder
+from sppnet.backbones.backbone import create_backbone
+from sppnet.features.encoder import RegionEncoder
 from sppnet.serving.tasks import RegionTask
+from tests.helpers.web_clients import LIMITS, client, ready
 
 _SCRIPT = """
 import mmap, resource, sys, threading, time
 from sppnet.serving import memory
-from sppnet.tile_memory import resident_bytes, settled_bytes
+from sppnet.inference.memory import resident_bytes, settled_bytes
 
 PIECES, WORKING = {pieces}, {working}
 memory._REST = 0.5

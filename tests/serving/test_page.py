@@ -12,7 +12,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from browsing import (
+from PIL import Image
+
+from sppnet.serving.limits import Limits
+from tests.helpers.browsing import (
     TOKEN,
     Ask,
     as_file,
@@ -28,9 +31,6 @@ from browsing import (
     serving,
     signed,
 )
-from PIL import Image
-
-from sppnet.serving.limits import Limits
 
 pytest_plugins = ("browsing",)
 

@@ -10,9 +10,10 @@ from typing import Any
 import httpx
 import numpy as np
 import torch
-from browsing import Ask, as_file, ask, colourful, expect, grid, one, painted, photograph
 from PIL import Image
 from safetensors.torch import load as load_tensors
+
+from tests.helpers.browsing import Ask, as_file, ask, colourful, expect, grid, one, painted, photograph
 
 pytest_plugins = ("browsing",)
 

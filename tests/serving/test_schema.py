@@ -13,22 +13,23 @@ import pytest
 import schemathesis
 import torch
 import uvicorn
-from hostile_clients import PHOTOGRAPH, encoded, noise
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis.specs.openapi import checks
 
-from sppnet.backbones import create_backbone
-from sppnet.classify import Classifier, ClassifierConfig
-from sppnet.detect import Detector, DetectorConfig
-from sppnet.encoder import RegionEncoder
-from sppnet.segment import SegmenterConfig, create_segmenter
+from sppnet.backbones.backbone import create_backbone
+from sppnet.classify.model import Classifier
+from sppnet.classify.network import ClassifierConfig
+from sppnet.detect.model import Detector, DetectorConfig
+from sppnet.features.encoder import RegionEncoder
+from sppnet.segment.model import SegmenterConfig, create_segmenter
 from sppnet.serving.app import Batching, Service, create_app
 from sppnet.serving.engines import torch_probabilities
 from sppnet.serving.limits import Limits
 from sppnet.serving.schema import Vectors
 from sppnet.serving.server import _protocol
 from sppnet.serving.tasks import ClassifyTask, DetectTask, Kind, RegionTask, SegmentTask, Task
+from tests.helpers.hostile_clients import PHOTOGRAPH, encoded, noise
 
 LIMITS = Limits(bytes=200_000, pixels=40_000, boxes=5)
 EXAMPLES = 30

@@ -9,7 +9,19 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 
 import pytest
-from hostile_clients import FORM, PHOTOGRAPH, Answer, Server, encoded, form, noise, read, save_small_classifier, serving
+
+from tests.helpers.hostile_clients import (
+    FORM,
+    PHOTOGRAPH,
+    Answer,
+    Server,
+    encoded,
+    form,
+    noise,
+    read,
+    save_small_classifier,
+    serving,
+)
 
 BYTES, QUEUE, SECONDS = 2_000_000, 4, 2
 IDLE_SOCKETS = 6  # the one that listens, those of the event loop, and that of the question itself

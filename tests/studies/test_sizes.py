@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from images import write_classes
 from PIL import Image
 from rich.console import Console
 
 from sppnet import Classifier
-from sppnet.cli import run
-from sppnet.commands.compare_sizes import tables
-from sppnet.compare_sizes import VARIANTS, compare_sizes, comparison_content, first_images, gain, spread
-from sppnet.data.datasets import read_classification
+from sppnet.classify.evaluate import evaluate_classifier
+from sppnet.classify.views import view_probabilities
+from sppnet.cli.compare_sizes import tables
+from sppnet.cli.main import run
+from sppnet.data.formats.class_folders import read_classification
 from sppnet.data.images import image_size
-from sppnet.evaluate import evaluate_classifier
-from sppnet.options import TrainOptions
-from sppnet.runs import load_classifier
-from sppnet.views import view_probabilities
+from sppnet.registry import load_classifier
+from sppnet.studies.sizes import VARIANTS, compare_sizes, comparison_content, first_images, gain, spread
+from sppnet.training.options import TrainOptions
+from tests.helpers.images import write_classes
 
 # A network of a few thousand weights; views of 224 pixels although it was made for 160.
 QUICK = TrainOptions(backbone="test_resnet", weights="none", levels=(2, 1), epochs=2, batch=3)
@@ -141,7 +141,7 @@ def test_a_trained_network_is_tested_anew_on_other_images(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And images that training cannot read are told each time."""
-    monkeypatch.setattr("sppnet.compare_sizes.VARIANTS", {"native": "native"})
+    monkeypatch.setattr("sppnet.studies.sizes.VARIANTS", {"native": "native"})
     root = tmp_path / "train"
     write_classes(root, 2)
     (root / "red" / "bad.png").write_bytes(b"<html>")
@@ -271,15 +271,15 @@ def test_views_are_of_224_pixels_whatever_the_network_was_made_for(
         sides.append(model.backbone.side)
         return view_probabilities(model, image, views)
 
-    monkeypatch.setattr("sppnet.predict.view_probabilities", noted)
-    monkeypatch.setattr("sppnet.compare_sizes.VARIANTS", {"native": "native"})
+    monkeypatch.setattr("sppnet.classify.predict.view_probabilities", noted)
+    monkeypatch.setattr("sppnet.studies.sizes.VARIANTS", {"native": "native"})
     train, val = (first_images(read_classification(data, split), 1, 0) for split in ("train", "val"))
     compare_sizes(train, val, QUICK, tmp_path, seeds=1)
     assert sides == [224] * 3
 
 
 def test_seeds_follow_the_first_one(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sppnet.compare_sizes.VARIANTS", {"random": "180-224"})
+    monkeypatch.setattr("sppnet.studies.sizes.VARIANTS", {"random": "180-224"})
     train, val = (first_images(read_classification(data, split), 1, 0) for split in ("train", "val"))
     comparison = compare_sizes(train, val, replace(QUICK, seed=5), tmp_path, seeds=2)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["random-5", "random-6", "train.csv"]

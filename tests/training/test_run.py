@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sppnet import Classifier, ClassifierConfig, create_backbone, imagenet_classifier, load
-from sppnet.classify import Head
-from sppnet.runs import read_tensors, save_run, save_tensors, write_json
+from sppnet.classify.network import Head
+from sppnet.io.files import read_tensors, save_tensors, write_json
+from sppnet.training.run import save_run
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import torch
 from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 
-from sppnet.classify import create_head
-from sppnet.svm import fit_linear_svm
+from sppnet.classify.network import create_head
+from sppnet.training.svm import fit_linear_svm
 
 
 def clusters(classes: int, each: int, width: int) -> tuple[Tensor, Tensor]:

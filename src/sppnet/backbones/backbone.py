@@ -11,13 +11,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sppnet.geometry import Geometry, trace_geometry
-from sppnet.nets import PAPER_NETS
+from sppnet.backbones.geometry import Geometry, trace_geometry
+from sppnet.backbones.padded.ledger import PaddingError
+from sppnet.backbones.padded.mode import PaddedBatch
+from sppnet.backbones.paper import PAPER_NETS
+from sppnet.backbones.same_padding import integers_when_compiled
+from sppnet.backbones.weights import (
+    EMBEDDED_BACKBONE,
+    embedded_weights,
+    load_weights,
+    read_weights,
+)
 from sppnet.ops.pyramid import Sizes
-from sppnet.padded.ledger import PaddingError
-from sppnet.padded.mode import PaddedBatch
-from sppnet.same_padding import integers_when_compiled
-from sppnet.weights import EMBEDDED_BACKBONE, embedded_weights, load_weights, read_weights
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class FeatureMap:
         stride: (vertical, horizontal) input pixels from one cell to the next.
         offset: (vertical, horizontal) 0-based index of the input pixel under the first cell's centre, of an image as
             large as the batch; with TensorFlow's SAME padding a smaller one of a padded batch has one of its own,
-            :meth:`sppnet.geometry.Geometry.offset`.
+            :meth:`sppnet.backbones.geometry.Geometry.offset`.
         sizes: valid (rows, columns) of each map of a padded batch; None where all of `data` is valid.
     """
 
@@ -46,7 +51,7 @@ class Backbone(nn.Module):
         name: timm's name, or one of the paper's networks.
         stage: index of the feature map, None for the last one.
         channels: channels of the map.
-        geometry: strides, first centres and map sizes, see :class:`sppnet.geometry.Geometry`.
+        geometry: strides, first centres and map sizes, see :class:`sppnet.backbones.geometry.Geometry`.
         mean, std: normalisation per RGB channel, for values in [0, 1].
         interpolation: how the images were resized that the weights were trained on.
         side: the image side that the weights were trained at, pixels.
@@ -79,7 +84,7 @@ class Backbone(nn.Module):
             x: normalised images.
             sizes: valid (height, width) in pixels of each image of a padded batch; images lie at the top left. The
                 valid cells of each map are those that the image gives alone, whatever the padding holds, see
-                :class:`sppnet.padded.mode.PaddedBatch`.
+                :class:`sppnet.backbones.padded.mode.PaddedBatch`.
 
         Raises:
             TypeError: `x` is not of a floating-point type.

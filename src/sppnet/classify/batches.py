@@ -11,13 +11,21 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sppnet.backbones import Backbone
-from sppnet.data.batching import Draw, Schedule, count_batches, epoch_batches, share, waste
-from sppnet.data.datasets import Sample
-from sppnet.data.image_sizes import read_sizes
-from sppnet.data.images import ImageError, load_image, to_tensor
+from sppnet.backbones.backbone import Backbone
+from sppnet.data.batching import (
+    Draw,
+    Schedule,
+    count_batches,
+    epoch_batches,
+    share,
+    waste,
+)
+from sppnet.data.formats.class_folders import Sample
+from sppnet.data.images import load_image, to_tensor
 from sppnet.data.resize import Resize
-from sppnet.options import TrainOptions
+from sppnet.data.sizes import read_sizes
+from sppnet.errors import ImageError
+from sppnet.training.options import TrainOptions
 
 Batch = tuple["Tensor | Padded", Int[Tensor, " n"], list[ImageError]]
 
@@ -69,7 +77,7 @@ class ImageBatches:
         samples: what there is to learn.
         backbone: whose normalisation, interpolation and smallest size are used.
         options: sizes, bounds, seed and workers.
-        cache: file that keeps the images' sizes, see :func:`sppnet.data.image_sizes.read_sizes`.
+        cache: file that keeps the images' sizes, see :func:`sppnet.data.sizes.read_sizes`.
         fabric: the processes, each of which gets its part of every batch.
     """
 

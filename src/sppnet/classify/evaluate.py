@@ -7,23 +7,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sppnet.classify import Classifier, Prediction
+from sppnet.classify.model import Classifier
+from sppnet.classify.predict import Prediction, predict_images, size_policy
+from sppnet.classify.trained_sides import count_outside
 from sppnet.console import track
-from sppnet.data.datasets import Sample
-from sppnet.data.images import ImageError
+from sppnet.data.formats.class_folders import Sample
 from sppnet.data.resize import Resize
-from sppnet.predict import Failure, predict_images, size_policy
-from sppnet.trained_sides import count_outside
-
-# Shorter side in pixels and width over height: the first bound that a value stays below names its group.
-SIDES = ((128, "shorter side < 128"), (224, "128-223"), (320, "224-319"), (512, "320-511"), (1 << 30, "512 and more"))
-ASPECTS = (
-    (0.5, "width/height < 1:2"),
-    (0.8, "1:2 to 4:5"),
-    (1.25, "4:5 to 5:4"),
-    (2.0, "5:4 to 2:1"),
-    (1e9, "2:1 and more"),
-)
+from sppnet.data.sizes import ASPECTS, SIDES, group_of
+from sppnet.errors import ImageError
+from sppnet.inference.results import Failure
 
 
 @dataclass(frozen=True)
@@ -94,7 +86,7 @@ def evaluate_classifier(
         model: its `config.classes` are what the labels index.
         samples: files and labels.
         resize: None for the model's own size policy.
-        views: see :func:`sppnet.views.view_probabilities`.
+        views: see :func:`sppnet.classify.views.view_probabilities`.
     """
     policy = size_policy(model, resize)
     paths = [sample.path for sample in samples]
@@ -121,11 +113,6 @@ def evaluate_classifier(
         tuple(failures),
         count_outside(model.config, (answer for answer, _ in answers), views),
     )
-
-
-def group_of(value: float, bounds: Sequence[tuple[float, str]]) -> str:
-    """The name of the group that a value is in, by `SIDES` or `ASPECTS`."""
-    return next(name for bound, name in bounds if value < bound)
 
 
 def _by_group(

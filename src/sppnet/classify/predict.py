@@ -11,11 +11,12 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from sppnet.bins import choose
-from sppnet.classify import Classifier, Prediction
-from sppnet.data.images import ImageError, ImageSource, load_image, to_tensor
+from sppnet.classify.network import ClassifierNetwork
+from sppnet.classify.views import Views, view_probabilities
+from sppnet.data.images import ImageSource, load_image, to_tensor
 from sppnet.data.resize import Resize
-from sppnet.views import Views, view_probabilities
+from sppnet.errors import ImageError, choose
+from sppnet.inference.results import Failure
 
 T = TypeVar("T")
 
@@ -27,15 +28,28 @@ _MAX_VIEWS_ASPECT = 10
 
 
 @dataclass(frozen=True)
-class Failure:
-    """An image that could not be read, and why."""
+class Prediction:
+    """The answer for one image.
+
+    Attributes:
+        source: the path, or a name for an image that has none.
+        label: the likeliest class.
+        score: its probability.
+        top: up to five classes with their probabilities, likeliest first.
+        size: (height, width) of the image, EXIF orientation applied.
+        network_size: (height, width) at which the network saw it.
+    """
 
     source: str
-    error: ImageError
+    label: str
+    score: float
+    top: tuple[tuple[str, float], ...]
+    size: tuple[int, int]
+    network_size: tuple[int, int]
 
 
 def predict_images(
-    model: Classifier,
+    model: ClassifierNetwork,
     images: Iterable[ImageSource],
     *,
     resize: Resize | str | None = None,
@@ -52,7 +66,7 @@ def predict_images(
         model: in evaluation mode while this runs.
         images: paths, bytes, Pillow images or arrays.
         resize: None for the model's own policy; views other than ``full`` have sizes of their own.
-        views: ``full`` or several, see :func:`sppnet.views.view_probabilities`.
+        views: ``full`` or several, see :func:`sppnet.classify.views.view_probabilities`.
         batch: images read at a time, >= 1.
     """
     choose("views", views, get_args(Views))
@@ -84,7 +98,7 @@ class Loaded:
     size: tuple[int, int]
 
 
-def read_image(model: Classifier, source: ImageSource, policy: Resize, views: str = "full") -> Loaded:
+def read_image(model: ClassifierNetwork, source: ImageSource, policy: Resize, views: str = "full") -> Loaded:
     """Load an image and bring it to the size that the policy gives it; views have their own sizes.
 
     Raises:
@@ -109,14 +123,14 @@ def read_image(model: Classifier, source: ImageSource, policy: Resize, views: st
     return Loaded(policy(image, model.backbone.interpolation) if views == "full" else image, size)
 
 
-def _load(model: Classifier, source: ImageSource, name: str, policy: Resize, views: str) -> Loaded | Failure:
+def _load(model: ClassifierNetwork, source: ImageSource, name: str, policy: Resize, views: str) -> Loaded | Failure:
     try:
         return read_image(model, source, policy, views)
     except ImageError as error:
         return Failure(name, ImageError(name, error.reason))
 
 
-def image_vectors(model: Classifier, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
+def image_vectors(model: ClassifierNetwork, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
     """Pyramid vectors of RGB images as they are, in order; images of equal size share passes."""
     backbone = model.backbone
     groups: dict[tuple[int, int], list[int]] = {}
@@ -135,7 +149,7 @@ def image_vectors(model: Classifier, images: Sequence[Image.Image]) -> Float[Ten
 
 
 def probabilities(
-    model: Classifier, images: Sequence[Image.Image], views: str = "full"
+    model: ClassifierNetwork, images: Sequence[Image.Image], views: str = "full"
 ) -> list[Float[Tensor, " classes"]]:
     """Probabilities of the classes for RGB images as they are, in order, on the CPU; images of equal size share passes.
 
@@ -150,7 +164,9 @@ def probabilities(
     return [model.head(vector[None]).softmax(1)[0].cpu() for vector in image_vectors(model, images)]
 
 
-def answer_of(model: Classifier, name: str, loaded: Loaded, probabilities: Float[Tensor, " classes"]) -> Prediction:
+def answer_of(
+    model: ClassifierNetwork, name: str, loaded: Loaded, probabilities: Float[Tensor, " classes"]
+) -> Prediction:
     """The answer for an image, by the probabilities of its classes."""
     scores, order = probabilities.topk(min(5, len(probabilities)))
     top = tuple((model.config.classes[i], s) for i, s in zip(order.tolist(), scores.tolist(), strict=True))
@@ -158,7 +174,7 @@ def answer_of(model: Classifier, name: str, loaded: Loaded, probabilities: Float
     return Prediction(name, top[0][0], top[0][1], top, loaded.size, seen)
 
 
-def size_policy(model: Classifier, resize: Resize | str | None) -> Resize:
+def size_policy(model: ClassifierNetwork, resize: Resize | str | None) -> Resize:
     """The policy asked for: None for the model's own, text as :meth:`sppnet.Resize.parse` reads it."""
     if isinstance(resize, Resize):
         return resize

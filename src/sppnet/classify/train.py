@@ -8,24 +8,27 @@ from typing import Any
 
 import torch
 
-from sppnet.backbones import create_backbone
-from sppnet.bins import bin_edges, parse_levels
-from sppnet.checkpoint import open_training
-from sppnet.classify import Classifier, ClassifierConfig
+from sppnet.backbones.backbone import create_backbone
+from sppnet.backbones.padded.ledger import PaddingError
+from sppnet.classify.batches import ImageBatches, VectorBatches
+from sppnet.classify.evaluate import Scores, evaluate_classifier, rank, scores_of
+from sppnet.classify.model import Classifier
+from sppnet.classify.network import ClassifierConfig
+from sppnet.classify.trained_sides import trained_sides
+from sppnet.classify.vectors import Vectors, compute_vectors
 from sppnet.console import console
 from sppnet.data.batching import Schedule
-from sppnet.data.datasets import Sample, find_split, read_classification
-from sppnet.data.images import ImageError
-from sppnet.data.training import ImageBatches, VectorBatches
-from sppnet.evaluate import Scores, evaluate_classifier, rank, scores_of
-from sppnet.features import Vectors, compute_vectors
-from sppnet.loop import fit
-from sppnet.options import TrainOptions
-from sppnet.padded.ledger import PaddingError
-from sppnet.processes import launch
-from sppnet.runs import pick_device, save_run
-from sppnet.svm import fit_linear_svm, linear_svc
-from sppnet.trained_sides import trained_sides
+from sppnet.data.formats.class_folders import Sample, read_classification
+from sppnet.data.splits import find_split
+from sppnet.devices import pick_device
+from sppnet.errors import ImageError
+from sppnet.ops.bins import bin_edges, parse_levels
+from sppnet.training.checkpoint import open_training
+from sppnet.training.loop import fit
+from sppnet.training.options import TrainOptions
+from sppnet.training.processes import launch
+from sppnet.training.run import save_run
+from sppnet.training.svm import fit_linear_svm, linear_svc
 
 SIZES = "sizes.json"
 
@@ -66,7 +69,7 @@ def train_classifier(
     undisturbed.
 
     Args:
-        data: see :func:`sppnet.data.datasets.read_classification`; of a folder of splits, ``train`` is used.
+        data: see :func:`sppnet.data.formats.class_folders.read_classification`; of a folder of splits, ``train`` is used.
         out: the run folder; made if need be.
         options: how to train; None for the defaults.
         val: images for validation after each epoch; None for the split ``val`` where `data` has one.

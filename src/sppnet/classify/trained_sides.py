@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sppnet.classify import ClassifierConfig, Prediction
+from sppnet.classify.network import ClassifierConfig
+from sppnet.classify.predict import Prediction
 from sppnet.data.batching import Schedule
-from sppnet.data.datasets import Sample
-from sppnet.data.image_sizes import read_sizes
+from sppnet.data.formats.class_folders import Sample
 from sppnet.data.resize import Resize
-from sppnet.options import TrainOptions
+from sppnet.data.sizes import read_sizes
+from sppnet.training.options import TrainOptions
 
 
 def trained_sides(
@@ -23,7 +24,7 @@ def trained_sides(
         samples: the training images; where their own sizes matter their headers are read.
         options: of the training.
         policy: the size policy of a frozen backbone's features.
-        cache: file that keeps the images' sizes, see :func:`sppnet.data.image_sizes.read_sizes`.
+        cache: file that keeps the images' sizes, see :func:`sppnet.data.sizes.read_sizes`.
 
     Returns:
         None where no image can be read.

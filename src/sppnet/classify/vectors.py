@@ -11,14 +11,14 @@ import torch
 from jaxtyping import Float16, Int
 from torch import Tensor
 
-from sppnet.classify import Classifier
+from sppnet.backbones.weights import weights_digest
+from sppnet.classify.model import Classifier
+from sppnet.classify.predict import image_vectors, read_image
 from sppnet.console import track
-from sppnet.data.datasets import Sample
-from sppnet.data.images import ImageError
+from sppnet.data.formats.class_folders import Sample
 from sppnet.data.resize import Resize
-from sppnet.predict import image_vectors, read_image
-from sppnet.runs import read_tensors, save_tensors
-from sppnet.weights import weights_digest
+from sppnet.errors import ImageError
+from sppnet.io.files import read_tensors, save_tensors
 
 _SHARD = 64
 

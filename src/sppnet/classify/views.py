@@ -7,11 +7,11 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from sppnet.backbones import FeatureMap
-from sppnet.bins import window_cells
-from sppnet.classify import Classifier
+from sppnet.backbones.backbone import FeatureMap
+from sppnet.classify.network import ClassifierNetwork
 from sppnet.data.images import to_tensor
 from sppnet.data.resize import Resize
+from sppnet.ops.bins import window_cells
 
 Views = Literal["full", "10", "18", "96", "96+2"]
 
@@ -40,7 +40,7 @@ def view_windows(height: int, width: int, side: int, places: int) -> Float[Tenso
     return torch.tensor([(left, top, left + side, top + side) for top, left in sorted(chosen)]).float()
 
 
-def pool_windows(model: Classifier, features: FeatureMap, windows: Float[Tensor, "k 4"]) -> Float[Tensor, "k d"]:
+def pool_windows(model: ClassifierNetwork, features: FeatureMap, windows: Float[Tensor, "k 4"]) -> Float[Tensor, "k d"]:
     """Pyramid vectors of windows of one image, taken from its map (SPP-net, section 3.1.3 and Appendix A)."""
     rows, columns = features.data.shape[2:]
     # Half a pixel wider, so that a centre on a window's first or last pixel counts: without it the whole image, as a
@@ -51,7 +51,7 @@ def pool_windows(model: Classifier, features: FeatureMap, windows: Float[Tensor,
     return torch.cat([model.pool(crop) for crop in crops])
 
 
-def view_probabilities(model: Classifier, image: Image.Image, views: Views) -> Float[Tensor, " classes"]:
+def view_probabilities(model: ClassifierNetwork, image: Image.Image, views: Views) -> Float[Tensor, " classes"]:
     """Mean of the softmax over the views of one image (SPP-net, sections 3.1.3 and 3.1.4).
 
     ``10``: centre and corners and their mirror images, shorter side 256 for views of 224. ``18``: the middles

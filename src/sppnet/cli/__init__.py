@@ -1,1 +1,1 @@
-"""Commands of their own, each with its parser; `cli.py` hooks them in."""
+"""The command line."""

@@ -9,13 +9,13 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
 
-from sppnet.bench import FASTER, Comparison, compare, environment, legend
-from sppnet.bins import parse_levels
-from sppnet.commands.common import parse_level_text
+from sppnet.cli.common import parse_level_text
 from sppnet.console import results
-from sppnet.ops.plain import Reduce
-from sppnet.peers import Case, Dtype, Layout
-from sppnet.runs import pick_device
+from sppnet.devices import pick_device
+from sppnet.ops.bins import parse_levels
+from sppnet.ops.reference import Reduce
+from sppnet.tools.bench import FASTER, Comparison, compare, environment, legend
+from sppnet.tools.peers import Case, Dtype, Layout
 
 
 def bench_parser() -> ArgumentParser:

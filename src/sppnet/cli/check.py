@@ -8,10 +8,10 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
 
-from sppnet.check import Check, check_data
-from sppnet.check_items import KINDS
-from sppnet.check_report import BATCH, histograms, ranges, suggest_training
 from sppnet.console import results
+from sppnet.data.check.items import KINDS
+from sppnet.data.check.report import BATCH, histograms, ranges, suggest_training
+from sppnet.data.check.run import Check, check_data
 
 
 def check_parser() -> ArgumentParser:

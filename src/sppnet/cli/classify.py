@@ -10,17 +10,25 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.markup import escape
 from rich.table import Table
 
-from sppnet.bins import Rule
-from sppnet.classify import Classifier
-from sppnet.commands.common import complain, find_images, list_failures, numbers, parse_level_text
+from sppnet.classify.evaluate import Evaluation, Scores, evaluate_classifier
+from sppnet.classify.model import Classifier
+from sppnet.classify.predict import predict_images, size_policy
+from sppnet.classify.trained_sides import count_outside, outside_text
+from sppnet.cli.common import (
+    complain,
+    find_images,
+    list_failures,
+    numbers,
+    parse_level_text,
+)
 from sppnet.console import results, track
-from sppnet.data.datasets import find_split, read_classification
+from sppnet.data.formats.class_folders import read_classification
 from sppnet.data.resize import POLICIES, Resize
-from sppnet.evaluate import Evaluation, Scores, evaluate_classifier
-from sppnet.ops.plain import Reduce
-from sppnet.options import TrainOptions
-from sppnet.predict import Failure, predict_images, size_policy
-from sppnet.trained_sides import count_outside, outside_text
+from sppnet.data.splits import find_split
+from sppnet.inference.results import Failure
+from sppnet.ops.bins import Rule
+from sppnet.ops.reference import Reduce
+from sppnet.training.options import TrainOptions
 
 RESIZE = f"size policy: {', '.join(POLICIES)}; a side follows a colon, as in shorter-side:256"
 
@@ -73,7 +81,7 @@ def train_parser() -> ArgumentParser:
 
 def train(arguments: Namespace) -> int:
     """Train; 1 if it was interrupted."""
-    from sppnet.train import train_classifier
+    from sppnet.classify.train import train_classifier
 
     names = {field.name for field in dataclasses.fields(TrainOptions)}
     values = {name: value for name, value in vars(arguments).items() if name in names}

@@ -9,9 +9,11 @@ from typing import Any, TypeVar
 
 from rich.table import Table
 
-from sppnet.bins import Level
 from sppnet.console import console, results
-from sppnet.data.images import ImageError, image_extensions, list_images, walk_files
+from sppnet.data.images import image_extensions
+from sppnet.data.listing import list_images, walk_files
+from sppnet.errors import ImageError
+from sppnet.ops.bins import Level
 
 T = TypeVar("T")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
 
-from sppnet.commands.common import list_problems, tell_comparison
-from sppnet.commands.detect import PROPOSALS, options_of
-from sppnet.detect_options import DetectOptions
-from sppnet.runs import write_json
+from sppnet.cli.common import list_problems, tell_comparison
+from sppnet.cli.detect import PROPOSALS, options_of
+from sppnet.detect.options import DetectOptions
+from sppnet.io.files import write_json
 
 
 def compare_parser() -> ArgumentParser:
@@ -49,8 +49,8 @@ def compare_parser() -> ArgumentParser:
 
 def compare(arguments: Namespace) -> int:
     """Compare, print, and write the figures; 1 if an image could not be read."""
-    from sppnet.compare import compare_detectors, comparison_content
-    from sppnet.data.detection import read_detection
+    from sppnet.data.formats.detection import read_detection
+    from sppnet.studies.detectors import compare_detectors, comparison_content
 
     options = options_of(arguments)
     if len(options.hidden) != 2:

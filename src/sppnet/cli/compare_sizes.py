@@ -10,9 +10,13 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from sppnet.bins import Rule
-from sppnet.commands.common import list_failures, parse_level_text, tell_comparison
-from sppnet.compare_sizes import (
+from sppnet.cli.common import list_failures, parse_level_text, tell_comparison
+from sppnet.data.formats.class_folders import ClassificationData, read_classification
+from sppnet.data.splits import find_split
+from sppnet.io.files import write_json
+from sppnet.ops.bins import Rule
+from sppnet.ops.reference import Reduce
+from sppnet.studies.sizes import (
     CROP,
     FULL,
     OWN,
@@ -24,10 +28,7 @@ from sppnet.compare_sizes import (
     gain,
     spread,
 )
-from sppnet.data.datasets import ClassificationData, find_split, read_classification
-from sppnet.ops.plain import Reduce
-from sppnet.options import TrainOptions
-from sppnet.runs import write_json
+from sppnet.training.options import TrainOptions
 
 
 def sizes_parser() -> ArgumentParser:

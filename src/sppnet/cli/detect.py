@@ -3,24 +3,22 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from jsonargparse import ArgumentParser, Namespace
-from PIL import Image
 from rich.markup import escape
 from rich.table import Table
 
-from sppnet.bins import CellRule
-from sppnet.boxes import Detections, above
-from sppnet.commands.common import find_images, list_problems, numbers, parse_level_text
+from sppnet.cli.common import find_images, list_problems, numbers, parse_level_text
 from sppnet.console import console, results, track
 from sppnet.data.images import load_image
-from sppnet.detect import Detector, Method, Scorer, list_objects
-from sppnet.detect_options import DetectOptions
-from sppnet.encoder import ScaleRule
-from sppnet.ops.plain import Reduce
+from sppnet.detect.model import Detector, Method, Scorer, content_of
+from sppnet.detect.options import DetectOptions
+from sppnet.features.encoder import ScaleRule
+from sppnet.inference.results import above
+from sppnet.ops.bins import CellRule
+from sppnet.ops.reference import Reduce
 
 PROPOSALS = "selective-search, -fast, -quality, grid, several of them by commas, or a file of boxes"
 # What is drawn and listed unless something else is asked for: the authors' demonstration shows margins from -0.5 on.
@@ -82,7 +80,7 @@ def train_parser() -> ArgumentParser:
 
 def train(arguments: Namespace) -> int:
     """Train; 1 if it was interrupted."""
-    from sppnet.train_detect import train_detector
+    from sppnet.detect.train import train_detector
 
     training = train_detector(
         arguments.data, arguments.out, options_of(arguments), split=arguments.split, resume=arguments.resume
@@ -113,10 +111,11 @@ def options_of(arguments: Namespace) -> DetectOptions:
 
 def evaluate(model: Detector, arguments: Namespace) -> int:
     """Score a detector; 1 if an image could not be read."""
-    from sppnet.average_precision import json_content
-    from sppnet.data.detection import choose_split, read_detection
-    from sppnet.detection_pictures import write_curves, write_mosaic
-    from sppnet.evaluate_detect import evaluate_detector
+    from sppnet.data.formats.detection import choose_split, read_detection
+    from sppnet.detect.evaluate import evaluate_detector
+    from sppnet.detect.pictures import write_mosaic
+    from sppnet.evaluation.average_precision import json_content
+    from sppnet.evaluation.curves import write_curves
 
     split = choose_split(arguments.data, arguments.split, "test", "val", "valid", "validation")
     data = read_detection(arguments.data, split, model.config.classes, more_classes=True)
@@ -167,9 +166,9 @@ def evaluate(model: Detector, arguments: Namespace) -> int:
 
 def predict(model: Detector, arguments: Namespace) -> int:
     """Detect in images; a picture and a line for each; 1 if one could not be read."""
-    from sppnet.detection_pictures import draw_detections
-    from sppnet.predict import Failure
-    from sppnet.proposals import iter_proposals
+    from sppnet.detect.pictures import draw_detections
+    from sppnet.detect.proposals import iter_proposals
+    from sppnet.inference.results import Failure
 
     paths, failures = find_images(arguments.images)
     model = cheaper(model, arguments)
@@ -209,11 +208,6 @@ def predict(model: Detector, arguments: Namespace) -> int:
     return 1 if failures else 0
 
 
-def content_of(source: str, image: Image.Image, found: Detections, classes: Sequence[str]) -> dict[str, Any]:
-    """What --json tells of an image."""
-    return {"source": source, "size": [image.height, image.width], "objects": list_objects(found, classes)}
-
-
 def least_shown(model: Detector, arguments: Namespace) -> float:
     """The least score that is told."""
     return SHOWN[model.config.scorer] if arguments.min_score is None else float(arguments.min_score)
@@ -227,7 +221,7 @@ def override_proposals(model: Detector, arguments: Namespace) -> None:
 
 def cheaper(model: Detector, arguments: Namespace) -> Detector:
     """The model with the layers after the pyramid that --svd and --head ask for."""
-    from sppnet.compress import compress
+    from sppnet.detect.classic.compress import compress
 
     return compress(model, numbers("svd", arguments.svd) if arguments.svd else (), arguments.head)
 

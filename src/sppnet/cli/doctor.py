@@ -11,10 +11,11 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.markup import escape
 from rich.table import Table
 
-from sppnet import __version__, environment, selftest
+from sppnet import __version__
 from sppnet.console import console, results, track
-from sppnet.doctor import BOUND, DOUBLE_BOUND, PaddingReport, check_padding
-from sppnet.runs import pick_device
+from sppnet.devices import pick_device
+from sppnet.tools import environment, selftest
+from sppnet.tools.doctor import BOUND, DOUBLE_BOUND, PaddingReport, check_padding
 
 _PADDING_OPTIONS = {"stage": None, "weights": "none", "images": 32}
 

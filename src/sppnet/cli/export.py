@@ -10,10 +10,10 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.markup import escape
 from rich.table import Table
 
-from sppnet.commands.common import parse_level_text
+from sppnet.cli.common import parse_level_text
 from sppnet.console import results
-from sppnet.runs import load_classifier
-from sppnet.verify import Verification, verify
+from sppnet.export.verify import Verification, verify
+from sppnet.registry import load_classifier
 
 
 def export_parser() -> ArgumentParser:
@@ -49,7 +49,7 @@ def verify_parser() -> ArgumentParser:
 
 def export(arguments: Namespace) -> int:
     """Write the file, checked."""
-    from sppnet.export import export_classifier, export_regions
+    from sppnet.export.models import export_classifier, export_regions
 
     if arguments.levels and not arguments.regions:
         raise ValueError("levels: a classifier has those that it was trained with; --levels is for --regions")

@@ -6,20 +6,20 @@ from pathlib import Path
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from sppnet import remote
-from sppnet.backbones import Backbone, create_backbone
-from sppnet.bins import CellRule
-from sppnet.commands import at_scale
-from sppnet.commands.common import complain, list_failures, parse_level_text
+from sppnet.backbones.backbone import Backbone, create_backbone
+from sppnet.backbones.weights import EMBEDDED_BACKBONE
+from sppnet.cli import engine
+from sppnet.cli.common import complain, list_failures, parse_level_text
 from sppnet.console import console, results
-from sppnet.data.boxfile import BoxFormat, OnBad, read_boxes
-from sppnet.encoder import RegionEncoder
-from sppnet.ops.plain import Reduce
-from sppnet.region_features import compute_features
-from sppnet.region_files import Dtype
-from sppnet.region_shards import Storage
-from sppnet.runs import pick_device
-from sppnet.weights import EMBEDDED_BACKBONE
+from sppnet.data.formats.boxes import BoxFormat, OnBad, read_boxes
+from sppnet.devices import pick_device
+from sppnet.features.encoder import RegionEncoder
+from sppnet.features.files import Dtype
+from sppnet.features.shards import Storage
+from sppnet.features.vectors import compute_features
+from sppnet.io import remote
+from sppnet.ops.bins import CellRule
+from sppnet.ops.reference import Reduce
 
 _PROBLEMS = "problems.txt"
 
@@ -29,7 +29,7 @@ def features_parser() -> ArgumentParser:
     parser = ArgumentParser(
         description="Write one vector a box: the network runs once an image, and a pyramid is pooled over the cells of"
         " each box. DIR gets files of at most 250 MB and index.json; a run that was stopped or killed goes on with the"
-        " same command. sppnet.region_features.read_features(DIR) reads them back, image by image."
+        " same command. sppnet.features.vectors.read_features(DIR) reads them back, image by image."
     )
     add = parser.add_argument
     add("images", help="folder of images, or one image; a path, or a URL such as s3://bucket/photos")
@@ -52,7 +52,7 @@ def features_parser() -> ArgumentParser:
     add("--format", type=Storage, default="safetensors", help="of the files")
     add("--dtype", type=Dtype, default="float16", help="of the vectors")
     add("--draw", type=int, default=0, metavar="N", help="draw boxes and cells of the first N images first")
-    at_scale.add_engine_options(parser)
+    engine.add_engine_options(parser)
     add("--device", default="auto", help="auto, cpu, cuda or mps")
     return parser
 
@@ -61,15 +61,15 @@ def features(arguments: Namespace) -> int:
     """Write the vectors; 1 if images could not be used."""
     levels, scales = parse_level_text(arguments.levels), _parse_scales(arguments.scales)
     images, out = remote.place(arguments.images, Path()), remote.place(arguments.out, Path())
-    engine = at_scale.features_engine(arguments)
-    device = pick_device("cpu" if engine else arguments.device)
+    compute = engine.features_engine(arguments)
+    device = pick_device("cpu" if compute else arguments.device)
     encoder = RegionEncoder(
         _backbone(arguments), levels, scales, arguments.max_side, arguments.rule, arguments.reduce
     ).to(device)
     with console.status("reading boxes"), remote.local_copy(remote.place(arguments.boxes, Path())) as boxes:
         data = read_boxes(boxes, images, arguments.box_format, arguments.on_bad)
     report = compute_features(
-        encoder, data.images, images, out, arguments.format, arguments.dtype, arguments.draw, engine
+        encoder, data.images, images, out, arguments.format, arguments.dtype, arguments.draw, compute
     )
     if data.problems:
         problems = remote.join(out, _PROBLEMS)

@@ -5,15 +5,16 @@ from typing import Any, get_args
 
 from jsonargparse import ArgumentParser, Namespace
 
-from sppnet.classify import Classifier
-from sppnet.commands import at_scale, classify, detect, segment
+from sppnet.classify.model import Classifier
+from sppnet.classify.views import Views
+from sppnet.cli import classify, detect, engine, segment
 from sppnet.data.images import MAX_PIXELS
 from sppnet.data.resize import POLICIES
-from sppnet.detect import Detector
-from sppnet.runs import load, pick_device
-from sppnet.segment import Segmenter
-from sppnet.tiles import OVERLAP
-from sppnet.views import Views
+from sppnet.detect.model import Detector
+from sppnet.devices import pick_device
+from sppnet.inference.tiles import OVERLAP
+from sppnet.registry import load
+from sppnet.segment.model import Segmenter
 
 _RESIZE = f"classifiers: size policy: {', '.join(POLICIES)}; a side follows a colon, as in shorter-side:256"
 _VIEWS = f"classifiers: views of an image: {', '.join(get_args(Views))}"
@@ -83,8 +84,8 @@ def predict_parser() -> ArgumentParser:
     add("--min-score", type=float | None, help=_LEAST)
     add("--output", default=segment.OUTPUT, help="segmenters: what is written: palette, overlay, probabilities")
     add("--max-pixels", type=int, default=MAX_PIXELS, help="segmenters: larger images are refused")
-    at_scale.add_engine_options(parser)
-    add("--shard", type=int, default=at_scale.SHARD, help="ray: images of a file; a process that dies loses one file")
+    engine.add_engine_options(parser)
+    add("--shard", type=int, default=engine.SHARD, help="ray: images of a file; a process that dies loses one file")
     _add_detector_options(parser)
     _add_segmenter_options(parser)
     return parser
@@ -119,8 +120,8 @@ def evaluate(arguments: Namespace) -> int:
 def predict(arguments: Namespace) -> int:
     """Answer for images."""
     if arguments.engine == "ray":
-        return at_scale.predict(arguments, _refuse)
-    at_scale.refuse_engine_options(arguments)
+        return engine.predict(arguments, _refuse)
+    engine.refuse_engine_options(arguments)
     return _ask(arguments, {Classifier: classify.predict, Detector: detect.predict, Segmenter: segment.predict})
 
 

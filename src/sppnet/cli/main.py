@@ -13,18 +13,18 @@ from rich.table import Table
 from safetensors import SafetensorError
 
 from sppnet import __version__
-from sppnet.commands import answer, classify, detect, segment
-from sppnet.commands.bench import bench, bench_parser
-from sppnet.commands.check import check_dataset, check_parser
-from sppnet.commands.common import complain, parse_level_text
-from sppnet.commands.compare import compare, compare_parser
-from sppnet.commands.compare_sizes import sizes, sizes_parser
-from sppnet.commands.deploy import check, export, export_parser, verify_parser
-from sppnet.commands.doctor import doctor, doctor_parser
-from sppnet.commands.features import features, features_parser
-from sppnet.commands.serve import serve, serve_parser
+from sppnet.cli import classify, detect, inference, segment
+from sppnet.cli.bench import bench, bench_parser
+from sppnet.cli.check import check_dataset, check_parser
+from sppnet.cli.common import complain, parse_level_text
+from sppnet.cli.compare_detectors import compare, compare_parser
+from sppnet.cli.compare_sizes import sizes, sizes_parser
+from sppnet.cli.doctor import doctor, doctor_parser
+from sppnet.cli.export import check, export, export_parser, verify_parser
+from sppnet.cli.features import features, features_parser
+from sppnet.cli.serve import serve, serve_parser
 from sppnet.console import results
-from sppnet.data.images import ImageError
+from sppnet.errors import ImageError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -74,8 +74,8 @@ def _parsers() -> tuple[ArgumentParser, dict[str, Callable[[Namespace], int]]]:
     tasks.add_subcommand("detect", detect.train_parser(), help="a detector, from images with boxes")
     tasks.add_subcommand("segment", segment.train_parser(), help="classes of pixels, from images with masks")
     commands.add_subcommand("check", check_parser(), help="name what is wrong in a data set, file by file")
-    commands.add_subcommand("evaluate", answer.evaluate_parser(), help="measure a model on data with known answers")
-    commands.add_subcommand("predict", answer.predict_parser(), help="classify images, find objects or label pixels")
+    commands.add_subcommand("evaluate", inference.evaluate_parser(), help="measure a model on data with known answers")
+    commands.add_subcommand("predict", inference.predict_parser(), help="classify images, find objects or label pixels")
     commands.add_subcommand("compare-detectors", compare_parser(), help="SPP-net beside R-CNN on your own data")
     commands.add_subcommand("compare-sizes", sizes_parser(), help="training sizes beside each other on your images")
     commands.add_subcommand("export", export_parser(), help="write an ONNX file that takes every image size")
@@ -92,8 +92,8 @@ def _parsers() -> tuple[ArgumentParser, dict[str, Callable[[Namespace], int]]]:
         "train detect": detect.train,
         "train segment": segment.train,
         "check": check_dataset,
-        "evaluate": answer.evaluate,
-        "predict": answer.predict,
+        "evaluate": inference.evaluate,
+        "predict": inference.predict,
         "compare-detectors": compare,
         "compare-sizes": sizes,
         "export": export,
@@ -118,7 +118,7 @@ def _demo_parser() -> ArgumentParser:
 
 
 def _demo(arguments: Namespace) -> int:
-    from sppnet.demo import run_demo
+    from sppnet.demo.run import run_demo
 
     levels = parse_level_text(arguments.levels)
     square = [level for level in levels if isinstance(level, int)]

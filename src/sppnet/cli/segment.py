@@ -13,18 +13,18 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from sppnet.blocks import Norm
-from sppnet.commands.common import find_images, list_problems, numbers
+from sppnet.cli.common import find_images, list_problems, numbers
 from sppnet.console import console, results
-from sppnet.data.images import ImageError
-from sppnet.evaluate_segment import SegmentationScores, evaluate_segmenter, json_content
-from sppnet.predict_segment import answer_stems, segment_file
-from sppnet.segment import Segmenter
-from sppnet.segment_heads import Context, HeadName
-from sppnet.segment_options import ClassWeights, SegmentOptions
-from sppnet.segment_pictures import write_mosaic
-from sppnet.segment_views import View, label_image
-from sppnet.tile_memory import parse_memory
+from sppnet.errors import ImageError
+from sppnet.inference.memory import parse_memory
+from sppnet.layers.norms import Norm
+from sppnet.segment.evaluate import SegmentationScores, evaluate_segmenter, json_content
+from sppnet.segment.heads import Context, HeadName
+from sppnet.segment.model import Segmenter
+from sppnet.segment.options import ClassWeights, SegmentOptions
+from sppnet.segment.pictures import write_mosaic
+from sppnet.segment.predict import answer_stems, segment_file
+from sppnet.segment.views import View, label_image
 
 OUTPUT = "palette,overlay"
 CLASSES = "file with a class name a line, or CSV with name and id or r,g,b; left out: the data set's own"
@@ -82,7 +82,7 @@ def train_parser() -> ArgumentParser:
 
 def train(arguments: Namespace) -> int:
     """Train; 1 if it was interrupted."""
-    from sppnet.train_segment import train_segmenter
+    from sppnet.segment.train import train_segmenter
 
     training = train_segmenter(
         arguments.data,
@@ -105,8 +105,11 @@ def train(arguments: Namespace) -> int:
 
 def evaluate(model: Segmenter, arguments: Namespace) -> int:
     """Score a segmenter; 1 if an image or a mask could not be used."""
-    from sppnet.data.class_tables import ClassRow
-    from sppnet.data.segmentation import choose_segmentation_split, read_segmentation
+    from sppnet.data.formats.class_tables import ClassRow
+    from sppnet.data.formats.segmentation import (
+        choose_segmentation_split,
+        read_segmentation,
+    )
 
     split = choose_segmentation_split(arguments.data, arguments.split, "test", "val", "valid", "validation")
     ignore = numbers("ignore", arguments.ignore, int, 0) if arguments.ignore else model.config.ignore or None

@@ -10,20 +10,34 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from sppnet.backbones import Backbone, create_backbone
-from sppnet.classify import Classifier
-from sppnet.commands.common import parse_level_text
-from sppnet.commands.detect import PROPOSALS, SHOWN, override_proposals
+from sppnet.backbones.backbone import Backbone, create_backbone
+from sppnet.classify.model import Classifier
+from sppnet.cli.common import parse_level_text
+from sppnet.cli.detect import PROPOSALS, SHOWN, override_proposals
 from sppnet.console import console, results
-from sppnet.detect import Detector
-from sppnet.encoder import RegionEncoder
-from sppnet.proposals import is_box_file
-from sppnet.runs import IMAGENET, Model, load, pick_device
-from sppnet.segment import Segmenter
-from sppnet.serving.engines import Engine, onnx_probabilities, takes_padding, torch_probabilities
+from sppnet.detect.model import Detector
+from sppnet.detect.proposals import is_box_file
+from sppnet.devices import pick_device
+from sppnet.features.encoder import RegionEncoder
+from sppnet.inference.memory import parse_memory
+from sppnet.registry import IMAGENET, Model, load
+from sppnet.segment.model import Segmenter
+from sppnet.serving.engines import (
+    Engine,
+    onnx_probabilities,
+    takes_padding,
+    torch_probabilities,
+)
 from sppnet.serving.limits import Limits
-from sppnet.serving.tasks import ClassifyTask, DetectTask, Kind, RegionTask, SegmentTask, Task, warm_up
-from sppnet.tile_memory import parse_memory
+from sppnet.serving.tasks import (
+    ClassifyTask,
+    DetectTask,
+    Kind,
+    RegionTask,
+    SegmentTask,
+    Task,
+    warm_up,
+)
 
 _MODULES = ("fastapi", "python_multipart", "prometheus_client", "uvicorn")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")

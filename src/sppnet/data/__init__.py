@@ -1,1 +1,1 @@
-"""Images, their sizes, and the data sets they come in."""
+"""Reading images and data sets."""

@@ -17,6 +17,7 @@ from PIL import ExifTags, Image, ImageFile
 from torch import Tensor
 
 from sppnet.data.headers import describe_bomb, describe_pieces, find_late_exif
+from sppnet.errors import ImageError
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 
@@ -57,18 +58,6 @@ _ORIENTATIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = tuple(_ORIENTATIONS[number] for number in (5, 6, 7, 8))
-
-
-class ImageError(ValueError):
-    """An image that cannot be used: ``path`` says which one and ``reason`` why, in plain words."""
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)  # both in args, so that the error survives a worker process
-        self.path = path
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
 
 
 def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE) -> Image.Image:
@@ -164,55 +153,11 @@ def to_tensor(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -
     return (pixels.float() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
 
-def list_images(path: str | os.PathLike[str]) -> list[Path]:
-    """Lists the image files of a folder and of the folders in it, in sorted order.
-
-    A file counts as an image by its extension, in either case; hidden files and folders are left out. A path
-    to a file is listed whatever its extension, for it was named on purpose.
-
-    Raises:
-        ImageError: if the path does not exist or the folder holds no image.
-    """
-    path = Path(path)
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise ImageError(str(path), "no such file or folder")
-    extensions = image_extensions()
-    images = [file for file in walk_files(path) if file.suffix.lower() in extensions]
-    if not images:
-        raise ImageError(str(path), "the folder holds no image (no file ends in .jpg, .png or the like)")
-    return images
-
-
 def image_extensions() -> frozenset[str]:
     """Returns the file extensions that `load_image` can read, in lower case and with their dot."""
     known = Image.registered_extensions()
     formats = {*_formats(), "MPO"}  # MPO is read by the JPEG reader
     return frozenset(extension for extension, name in known.items() if name in formats)
-
-
-def walk_files(folder: Path) -> Iterator[Path]:
-    """Yields the files of a folder, then those of the folders in it, each in sorted order.
-
-    Hidden files and folders are left out. Links are followed, and every folder is entered once.
-
-    Raises:
-        OSError: if a folder cannot be read.
-    """
-
-    def stop(error: OSError) -> None:
-        raise error
-
-    seen = set()
-    for current, folders, files in os.walk(folder, onerror=stop, followlinks=True):
-        real = os.path.realpath(current)
-        if real in seen:  # a link back up would go round for ever
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(current, name) for name in sorted(files) if not name.startswith("."))
 
 
 def _formats() -> list[str]:

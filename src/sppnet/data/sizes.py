@@ -8,8 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from sppnet.console import console, track
-from sppnet.data.images import ImageError, image_size
-from sppnet.runs import write_text
+from sppnet.data.images import image_size
+from sppnet.errors import ImageError
+from sppnet.io.files import write_text
+
+# Shorter side in pixels and width over height: the first bound that a value stays below names its group.
+SIDES = ((128, "shorter side < 128"), (224, "128-223"), (320, "224-319"), (512, "320-511"), (1 << 30, "512 and more"))
+ASPECTS = (
+    (0.5, "width/height < 1:2"),
+    (0.8, "1:2 to 4:5"),
+    (1.25, "4:5 to 5:4"),
+    (2.0, "5:4 to 2:1"),
+    (1e9, "2:1 and more"),
+)
 
 _FORMAT = 1
 _MANY = 5000  # files; of more a bar is shown
@@ -110,3 +121,8 @@ def _write_cache(cache: Path, entries: dict[str, _Entry]) -> None:
 
 def _say(text: str) -> None:
     console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def group_of(value: float, bounds: Sequence[tuple[float, str]]) -> str:
+    """The name of the group that a value is in, by `SIDES` or `ASPECTS`."""
+    return next(name for bound, name in bounds if value < bound)

@@ -11,12 +11,13 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from sppnet.boxes import Detections, areas, suppress
-from sppnet.classify import Classifier
-from sppnet.demo_page import REGIONS
-from sppnet.encoder import RegionEncoder
-from sppnet.proposals import propose
-from sppnet.rcnn import CropEncoder
+from sppnet.classify.model import Classifier
+from sppnet.demo.page import REGIONS
+from sppnet.detect.classic.rcnn import CropEncoder
+from sppnet.detect.proposals import propose
+from sppnet.features.encoder import RegionEncoder
+from sppnet.inference.results import Detections
+from sppnet.ops.boxes import areas, suppress
 
 # The network learnt from 224 pixels: on maps of the paper's size it takes parts of an object for anything, and at 224
 # a window of some size is half of the map.

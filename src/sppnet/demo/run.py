@@ -16,17 +16,18 @@ import torch
 from PIL import Image
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from sppnet.backbones import FeatureMap
-from sppnet.bins import count_bins
-from sppnet.boxes import Detections
-from sppnet.classify import Classifier, Prediction, imagenet_classifier
+from sppnet.backbones.backbone import FeatureMap
+from sppnet.classify.model import Classifier, imagenet_classifier
+from sppnet.classify.predict import Prediction
 from sppnet.console import console
 from sppnet.data.images import load_image, to_tensor
 from sppnet.data.resize import Resize
-from sppnet.demo_page import PAGE, SECTION, STYLE
-from sppnet.demo_regions import Regions, find_regions, regions_section
-from sppnet.detection_pictures import draw_detections
-from sppnet.draw import bin_boxes, draw_bins
+from sppnet.demo.page import PAGE, SECTION, STYLE
+from sppnet.demo.regions import Regions, find_regions, regions_section
+from sppnet.detect.pictures import draw_detections
+from sppnet.inference.drawing import bin_boxes, draw_bins
+from sppnet.inference.results import Detections
+from sppnet.ops.bins import count_bins
 from sppnet.ops.pyramid import pyramid_pool
 
 _SIDE = 800  # longest side of the pictures in the report, pixels

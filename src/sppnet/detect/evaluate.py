@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sppnet.average_precision import DetectionScores, score_detections
-from sppnet.boxes import Detections
 from sppnet.console import track
-from sppnet.data.detection import DetectionSample
-from sppnet.data.images import ImageError, load_image
-from sppnet.detect import Detector
-from sppnet.predict import Failure
-from sppnet.proposals import Recall, proposals_of, recall
+from sppnet.data.formats.detection import DetectionSample
+from sppnet.data.images import load_image
+from sppnet.detect.model import Detector
+from sppnet.detect.proposals import proposals_of
+from sppnet.errors import ImageError
+from sppnet.evaluation.average_precision import DetectionScores, score_detections
+from sppnet.evaluation.recall import Recall, recall
+from sppnet.inference.results import Detections, Failure
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -12,14 +12,17 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from sppnet.backbones import Backbone
-from sppnet.bins import CellRule, Level, choose
-from sppnet.boxes import Detections, areas, clip, decode, suppress
+from sppnet.backbones.backbone import Backbone
+from sppnet.backbones.weights import EMBEDDED_BACKBONE
 from sppnet.data.images import ImageSource, load_image
-from sppnet.encoder import DistinctVectors, RegionEncoder, ScaleRule
-from sppnet.ops.plain import Reduce
-from sppnet.rcnn import CropEncoder
-from sppnet.weights import EMBEDDED_BACKBONE
+from sppnet.detect.classic.rcnn import CropEncoder
+from sppnet.detect.proposals import propose
+from sppnet.errors import choose
+from sppnet.features.encoder import DistinctVectors, RegionEncoder, ScaleRule
+from sppnet.inference.results import Detections
+from sppnet.ops.bins import CellRule, Level
+from sppnet.ops.boxes import areas, clip, decode, suppress
+from sppnet.ops.reference import Reduce
 
 Method = Literal["spp", "rcnn", "fast"]
 Scorer = Literal["svm", "softmax"]
@@ -37,17 +40,19 @@ class DetectorConfig:
     Attributes:
         classes: names, in the order of the labels.
         method: ``spp``, ``rcnn`` or ``fast``.
-        backbone, stage: see :func:`sppnet.backbones.create_backbone`.
+        backbone, stage: see :func:`sppnet.backbones.backbone.create_backbone`.
         levels, scales, max_side, rule, reduce, scale_rule: see :class:`sppnet.RegionEncoder`; R-CNN has levels and
             reduce only.
         hidden: outputs of fc6 and fc7; empty where scores come from the pooled vectors.
         scorer: ``svm``: a margin a class; ``softmax``: probabilities, with one more class for the background.
         regression: ``none``, ``pool`` from the pooled vectors, or ``fc`` from what the scores come from.
-        proposals: where windows come from, see :func:`sppnet.proposals.propose`.
+        proposals: where windows come from, see :func:`sppnet.detect.proposals.propose`.
         windows: most windows of an image.
         proposal_seconds: an image's search for windows begins nothing new after so many; None for no limit.
         overlap: a detection goes where it overlaps a better one by more.
     """
+
+    task: ClassVar[str] = "detect"
 
     classes: tuple[str, ...]
     method: Method = "spp"
@@ -105,7 +110,7 @@ class Detector(nn.Module):
 
         Returns:
             (K, classes) margins, or (K, classes + 1) logits with the background last; and (K, classes, 4) offsets for
-            :func:`sppnet.boxes.decode`, None without box regression.
+            :func:`sppnet.ops.boxes.decode`, None without box regression.
         """
         pooled = (vectors * self.norm).to(self.score.weight.dtype)
         features = self.fc(pooled)
@@ -146,8 +151,6 @@ class Detector(nn.Module):
             sppnet.ImageError: the first image that cannot be read.
             ValueError: the detector's proposals come from a file; give them to :meth:`detect`.
         """
-        from sppnet.proposals import propose
-
         single = isinstance(images, str | bytes | os.PathLike | Image.Image | np.ndarray)
         loaded = (load_image(source) for source in ([images] if single else images))  # type: ignore[union-attr,arg-type]
         config = self.config
@@ -212,3 +215,8 @@ def create_fc(in_features: int, hidden: Sequence[int]) -> nn.Sequential:
         layers |= {f"fc{number}": linear, f"relu{number}": nn.ReLU(), f"drop{number}": nn.Dropout(0.5)}
         in_features = width
     return nn.Sequential(layers)
+
+
+def content_of(source: str, image: Image.Image, found: Detections, classes: Sequence[str]) -> dict[str, Any]:
+    """What --json tells of an image."""
+    return {"source": source, "size": [image.height, image.width], "objects": list_objects(found, classes)}

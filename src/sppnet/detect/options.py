@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from sppnet.backbones import Backbone, create_backbone, stage_of_stride
-from sppnet.bins import CellRule, Level, choose, parse_levels
-from sppnet.detect import DetectorConfig, Method, Regression, Scorer
-from sppnet.encoder import ScaleRule
-from sppnet.ops.plain import Reduce
-from sppnet.options import LoopOptions, require_positive
-from sppnet.proposals import is_box_file
-from sppnet.weights import EMBEDDED_BACKBONE
+from sppnet.backbones.backbone import Backbone, create_backbone, stage_of_stride
+from sppnet.backbones.weights import EMBEDDED_BACKBONE
+from sppnet.detect.model import DetectorConfig, Method, Regression, Scorer
+from sppnet.detect.proposals import is_box_file
+from sppnet.errors import choose, require_positive
+from sppnet.features.encoder import ScaleRule
+from sppnet.ops.bins import CellRule, Level, parse_levels
+from sppnet.ops.reference import Reduce
+from sppnet.training.options import LoopOptions
 
 # Options that a method does not use.
 _IDLE: dict[Method, tuple[str, ...]] = {
@@ -29,7 +30,7 @@ class DetectOptions(LoopOptions):
     Attributes:
         method: ``spp``: vectors from one pass an image, fc layers fine-tuned, SVMs, ridge regression of boxes;
             ``rcnn``: the same with one pass a window; ``fast``: Fast R-CNN, the convolutions trained too.
-        backbone, stage, weights: see :func:`sppnet.backbones.create_backbone`; a stage of None is the last one of
+        backbone, stage, weights: see :func:`sppnet.backbones.backbone.create_backbone`; a stage of None is the last one of
             stride 16.
         levels, scales, rule, reduce, scale_rule: see :class:`sppnet.RegionEncoder`.
         hidden: outputs of fc6 and fc7; none scores the pooled vectors.
@@ -38,7 +39,7 @@ class DetectOptions(LoopOptions):
         scorer: ``svm``, or ``softmax``: the fine-tuned layer itself.
         regression: of boxes, on or off.
         proposals, windows, proposal_seconds: where windows come from, how many an image has at most and how long they
-            are searched for, see :func:`sppnet.proposals.proposals_of`.
+            are searched for, see :func:`sppnet.detect.proposals.proposals_of`.
         steps: batches of an epoch of fine-tuning.
         workers: images that are searched for proposals at a time.
         cache: for proposals and features, None for the run folder; runs may share it.

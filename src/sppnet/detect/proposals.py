@@ -1,7 +1,6 @@
 """Windows that may hold objects: selective search, a sliding grid, or both, kept on disk by content."""
 
 import hashlib
-import math
 import os
 import re
 import time
@@ -15,14 +14,14 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from sppnet.bins import choose
-from sppnet.boxes import overlaps
 from sppnet.console import console, track
-from sppnet.data.boxfile import read_boxes
-from sppnet.data.images import ImageError, image_size, load_image
-from sppnet.predict import Failure
-from sppnet.runs import read_tensors, save_tensors
-from sppnet.selective_search import SEARCHES, load_cv2, selective_search
+from sppnet.data.formats.boxes import read_boxes
+from sppnet.data.images import image_size, load_image
+from sppnet.detect.classic.selective_search import SEARCHES, load_cv2, selective_search
+from sppnet.detect.window_grid import window_grid
+from sppnet.errors import ImageError, choose
+from sppnet.inference.results import Failure
+from sppnet.io.files import read_tensors, save_tensors
 
 GRID = "grid"
 SOURCES = (*SEARCHES, GRID)
@@ -30,10 +29,6 @@ MAX_WINDOWS = 2000
 
 _BOX_FILES = (".csv", ".jsonl", ".json")
 _FORMAT = 1  # to be raised when the same settings come to give other boxes
-# The grid's sides shrink by this factor from those of the image, and its windows are at most so much longer than wide.
-_RATIO, _ASPECT, _LEAST_SIDE = 1.6, 2.0, 16
-# Smaller windows are worth having as long as neighbours need not be further apart than this part of their side.
-_STRIDE, _LEAST_STRIDE = 0.45, 0.1
 
 
 @dataclass(frozen=True)
@@ -47,19 +42,6 @@ class Proposals:
 
     boxes: Float[Tensor, "k 4"]
     complete: bool
-
-
-@dataclass(frozen=True)
-class Recall:
-    """How well proposals cover true boxes.
-
-    Attributes:
-        fractions: of the true boxes that are covered, one for each threshold.
-        mean_best: mean over the true boxes of the best overlap that a proposal has with them.
-    """
-
-    fractions: tuple[float, ...]
-    mean_best: float
 
 
 def propose(
@@ -82,7 +64,7 @@ def propose(
         max_windows: most windows, >= 1; where selective search finds more, they are drawn at random, so that all
             sizes keep their parts. None keeps all, and is not for a grid.
         seconds: after so many, a selective search begins no further part (see
-            :func:`sppnet.selective_search.selective_search`) and the boxes depend on the machine's speed.
+            :func:`sppnet.detect.classic.selective_search.selective_search`) and the boxes depend on the machine's speed.
         seed: of the drawing.
 
     Returns:
@@ -130,7 +112,7 @@ def iter_proposals(
 
     Args:
         paths: image files.
-        source: as in :func:`propose`, or the path of a file of boxes (see :func:`sppnet.data.boxfile.read_boxes`) of
+        source: as in :func:`propose`, or the path of a file of boxes (see :func:`sppnet.data.formats.boxes.read_boxes`) of
             images in the folder that holds these; an image that the file does not name has the box of its whole alone.
         folder: is made if it is missing; sets of several sources and settings may share it. None keeps nothing.
         max_windows: as in :func:`propose`.
@@ -211,63 +193,6 @@ def _from_file(paths: Sequence[Path], file: Path, max_windows: int | None, seed:
         yield Proposals(boxes if max_windows is None else _draw(boxes, whole, max_windows, seed), complete=True)
 
 
-def window_grid(size: tuple[int, int], max_windows: int) -> Float[Tensor, "k 4"]:
-    """Windows of many sizes that slide over an image, edge to edge.
-
-    Their sides are those of the image divided by powers of 1.6, down to 16 pixels, and one is at most twice the other;
-    besides there is the whole image. As many sizes are taken as fit into the number of windows with neighbours at
-    most 0.45 of their side apart; what is left of the number then brings the neighbours closer.
-
-    Args:
-        size: of the image, (height, width).
-        max_windows: >= 1.
-
-    Returns:
-        xyxy edges in pixels of the image.
-    """
-    shapes: list[tuple[float, float]] = [size]
-    least = float(min(size))
-    while least >= min(_LEAST_SIDE, *size):
-        finer = _shapes(size, least)
-        if _count(size, finer, _STRIDE) > max_windows:
-            break
-        shapes, least = finer, least / _RATIO
-    low, high = _LEAST_STRIDE, _STRIDE
-    for _ in range(20):
-        stride = (low + high) / 2
-        low, high = (low, stride) if _count(size, shapes, stride) <= max_windows else (stride, high)
-    return torch.cat([_slide(size, shape, high) for shape in shapes])
-
-
-def recall(
-    proposals: Sequence[Float[Tensor, "_ 4"]],
-    truths: Sequence[Float[Tensor, "_ 4"]],
-    thresholds: Sequence[float] = (0.5, 0.7, 0.9),
-) -> Recall:
-    """The fraction of the true boxes that some proposal of their image overlaps enough.
-
-    Args:
-        proposals: of each image, xyxy edges.
-        truths: of each image, xyxy edges; an image may have none, but not all.
-        thresholds: least intersection over union; exactly as much counts.
-
-    Raises:
-        ValueError: another number of images, or no true box at all.
-    """
-    if len(proposals) != len(truths):
-        raise ValueError(f"truths: expected those of {len(proposals)} images, as proposals has; got {len(truths)}")
-    best = [
-        overlaps(boxes, found).max(1).values if len(found) else torch.zeros(len(boxes))
-        for found, boxes in zip(proposals, truths, strict=True)
-        if len(boxes)
-    ]
-    if not best:
-        raise ValueError("truths: expected at least one box in all images together; got none")
-    every = torch.cat(best)
-    fractions = tuple((every >= threshold).double().mean().item() for threshold in thresholds)
-    return Recall(fractions, every.double().mean().item())
-
-
 def _parse(source: str, max_windows: int | None, seconds: float | None) -> tuple[str, ...]:
     """The sources in the order of `SOURCES`, so that the order in which they are named makes no difference."""
     names = set(re.split(r"\s*[,+]\s*", source.strip()))
@@ -305,43 +230,6 @@ def _draw(boxes: Float[Tensor, "k 4"], whole: Float[Tensor, "1 4"], count: int, 
     order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
     drawn: Tensor = torch.cat((whole, others[order[: count - 1]])).unique(dim=0)
     return drawn
-
-
-def _shapes(size: tuple[int, int], least: float) -> list[tuple[float, float]]:
-    """The (height, width) of the grid's windows whose sides are at least so long, and that of the image."""
-    heights, widths = (_ladder(side, least) for side in size)
-    pairs = [
-        (height, width) for height in heights for width in widths if max(height, width) <= _ASPECT * min(height, width)
-    ]
-    return pairs if size in pairs else [size, *pairs]
-
-
-def _ladder(side: float, least: float) -> list[float]:
-    """The side and what is left of it when it shrinks step by step."""
-    sides = []
-    while side >= least * (1 - 1e-9):
-        sides.append(side)
-        side /= _RATIO
-    return sides
-
-
-def _places(side: int, window: float, stride: float) -> int:
-    """How many windows lie along a side, from edge to edge."""
-    return 1 + math.ceil((side - window) / (stride * window) - 1e-9)
-
-
-def _count(size: tuple[int, int], shapes: Sequence[tuple[float, float]], stride: float) -> int:
-    return sum(_places(size[0], height, stride) * _places(size[1], width, stride) for height, width in shapes)
-
-
-def _slide(size: tuple[int, int], shape: tuple[float, float], stride: float) -> Float[Tensor, "k 4"]:
-    """Windows of one shape at all their places."""
-    top, left = (
-        torch.linspace(0, side - window, _places(side, window, stride), dtype=torch.float64)
-        for side, window in zip(size, shape, strict=True)
-    )
-    y, x = torch.cartesian_prod(top, left).unbind(1)
-    return torch.stack((x, y, x + shape[1], y + shape[0]), dim=1).float()
 
 
 def _read(place: Path) -> Proposals:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from sppnet.bins import choose
+from sppnet.errors import choose
 
 DEVICES = ("auto", "cpu", "cuda")
 # A task that has ended so many processes would end the next one too.

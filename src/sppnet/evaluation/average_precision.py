@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sppnet.boxes import Detections, areas, overlaps
-from sppnet.data.detection import DetectionSample
+from sppnet.data.formats.detection import DetectionSample
+from sppnet.inference.results import Detections
+from sppnet.ops.boxes import areas, overlaps
 
 _OVERLAP = 0.5  # least overlap of a find, in VOC's rule
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sppnet.bins import Level, parse_levels
-from sppnet.classify import Classifier
-from sppnet.geometry import Axis
+from sppnet.backbones.geometry import Axis
+from sppnet.backbones.same_padding import integers_in_export
+from sppnet.classify.model import Classifier
+from sppnet.export.verify import FORMAT, Verification, require, verify
 from sppnet.ops import library
+from sppnet.ops.bins import Level, parse_levels
 from sppnet.ops.regions import box_windows
-from sppnet.same_padding import integers_in_export
-from sppnet.verify import FORMAT, Verification, require, verify
 
 _MOST_BYTES = 2**31 - 2**24  # what one file of protocol buffers holds, less room for the graph
 
@@ -45,7 +45,7 @@ def export_classifier(
         ExportError: torch cannot follow the network at every size, or the check failed.
     """
     require("onnx", "onnxscript", "onnxruntime")
-    from sppnet.onnx_ops import check_rule
+    from sppnet.ops.onnx import check_rule
 
     check_rule(model.config.rule)
     backbone = model.backbone
@@ -236,7 +236,7 @@ def _write(
     metadata: dict[str, Any],
     path: Path,
 ) -> None:
-    from sppnet.onnx_ops import translations
+    from sppnet.ops.onnx import translations
 
     training = module.training
     try:

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sppnet.classify import Classifier
+from sppnet.classify.model import Classifier
 from sppnet.console import track
 from sppnet.data.images import to_tensor
-from sppnet.ops import region_pyramid_pool
+from sppnet.ops.regions import region_pyramid_pool
 
 FORMAT = 1
 _LINE = 600
@@ -86,7 +86,7 @@ def verify(
     For a region encoder the maps are random, and so are 0 to 20 boxes, some of them outside the image.
 
     Args:
-        path: a file that :mod:`sppnet.export` wrote; its metadata say whether it is a classifier.
+        path: a file that :mod:`sppnet.export.models` wrote; its metadata say whether it is a classifier.
         model: the one that it was made from.
         sizes: how many, >= 1.
         seed: of sizes, images and boxes.
@@ -140,7 +140,7 @@ def open_session(path: Path, threads: int | None = None) -> tuple[Any, dict[str,
     """A session of onnxruntime on the CPU, for any sizes, and the metadata of the file.
 
     Args:
-        path: of a file that :mod:`sppnet.export` wrote.
+        path: of a file that :mod:`sppnet.export.models` wrote.
         threads: of one run; None for as many as torch has.
 
     Raises:

@@ -11,14 +11,15 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
-from sppnet.backbones import Backbone, FeatureMap, create_backbone
-from sppnet.bins import CellRule, Level, choose, count_bins, parse_levels
-from sppnet.boxes import areas
+from sppnet.backbones.backbone import Backbone, FeatureMap, create_backbone
+from sppnet.backbones.weights import EMBEDDED_BACKBONE
 from sppnet.data.images import ImageSource, load_image, to_tensor
+from sppnet.errors import choose
 from sppnet.ops import library
-from sppnet.ops.plain import Reduce
+from sppnet.ops.bins import CellRule, Level, count_bins, parse_levels
+from sppnet.ops.boxes import areas
+from sppnet.ops.reference import Reduce
 from sppnet.ops.regions import box_windows
-from sppnet.weights import EMBEDDED_BACKBONE
 
 ScaleRule = Literal["paper", "released"]
 
@@ -77,14 +78,14 @@ class RegionEncoder(nn.Module):
     """Boxes of images of any size in, one vector a box out; the network runs once an image and scale.
 
     Args:
-        backbone: a network, or its name for :func:`sppnet.backbones.create_backbone`.
+        backbone: a network, or its name for :func:`sppnet.backbones.backbone.create_backbone`.
         levels: of the pyramid.
         scales: shorter sides at which the network sees each image, pixels; of several, each box takes the one that
-            :func:`sppnet.encoder.choose_scales` gives it.
+            :func:`sppnet.features.encoder.choose_scales` gives it.
         max_side: bound of the longer side, pixels; a longer image is scaled down as a whole.
         rule: how boxes become cells, see :func:`sppnet.region_pyramid_pool`.
         reduce: ``max`` or ``avg``.
-        scale_rule: ``paper`` or ``released``, see :func:`sppnet.encoder.choose_scales`.
+        scale_rule: ``paper`` or ``released``, see :func:`sppnet.features.encoder.choose_scales`.
     """
 
     def __init__(

@@ -9,10 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sppnet import remote
-from sppnet.data.images import ImageError, load_image
-from sppnet.encoder import ImageMaps, RegionEncoder
-from sppnet.region_shards import Shard, save_shard
+from sppnet.data.images import load_image
+from sppnet.data.listing import image_source
+from sppnet.errors import ImageError
+from sppnet.features.encoder import ImageMaps, RegionEncoder
+from sppnet.features.shards import Shard, save_shard
+from sppnet.io import remote
 
 Dtype = Literal["float16", "float32"]
 
@@ -70,7 +72,7 @@ def compute_files(encoder: RegionEncoder, tasks: Iterable[FileTask], dtype: Dtyp
 
 def _prepare(encoder: RegionEncoder, path: Path | str, dtype: torch.dtype) -> ImageMaps | ImageError:
     try:
-        image = load_image(remote.image_source(path))
+        image = load_image(image_source(path))
     except ImageError as error:
         return error
     maps = encoder.prepare(image)

@@ -8,9 +8,9 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from sppnet.bins import bin_edges, parse_levels
-from sppnet.draw import cell_borders
-from sppnet.encoder import RegionEncoder
+from sppnet.features.encoder import RegionEncoder
+from sppnet.inference.drawing import cell_borders
+from sppnet.ops.bins import bin_edges, parse_levels
 
 _MOST = 8  # boxes of a picture
 _COLUMNS = 4

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sppnet import remote
-from sppnet.runs import read_tensors, save_tensors
+from sppnet.io import remote
+from sppnet.io.files import read_tensors, save_tensors
 
 Storage = Literal["safetensors", "parquet"]
 

@@ -12,16 +12,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sppnet import remote
-from sppnet.bins import choose
+from sppnet.backbones.weights import weights_digest
 from sppnet.console import track
-from sppnet.data.boxfile import ImageBoxes
-from sppnet.data.images import ImageError, load_image
-from sppnet.encoder import RegionEncoder
-from sppnet.region_files import Dtype, Engine, FileTask, PieceTask, compute_files
-from sppnet.region_pictures import draw_regions
-from sppnet.region_shards import Storage, import_pyarrow, read_metadata, read_shard
-from sppnet.weights import weights_digest
+from sppnet.data.formats.boxes import ImageBoxes
+from sppnet.data.images import load_image
+from sppnet.data.listing import image_source
+from sppnet.errors import ImageError, choose
+from sppnet.features.encoder import RegionEncoder
+from sppnet.features.files import Dtype, Engine, FileTask, PieceTask, compute_files
+from sppnet.features.pictures import draw_regions
+from sppnet.features.shards import Storage, import_pyarrow, read_metadata, read_shard
+from sppnet.io import remote
 
 INDEX = "index.json"
 _FORMAT = 1
@@ -87,14 +88,14 @@ def compute_features(
 
     Args:
         encoder: makes the vectors.
-        data: images and boxes, as :func:`sppnet.data.boxfile.read_boxes` gives them.
+        data: images and boxes, as :func:`sppnet.data.formats.boxes.read_boxes` gives them.
         images: the folder that names are relative to, or the single image; a path, or a URL such as s3://bucket/photos.
         out: the folder, made if need be; a path or a URL.
         storage: ``safetensors`` or ``parquet``.
         dtype: ``float16`` or ``float32``. An image whose map has larger numbers than this holds is a failure.
         draw: pictures of so many of the first images are written into ``pictures`` before anything else, see
-            :func:`sppnet.region_pictures.draw_regions`.
-        engine: writes the files; None for :func:`sppnet.region_files.compute_files`.
+            :func:`sppnet.features.pictures.draw_regions`.
+        engine: writes the files; None for :func:`sppnet.features.files.compute_files`.
 
     Raises:
         ValueError: the folder holds vectors of other boxes or other settings.
@@ -173,7 +174,7 @@ def _read_files(paths: Sequence[Path | str]) -> Iterator[RegionFeatures]:
 def _draw(encoder: RegionEncoder, data: Sequence[ImageBoxes], folder: Path) -> None:
     for number, each in enumerate(data):
         try:
-            image = load_image(remote.image_source(each.path))
+            image = load_image(image_source(each.path))
         except ImageError:  # named when its vectors are asked for
             continue
         folder.mkdir(parents=True, exist_ok=True)

@@ -9,8 +9,15 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from sppnet.backbones import FeatureMap
-from sppnet.bins import Level, bin_edges, parse_levels
+from sppnet.backbones.backbone import FeatureMap
+from sppnet.ops.bins import Level, bin_edges, parse_levels
+
+# The seven bright colours of Okabe and Ito, then each time the colour of some lightness and strength that is farthest
+# from all before it, in Lab, to the worst of normal sight, protanopia and deuteranopia.
+_COLOURS = (
+    *("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#4b00ff", "#00ff96", "#7869ff"),
+    *("#b4002d", "#4bffff", "#96a55a", "#a50069", "#1e4bb4", "#7896ff", "#96f0c3", "#87f069", "#3c693c", "#3cc3d2"),
+)
 
 _TINT = (255, 166, 0)
 _STRENGTH = 0.75
@@ -166,3 +173,8 @@ def _places(
             taken.append((x, y, x + width, y + height))
             places.append(((x - x1 + _GAP / 2, y - y1 + _GAP / 2), label))
     return places
+
+
+def class_colour(label: int) -> str:
+    """The colour of a class, #rrggbb; twenty differ, for colour-blind people too, and then they come again."""
+    return _COLOURS[label % len(_COLOURS)]

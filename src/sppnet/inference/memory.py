@@ -6,7 +6,6 @@ import os
 import re
 import sys
 import weakref
-from bisect import bisect_right
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sppnet.data.images import exif_turn, open_image
-from sppnet.segment import Segmenter
 
 Size = tuple[int, int]
 
-LEAST_TILE = 128  # pixels
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 # Measured on the CPU, as most of seven networks took at 256 to 2,048 pixels a side beyond the tensors that live.
 _HOLES = 1.15  # what the allocator and oneDNN hold for the same maps
@@ -28,7 +25,7 @@ _WEIGHT_COPIES = 3  # of the largest weight, in the orders of values that oneDNN
 _RESERVE = 150 * 10**6  # code and tables that the first pass brings in, small arrays
 
 
-_passes: weakref.WeakKeyDictionary[Segmenter, dict[tuple[int, int], int]] = weakref.WeakKeyDictionary()
+_passes: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, int], int]] = weakref.WeakKeyDictionary()
 
 
 class MemoryLimitError(ValueError):
@@ -81,7 +78,7 @@ def settled_bytes() -> int:
     return resident_bytes()
 
 
-def pass_bytes(model: Segmenter, height: int, width: int) -> int:
+def pass_bytes(model: nn.Module, height: int, width: int) -> int:
     """What one pass adds at most to what the process holds, from an image of this size to probabilities.
 
     The tensors that live at a time are counted on the meta device, which costs no arithmetic and no memory, but about
@@ -93,7 +90,7 @@ def pass_bytes(model: Segmenter, height: int, width: int) -> int:
     return known[height, width]
 
 
-def _count_pass(model: Segmenter, height: int, width: int) -> int:
+def _count_pass(model: nn.Module, height: int, width: int) -> int:
     # deepcopy takes what it finds in the memo for copied already, so that no weight is.
     tensors = [*model.parameters(), *model.buffers()]
     meta: list[Tensor] = [
@@ -111,56 +108,6 @@ def _count_pass(model: Segmenter, height: int, width: int) -> int:
     peak: int = max(live.peak, x.nbytes + 3 * logits.nbytes)
     largest = max(tensor.nbytes for tensor in tensors)
     return round(_HOLES * peak) + _WEIGHT_COPIES * largest + _RESERVE
-
-
-def whole_fits(model: Segmenter, height: int, width: int, memory: int) -> bool:
-    """Whether an image of this size, already decoded, can go through the network in one pass.
-
-    Args:
-        model: of which.
-        height: of the image in pixels.
-        width: of the image in pixels.
-        memory: bytes that the process may hold, with the interpreter, the image and all else that it holds now.
-    """
-    averages = 2 * 4 * len(model.config.classes) * height * width  # of several views
-    return settled_bytes() + pass_bytes(model, height, width) + averages <= memory
-
-
-def greatest_tile(
-    model: Segmenter, size: Size, memory: int, overlap: int, stride: int, context: Size | None = None
-) -> int:
-    """The greatest side of tiles, a multiple of the stride, with which an image stays within a limit.
-
-    Args:
-        model: that looks at the tiles.
-        size: (height, width) of the image in pixels; it is decoded already, and so part of what the process holds.
-        memory: bytes that the process may hold, with the interpreter, the image and all else that it holds now.
-        overlap: of tiles, in pixels.
-        stride: of tiles' starts, in pixels.
-        context: (height, width) of the reduced copy that is looked at before the tiles.
-
-    Raises:
-        MemoryLimitError: not even the smallest tiles stay within it; the message has what would.
-    """
-    held = settled_bytes()
-    before = pass_bytes(model, *context) if context else 0
-    least = -(-max(LEAST_TILE, 2 * (overlap + stride)) // stride) * stride
-    sides = range(least, max(least, *size) + stride, stride)
-
-    def needed(side: int) -> int:
-        tall, wide = min(side, size[0]), min(side, size[1])
-        strips = 4 * len(model.config.classes) * (overlap + stride) * (size[1] + tall)
-        labels = 10 * tall * wide  # as int64 and as they are written
-        return held + max(before, pass_bytes(model, tall, wide) + strips + labels)
-
-    count = bisect_right(sides, memory, key=needed)
-    if count == 0:
-        raise MemoryLimitError(
-            f"memory: {_text(memory)} are not enough for an image of {size[0]} x {size[1]} in tiles of {least} x"
-            f" {least}: {_text(held)} are held already, by the interpreter, the model and the image, and the tiles take"
-            f" {_text(needed(least) - held)}; expected at least {_text(needed(least))}"
-        )
-    return sides[count - 1]
 
 
 def check_decoding(path: Path, memory: int) -> None:
@@ -186,12 +133,12 @@ def check_decoding(path: Path, memory: int) -> None:
         needed = held + pixel * image.width * image.height
         if needed > memory:
             raise MemoryLimitError(
-                f"memory: {_text(memory)} are not enough to decode {path}, {image.height} x {image.width} pixels:"
-                f" {_text(held)} are held already, by the interpreter and the model; expected at least {_text(needed)}"
+                f"memory: {format_bytes(memory)} are not enough to decode {path}, {image.height} x {image.width} pixels:"
+                f" {format_bytes(held)} are held already, by the interpreter and the model; expected at least {format_bytes(needed)}"
             )
 
 
-def _text(size: int) -> str:
+def format_bytes(size: int) -> str:
     return f"{-(-size // 10**6)}MB"
 
 

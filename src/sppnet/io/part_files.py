@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sppnet import remote
+from sppnet.io import remote
 
 INDEX = "index.json"
 _FORMAT = 1

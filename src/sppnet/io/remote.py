@@ -1,6 +1,5 @@
 """Files on disks and in object stores: names with :// go through fsspec, all others are local paths."""
 
-import re
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -8,11 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sppnet.data.images import ImageError, image_extensions, image_size, list_images
-
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
-_WILD = "*?["
-_HEADER_BYTES = 1 << 16
+WILDCARDS = "*?["
 
 
 def is_url(name: str | Path) -> bool:
@@ -42,7 +38,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 
 @contextmanager
-def _told(url: str) -> Iterator[None]:
+def store_errors(url: str) -> Iterator[None]:
     """What goes wrong has the name of the place and is an OSError, as with files."""
     try:
         yield
@@ -95,7 +91,7 @@ def read_bytes(where: Path | str, end: int | None = None) -> bytes:
         with where.open("rb") as file:
             return file.read(end)
     files, path = filesystem(where)
-    with _told(where):
+    with store_errors(where):
         size = None if end is None else files.size(path)
         # Not every store cuts a range at the end of the file.
         content: bytes = (
@@ -109,7 +105,7 @@ def exists(where: Path | str) -> bool:
     if isinstance(where, Path):
         return where.exists()
     files, path = filesystem(where)
-    with _told(where):
+    with store_errors(where):
         found: bool = files.exists(path)
     return found
 
@@ -119,7 +115,7 @@ def list_names(folder: Path | str) -> set[str]:
     if isinstance(folder, Path):
         return {file.name for file in folder.iterdir()} if folder.is_dir() else set()
     files, path = filesystem(folder)
-    with _told(folder):
+    with store_errors(folder):
         files.invalidate_cache(path)
         return {PurePosixPath(name).name for name in files.find(path, maxdepth=1)}
 
@@ -130,7 +126,7 @@ def remove(where: Path | str) -> None:
         where.unlink(missing_ok=True)
         return
     files, path = filesystem(where)
-    with _told(where):
+    with store_errors(where):
         files.rm_file(path)
 
 
@@ -141,7 +137,7 @@ def make_folder(folder: Path | str) -> None:
         return
     files, path = filesystem(folder)
     if not _stores_objects(folder):
-        with _told(folder):
+        with store_errors(folder):
             files.makedirs(path, exist_ok=True)
 
 
@@ -170,7 +166,7 @@ def whole_file(where: Path | str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / PurePosixPath(path).name
         yield file
-        with _told(where):
+        with store_errors(where):
             if _stores_objects(where):
                 files.put_file(str(file), path)
             else:
@@ -195,76 +191,9 @@ def local_copy(where: Path | str) -> Iterator[Path]:
     files, path = filesystem(where)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / PurePosixPath(path).name
-        with _told(where):
+        with store_errors(where):
             files.get_file(path, str(file))
         yield file
-
-
-def image_names(name: str) -> list[str]:
-    """The image files of a folder or a pattern, as :func:`sppnet.data.images.list_images` lists those of a folder.
-
-    Args:
-        name: path or URL of a file or a folder, or such a pattern as ``s3://bucket/photos/**/*.jpg``.
-
-    Raises:
-        ImageError: there is no such file or folder, or it holds no image.
-        OSError: it cannot be read.
-    """
-    wild = any(character in name for character in _WILD)
-    if not is_url(name) and (Path(name).exists() or not wild):
-        return [str(path) for path in list_images(name)]
-    files, path = filesystem(name)
-    try:
-        with _told(name):
-            if files.isfile(path):
-                return [name]
-            found = files.glob(path) if wild else files.find(path)
-    except FileNotFoundError:
-        found = []
-    # Of a pattern, all before the first wild character was named on purpose, hidden folders included.
-    root = re.split(f"[{re.escape(_WILD)}]", path)[0].rpartition("/")[0] if wild else path
-    if not found:
-        raise ImageError(name, "no file fits the pattern" if wild else "no such file or folder")
-    extensions = image_extensions()
-    kept = []
-    for file in found:
-        parts = PurePosixPath(file[len(root) :].lstrip("/")).parts
-        if PurePosixPath(file).suffix.lower() in extensions and not any(part.startswith(".") for part in parts):
-            kept.append((_walk_order(parts), file))
-    if not kept:
-        raise ImageError(name, "the folder holds no image (no file ends in .jpg, .png or the like)")
-    return [files.unstrip_protocol(file) if is_url(name) else file for _, file in sorted(kept)]
-
-
-def image_source(where: Path | str) -> Path | bytes:
-    """What :func:`sppnet.data.images.load_image` takes for this image.
-
-    Raises:
-        ImageError: there is no such file, or it may not be read.
-        OSError: the store does not answer. That says nothing about the image.
-    """
-    return where if isinstance(where, Path) else _read_image(where)
-
-
-def header_size(where: Path | str) -> tuple[int, int]:
-    """As :func:`sppnet.data.images.image_size`; of an image in a store the first 64 KB are read, and all if need be.
-
-    Raises:
-        ImageError, OSError: as :func:`image_source`; or it is not an image.
-    """
-    if isinstance(where, Path):
-        return image_size(where)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "header"
-        try:
-            file.write_bytes(_read_image(where, _HEADER_BYTES))
-            return image_size(file)
-        except ImageError:
-            file.write_bytes(_read_image(where))
-        try:
-            return image_size(file)
-        except ImageError as error:
-            raise ImageError(where, error.reason) from error
 
 
 def state(where: Path | str) -> tuple[int, int | str]:
@@ -277,7 +206,7 @@ def state(where: Path | str) -> tuple[int, int | str]:
         return stat.st_size, stat.st_mtime_ns
     files, path = filesystem(where)
     try:
-        with _told(where):
+        with store_errors(where):
             info = files.info(path)
     except FileNotFoundError:
         return -1, -1
@@ -285,21 +214,5 @@ def state(where: Path | str) -> tuple[int, int | str]:
     return info["size"], next((str(mark) for mark in marks if mark), "")
 
 
-def _read_image(url: str, end: int | None = None) -> bytes:
-    try:
-        return read_bytes(url, end)
-    except FileNotFoundError as error:
-        raise ImageError(url, "no such file") from error
-    except IsADirectoryError as error:
-        raise ImageError(url, "a folder, not a file") from error
-    except PermissionError as error:
-        raise ImageError(url, f"cannot be read: {error.__cause__}") from error
-
-
 def _stores_objects(url: str) -> bool:
     return url.partition("://")[0] in _PACKAGES
-
-
-def _walk_order(parts: tuple[str, ...]) -> tuple[tuple[bool, str], ...]:
-    """The files of a folder before those of the folders in it."""
-    return tuple((number < len(parts) - 1, part) for number, part in enumerate(parts))

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sppnet.bins import choose
+from sppnet.errors import choose
 
 Norm = Literal["safe", "batch", "group"]
 

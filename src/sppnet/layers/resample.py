@@ -1,33 +1,49 @@
 """Values of a map at other places, by where its cells lie on the image."""
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sppnet.backbones import FeatureMap
+
+class Grid(NamedTuple):
+    """Where the cells of a map lie on an image; by default each cell is a pixel.
+
+    Attributes:
+        stride: (vertical, horizontal) pixels from one cell to the next.
+        offset: (vertical, horizontal) 0-based index of the pixel under the center of the first cell.
+    """
+
+    stride: tuple[int, int] = (1, 1)
+    offset: tuple[float, float] = (0.0, 0.0)
 
 
 def resample(
-    source: FeatureMap,
+    x: Float[Tensor, "n c _ _"],
+    source: Grid,
     size: tuple[int, int],
-    stride: tuple[int, int] = (1, 1),
-    offset: tuple[float, float] = (0.0, 0.0),
+    target: Grid = Grid(),  # noqa: B008
 ) -> Float[Tensor, "n c h w"]:
-    """Values of a map at the cells of another grid on the same image, bilinear between the map's centres.
+    """Interpolate a map bilinearly at the cells of another grid on the same image.
 
-    Beyond the first and the last centre the values of the border's cells hold. A value depends on the place of the
-    cells and not on where the image ends, so a tile and the whole image, whose cells are the same, give the same.
-    Resizing by the ratio of the sides, as is customary, shifts and stretches the map by parts of a cell.
+    Outside the first and last cell centers the border values are repeated. The result depends on where the cells lie
+    on the image, not on where the image ends, so a tile and the whole image give equal values at shared cells. Resizing
+    by the ratio of the side lengths, as is common, shifts and stretches the map by fractions of a cell.
 
     Args:
-        source: the map and its place on the image.
-        size: (rows, columns) of the grid.
-        stride: (vertical, horizontal) pixels from one of its cells to the next; 1 for the pixels themselves.
-        offset: (vertical, horizontal) 0-based index of the pixel under its first cell's centre.
+        x: the map (N, C, H, W).
+        source: the grid of `x`.
+        size: (height, width) of the result, in cells of `target`.
+        target: the grid of the result; the pixels of the image by default.
+
+    Returns:
+        A map (N, C, height, width).
     """
-    x = source.data
     rows, columns = (
-        _weights(x, axis, size[axis], (stride[axis], offset[axis]), (source.stride[axis], source.offset[axis]))
+        _weights(
+            x, axis, size[axis], (target.stride[axis], target.offset[axis]), (source.stride[axis], source.offset[axis])
+        )
         for axis in (0, 1)
     )
     # Products with two numbers a row that are not 0: their gradients are sums in a fixed order on every device, and on

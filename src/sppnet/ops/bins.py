@@ -1,31 +1,19 @@
 """Integer rules: where each bin of a level begins and ends, and which cells of a map a window covers."""
 
-import difflib
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sppnet.errors import choose
+
 Rule = Literal["adaptive", "sliding", "caffe"]
 CellRule = Literal["paper", "released", "roi_pool"]
 Level = int | tuple[int, int]
 Edges = tuple[tuple[int, int], ...]
-
-
-def choose(argument: str, value: str, choices: Iterable[str]) -> None:
-    """Refuse a value that is not among the choices.
-
-    Raises:
-        ValueError: naming the argument, the closest choice and all choices.
-    """
-    names = tuple(choices)
-    if value not in names:
-        close = difflib.get_close_matches(str(value), names, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"{argument}: expected one of {', '.join(names)}; got {value!r}{hint}")
 
 
 def parse_levels(levels: Sequence[Level]) -> tuple[tuple[int, int], ...]:

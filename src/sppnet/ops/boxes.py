@@ -4,35 +4,12 @@ Boxes are xyxy edges in pixels: a box of one pixel is (0, 0, 1, 1). What the VOC
 "+1" is the plain area of the edges.
 """
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 # exp of more than this many natural logarithms would be no box of an image that has one pixel a side.
 _MAX_LOG_SIDE = 11.0
-
-
-@dataclass(frozen=True)
-class Detections:
-    """What a detector found in one image, best score first.
-
-    Attributes:
-        boxes: xyxy edges in pixels of the image.
-        scores: the higher, the surer; comparable within a class.
-        labels: indices of classes.
-    """
-
-    boxes: Float[Tensor, "k 4"]
-    scores: Float[Tensor, " k"]
-    labels: Int[Tensor, " k"]
-
-
-def above(found: Detections, least: float) -> Detections:
-    """The detections with at least this score."""
-    good = found.scores >= least
-    return Detections(found.boxes[good], found.scores[good], found.labels[good])
 
 
 def areas(boxes: Float[Tensor, "*k 4"]) -> Float[Tensor, "*k"]:

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from sppnet.bins import Rule, count_bins
-from sppnet.ops import plain
-from sppnet.ops.plain import Grids, Reduce
+from sppnet.ops import reference
+from sppnet.ops.bins import Rule, count_bins
+from sppnet.ops.reference import Grids, Reduce
 
 _LIBRARY = torch.library.Library("sppnet", "DEF")
 _LIBRARY.define(
@@ -28,7 +28,7 @@ _LIBRARY.define(
 
 
 def pool(x: Tensor, windows: Tensor | None, grids: Grids, rule: Rule, reduce: Reduce) -> Tensor:
-    """Vectors (K, C * bins) of windows of maps; arguments as in :func:`sppnet.ops.plain.forward`, not checked.
+    """Vectors (K, C * bins) of windows of maps; arguments as in :func:`sppnet.ops.reference.forward`, not checked.
 
     Raises:
         NotImplementedError: a tangent is carried forward (torch.func.jvp); derivatives go backward only.
@@ -93,14 +93,14 @@ def _backward(
 def _kernels(x: Tensor) -> Any:
     """The module that serves such a tensor; its compiler is imported when the first one comes."""
     if x.device.type == "cpu":
-        from sppnet.ops import _cpu
+        from sppnet.ops.cpu import dispatch as cpu
 
-        return _cpu if _cpu.serves(x) else plain
+        return cpu if cpu.serves(x) else reference
     if x.device.type == "cuda":
-        from sppnet.ops import _gpu
+        from sppnet.ops.gpu import dispatch as gpu
 
-        return _gpu if _gpu.serves(x) else plain
-    return plain
+        return gpu if gpu.serves(x) else reference
+    return reference
 
 
 def _pairs(grids: list[int]) -> list[tuple[int, int]]:
@@ -143,7 +143,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     ctx.recompute = ctx.reduce == "max" and not save
     ctx.save_for_backward(x if ctx.recompute else cells, windows)
     ctx.shape = list(x.shape)
-    ctx.channels_last = plain.is_channels_last(x)
+    ctx.channels_last = reference.is_channels_last(x)
 
 
 def _derivative(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -166,7 +166,7 @@ def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None: 
 def _second_derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     cells, windows = ctx.saved_tensors
     if ctx.reduce == "max":
-        found = plain.take(grad, cells, windows, _pairs(ctx.grids))
+        found = reference.take(grad, cells, windows, _pairs(ctx.grids))
     else:
         found = torch.ops.sppnet.pool.default(grad, windows, ctx.grids, ctx.rule, "avg", False)[0]
     return found, None, None, None, None, None, None, None

@@ -181,7 +181,7 @@ def _nests(grid: tuple[int, int], finer: tuple[int, int]) -> bool:
 
 
 def _cut(begin: Any, end: Any, bins: int) -> tuple[Any, Any]:
-    """Begins and ends of the bins of a side, as in :func:`sppnet.bins.bin_edges`.
+    """Begins and ends of the bins of a side, as in :func:`sppnet.ops.bins.bin_edges`.
 
     ONNX cuts quotients off, which rounds down here: no window has a negative side.
     """

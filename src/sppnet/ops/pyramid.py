@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sppnet.bins import Level, Rule, choose, parse_levels
+from sppnet.errors import choose
 from sppnet.ops import library
-from sppnet.ops.plain import Reduce
+from sppnet.ops.bins import Level, Rule, parse_levels
+from sppnet.ops.reference import Reduce
 
 Sizes = Int[Tensor, "n 2"] | Sequence[tuple[int, int]]
 _REDUCES, _RULES = get_args(Reduce), get_args(Rule)
@@ -33,7 +34,7 @@ def pyramid_pool(
         x: feature maps, contiguous or channels_last, of any floating dtype; n may be 0, c, h and w may not.
         levels: n for n x n bins or (rows, columns), each >= 1, in any order.
         reduce: ``max`` (the paper's) or ``avg``, the mean over a bin's own cells.
-        rule: how a side is cut into bins, see :func:`sppnet.bins.bin_edges`.
+        rule: how a side is cut into bins, see :func:`sppnet.ops.bins.bin_edges`.
         sizes: valid (height, width) of each map, 1..h and 1..w: each image of a padded batch is pooled over its
             own top-left area, and what lies outside is never read.
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sppnet.bins import Rule, clipped_edges, count_bins
+from sppnet.ops.bins import Rule, clipped_edges, count_bins
 
 Reduce = Literal["max", "avg"]
 Grids = Sequence[tuple[int, int]]

@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sppnet.bins import CellRule, Level, choose, parse_levels, window_cells
+from sppnet.errors import choose
 from sppnet.ops import library
-from sppnet.ops.plain import Reduce
+from sppnet.ops.bins import CellRule, Level, parse_levels, window_cells
 from sppnet.ops.pyramid import Sizes, check_map, check_sizes
+from sppnet.ops.reference import Reduce
 
 Boxes = Sequence[Float[Tensor, "_ 4"]] | Float[Tensor, "_ 4"]
 OnBad = Literal["raise", "clip", "drop"]
@@ -54,7 +55,7 @@ def region_pyramid_pool(
         levels: n for n x n bins or (rows, columns), each >= 1, in any order.
         spatial_scale: cells per pixel, 1 / stride; one number, or (vertical, horizontal).
         rule: how a box becomes cells: ``paper``, ``released`` or ``roi_pool``, see
-            :func:`sppnet.bins.window_cells`.
+            :func:`sppnet.ops.bins.window_cells`.
         offset: the pixel under the first cell's centre, counted from 0; one number, or (vertical, horizontal).
             `FeatureMap.offset` has it. No part in ``roi_pool``.
         reduce: ``max`` (the paper's) or ``avg``, the mean over a bin's own cells.

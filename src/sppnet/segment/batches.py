@@ -11,11 +11,12 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sppnet.backbones import Backbone
+from sppnet.backbones.backbone import Backbone
 from sppnet.data.batching import Draw, epoch_batches
-from sppnet.data.images import ImageError, to_tensor
-from sppnet.data.masks import IGNORE, Mask, load_pair
-from sppnet.data.segmentation import SegmentationData
+from sppnet.data.formats.masks import IGNORE, Mask, load_pair
+from sppnet.data.formats.segmentation import SegmentationData
+from sppnet.data.images import to_tensor
+from sppnet.errors import ImageError
 
 MaskBatch = tuple[Float[Tensor, "n 3 h w"], Int[Tensor, "n h w"], list[ImageError]]
 

@@ -10,11 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from sppnet.console import track
-from sppnet.data.images import ImageError
-from sppnet.data.masks import IGNORE, SegmentationSample, load_pair
-from sppnet.data.segmentation import SegmentationData
-from sppnet.segment import Segmenter
-from sppnet.segment_views import pixel_probabilities
+from sppnet.data.formats.masks import IGNORE, SegmentationSample, load_pair
+from sppnet.data.formats.segmentation import SegmentationData
+from sppnet.errors import ImageError
+from sppnet.segment.model import Segmenter
+from sppnet.segment.views import pixel_probabilities
 
 # From an RGB image to the class of each pixel.
 Answer = Callable[[Image.Image], Int[Tensor, "h w"]]

@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sppnet.backbones import FeatureMap
-from sppnet.blocks import Norm, conv_block
-from sppnet.layers import ASPP, PyramidPoolingModule
-from sppnet.resample import resample
+from sppnet.backbones.backbone import FeatureMap
+from sppnet.layers.aspp import ASPP
+from sppnet.layers.norms import Norm, conv_block
+from sppnet.layers.ppm import PyramidPoolingModule
+from sppnet.layers.resample import Grid, resample
 
 HeadName = Literal["deeplabv2", "deeplabv3", "deeplabv3plus", "pspnet"]
 Context = Literal["aspp", "ppm", "none"]
@@ -24,7 +25,7 @@ class HeadStyle:
 
     Attributes:
         width: channels inside the head.
-        norm: see :func:`sppnet.blocks.create_norm`.
+        norm: see :func:`sppnet.layers.norms.create_norm`.
         separable: depthwise separable 3x3 convolutions.
         image_level: whether ASPP has its image-level branch.
         dropout: share of channels that training drops.
@@ -60,13 +61,13 @@ class SegmentationHead(nn.Module):
         Args:
             features: the backbone's map.
             finer: its finer map, for DeepLab v3+.
-            context: for ASPP's image-level branch, see :meth:`sppnet.layers.ASPP.forward`.
+            context: for ASPP's image-level branch, see :meth:`sppnet.layers.aspp.ASPP.forward`.
         """
         x = self.context(features.data) if context is None else self.context(features.data, context)
         out = replace(features, data=x)
         if self.fine is not None and finer is not None:
             size = (finer.data.shape[2], finer.data.shape[3])
-            spread = resample(out, size, finer.stride, finer.offset)
+            spread = resample(out.data, Grid(out.stride, out.offset), size, Grid(finer.stride, finer.offset))
             out = replace(finer, data=torch.cat([spread, self.fine(finer.data)], 1))
         return replace(out, data=self.classify(out.data))
 

@@ -1,7 +1,7 @@
 """Semantic segmentation: an image of any size in, logits for each of its pixels out."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -9,14 +9,15 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sppnet.atrous import auto_rates
-from sppnet.backbones import Backbone, FeatureMap, create_backbone
-from sppnet.bins import choose
-from sppnet.blocks import Norm
+from sppnet.backbones.backbone import Backbone, FeatureMap, create_backbone
+from sppnet.backbones.weights import EMBEDDED_BACKBONE
 from sppnet.data.images import to_tensor
-from sppnet.layers import ASPP
-from sppnet.resample import resample
-from sppnet.segment_heads import (
+from sppnet.errors import choose
+from sppnet.layers.aspp import ASPP
+from sppnet.layers.atrous import auto_rates
+from sppnet.layers.norms import Norm
+from sppnet.layers.resample import Grid, resample
+from sppnet.segment.heads import (
     Context,
     HeadName,
     HeadStyle,
@@ -26,7 +27,6 @@ from sppnet.segment_heads import (
     deeplabv3plus_head,
     pspnet_head,
 )
-from sppnet.weights import EMBEDDED_BACKBONE
 
 Upsample = Literal["aligned", "resize"]
 
@@ -37,13 +37,13 @@ class SegmenterConfig:
 
     Attributes:
         classes: names, in the order of the logits.
-        backbone: any convolutional network of timm, see :func:`sppnet.backbones.create_backbone`.
+        backbone: any convolutional network of timm, see :func:`sppnet.backbones.backbone.create_backbone`.
         head: ``deeplabv3plus``, ``deeplabv3``, ``deeplabv2`` or ``pspnet``.
         context: what ``deeplabv3plus`` sees the surroundings with: ``aspp``, ``ppm`` or ``none``.
         output_stride: image pixels from one cell of the backbone's map to the next: 8, 16 or 32.
         rates: of ASPP; empty for the papers' at this output stride.
         width: channels inside the head; not for ``deeplabv2``, which has none.
-        norm: see :func:`sppnet.blocks.create_norm`.
+        norm: see :func:`sppnet.layers.norms.create_norm`.
         separable: depthwise separable 3x3 convolutions in the head; None for those of ``deeplabv3plus`` alone, as the
             papers have them. Not for ``deeplabv2``.
         image_level: whether ASPP has its image-level branch.
@@ -55,6 +55,8 @@ class SegmenterConfig:
         table: name, raw value of masks and colour of each class, where the training was given a class file.
         colours: RGB of each class in pictures; empty for VOC's.
     """
+
+    task: ClassVar[str] = "segment"
 
     classes: tuple[str, ...]
     backbone: str = EMBEDDED_BACKBONE
@@ -112,7 +114,7 @@ class Segmenter(nn.Module):
         x = self._large_enough(x)
         logits = self.head(*self._maps(x), context)
         if self.config.upsample == "aligned":
-            return resample(logits, (height, width))
+            return resample(logits.data, Grid(logits.stride, logits.offset), (height, width))
         spread = F.interpolate(logits.data, size=x.shape[2:], mode="bilinear", align_corners=False)
         return spread[:, :, :height, :width]
 
@@ -170,7 +172,7 @@ def create_segmenter(config: SegmenterConfig, weights: str | None = "auto") -> S
 
     Args:
         config: what to build.
-        weights: of the backbone, see :func:`sppnet.backbones.create_backbone`.
+        weights: of the backbone, see :func:`sppnet.backbones.backbone.create_backbone`.
     """
     if config.output_stride not in (8, 16, 32):
         raise ValueError(f"output_stride: expected 8, 16 or 32; got {config.output_stride}")

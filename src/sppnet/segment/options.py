@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from sppnet.atrous import auto_rates
-from sppnet.bins import choose
-from sppnet.blocks import Norm
-from sppnet.options import LoopOptions, require_positive
-from sppnet.segment import SegmenterConfig
-from sppnet.segment_heads import Context, HeadName
-from sppnet.weights import EMBEDDED_BACKBONE
+from sppnet.backbones.weights import EMBEDDED_BACKBONE
+from sppnet.errors import choose, require_positive
+from sppnet.layers.atrous import auto_rates
+from sppnet.layers.norms import Norm
+from sppnet.segment.heads import Context, HeadName
+from sppnet.segment.model import SegmenterConfig
+from sppnet.training.options import LoopOptions
 
 ClassWeights = Literal["none", "root", "median"]
 
@@ -19,11 +19,11 @@ class SegmentOptions(LoopOptions):
     """Settings of a segmenter's training; the defaults suit street scenes of 480 x 360 on a CPU.
 
     Attributes:
-        backbone, weights: see :func:`sppnet.backbones.create_backbone`.
+        backbone, weights: see :func:`sppnet.backbones.backbone.create_backbone`.
         head, context, output_stride, width, norm, separable, image_level, dropout: see
-            :class:`sppnet.segment.SegmenterConfig`.
+            :class:`sppnet.segment.model.SegmenterConfig`.
         rates: of ASPP; empty for the papers', made smaller where the map of a crop would leave too little of them, see
-            :func:`sppnet.atrous.auto_rates`.
+            :func:`sppnet.layers.atrous.auto_rates`.
         crop: (height, width) in pixels of what a step sees of an image.
         scale: least and greatest factor by which images are resized before they are cropped.
         jitter: brightness, contrast and saturation change by at most this share.
@@ -97,7 +97,7 @@ class SegmentOptions(LoopOptions):
 
         Args:
             classes: their names.
-            ignore: see :class:`sppnet.segment.SegmenterConfig`, as for the others.
+            ignore: see :class:`sppnet.segment.model.SegmenterConfig`, as for the others.
             table: of classes.
             colours: of classes.
         """

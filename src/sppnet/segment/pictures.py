@@ -11,9 +11,9 @@ from jaxtyping import Float, Integer, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from sppnet.data.masks import IGNORE, load_pair
-from sppnet.data.segmentation import SegmentationData
-from sppnet.evaluate_segment import SegmentEvaluation
+from sppnet.data.formats.masks import IGNORE, load_pair
+from sppnet.data.formats.segmentation import SegmentationData
+from sppnet.segment.evaluate import SegmentEvaluation
 
 Labels = Integer[np.ndarray, "h w"]
 Colour = tuple[int, int, int]

@@ -10,13 +10,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sppnet.bins import choose
-from sppnet.data.images import MAX_PIXELS, ImageError, load_image
-from sppnet.segment import Segmenter
-from sppnet.segment_pictures import count_labels, write_labels, write_overlay, write_probabilities
-from sppnet.segment_views import View, pixel_probabilities
-from sppnet.tile_memory import check_decoding
-from sppnet.tiles import segment_to_file
+from sppnet.data.images import MAX_PIXELS, load_image
+from sppnet.errors import ImageError, choose
+from sppnet.inference.memory import check_decoding
+from sppnet.segment.model import Segmenter
+from sppnet.segment.pictures import (
+    count_labels,
+    write_labels,
+    write_overlay,
+    write_probabilities,
+)
+from sppnet.segment.tiles import segment_to_file
+from sppnet.segment.views import View, pixel_probabilities
 
 OUTPUTS = {"palette": ".png", "overlay": "_overlay.png", "probabilities": "_probabilities.npy"}
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from sppnet.backbones import create_backbone
-from sppnet.data.class_tables import VOC
-from sppnet.segment import Segmenter, SegmenterConfig
-from sppnet.weights import load_weights
+from sppnet.backbones.backbone import create_backbone
+from sppnet.backbones.weights import load_weights
+from sppnet.data.formats.class_tables import VOC
+from sppnet.segment.model import Segmenter, SegmenterConfig
 
 # torchvision's names of parts, and ours.
 _PARTS = {
@@ -28,7 +28,7 @@ def from_torchvision(state: Mapping[str, Tensor], classes: Sequence[str] | None 
 
     It gives the same logits, for it is built as torchvision builds it: output stride 8, rates 12, 24 and 36, a 3x3
     block before the classes, logits resized by the ratio of the sides. The auxiliary classifier is left out.
-    :func:`sppnet.runs.save_run` makes a run folder of it.
+    :func:`sppnet.training.run.save_run` makes a run folder of it.
 
     Args:
         state: the model's ``state_dict()``.

@@ -11,19 +11,30 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from sppnet.checkpoint import open_training
 from sppnet.console import console
-from sppnet.data.class_tables import CAMVID, CAMVID_COLOURS, read_class_file
-from sppnet.data.datasets import SPLITS
-from sppnet.data.images import ImageError
-from sppnet.data.mask_batches import MaskBatches
-from sppnet.data.masks import IGNORE, LabelMap, PixelCounts, SegmentationSample, count_pixels
-from sppnet.data.segmentation import SegmentationData, choose_segmentation_split, read_segmentation, segmentation_splits
-from sppnet.evaluate_segment import SegmentationScores, evaluate_segmenter
-from sppnet.loop import Objective, fit
-from sppnet.runs import save_run
-from sppnet.segment import create_segmenter
-from sppnet.segment_options import ClassWeights, SegmentOptions
+from sppnet.data.formats.class_tables import CAMVID, CAMVID_COLOURS, read_class_file
+from sppnet.data.formats.masks import (
+    IGNORE,
+    LabelMap,
+    PixelCounts,
+    SegmentationSample,
+    count_pixels,
+)
+from sppnet.data.formats.segmentation import (
+    SegmentationData,
+    choose_segmentation_split,
+    read_segmentation,
+    segmentation_splits,
+)
+from sppnet.data.splits import SPLITS
+from sppnet.errors import ImageError
+from sppnet.segment.batches import MaskBatches
+from sppnet.segment.evaluate import SegmentationScores, evaluate_segmenter
+from sppnet.segment.model import create_segmenter
+from sppnet.segment.options import ClassWeights, SegmentOptions
+from sppnet.training.checkpoint import open_training
+from sppnet.training.loop import Objective, fit
+from sppnet.training.run import save_run
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,7 @@ def train_segmenter(
     interrupted or killed training, resumed, gives the weights that it would have given undisturbed.
 
     Args:
-        data: see :func:`sppnet.data.segmentation.read_segmentation`.
+        data: see :func:`sppnet.data.formats.segmentation.read_segmentation`.
         out: the run folder; made if need be.
         options: how to train; None for the defaults.
         split: part of `data` to train on; None for ``train``, or all where there are no splits.

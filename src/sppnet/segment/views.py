@@ -9,9 +9,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from sppnet.segment import Segmenter
-from sppnet.tile_memory import whole_fits
-from sppnet.tiles import OVERLAP, segment_tiled
+from sppnet.inference.tiles import OVERLAP
+from sppnet.segment.memory import whole_fits
+from sppnet.segment.model import Segmenter
+from sppnet.segment.tiles import segment_tiled
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class View:
 def label_image(
     model: Segmenter, image: Image.Image, view: View, after_tile: Callable[[], None] = lambda: None
 ) -> Int[Tensor, "h w"]:
-    """The class of each pixel of an RGB image; `after_tile` may end it, as in :func:`sppnet.tiles.segment_tiled`."""
+    """The class of each pixel of an RGB image; `after_tile` may end it, as in :func:`sppnet.segment.tiles.segment_tiled`."""
     if not view.in_tiles(model, image):
         return pixel_probabilities(model, image, view.scales, view.flip).argmax(0)
     memory = view.memory if view.tile is None else None

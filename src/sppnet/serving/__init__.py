@@ -1,1 +1,1 @@
-"""The HTTP server of `sppnet serve`, and its page."""
+"""The HTTP server and its page."""

@@ -14,15 +14,14 @@ from fastapi.responses import FileResponse, Response
 from starlette.exceptions import HTTPException
 
 from sppnet import __version__
-from sppnet.data.images import ImageError
+from sppnet.errors import ImageError
 from sppnet.serving import schema
-from sppnet.serving.asked import Asked, Encoded, answer_asked
 from sppnet.serving.batcher import Batcher
 from sppnet.serving.forms import add_errors, close_forms, refuse_strangers
-from sppnet.serving.gate import Gate
 from sppnet.serving.limits import Limits, Refusal
 from sppnet.serving.memory import bound_memory
 from sppnet.serving.metrics import Metrics
+from sppnet.serving.middleware import Gate
 from sppnet.serving.tasks import (
     ClassifyTask,
     DetectTask,
@@ -31,6 +30,7 @@ from sppnet.serving.tasks import (
     SegmentTask,
     Task,
 )
+from sppnet.serving.uploads import Asked, Encoded, answer_asked
 
 _PAGE = Path(__file__).parent / "page"
 _TYPES = {

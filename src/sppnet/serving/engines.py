@@ -11,11 +11,11 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from sppnet.backbones import Backbone
-from sppnet.classify import Classifier
+from sppnet.backbones.backbone import Backbone
+from sppnet.backbones.padded.ledger import PaddingError
+from sppnet.classify.model import Classifier
+from sppnet.classify.predict import probabilities
 from sppnet.data.images import to_tensor
-from sppnet.padded.ledger import PaddingError
-from sppnet.predict import probabilities
 
 Engine = Literal["eager", "compiled", "onnx"]
 Probabilities = Callable[[Sequence[Image.Image]], list[Float[Tensor, " classes"]]]
@@ -30,7 +30,7 @@ def torch_probabilities(model: Classifier, padded: bool = False) -> Probabilitie
     Args:
         model: in evaluation mode, compiled or not.
         padded: take all images in one padded pass, equal to one by one but for rounding; else those of equal size
-            share passes, as in :func:`sppnet.predict.predict_images`.
+            share passes, as in :func:`sppnet.classify.predict.predict_images`.
     """
 
     @torch.inference_mode()
@@ -55,10 +55,10 @@ def onnx_probabilities(model: Classifier, threads: int) -> Probabilities:
 
     Raises:
         ModuleNotFoundError: the extra `export` is not installed.
-        sppnet.export.ExportError: the model cannot be written as ONNX.
+        sppnet.export.models.ExportError: the model cannot be written as ONNX.
     """
-    from sppnet.export import export_classifier
-    from sppnet.verify import open_session
+    from sppnet.export.models import export_classifier
+    from sppnet.export.verify import open_session
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"

@@ -10,16 +10,16 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from sppnet.atrous import live_taps
-from sppnet.bins import Level, Rule, clipped_edges, parse_levels
-from sppnet.classify import Classifier
+from sppnet.backbones.geometry import Geometry
+from sppnet.classify.model import Classifier
 from sppnet.data.images import to_tensor
 from sppnet.data.resize import Resize
-from sppnet.draw import cell_borders
-from sppnet.encoder import RegionEncoder
-from sppnet.geometry import Geometry
-from sppnet.layers import ASPP
-from sppnet.segment import Segmenter
+from sppnet.features.encoder import RegionEncoder
+from sppnet.inference.drawing import cell_borders
+from sppnet.layers.aspp import ASPP
+from sppnet.layers.atrous import live_taps
+from sppnet.ops.bins import Level, Rule, clipped_edges, parse_levels
+from sppnet.segment.model import Segmenter
 
 Edges = tuple[float, float, float, float]
 

@@ -3,7 +3,7 @@
 import time
 from threading import Event
 
-from sppnet.tile_memory import release_memory, resident_bytes
+from sppnet.inference.memory import release_memory, resident_bytes
 
 _TICK = 0.25  # seconds
 # Over the least that was held since memory was last given back. More often costs time: what is given back has to be

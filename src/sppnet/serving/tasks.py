@@ -11,23 +11,31 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sppnet.bins import parse_levels
-from sppnet.boxes import above
-from sppnet.classify import Classifier
+from sppnet.classify.model import Classifier
+from sppnet.classify.predict import answer_of, read_image, size_policy
 from sppnet.data.images import load_image
 from sppnet.data.resize import Resize
-from sppnet.detect import Detector, list_objects
-from sppnet.encoder import RegionEncoder
-from sppnet.predict import answer_of, read_image, size_policy
-from sppnet.proposals import propose
-from sppnet.segment import Segmenter
-from sppnet.segment_pictures import labels_picture, palette
-from sppnet.segment_views import View, label_image
-from sppnet.serving.asked import Answer, Asked, answer_asked, header_size, parse_box, parse_boxes
+from sppnet.detect.model import Detector, list_objects
+from sppnet.detect.proposals import propose
+from sppnet.features.encoder import RegionEncoder
+from sppnet.inference.memory import MemoryLimitError
+from sppnet.inference.results import above
+from sppnet.ops.bins import parse_levels
+from sppnet.segment.memory import whole_fits
+from sppnet.segment.model import Segmenter
+from sppnet.segment.pictures import labels_picture, palette
+from sppnet.segment.views import View, label_image
 from sppnet.serving.engines import Probabilities
 from sppnet.serving.explain import class_index, explain_box, explain_image, explain_taps
 from sppnet.serving.limits import Limits, Refusal
-from sppnet.tile_memory import MemoryLimitError, whole_fits
+from sppnet.serving.uploads import (
+    Answer,
+    Asked,
+    answer_asked,
+    header_size,
+    parse_box,
+    parse_boxes,
+)
 
 Kind = Literal["classify", "detect", "segment", "regions"]
 

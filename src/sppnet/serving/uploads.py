@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sppnet.data.images import MAX_SIDE, ImageError, image_size
-from sppnet.encoder import check_boxes
+from sppnet.data.images import MAX_SIDE, image_size
+from sppnet.errors import ImageError
+from sppnet.features.encoder import check_boxes
 from sppnet.serving.limits import Limits, Refusal
 
 Answer = dict[str, Any] | bytes
@@ -112,7 +113,10 @@ def parse_box(text: str, size: tuple[int, int]) -> Tensor:
 
 
 def _parse(text: str, form: Any, name: str, example: str) -> Any:
-    from pydantic import TypeAdapter, ValidationError  # of the extra, which the other commands do without
+    from pydantic import (  # of the extra, which the other commands do without
+        TypeAdapter,
+        ValidationError,
+    )
 
     try:
         return TypeAdapter(form).validate_json(text, strict=True)

@@ -10,27 +10,31 @@ from typing import Any
 import torch
 from torch import nn
 
-from sppnet.average_precision import score_detections
-from sppnet.backbones import Backbone
-from sppnet.boxes import Detections
-from sppnet.checkpoint import open_training
+from sppnet.backbones.backbone import Backbone
 from sppnet.console import console, track
-from sppnet.data.detection import DetectionData, DetectionSample
+from sppnet.data.formats.detection import DetectionData, DetectionSample
 from sppnet.data.images import load_image
-from sppnet.detect import Detector
-from sppnet.detect_options import DetectOptions
-from sppnet.encoder import PAPER_SCALES, DistinctVectors
-from sppnet.runs import pick_device
-from sppnet.train_detect import (
+from sppnet.detect.classic.fit import (
     finetune,
     fit_offsets,
     fit_svms,
     propose_windows,
-    usable_images,
     vector_norm,
     window_vectors,
 )
-from sppnet.windows import MapVectors, Windows, WindowVectors
+from sppnet.detect.classic.windows import (
+    MapVectors,
+    Windows,
+    WindowVectors,
+    usable_images,
+)
+from sppnet.detect.model import Detector
+from sppnet.detect.options import DetectOptions
+from sppnet.devices import pick_device
+from sppnet.evaluation.average_precision import score_detections
+from sppnet.features.encoder import PAPER_SCALES, DistinctVectors
+from sppnet.inference.results import Detections
+from sppnet.training.checkpoint import open_training
 
 ROWS = ("pool5", "fc6", "ft fc6", "ft fc7", "ft fc7 bb")
 COLUMNS = ("SPP, 1 scale", "SPP, 5 scales", "R-CNN")

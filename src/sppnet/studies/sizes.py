@@ -13,18 +13,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sppnet.checkpoint import OPTIONS
+from sppnet.classify.evaluate import evaluate_classifier
+from sppnet.classify.train import SIZES, train_classifier
 from sppnet.console import console
-from sppnet.data.datasets import ClassificationData, Sample
-from sppnet.data.image_sizes import read_sizes
-from sppnet.data.images import ImageError
+from sppnet.data.formats.class_folders import ClassificationData, Sample
 from sppnet.data.resize import Resize
-from sppnet.evaluate import evaluate_classifier
-from sppnet.loop import METRICS
-from sppnet.options import TrainOptions
-from sppnet.processes import refuse_several
-from sppnet.runs import load_classifier, pick_device, write_json, write_text
-from sppnet.train import SIZES, train_classifier
+from sppnet.data.sizes import read_sizes
+from sppnet.devices import pick_device
+from sppnet.errors import ImageError
+from sppnet.io.files import write_json, write_text
+from sppnet.registry import load_classifier
+from sppnet.training.checkpoint import OPTIONS
+from sppnet.training.loop import METRICS
+from sppnet.training.options import TrainOptions
+from sppnet.training.processes import refuse_several
 
 SCORES = "scores.json"
 # Training sizes by name. Native sizes come last: they take the longest on large photographs.
@@ -246,7 +248,7 @@ def _pixels_seen(folder: Path, samples: Sequence[Sample], max_pixels: int) -> tu
 
 
 def _listing(data: ClassificationData) -> str:
-    """The images as a CSV file that :func:`sppnet.data.datasets.read_classification` reads."""
+    """The images as a CSV file that :func:`sppnet.data.formats.class_folders.read_classification` reads."""
     text = io.StringIO()
     writer = csv.writer(text, quoting=csv.QUOTE_ALL)
     writer.writerow(("path", "label"))

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sppnet.bins import count_bins
-from sppnet.peers import (
+from sppnet.ops.bins import count_bins
+from sppnet.tools.peers import (
     Candidate,
     Case,
     Role,
@@ -79,7 +79,7 @@ def compare(case: Case, budget: float = 1.5, *, compiled: bool = False, rounds: 
     Ours is timed twice, as two candidates: the ratio of ``sppnet again`` tells what ratios mean nothing.
 
     Args:
-        case: the case; the map holds normal numbers, boxes are :func:`sppnet.peers.proposals`.
+        case: the case; the map holds normal numbers, boxes are :func:`sppnet.tools.peers.proposals`.
         budget: seconds after which no further round begins.
         compiled: whether torch.compile of the plain form is timed too, for whole maps.
         rounds: fewest rounds, whatever the budget.

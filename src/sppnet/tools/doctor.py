@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sppnet.backbones import Backbone, create_backbone
-from sppnet.padded.ledger import PaddingError
+from sppnet.backbones.backbone import Backbone, create_backbone
+from sppnet.backbones.padded.ledger import PaddingError
 
 BOUND, DOUBLE_BOUND = 1e-5, 1e-9
 _LARGEST = 160
@@ -52,7 +52,7 @@ def check_padding(
     """Run images of different sizes in one padded batch and one by one, and compare.
 
     Args:
-        name: see :func:`sppnet.backbones.create_backbone`.
+        name: see :func:`sppnet.backbones.backbone.create_backbone`.
         stage: which of its maps.
         weights: by default random ones, the same each time.
         images: how many, each of its own size, from the smallest that the network takes; at least 2.

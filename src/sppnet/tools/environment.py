@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from packaging.requirements import Requirement
 
-from sppnet.bench import environment as machine
-from sppnet.weights import embedded_file
+from sppnet.backbones.weights import embedded_file
+from sppnet.tools.bench import environment as machine
 
 _NOT_FOR_USERS = ("all", "dev", "docs")
 

@@ -12,10 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torchvision.ops import roi_align, roi_pool
 
-from sppnet.bins import Level, parse_levels
-from sppnet.ops import pyramid_pool, region_pyramid_pool
-from sppnet.ops.plain import Grids, Reduce
-from sppnet.ops.regions import box_windows
+from sppnet.ops.bins import Level, parse_levels
+from sppnet.ops.pyramid import pyramid_pool
+from sppnet.ops.reference import Grids, Reduce
+from sppnet.ops.regions import box_windows, region_pyramid_pool
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Layout = Literal["nchw", "channels_last"]
@@ -84,7 +84,9 @@ def compiled_candidate(case: Case, x: Float[Tensor, "n c h w"], grad: Float[Tens
 
 def region_candidates(case: Case, boxes: list[Tensor]) -> list[Candidate]:
     """Ours and its peers for regions under the rule ``roi_pool``, which is torchvision's."""
-    from sppnet.ops import _cpu  # imported where it is needed, as everywhere: its compiler takes long
+    from sppnet.ops.cpu import (
+        dispatch as cpu,  # imported where it is needed, as everywhere: its compiler takes long
+    )
 
     grids, reduce = parse_levels(case.levels), case.reduce
 
@@ -92,10 +94,10 @@ def region_candidates(case: Case, boxes: list[Tensor]) -> list[Candidate]:
         return region_pyramid_pool(x, boxes, case.levels, 1 / _STRIDE, "roi_pool", reduce=reduce)
 
     candidates = [Candidate("sppnet", ours, "ours")]
-    if case.device == "cpu" and not case.backward and _cpu.serves(torch.empty(1, dtype=getattr(torch, case.dtype))):
+    if case.device == "cpu" and not case.backward and cpu.serves(torch.empty(1, dtype=getattr(torch, case.dtype))):
 
         def unmerged(x: Tensor) -> Tensor:
-            return _cpu.forward(x, box_cells(boxes, case), grids, "adaptive", reduce, False, merge=False)[0]
+            return cpu.forward(x, box_cells(boxes, case), grids, "adaptive", reduce, False, merge=False)[0]
 
         candidates.append(Candidate("sppnet, not merged", unmerged, "ours", note="equal windows pooled each"))
     if reduce == "max":

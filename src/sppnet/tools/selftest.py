@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sppnet.bins import CellRule, parse_levels
-from sppnet.ops import library, plain
-from sppnet.ops._gpu import has_c_compiler
-from sppnet.ops.plain import Reduce
+from sppnet.ops import library, reference
+from sppnet.ops.bins import CellRule, parse_levels
+from sppnet.ops.gpu.dispatch import has_c_compiler
 from sppnet.ops.pyramid import pyramid_pool
+from sppnet.ops.reference import Reduce
 from sppnet.ops.regions import box_windows, region_pyramid_pool
 
 LEVELS = (6, (4, 5), 3, 2, 1)
@@ -28,7 +28,11 @@ _IMAGES, _STRIDE, _ROUNDINGS = 2, 16, 4
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _REDUCES: tuple[Reduce, ...] = ("max", "avg")
 _LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-_SERVERS = {"_cpu": "CPU kernels", "_gpu": "Triton kernels", "plain": "plain torch"}
+_SERVERS = {
+    "sppnet.ops.cpu.dispatch": "CPU kernels",
+    "sppnet.ops.gpu.dispatch": "Triton kernels",
+    "sppnet.ops.reference": "plain torch",
+}
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ def check_operators(devices: Sequence[torch.device], tried: Iterator[Case]) -> l
 
 
 def _summarise(test: str, device: torch.device, dtype: torch.dtype, found: list[str | None]) -> Result:
-    served = _SERVERS[library._kernels(torch.ones(1, device=device, dtype=dtype)).__name__.rpartition(".")[2]]
+    served = _SERVERS[library._kernels(torch.ones(1, device=device, dtype=dtype)).__name__]
     problems = [problem for problem in found if problem]
     return Result(
         test, str(device), str(dtype).removeprefix("torch."), served, len(found), len(problems), *problems[:1]
@@ -142,9 +146,9 @@ def _reference(case: Case, maps: Tensor, boxes: Sequence[Tensor]) -> tuple[Tenso
         scale = (1 / _STRIDE, 1 / _STRIDE)
         windows = box_windows(torch.cat(list(boxes)), images, case.size, scale, (0.0, 0.0), case.rule)
     maps = maps.double()
-    vectors, cells = plain.forward(maps, windows, grids, "adaptive", case.reduce, True)
+    vectors, cells = reference.forward(maps, windows, grids, "adaptive", case.reduce, True)
     options = (list(maps.shape), False, grids)
-    return vectors, plain.backward(_weights(vectors), cells, windows, *options, "adaptive", case.reduce)
+    return vectors, reference.backward(_weights(vectors), cells, windows, *options, "adaptive", case.reduce)
 
 
 def _weights(vectors: Tensor) -> Tensor:
@@ -229,7 +233,7 @@ def check_onnx() -> Result:
 def _in_onnxruntime() -> Callable[[Tensor], Tensor]:
     import onnxruntime  # type: ignore[import-untyped, unused-ignore]
 
-    from sppnet.onnx_ops import translations
+    from sppnet.ops.onnx import translations
 
     program = torch.onnx.export(
         _Layer().eval(),

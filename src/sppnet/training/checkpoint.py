@@ -9,8 +9,9 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sppnet.options import LoopOptions
-from sppnet.runs import WEIGHTS, read_tensors, save_tensors, write_json
+from sppnet.io.files import read_tensors, save_tensors, write_json
+from sppnet.training.options import LoopOptions
+from sppnet.training.run import WEIGHTS
 
 CHECKPOINT, OPTIONS = "checkpoint.safetensors", "options.json"
 # What may change between the parts of one training without changing its outcome.

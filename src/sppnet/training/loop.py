@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sppnet.checkpoint import Progress, load_checkpoint, save_checkpoint
+from sppnet.backbones.padded.norm import SharedBatchNorm
 from sppnet.console import console, track
-from sppnet.data.images import ImageError
-from sppnet.options import LoopOptions
-from sppnet.padded.norm import SharedBatchNorm
-from sppnet.processes import gather, launch, refuse_several, total
-from sppnet.runs import write_text
+from sppnet.errors import ImageError
+from sppnet.io.files import write_text
+from sppnet.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from sppnet.training.options import LoopOptions
+from sppnet.training.processes import gather, launch, refuse_several, total
 
 METRICS = "metrics.jsonl"
 _SAVE_SECONDS = 120.0
@@ -75,7 +75,7 @@ def fit(
         failures: files that could not be read are added here.
         objective: what is minimised.
         right: name of the share of right answers in the metrics.
-        fabric: of :func:`sppnet.processes.launch`; None for one process. On several each has its own part of every
+        fabric: of :func:`sppnet.training.processes.launch`; None for one process. On several each has its own part of every
             batch; gradients, batch norm and metrics are those of the whole batch, the first process validates and
             writes.
 

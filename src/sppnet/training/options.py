@@ -4,11 +4,12 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from sppnet.bins import Level, Rule, choose, parse_levels
+from sppnet.backbones.weights import EMBEDDED_BACKBONE
 from sppnet.data.batching import Schedule
 from sppnet.data.resize import Resize
-from sppnet.ops.plain import Reduce
-from sppnet.weights import EMBEDDED_BACKBONE
+from sppnet.errors import choose, require_positive
+from sppnet.ops.bins import Level, Rule, parse_levels
+from sppnet.ops.reference import Reduce
 
 _RATES = {"adamw": 3e-4, "sgd": 1e-2}
 _DECAYS = {"adamw": 5e-2, "sgd": 5e-4}
@@ -68,19 +69,12 @@ class LoopOptions:
         return _DECAYS[self.optimizer] if self.weight_decay is None else self.weight_decay
 
 
-def require_positive(options: object, *names: str) -> None:
-    """Refuse options of these names that are below 1."""
-    for name in names:
-        if getattr(options, name) < 1:
-            raise ValueError(f"{name}: expected at least 1; got {getattr(options, name)}")
-
-
 @dataclass(frozen=True)
 class TrainOptions(LoopOptions):
     """Settings of a classifier's training; the defaults train the whole embedded network at one size.
 
     Attributes:
-        backbone, stage, weights: see :func:`sppnet.backbones.create_backbone`.
+        backbone, stage, weights: see :func:`sppnet.backbones.backbone.create_backbone`.
         levels, reduce, rule: see :func:`sppnet.pyramid_pool`.
         head: ``linear``, ``fc`` (the paper's fc6-fc7-fc8) or ``svm``; None for ``svm`` on a frozen backbone and
             ``linear`` otherwise.

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from sppnet.options import LoopOptions
+from sppnet.training.options import LoopOptions
 
 T = TypeVar("T")
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import timm
 import torch
-from padded_layers import CHANNELS, Function, Layer, canvas, run
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sppnet import PaddingError
-from sppnet.padded.mode import PaddedBatch
+from sppnet.backbones.padded.mode import PaddedBatch
+from tests.helpers.padded_layers import CHANNELS, Function, Layer, canvas, run
 
 
 def pad_then_write(x: Tensor) -> Tensor:

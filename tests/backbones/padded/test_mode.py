@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sppnet import Backbone, PaddingError, create_backbone
-from sppnet.doctor import check_padding
+from sppnet.tools.doctor import check_padding
 
 Area = tuple[int, int]
 

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sppnet import create_backbone
-from sppnet.padded.mode import PaddedBatch
-from sppnet.padded.norm import Outside, valid_batch_norm
+from sppnet.backbones.padded.mode import PaddedBatch
+from sppnet.backbones.padded.norm import Outside, valid_batch_norm
 
 AREAS = ((5, 7), (2, 3), (4, 1), (1, 1))
 Area = tuple[int, int]

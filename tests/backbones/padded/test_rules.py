@@ -8,7 +8,6 @@ import timm
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from padded_layers import CHANNELS, Area, Function, Layer, canvas, run
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.fast_norm import set_fast_norm
 from timm.layers.grn import GlobalResponseNorm
@@ -17,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sppnet import PaddingError
-from sppnet.nets import WithinChannelLRN
-from sppnet.padded.mode import PaddedBatch
+from sppnet.backbones.padded.mode import PaddedBatch
+from sppnet.backbones.paper import WithinChannelLRN
+from tests.helpers.padded_layers import CHANNELS, Area, Function, Layer, canvas, run
 
 areas = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=3)
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))

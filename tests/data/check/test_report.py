@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sppnet.check_report import BATCH, find_buckets, histograms, ranges, suggest_training
+from sppnet.data.check.report import BATCH, find_buckets, histograms, ranges, suggest_training
 
 
 def test_histograms_counted_by_hand() -> None:

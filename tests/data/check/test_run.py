@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from defects import write_defects
-from detection_data import write_voc
-from images import write_classes
 from PIL import Image
-from segmentation_data import save_mask, write_shapes
 
-from sppnet.check import Check, check_data, kind_of
-from sppnet.check_items import KINDS
-from sppnet.cli import run
-from sppnet.data.images import ImageError
+from sppnet.cli.main import run
+from sppnet.data.check.items import KINDS
+from sppnet.data.check.run import Check, check_data, kind_of
+from sppnet.errors import ImageError
+from tests.helpers.defects import write_defects
+from tests.helpers.detection_data import write_voc
+from tests.helpers.images import write_classes
+from tests.helpers.segmentation_data import save_mask, write_shapes
 
 
 @pytest.fixture(scope="module")
@@ -366,6 +366,6 @@ def test_errors_of_the_loader_have_a_kind(reason: str, kind: str) -> None:
 
 
 def test_the_page_has_every_kind_with_its_severity() -> None:
-    lines = (Path(__file__).parent.parent / "docs/check.md").read_text().splitlines()
+    lines = (Path(__file__).parents[3] / "docs/check.md").read_text().splitlines()
     rows = [line.split("|")[1:3] for line in lines if line.startswith("| `")]
     assert {kind.strip(" `"): severity.strip() for kind, severity in rows} == KINDS

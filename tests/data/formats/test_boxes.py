@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from sppnet.data.boxfile import BoxFile, BoxFormat, OnBad, read_boxes
-from sppnet.data.images import ImageError
+from sppnet.data.formats.boxes import BoxFile, BoxFormat, OnBad, read_boxes
+from sppnet.errors import ImageError
 
 WIDTH, HEIGHT = 40, 30
 

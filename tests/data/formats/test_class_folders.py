@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sppnet.data.datasets import ClassificationData, find_split, read_classification, splits
+from sppnet.data.formats.class_folders import ClassificationData, read_classification
+from sppnet.data.splits import find_split, splits
 
 
 def write(root: Path, *names: str) -> Path:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from sppnet.data.detection import DetectionData, DetectionSample, detection_splits, read_detection
+from sppnet.data.formats.detection import DetectionData, DetectionSample, detection_splits, read_detection
 
-DATA = Path(__file__).parents[1] / "../shared/data"
+DATA = Path(__file__).parents[3] / "../shared/data"
 
 
 def photo(path: Path, width: int = 40, height: int = 30, orientation: int = 1) -> Path:

@@ -7,10 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
-from segmentation_data import save_mask
 
-from sppnet.data.images import ImageError, load_image
-from sppnet.data.masks import IGNORE, LabelMap, SegmentationSample, count_pixels, find_ids, load_mask, load_pair, ranges
+from sppnet.data.formats.masks import (
+    IGNORE,
+    LabelMap,
+    SegmentationSample,
+    count_pixels,
+    find_ids,
+    load_mask,
+    load_pair,
+    ranges,
+)
+from sppnet.data.images import load_image
+from sppnet.errors import ImageError
+from tests.helpers.segmentation_data import save_mask
 
 IDS = np.array([[0, 1, 2], [255, 1, 0]], np.uint8)
 INDICES = [[0, 1, 2], [IGNORE, 1, 0]]

@@ -4,18 +4,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from segmentation_data import CLASSES, Layout, save_mask, write_shapes
 
-from sppnet.data.class_tables import CAMVID, VOC, read_class_file
-from sppnet.data.masks import IGNORE, count_pixels, load_mask
-from sppnet.data.segmentation import (
+from sppnet.data.formats.class_tables import CAMVID, VOC, read_class_file
+from sppnet.data.formats.masks import IGNORE, count_pixels, load_mask
+from sppnet.data.formats.segmentation import (
     SegmentationData,
     choose_segmentation_split,
     read_segmentation,
     segmentation_splits,
 )
+from tests.helpers.segmentation_data import CLASSES, Layout, save_mask, write_shapes
 
-DATA = Path(__file__).parents[1] / "../shared/data"
+DATA = Path(__file__).parents[3] / "../shared/data"
 
 
 def pair(root: Path, name: str, ids: list[int], images: str = "images", masks: str = "masks", ending: str = "") -> None:

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sppnet.box_regression import fit_box_regression, ridge, whitening
-from sppnet.boxes import decode
+from sppnet.detect.classic.box_regression import fit_box_regression, ridge, whitening
+from sppnet.ops.boxes import decode
 
 
 def some_offsets(count: int) -> Tensor:

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from sppnet.backbones import create_backbone
-from sppnet.compress import compress, truncated_svd
-from sppnet.detect import Detector, DetectorConfig
+from sppnet.backbones.backbone import create_backbone
+from sppnet.detect.classic.compress import compress, truncated_svd
+from sppnet.detect.model import Detector, DetectorConfig
 
 
 @pytest.fixture(scope="module")

@@ -9,24 +9,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detection_data import write_voc
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-import sppnet.loop
-from sppnet.backbones import create_backbone
-from sppnet.boxes import decode, encode
-from sppnet.data.detection import read_detection
-from sppnet.data.images import ImageError, load_image
-from sppnet.detect import Detector
-from sppnet.detect_options import DetectOptions
-from sppnet.encoder import RegionEncoder
-from sppnet.evaluate_detect import evaluate_detector
-from sppnet.fast import FastNetwork, OffsetNorm, RegionBatches, Regions, fit_fast, freeze, multi_task
-from sppnet.runs import load
-from sppnet.train_detect import train_detector
-from sppnet.windows import Windows
+import sppnet.training.loop
+from sppnet.backbones.backbone import create_backbone
+from sppnet.data.formats.detection import read_detection
+from sppnet.data.images import load_image
+from sppnet.detect.classic.fast import FastNetwork, OffsetNorm, RegionBatches, Regions, fit_fast, freeze, multi_task
+from sppnet.detect.classic.windows import Windows
+from sppnet.detect.evaluate import evaluate_detector
+from sppnet.detect.model import Detector
+from sppnet.detect.options import DetectOptions
+from sppnet.detect.train import train_detector
+from sppnet.errors import ImageError
+from sppnet.features.encoder import RegionEncoder
+from sppnet.ops.boxes import decode, encode
+from sppnet.registry import load
+from tests.helpers.detection_data import write_voc
 
 PLAIN = OffsetNorm(torch.zeros(2, 4), torch.ones(2, 4))
 
@@ -254,7 +255,7 @@ def test_a_stopped_and_resumed_training_has_the_weights_of_an_undisturbed_one(
             yield interrupted
 
         with monkeypatch.context() as patch:
-            patch.setattr(sppnet.loop, "_interrupts", interrupts)
+            patch.setattr(sppnet.training.loop, "_interrupts", interrupts)
             assert not train_detector(data, tmp_path / "run", short, resume=True).finished
     assert not (tmp_path / "run" / "model.safetensors").exists()
     assert train_detector(data, tmp_path / "run", short, resume=True).finished

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
-from window_cases import HandMadeVectors, make_windows
 
-from sppnet import finetune
-from sppnet.detect_options import DetectOptions
-from sppnet.finetune import WindowBatches, draw_windows, positives
-from sppnet.windows import Windows
+from sppnet.detect.classic import finetune
+from sppnet.detect.classic.finetune import WindowBatches, draw_windows, positives
+from sppnet.detect.classic.windows import Windows
+from sppnet.detect.options import DetectOptions
+from tests.helpers.window_cases import HandMadeVectors, make_windows
 
 BACKGROUND = 5
 Batch = tuple[Tensor, Tensor]

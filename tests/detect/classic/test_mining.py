@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from torch import Tensor, nn
-from window_cases import make_windows
 
-from sppnet import mining
-from sppnet.mining import NORM, fit_detection_svms
-from sppnet.windows import Windows
+from sppnet.detect.classic import mining
+from sppnet.detect.classic.mining import NORM, fit_detection_svms
+from sppnet.detect.classic.windows import Windows
+from tests.helpers.window_cases import make_windows
 
 Features = Callable[[int, Tensor], Tensor]
 

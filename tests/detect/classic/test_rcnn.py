@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
-from window_cases import noise
 
 from sppnet import create_backbone, pyramid_pool
-from sppnet.ops.plain import Reduce
-from sppnet.rcnn import CropEncoder, Warp, warp_of
+from sppnet.detect.classic.rcnn import CropEncoder, Warp, warp_of
+from sppnet.ops.reference import Reduce
+from tests.helpers.window_cases import noise
 
 Box = tuple[float, float, float, float]
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from window_cases import noise
 
 from sppnet import ImageError, RegionEncoder, create_backbone
-from sppnet.boxes import mirror
-from sppnet.data.detection import DetectionSample
+from sppnet.data.formats.detection import DetectionSample
 from sppnet.data.images import load_image
-from sppnet.encoder import ImageMaps
-from sppnet.rcnn import CropEncoder
-from sppnet.windows import CropVectors, MapVectors, Windows, WindowVectors, content_digest, label_windows
+from sppnet.detect.classic.rcnn import CropEncoder
+from sppnet.detect.classic.windows import CropVectors, MapVectors, Windows, WindowVectors, content_digest, label_windows
+from sppnet.features.encoder import ImageMaps
+from sppnet.ops.boxes import mirror
+from tests.helpers.window_cases import noise
 
 Corners = Sequence[tuple[int, int, int, int]]
 

@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sppnet.bins import Rule, bin_edges
-from sppnet.ops import _cpu, _jobs, plain
-from sppnet.ops.plain import Grids, Reduce
+from sppnet.ops import reference
+from sppnet.ops.bins import Rule, bin_edges
+from sppnet.ops.cpu import dispatch as cpu
+from sppnet.ops.cpu import jobs
+from sppnet.ops.reference import Grids, Reduce
 
 SHAPES = [(2, 64, 13, 13), (3, 83, 17, 19), (2, 5, 3, 4), (1, 128, 20, 37), (2, 16, 1, 1), (2, 70, 5, 40)]
 PYRAMIDS: list[Grids] = [[(4, 4), (2, 2), (1, 1)], [(1, 1), (3, 5), (6, 2), (2, 2)]]
@@ -25,7 +27,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 @pytest.fixture
 def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Two threads, whatever the work."""
-    monkeypatch.setattr(_jobs, "_SERIAL", 0)
+    monkeypatch.setattr(jobs, "_SERIAL", 0)
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(1)
@@ -56,9 +58,9 @@ def draw_windows(shape: tuple[int, ...], count: int, inside: bool) -> Tensor:
 
 def check(x: Tensor, windows: Tensor | None, grids: Grids, rule: Rule, reduce: Reduce) -> None:
     """Values, cells and gradients are those of the plain form."""
-    expected, expected_cells = plain.forward(x, windows, grids, rule, reduce, True)
+    expected, expected_cells = reference.forward(x, windows, grids, rule, reduce, True)
     for save in (False, True):
-        values, cells = _cpu.forward(x, windows, grids, rule, reduce, save)
+        values, cells = cpu.forward(x, windows, grids, rule, reduce, save)
         near = 0.0 if reduce == "max" else 1e-5 if x.dtype == torch.float32 else 2e-2
         torch.testing.assert_close(values, expected, equal_nan=True, rtol=near, atol=near)
         assert torch.equal(cells, expected_cells if save else torch.empty(0, dtype=torch.int32))
@@ -66,7 +68,7 @@ def check(x: Tensor, windows: Tensor | None, grids: Grids, rule: Rule, reduce: R
     grad = torch.randn(expected.shape).to(x.dtype)
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     arguments = (grad, cells, windows, list(x.shape), last, grids, rule, reduce)
-    found, expected = _cpu.backward(*arguments), plain.backward(*arguments)
+    found, expected = cpu.backward(*arguments), reference.backward(*arguments)
     near = 1e-5 if x.dtype == torch.float32 else 2e-2
     torch.testing.assert_close(found, expected, rtol=near, atol=near)
     assert found.stride() == expected.stride()
@@ -116,7 +118,7 @@ def test_threads_share_the_work() -> None:
 
 
 def test_large_outputs_go_past_the_caches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cpu, "_LARGE", 1)
+    monkeypatch.setattr(cpu, "_LARGE", 1)
     for channels in (64, 83):  # of the second the groups do not begin at multiples of 64 bytes
         for dtype in DTYPES:
             check(
@@ -130,8 +132,8 @@ def test_large_outputs_go_past_the_caches(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_equal_windows_merged_or_not() -> None:
     x, windows = torch.randn(2, 70, 12, 9), draw_windows((2, 70, 12, 9), 20, inside=True)
-    merged = _cpu.forward(x, windows, PYRAMIDS[1], "adaptive", "max", True)
-    apart = _cpu.forward(x, windows, PYRAMIDS[1], "adaptive", "max", True, merge=False)
+    merged = cpu.forward(x, windows, PYRAMIDS[1], "adaptive", "max", True)
+    apart = cpu.forward(x, windows, PYRAMIDS[1], "adaptive", "max", True, merge=False)
     assert torch.equal(merged[0], apart[0])
     assert torch.equal(merged[1], apart[1])
 
@@ -144,23 +146,23 @@ def test_other_strides() -> None:
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_nothing_to_pool(count: int) -> None:
-    values, cells = _cpu.forward(
+    values, cells = cpu.forward(
         torch.randn(1, 20, 5, 5), torch.zeros(0, 5, dtype=torch.long), [(2, 2)], "adaptive", "max", True
     )
     assert values.shape == cells.shape == (0, 80)
-    assert _cpu.serves(torch.randn(count, 20, 5, 5)) == bool(count)
+    assert cpu.serves(torch.randn(count, 20, 5, 5)) == bool(count)
 
 
 def test_cut_by_the_integer_rule() -> None:
-    edges = _cpu._whole_edges(13, 10, ((6, 4),), "adaptive")[0].tolist()
+    edges = cpu._whole_edges(13, 10, ((6, 4),), "adaptive")[0].tolist()
     assert edges == [list(edge) for edge in (*bin_edges(13, 6), *bin_edges(10, 4))]
 
 
 def test_plan_takes_a_level_from_the_coarsest_that_it_nests_in() -> None:
-    plan = _cpu._plan(((1, 1), (6, 6), (4, 4), (3, 3), (2, 6)), "adaptive", "max")
+    plan = cpu._plan(((1, 1), (6, 6), (4, 4), (3, 3), (2, 6)), "adaptive", "max")
     sources = {tuple(row[:2]): None if row[2] < 0 else tuple(plan[row[2]][:2]) for row in plan.tolist()}
     assert sources == {(6, 6): None, (4, 4): None, (2, 6): (6, 6), (3, 3): (6, 6), (1, 1): (3, 3)}
-    assert (_cpu._plan(((2, 2), (1, 1)), "sliding", "max")[:, 2] == -1).all()
+    assert (cpu._plan(((2, 2), (1, 1)), "sliding", "max")[:, 2] == -1).all()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="guards memory by a call of Linux")

@@ -10,41 +10,42 @@ import pytest
 import torch
 
 from sppnet import pyramid_pool
-from sppnet.ops import _cpu, _jobs, _memory
+from sppnet.ops.cpu import dispatch as cpu
+from sppnet.ops.cpu import jobs, memory
 
 GRIDS = [(6, 6), (2, 2), (1, 1)]
 
 
 def test_memory_comes_back_and_is_given_again() -> None:
-    _memory._spare.clear()
-    first = _memory.empty((600, 1000), torch.float32)
+    memory._spare.clear()
+    first = memory.empty((600, 1000), torch.float32)
     place, view = first.data_ptr(), first[5:7]
     del first
     gc.collect()
-    assert not _memory._spare  # a view holds it
+    assert not memory._spare  # a view holds it
     del view
-    assert len(_memory._spare) == 1
-    again = _memory.empty((590, 1000), torch.float32)
+    assert len(memory._spare) == 1
+    again = memory.empty((590, 1000), torch.float32)
     assert again.data_ptr() == place
     assert again.shape == (590, 1000)
-    assert _memory.empty((600, 1000), torch.float32).data_ptr() != place
+    assert memory.empty((600, 1000), torch.float32).data_ptr() != place
 
 
 def test_small_and_huge_memory_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    _memory._spare.clear()
-    del (small := [_memory.empty((10, 10), torch.float32)])[:]
-    monkeypatch.setattr(_memory, "_LARGEST", 1 << 21)
-    del (huge := [_memory.empty((3000, 1000), torch.float32)])[:]
+    memory._spare.clear()
+    del (small := [memory.empty((10, 10), torch.float32)])[:]
+    monkeypatch.setattr(memory, "_LARGEST", 1 << 21)
+    del (huge := [memory.empty((3000, 1000), torch.float32)])[:]
     assert small == huge == []
-    assert not _memory._spare
+    assert not memory._spare
 
 
 def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    _memory._spare.clear()
-    monkeypatch.setattr(_memory, "_KEPT", 4 << 20)
-    blocks = [_memory.empty((300 + 10 * i, 1000), torch.float32) for i in range(5)]
+    memory._spare.clear()
+    monkeypatch.setattr(memory, "_KEPT", 4 << 20)
+    blocks = [memory.empty((300 + 10 * i, 1000), torch.float32) for i in range(5)]
     blocks.clear()
-    assert 0 < sum(block.size for block in _memory._spare.values()) <= 4 << 20
+    assert 0 < sum(block.size for block in memory._spare.values()) <= 4 << 20
 
 
 def test_results_that_are_held_do_not_share_memory() -> None:
@@ -59,17 +60,17 @@ def test_results_that_are_held_do_not_share_memory() -> None:
 def test_any_number_of_threads_gives_the_same_bits(threads: int, openmp: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of torch's OpenMP runtime, and of the pool that takes its part where there is another."""
     x = torch.randn(3, 80, 15, 9)
-    expected = _cpu.forward(x, None, GRIDS, "adaptive", "max", True)
+    expected = cpu.forward(x, None, GRIDS, "adaptive", "max", True)
     grad = torch.randn_like(expected[0])
     shape = list(x.shape)
-    expected_grad = _cpu.backward(grad, expected[1], None, shape, False, GRIDS, "adaptive", "max")
-    monkeypatch.setattr(_jobs, "_SERIAL", 0)
+    expected_grad = cpu.backward(grad, expected[1], None, shape, False, GRIDS, "adaptive", "max")
+    monkeypatch.setattr(jobs, "_SERIAL", 0)
     if not openmp:
-        monkeypatch.setattr(_jobs, "_openmp", lambda: None)
+        monkeypatch.setattr(jobs, "_openmp", lambda: None)
     torch.set_num_threads(threads)
     try:
-        found = _cpu.forward(x, None, GRIDS, "adaptive", "max", True)
-        found_grad = _cpu.backward(grad, found[1], None, shape, False, GRIDS, "adaptive", "max")
+        found = cpu.forward(x, None, GRIDS, "adaptive", "max", True)
+        found_grad = cpu.backward(grad, found[1], None, shape, False, GRIDS, "adaptive", "max")
     finally:
         torch.set_num_threads(1)
     assert torch.equal(found[0], expected[0])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sppnet.ops import _simd as simd
+from sppnet.ops.cpu import simd
 
 FLOAT, BFLOAT = np.float32(0), np.uint16(0)
 VALUES = np.array([0, -0.0, 1, -1, 2.5, 2.5, np.inf, -np.inf, np.nan, np.nan, 3, 1e-40, -7, 7, 0.1, 65504], np.float32)

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from sppnet.ops import _gpu
-from sppnet.ops.plain import Reduce
+from sppnet.ops.gpu import dispatch as gpu
+from sppnet.ops.reference import Reduce
 
 pytest.importorskip("triton")
-KERNELS = Path(__file__).with_name("gpu_kernels.py")
+KERNELS = Path(__file__).parents[2] / "gpu_kernels.py"
 GRIDS = ((6, 6), (3, 3), (1, 1))
 
 
@@ -32,12 +32,12 @@ def test_the_kernels_equal_plain_torch() -> None:
 
 
 def test_triton_is_not_imported_before_it_is_needed() -> None:
-    code = "import sys, sppnet, sppnet.ops._gpu; sys.exit('triton' in sys.modules)"
+    code = "import sys, sppnet, sppnet.ops.gpu.dispatch; sys.exit('triton' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_map_in_main_memory_is_not_served() -> None:
-    assert not _gpu.serves(torch.zeros(1, 1, 1, 1))
+    assert not gpu.serves(torch.zeros(1, 1, 1, 1))
 
 
 def assemble(kernel: Any, types: dict[str, str], constants: dict[str, Any], warps: int, folder: Path) -> None:
@@ -67,24 +67,24 @@ def assemble(kernel: Any, types: dict[str, str], constants: dict[str, Any], warp
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", ["pool-max", "pool-avg", "scatter", "spread"])
 def test_the_kernels_compile_for_a_gpu(name: str, dtype: str, tmp_path: Path) -> None:
-    from sppnet.ops import _gpu_backward, _gpu_forward
+    from sppnet.ops.gpu import backward, forward
 
     sizes = dict.fromkeys(("channels", "height", "width", "length"), "i32")
     places = {"windows": "*i64", "order": "*i32", "firsts": "*i32"}
     options = {"WHOLE": False, "CHANNELS_LAST": dtype == "bf16"}
-    levels, bins = _gpu._starts(GRIDS)
+    levels, bins = gpu._starts(GRIDS)
     if name.startswith("pool"):
         reduce: Reduce = "max" if name == "pool-max" else "avg"
-        plan, block_c, warps = _gpu._plan((2, 256, 40, 60), 2000, GRIDS, reduce, False)
+        plan, block_c, warps = gpu._plan((2, 256, 40, 60), 2000, GRIDS, reduce, False)
         types = {"x": f"*{dtype}", "values": f"*{dtype}", "cells": "*i32", "windows": "*i64", **sizes}
         constants = {"LEVELS": plan, "BLOCK_C": block_c, "MAX": reduce == "max", "SAVE": reduce == "max", **options}
-        assemble(_gpu_forward.pool, types, constants, warps, tmp_path)
+        assemble(forward.pool, types, constants, warps, tmp_path)
     elif name == "scatter":
         types = {"grad": f"*{dtype}", "cells": "*i32", "order": "*i32", "firsts": "*i32", "total": "*fp32"}
         types |= {"channels": "i32", "area": "i32", "length": "i32"}
         constants = {"LEVELS": levels, "BINS": bins, "BLOCK_C": 1, "BLOCK": 64, **options}
-        assemble(_gpu_backward.scatter, types, constants, 2, tmp_path)
+        assemble(backward.scatter, types, constants, 2, tmp_path)
     else:
         types = {"grad": f"*{dtype}", "result": f"*{dtype}", **places, **sizes}
         constants = {"LEVELS": levels, "BLOCK_C": 8, "BLOCK": 128, **options}
-        assemble(_gpu_backward.spread, types, constants, 4, tmp_path)
+        assemble(backward.spread, types, constants, 4, tmp_path)

@@ -1,1 +1,1 @@
-"""Batches of images of different sizes, padded, with the answers that each image gets alone."""
+"""Exact results for padded batches of images of different sizes."""

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from sppnet.padded.norm import Outside, set_outside
+from sppnet.backbones.padded.norm import Outside, set_outside
 
 Areas = tuple[tuple[int, int], ...]
 

@@ -17,8 +17,20 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sppnet.padded.ledger import Areas, Ledger, PaddingError, Valid, cleared_copy
-from sppnet.padded.rules import AFTER_PADDING, OF_SEVERAL, READS, RULES, plain_name
+from sppnet.backbones.padded.ledger import (
+    Areas,
+    Ledger,
+    PaddingError,
+    Valid,
+    cleared_copy,
+)
+from sppnet.backbones.padded.rules import (
+    AFTER_PADDING,
+    OF_SEVERAL,
+    READS,
+    RULES,
+    plain_name,
+)
 
 
 class PaddedBatch(TorchFunctionMode):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sppnet.padded.ledger import Ledger, Valid
-from sppnet.padded.norm import arguments, valid_batch_norm
-from sppnet.padded.windows import avg_pool2d, conv2d, max_pool2d, pad
+from sppnet.backbones.padded.ledger import Ledger, Valid
+from sppnet.backbones.padded.norm import arguments, valid_batch_norm
+from sppnet.backbones.padded.windows import avg_pool2d, conv2d, max_pool2d, pad
 
 # Functions of one cell at a time, some of them with constants.
 _UNARY = (

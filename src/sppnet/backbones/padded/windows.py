@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sppnet.geometry import Step
-from sppnet.padded.ledger import Areas, Deferred, Ledger, Valid, place
+from sppnet.backbones.geometry import Step
+from sppnet.backbones.padded.ledger import Areas, Deferred, Ledger, Valid, place
 
 
 def conv2d(

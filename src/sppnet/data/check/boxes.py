@@ -9,12 +9,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from sppnet.check_items import Box, Gathered, Item, listed_names, one_image
-from sppnet.data.coco import find_images, four_numbers, short
-from sppnet.data.datasets import SPLITS, sort_splits, suggest
-from sppnet.data.detection import read_annotation
-from sppnet.data.images import walk_files
-from sppnet.data.voc import images_by_name, voc_lists, whole_lists
+from sppnet.data.check.items import Box, Gathered, Item, listed_names, one_image
+from sppnet.data.formats.coco import find_images, four_numbers, short
+from sppnet.data.formats.voc import (
+    images_by_name,
+    read_annotation,
+    voc_lists,
+    whole_lists,
+)
+from sppnet.data.listing import walk_files
+from sppnet.data.splits import SPLITS, sort_splits
+from sppnet.errors import suggest
 
 Key = int | str
 

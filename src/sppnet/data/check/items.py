@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from sppnet.data.masks import LabelMap
-from sppnet.data.voc import read_list
+from sppnet.data.formats.masks import LabelMap
+from sppnet.data.formats.voc import read_list
 
 # Worst first. Errors cannot be used or are wrong, warnings can but are hardly meant, notes the loader deals with.
 KINDS = {

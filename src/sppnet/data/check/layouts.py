@@ -4,15 +4,24 @@ from pathlib import Path
 
 from PIL import Image
 
-from sppnet.check_boxes import compare_classes, read_coco, read_voc
-from sppnet.check_items import Gathered, listed_names, one_image
-from sppnet.data.class_tables import ClassRow, find_class_file, read_class_file
-from sppnet.data.coco import coco_files
-from sppnet.data.datasets import SPLITS, csv_rows, sort_splits, splits, suggest
-from sppnet.data.images import NO_HEIC, ImageError, image_extensions, open_image, walk_files
-from sppnet.data.masks import SegmentationSample
-from sppnet.data.segmentation import MASK_ENDINGS, MaskLayout, find_layout, layout_labels, layout_splits
-from sppnet.data.voc import images_by_name, voc_folder
+from sppnet.data.check.boxes import compare_classes, read_coco, read_voc
+from sppnet.data.check.items import Gathered, listed_names, one_image
+from sppnet.data.formats.class_tables import ClassRow, find_class_file, read_class_file
+from sppnet.data.formats.coco import coco_files
+from sppnet.data.formats.csv import csv_rows
+from sppnet.data.formats.masks import SegmentationSample
+from sppnet.data.formats.segmentation import (
+    MASK_ENDINGS,
+    MaskLayout,
+    find_layout,
+    layout_labels,
+    layout_splits,
+)
+from sppnet.data.formats.voc import images_by_name, voc_folder
+from sppnet.data.images import NO_HEIC, image_extensions, open_image
+from sppnet.data.listing import walk_files
+from sppnet.data.splits import SPLITS, sort_splits, splits
+from sppnet.errors import ImageError, suggest
 
 
 def gather(root: Path) -> Gathered:
@@ -20,7 +29,7 @@ def gather(root: Path) -> Gathered:
 
     Args:
         root: class folders, splits of these, a CSV file, VOC or COCO, images with masks, or a folder of images; see
-            `sppnet.data.datasets`, `sppnet.data.detection` and `sppnet.data.segmentation`. A set may have both boxes
+            `sppnet.data.formats.class_folders`, `sppnet.data.formats.detection` and `sppnet.data.formats.segmentation`. A set may have both boxes
             and masks.
 
     Raises:

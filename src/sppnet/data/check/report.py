@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from sppnet.data.batching import epoch_batches, waste
-from sppnet.evaluate import ASPECTS, SIDES, group_of
+from sppnet.data.sizes import ASPECTS, SIDES, group_of
 
 BATCH = 32
 _MOST_BUCKETS = 8
@@ -55,7 +55,7 @@ class Suggestions(NamedTuple):
 
 
 def histograms(sizes: Sequence[tuple[int, int]]) -> tuple[dict[str, int], dict[str, int]]:
-    """Number of images by shorter side and by aspect, in the groups of `sppnet.evaluate`; empty groups included.
+    """Number of images by shorter side and by aspect, in the groups of `sppnet.classify.evaluate`; empty groups included.
 
     Args:
         sizes: (height, width) of each image, pixels.

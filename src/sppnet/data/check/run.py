@@ -11,12 +11,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFile
 
-from sppnet.check_items import KINDS, Item, Problem
-from sppnet.check_layouts import gather
 from sppnet.console import track
+from sppnet.data.check.items import KINDS, Item, Problem
+from sppnet.data.check.layouts import gather
+from sppnet.data.formats.masks import SegmentationSample, load_mask, read_raw, upright
 from sppnet.data.headers import raw_mode
-from sppnet.data.images import ImageError, exif_turn, load_image, open_image
-from sppnet.data.masks import SegmentationSample, load_mask, read_raw, upright
+from sppnet.data.images import exif_turn, load_image, open_image
+from sppnet.errors import ImageError
 
 # Half a cell of a map at stride 32, the coarsest that networks usually have.
 MIN_SIDE = 16
@@ -75,7 +76,7 @@ def check_data(root: str | Path, workers: int = 2) -> Check:
     """Decode every image and mask of a data set once and name all that is wrong.
 
     Args:
-        root: see `sppnet.check_layouts.gather`.
+        root: see `sppnet.data.check.layouts.gather`.
         workers: threads that decode, >= 1; each holds one image at a time.
 
     Raises:

@@ -13,11 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sppnet import remote
-from sppnet.data.coco import four_numbers, load_coco, short
-from sppnet.data.datasets import list_some, suggest
-from sppnet.data.image_folders import LocalImages, RemoteImages
-from sppnet.data.images import ImageError
+from sppnet.data.formats.coco import four_numbers, load_coco, short
+from sppnet.data.listing import LocalImages, RemoteImages
+from sppnet.errors import ImageError, list_some, suggest
+from sppnet.io import remote
 
 # Which four numbers, and in which unit, are two questions; a name answers both.
 BoxFormat = Literal["xyxy", "xywh", "xyxy-normalised", "xywh-normalised"]

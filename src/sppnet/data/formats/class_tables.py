@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sppnet.data.datasets import list_some, suggest
-from sppnet.data.masks import IGNORE, Colour, LabelMap
+from sppnet.data.formats.masks import IGNORE, Colour, LabelMap
+from sppnet.errors import list_some, suggest
 
 CAMVID = (
     "Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist",

@@ -1,10 +1,16 @@
 """JSON files of COCO: what detection sets and box files have in common."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sppnet.data.datasets import list_some
+from sppnet.data.formats.annotations import (
+    AnnotatedImage,
+    AnnotatedObject,
+    format_numbers,
+)
+from sppnet.errors import list_some
 
 # Other tasks on the images of COCO; their files lie beside those of the objects.
 _OTHER_TASKS = ("captions_", "image_info_", "panoptic_", "person_keypoints_", "stuff_")
@@ -90,3 +96,48 @@ def short(value: object) -> str:
     """A value as a message shows it."""
     text = repr(value)
     return text if len(text) < 100 else f"{text[:97]}..."
+
+
+def read_coco(file: Path, split: str | None, problems: list[str]) -> tuple[list[AnnotatedImage], list[str]]:
+    """The images, and the class names by category id."""
+    coco = load_coco(file)
+    names: dict[int | str, str] = {}
+    for number, entry in enumerate(coco.categories):
+        name, key = (entry.get("name"), entry.get("id")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(key, int | str) or not isinstance(name, str) or not name.strip():
+            raise ValueError(f"{file}, categories[{number}]: a category must have an id and a name, got {short(entry)}")
+        if key in names:
+            raise ValueError(f"{file}, categories[{number}]: the id {key!r} is that of another category too")
+        if name in names.values():
+            problems.append(f"{file}, categories[{number}]: the name {name!r} comes again; both are one class")
+        names[key] = name
+    objects: dict[int | str, list[AnnotatedObject]] = {key: [] for key in coco.images}
+    for number, entry in enumerate(coco.annotations):
+        image = coco.images[entry["image_id"]]["file_name"]
+        where = f"{file}, annotation {entry.get('id', number)} of {image}"
+        category = entry.get("category_id")
+        if not isinstance(category, int | str) or category not in names:
+            raise ValueError(f"{where}: category_id must be the id of a category, got {category!r}")
+        where += f" ({names[category]})"
+        box, flag = four_numbers(entry.get("bbox")), entry.get("iscrowd", 0)
+        if box is None or not all(map(math.isfinite, box)):
+            raise ValueError(f"{where}: bbox must be four finite numbers, got {short(entry.get('bbox'))}")
+        if flag not in (0, 1):
+            raise ValueError(f"{where}: iscrowd must be 0 or 1, got {flag!r}")
+        x, y, w, h = box
+        if w <= 0 or h <= 0:
+            problems.append(f"{where}: the bbox {format_numbers(box)} (x, y, width, height) has no area; left out")
+            continue
+        objects[entry["image_id"]].append(AnnotatedObject(names[category], (x, y, x + w, y + h), bool(flag), where))
+    paths = find_images(file, split, [image["file_name"] for image in coco.images.values()])
+    images = [
+        AnnotatedImage(path, objects[key], _stated_size(coco.images[key]), f"{file}, image {key!r}")
+        for key, path in zip(coco.images, paths, strict=True)
+    ]
+    order = sorted(names, key=lambda key: (isinstance(key, str), key))
+    return images, list(dict.fromkeys(names[key] for key in order))
+
+
+def _stated_size(image: dict[str, Any]) -> tuple[int, int] | None:
+    height, width = image.get("height"), image.get("width")
+    return (height, width) if isinstance(height, int) and isinstance(width, int) and min(height, width) > 0 else None

@@ -1,29 +1,29 @@
 """Reading of detection data sets in the layouts of VOC and of COCO."""
 
-import math
 import os
-import re
 from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
-from xml.etree.ElementTree import Element, TreeBuilder
-from xml.parsers import expat
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sppnet.data.coco import coco_files, find_images, four_numbers, load_coco, short
-from sppnet.data.datasets import list_some, sort_splits, suggest, usual_split
-from sppnet.data.images import ImageError, image_size, walk_files
-from sppnet.data.voc import images_by_name, read_list, require_images, voc_folder, voc_lists, whole_lists
+from sppnet.data.formats.annotations import AnnotatedImage, format_numbers
+from sppnet.data.formats.coco import coco_files, read_coco
+from sppnet.data.formats.voc import (
+    read_voc,
+    voc_folder,
+    voc_lists,
+    whole_lists,
+)
+from sppnet.data.images import image_size
+from sppnet.data.splits import sort_splits, usual_split
+from sppnet.errors import ImageError, list_some, suggest
 
-_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _UNKNOWN = 1 << 30  # pixels; the side of an image that cannot be read
-_FLAGS = {"0": False, "1": True, "false": False, "true": True}
 
 
 @dataclass(frozen=True)
@@ -58,20 +58,6 @@ class DetectionData:
     samples: tuple[DetectionSample, ...]
     classes: tuple[str, ...]
     problems: tuple[str, ...]
-
-
-class _Object(NamedTuple):
-    name: str
-    edges: tuple[float, float, float, float]
-    difficult: bool
-    where: str
-
-
-class _Image(NamedTuple):
-    path: Path
-    objects: list[_Object]
-    size: tuple[int, int] | None  # (height, width) as the annotations give it
-    where: str
 
 
 def detection_splits(root: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -141,10 +127,10 @@ def read_detection(
         )
     if voc:
         root = voc
-        images = _read_voc(voc, _split_file(voc, split, voc_lists(voc, "Main")), problems)
+        images = read_voc(voc, _split_file(voc, split, voc_lists(voc, "Main")), problems)
         known = sorted({item.name for image in images for item in image.objects})
     else:
-        images, known = _read_coco(_split_file(root, split, files) or root, split, problems)
+        images, known = read_coco(_split_file(root, split, files) or root, split, problems)
     _check_images(root, images)
     label = {name: index for index, name in enumerate(known if classes is None else classes)}
     unknown = {item.name: item.where for image in images for item in image.objects if item.name not in label}
@@ -172,7 +158,7 @@ def _split_file(root: Path, split: str | None, files: dict[str, Path]) -> Path |
     return files[split]
 
 
-def _check_images(root: Path, images: list[_Image]) -> None:
+def _check_images(root: Path, images: list[AnnotatedImage]) -> None:
     if not images:
         raise ValueError(f"{root} must name an image or more, got none")
     twice = [str(path) for path, count in Counter(image.path for image in images).items() if count > 1]
@@ -180,7 +166,7 @@ def _check_images(root: Path, images: list[_Image]) -> None:
         raise ValueError(f"{root} must name each image of a split once; these come again: {list_some(twice)}")
 
 
-def _sample(image: _Image, label: dict[str, int], problems: list[str]) -> DetectionSample:
+def _sample(image: AnnotatedImage, label: dict[str, int], problems: list[str]) -> DetectionSample:
     """The objects with their boxes cut at the edges of the image."""
     height, width = _size(image, problems) if image.objects else (0, 0)
     boxes, kept = array("f"), []
@@ -189,9 +175,9 @@ def _sample(image: _Image, label: dict[str, int], problems: list[str]) -> Detect
         cut = array("f", (max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)))
         empty = cut[0] >= cut[2] or cut[1] >= cut[3]
         if empty or max(-x1, -y1, x2 - width, y2 - height) > 1:
-            done = "left out" if empty else f"cut to {_numbers(cut)}"
+            done = "left out" if empty else f"cut to {format_numbers(cut)}"
             problems.append(
-                f"{item.where}: the box with edges {_numbers(item.edges)} leaves the image of {height} x {width}"
+                f"{item.where}: the box with edges {format_numbers(item.edges)} leaves the image of {height} x {width}"
                 f" (height x width); {done}"
             )
         if empty:
@@ -206,7 +192,7 @@ def _sample(image: _Image, label: dict[str, int], problems: list[str]) -> Detect
     )
 
 
-def _size(image: _Image, problems: list[str]) -> tuple[int, int]:
+def _size(image: AnnotatedImage, problems: list[str]) -> tuple[int, int]:
     """The (height, width) by the header: what annotations say is often 0, or of the image before it was turned."""
     try:
         height, width = image_size(image.path)
@@ -221,132 +207,3 @@ def _size(image: _Image, problems: list[str]) -> tuple[int, int]:
             f" has {height} x {width}, with its EXIF orientation applied; the boxes are taken as pixels of the latter"
         )
     return height, width
-
-
-def _read_voc(folder: Path, listed: Path | None, problems: list[str]) -> list[_Image]:
-    photos, annotations = folder / "JPEGImages", folder / "Annotations"
-    files = images_by_name(photos)
-    if listed is None:
-        every = (path.relative_to(annotations) for path in walk_files(annotations) if path.suffix == ".xml")
-        ids = [path.with_suffix("").as_posix() for path in every]
-        if files.keys() - set(ids):
-            problems.append(f"images without an annotation: {list_some(sorted(files.keys() - set(ids)))}; left out")
-    else:
-        ids = read_list(listed, files)
-    of = listed or annotations
-    require_images(ids, files, photos, of)
-    missing = [name for name in ids if not (annotations / f"{name}.xml").is_file()]
-    if missing:
-        raise ValueError(f"{annotations} lacks .xml files of {of}: {list_some(missing)}")
-    return [read_annotation(annotations / f"{name}.xml", files[name][0], problems) for name in ids]
-
-
-def read_annotation(file: Path, path: Path, problems: list[str]) -> _Image:
-    """The objects of a VOC annotation; those without area are left out and added to `problems`.
-
-    Raises:
-        ValueError: it is no such file, or an object is not as VOC has them; the message names file and object.
-    """
-    annotation = _parse(file)
-    objects = []
-    for number, element in enumerate(annotation.findall("object"), start=1):
-        where = f"{file}, object {number}"
-        name = (element.findtext("name") or "").strip()
-        if not name:
-            raise ValueError(f"{where}: a name was expected, got none")
-        where += f" ({name})"
-        x1, y1, x2, y2 = (_corner(element, key, where) for key in _CORNERS)
-        flag = (element.findtext("difficult") or "").strip().lower() or "0"
-        if flag not in _FLAGS:
-            raise ValueError(f"{where}: difficult must be 0 or 1, got {flag!r}")
-        # By the letter equal corners are one pixel; on real data they are a slip of the mouse.
-        if x2 <= x1 or y2 <= y1:
-            problems.append(f"{where}: the corners {_numbers((x1, y1, x2, y2))} enclose no area; left out")
-            continue
-        objects.append(_Object(name, (x1 - 1, y1 - 1, x2, y2), _FLAGS[flag], where))
-    sides = [(annotation.findtext(f"size/{side}") or "").strip() for side in ("height", "width")]
-    size = (int(sides[0]), int(sides[1])) if all(re.fullmatch(r"0*[1-9]\d{0,8}", side) for side in sides) else None
-    return _Image(path, objects, size, str(file))
-
-
-def _parse(file: Path) -> Element:
-    """The root element of an annotation, by a parser that opens nothing and expands no entity."""
-    builder = TreeBuilder()
-    parser = expat.ParserCreate()
-    parser.buffer_text = True
-    parser.StartElementHandler = builder.start
-    parser.EndElementHandler = builder.end
-    parser.CharacterDataHandler = builder.data
-    parser.StartDoctypeDeclHandler = _refuse_doctype
-    try:
-        parser.Parse(file.read_bytes(), True)
-        annotation = builder.close()
-    except (expat.ExpatError, LookupError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read as XML: {error}") from error
-    if annotation.tag != "annotation":
-        raise ValueError(f"{file} must have the root element <annotation>, got <{annotation.tag}>")
-    return annotation
-
-
-def _refuse_doctype(*_: object) -> None:
-    raise ValueError("it has a document type declaration, which could define entities; remove <!DOCTYPE ...>")
-
-
-def _corner(element: Element, key: str, where: str) -> float:
-    text = (element.findtext(f"bndbox/{key}") or "").strip()
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"{where}: {key} must be a finite number, got {text!r}")
-    return value
-
-
-def _read_coco(file: Path, split: str | None, problems: list[str]) -> tuple[list[_Image], list[str]]:
-    """The images, and the class names by category id."""
-    coco = load_coco(file)
-    names: dict[int | str, str] = {}
-    for number, entry in enumerate(coco.categories):
-        name, key = (entry.get("name"), entry.get("id")) if isinstance(entry, dict) else (None, None)
-        if not isinstance(key, int | str) or not isinstance(name, str) or not name.strip():
-            raise ValueError(f"{file}, categories[{number}]: a category must have an id and a name, got {short(entry)}")
-        if key in names:
-            raise ValueError(f"{file}, categories[{number}]: the id {key!r} is that of another category too")
-        if name in names.values():
-            problems.append(f"{file}, categories[{number}]: the name {name!r} comes again; both are one class")
-        names[key] = name
-    objects: dict[int | str, list[_Object]] = {key: [] for key in coco.images}
-    for number, entry in enumerate(coco.annotations):
-        image = coco.images[entry["image_id"]]["file_name"]
-        where = f"{file}, annotation {entry.get('id', number)} of {image}"
-        category = entry.get("category_id")
-        if not isinstance(category, int | str) or category not in names:
-            raise ValueError(f"{where}: category_id must be the id of a category, got {category!r}")
-        where += f" ({names[category]})"
-        box, flag = four_numbers(entry.get("bbox")), entry.get("iscrowd", 0)
-        if box is None or not all(map(math.isfinite, box)):
-            raise ValueError(f"{where}: bbox must be four finite numbers, got {short(entry.get('bbox'))}")
-        if flag not in (0, 1):
-            raise ValueError(f"{where}: iscrowd must be 0 or 1, got {flag!r}")
-        x, y, w, h = box
-        if w <= 0 or h <= 0:
-            problems.append(f"{where}: the bbox {_numbers(box)} (x, y, width, height) has no area; left out")
-            continue
-        objects[entry["image_id"]].append(_Object(names[category], (x, y, x + w, y + h), bool(flag), where))
-    paths = find_images(file, split, [image["file_name"] for image in coco.images.values()])
-    images = [
-        _Image(path, objects[key], _stated_size(coco.images[key]), f"{file}, image {key!r}")
-        for key, path in zip(coco.images, paths, strict=True)
-    ]
-    order = sorted(names, key=lambda key: (isinstance(key, str), key))
-    return images, list(dict.fromkeys(names[key] for key in order))
-
-
-def _stated_size(image: dict[str, Any]) -> tuple[int, int] | None:
-    height, width = image.get("height"), image.get("width")
-    return (height, width) if isinstance(height, int) and isinstance(width, int) and min(height, width) > 0 else None
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return f"({', '.join(f'{value:g}' for value in values)})"

@@ -14,17 +14,16 @@ from PIL import Image, ImageFile
 from torch import Tensor
 
 from sppnet.console import track
-from sppnet.data.datasets import list_some
 from sppnet.data.images import (
     MAX_PIXELS,
     MAX_SIDE,
-    ImageError,
     decode_pixels,
     exif_turn,
     image_size,
     load_image,
     open_image,
 )
+from sppnet.errors import ImageError, list_some
 
 IGNORE = -1  # class index of pixels that do not count
 _UNKNOWN = -2

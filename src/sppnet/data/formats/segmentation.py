@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from sppnet.data.class_tables import (
+from sppnet.data.formats.class_tables import (
     CAMVID,
     VOC,
     ClassRow,
@@ -17,9 +17,17 @@ from sppnet.data.class_tables import (
     read_class_file,
     reorder,
 )
-from sppnet.data.datasets import SPLITS, list_some, sort_splits, suggest, usual_split
-from sppnet.data.masks import LabelMap, SegmentationSample, find_ids, ranges
-from sppnet.data.voc import images_by_name, read_list, require_images, voc_folder, voc_lists, whole_lists
+from sppnet.data.formats.masks import LabelMap, SegmentationSample, find_ids, ranges
+from sppnet.data.formats.voc import (
+    images_by_name,
+    read_list,
+    require_images,
+    voc_folder,
+    voc_lists,
+    whole_lists,
+)
+from sppnet.data.splits import SPLITS, sort_splits, usual_split
+from sppnet.errors import list_some, suggest
 
 _IGNORED, _CAMVID_VOID = 255, 11
 _MASKS = ("masks", "annotations", "labels")
@@ -100,7 +108,7 @@ def read_segmentation(
 ) -> SegmentationData:
     """Reads which images a data set has, where their masks are, and what the ids in them stand for.
 
-    Where it has a file classes.txt, classes.csv or class_dict.csv (see `sppnet.data.class_tables.read_class_file`),
+    Where it has a file classes.txt, classes.csv or class_dict.csv (see `sppnet.data.formats.class_tables.read_class_file`),
     that names the classes. Otherwise VOC has its 20 and the background. CamVid has its 11 where the greatest id of the
     masks is 10 or 11, and 11 is ignored. All others are ``class 0`` to the greatest id, for which all masks are read.
 

@@ -24,7 +24,7 @@ def fit_box_regression(
         vectors: of windows that overlap an object well, in any precision; they are scaled to a mean norm of 20
             for the fit.
         labels: class of that object.
-        offsets: from window to object, as :func:`sppnet.boxes.encode` gives them.
+        offsets: from window to object, as :func:`sppnet.ops.boxes.encode` gives them.
         num_classes: a class without windows leaves boxes as they are.
         penalty: lambda of the ridge, on vectors of that norm; the SPP-net code has 4000, R-CNN's 1000.
 

@@ -7,8 +7,8 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from sppnet.bins import choose
-from sppnet.detect import Detector
+from sppnet.detect.model import Detector
+from sppnet.errors import choose
 
 HeadDtype = Literal["float32", "bfloat16"]
 

@@ -14,18 +14,18 @@ from PIL import ImageOps
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sppnet.backbones import Backbone
-from sppnet.boxes import encode, mirror
-from sppnet.data.images import ImageError, load_image
-from sppnet.detect import Detector, create_fc
-from sppnet.detect_options import DetectOptions
-from sppnet.encoder import RegionEncoder
-from sppnet.finetune import POSITIVE_SHARE, draw_windows, positives
-from sppnet.loop import fit
-from sppnet.nets import PAPER_NETS
+from sppnet.backbones.backbone import Backbone
+from sppnet.backbones.paper import PAPER_NETS
+from sppnet.data.images import load_image
+from sppnet.detect.classic.finetune import POSITIVE_SHARE, draw_windows, positives
+from sppnet.detect.classic.windows import Windows, usable_images
+from sppnet.detect.model import Detector, create_fc
+from sppnet.detect.options import DetectOptions
+from sppnet.errors import ImageError
+from sppnet.features.encoder import RegionEncoder
+from sppnet.ops.boxes import encode, mirror
 from sppnet.ops.regions import region_pyramid_pool
-from sppnet.train_detect import usable_images
-from sppnet.windows import Windows
+from sppnet.training.loop import fit
 
 _IMAGES = 2  # of a batch
 _FROZEN_MAPS, _FROZEN_STRIDE = 2, 4

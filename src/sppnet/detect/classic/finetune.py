@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sppnet.data.images import ImageError
-from sppnet.detect_options import DetectOptions
-from sppnet.windows import Windows, WindowVectors
+from sppnet.detect.classic.windows import Windows, WindowVectors
+from sppnet.detect.options import DetectOptions
+from sppnet.errors import ImageError
 
 POSITIVE_SHARE = 0.25
 _POSITIVE, _BACKGROUND = 0.5, 0.1

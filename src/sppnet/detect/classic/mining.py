@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sppnet.console import track
-from sppnet.svm import linear_svc
-from sppnet.windows import Windows
+from sppnet.detect.classic.windows import Windows
+from sppnet.training.svm import linear_svc
 
 # As in R-CNN's and the SPP-net authors' code.
 _C, _POSITIVE_WEIGHT, _BIAS_FEATURE = 1e-3, 2.0, 10.0

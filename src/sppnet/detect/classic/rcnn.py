@@ -8,12 +8,12 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from sppnet.backbones import Backbone
-from sppnet.bins import Level, count_bins, parse_levels
+from sppnet.backbones.backbone import Backbone
 from sppnet.data.images import to_tensor
-from sppnet.encoder import DistinctVectors
-from sppnet.ops.plain import Reduce
+from sppnet.features.encoder import DistinctVectors
+from sppnet.ops.bins import Level, count_bins, parse_levels
 from sppnet.ops.pyramid import pyramid_pool
+from sppnet.ops.reference import Reduce
 
 _CONTEXT = 16  # pixels of the warped window that lie around the box on each side
 _BATCH = 32  # the fastest of 8 to 128 on two cores

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sppnet.boxes import clip
+from sppnet.ops.boxes import clip
 
 # The width to which R-CNN brings every image; here only larger ones are changed. Twice the side takes eight times as
 # long.

@@ -11,15 +11,16 @@ from jaxtyping import Bool, Float, Int
 from PIL import ImageOps
 from torch import Tensor, nn
 
-from sppnet.backbones import FeatureMap
-from sppnet.boxes import mirror, overlaps
+from sppnet.backbones.backbone import FeatureMap
+from sppnet.backbones.weights import weights_digest
 from sppnet.console import track
-from sppnet.data.detection import DetectionSample
-from sppnet.data.images import ImageError, load_image
-from sppnet.encoder import ImageMaps, RegionEncoder
-from sppnet.rcnn import CropEncoder
-from sppnet.runs import read_tensors, save_tensors
-from sppnet.weights import weights_digest
+from sppnet.data.formats.detection import DetectionSample
+from sppnet.data.images import load_image
+from sppnet.detect.classic.rcnn import CropEncoder
+from sppnet.errors import ImageError
+from sppnet.features.encoder import ImageMaps, RegionEncoder
+from sppnet.io.files import read_tensors, save_tensors
+from sppnet.ops.boxes import mirror, overlaps
 
 # A proposal on an object that does not count is no example of background.
 _DIFFICULT_OVERLAP = 0.3
@@ -215,3 +216,16 @@ def _storable(x: Tensor) -> Tensor:
     """Half precision, with what would become infinite at its largest number."""
     limit = torch.finfo(torch.float16).max
     return x.detach().clamp(-limit, limit).half().cpu().contiguous()
+
+
+def usable_images(windows: Sequence[Windows], failures: Sequence[ImageError]) -> list[int]:
+    """Numbers of the images that can be read.
+
+    Raises:
+        ValueError: none of them has an object.
+    """
+    bad = {failure.path for failure in failures}
+    usable = [number for number, one in enumerate(windows) if str(one.path) not in bad]
+    if not any(windows[number].objects for number in usable):
+        raise ValueError(f"data: no image with an object can be read; the first of {len(failures)}: {failures[0]}")
+    return usable

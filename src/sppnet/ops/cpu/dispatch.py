@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sppnet.bins import Rule, bin_edges, clipped_edges
-from sppnet.ops import _entries, _steps
-from sppnet.ops._jobs import Table, Tables, run
-from sppnet.ops._memory import empty
-from sppnet.ops.plain import Grids, Reduce
+from sppnet.ops.bins import Rule, bin_edges, clipped_edges
+from sppnet.ops.cpu import entries, steps
+from sppnet.ops.cpu.jobs import Table, Tables, run
+from sppnet.ops.cpu.memory import empty
+from sppnet.ops.reference import Grids, Reduce
 
 _LARGE = 1 << 25
 """Bytes from which an output is written past the caches."""
@@ -30,7 +30,7 @@ def forward(
     save: bool,
     merge: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """What :func:`sppnet.ops.plain.forward` does; with `merge` equal windows are pooled once."""
+    """What :func:`sppnet.ops.reference.forward` does; with `merge` equal windows are pooled once."""
     maps, channels, height, width = x.shape
     count = maps if windows is None else len(windows)
     bins = sum(rows * columns for rows, columns in grids)
@@ -39,7 +39,7 @@ def forward(
     cells = empty((count, channels * bins), torch.int32) if save else torch.empty(0, dtype=torch.int32, device="cpu")
     if count == 0:
         return out, cells
-    mode = _steps.AVERAGE if reduce == "avg" else _steps.PLACES if save else _steps.MAXIMUM
+    mode = steps.AVERAGE if reduce == "avg" else steps.PLACES if save else steps.MAXIMUM
     many = windows is not None and count > 2 * maps
     if windows is None:
         tables = _whole_tables(maps, height, width, tuple(grids), rule, reduce)
@@ -54,19 +54,19 @@ def forward(
         packed = _packed(x)
         groups, area = packed.shape[1], height * width
         source = (packed.data_ptr(), groups * area * 256, area * 4, 256, width, channels, 0, tables.clipped, mode)
-        entry = _entries.packed_bfloat16 if half else _entries.cells_float32
+        entry = entries.packed_bfloat16 if half else entries.cells_float32
         run(entry, tables.windows * groups, out.numel(), 17 * (bins + 16) + 8 * width, tables, (*source, *ends, stream))
     elif channels >= 64 and x.is_contiguous(memory_format=torch.channels_last):
         step, groups = channels * item, -(-channels // 64)
         most = max(1, min(4, tables.windows * groups // (2 * torch.get_num_threads())))
         source = (x.data_ptr(), height * width * step, item, step, width, channels, most, tables.clipped, mode)
-        entry = _entries.cells_bfloat16 if half else _entries.cells_float32
+        entry = entries.cells_bfloat16 if half else entries.cells_float32
         units, scratch = tables.windows * -(-groups // most), 41 * (bins + 16) + 32 * width
         run(entry, units, x.numel(), scratch, tables, (*source, *ends, stream))
     else:
         x = x.contiguous()
         source = (x.data_ptr(), maps, channels, height, width, tables.clipped, mode)
-        entry = _entries.planes_bfloat16 if half else _entries.planes_float32
+        entry = entries.planes_bfloat16 if half else entries.planes_float32
         strip = max(rows for rows, _ in grids) * -(-width // 16) * 16
         last = height * width * item // 4 + 1 if width < 16 else 0
         scratch = 4 * strip + 3 * (bins + 16) + last
@@ -84,7 +84,7 @@ def backward(
     rule: Rule,
     reduce: Reduce,
 ) -> Tensor:
-    """What :func:`sppnet.ops.plain.backward` does."""
+    """What :func:`sppnet.ops.reference.backward` does."""
     maps, channels, height, width = shape
     grad = grad.contiguous()
     area = height * width
@@ -102,9 +102,9 @@ def backward(
         share = 64 if neighbours or (windows is not None and maps * channels >= 64 * torch.get_num_threads()) else 16
         item = dtype.itemsize
         steps = (item, channels * item) if neighbours else (area * item, item)
-        entry = _entries.scatter_float32
+        entry = entries.scatter_float32
         if half:
-            entry = _entries.scatter_bfloat16 if few else _entries.scatter_wide_bfloat16
+            entry = entries.scatter_bfloat16 if few else entries.scatter_wide_bfloat16
         ends = (total.data_ptr(), area * channels * item, *steps, 0)
         run(
             entry,
@@ -115,7 +115,7 @@ def backward(
             (grad.data_ptr(), cells.data_ptr(), channels, share, *ends),
         )
     else:
-        entry = _entries.spread_bfloat16 if half else _entries.spread_float32
+        entry = entries.spread_bfloat16 if half else entries.spread_float32
         arguments = (grad.data_ptr(), channels, width, height, total.data_ptr(), 0, 0, 0, 0)
         run(entry, maps * -(-channels // 16), work, 0, tables, arguments)
     return total.to(grad.dtype, memory_format=torch.channels_last if channels_last else torch.contiguous_format)

@@ -7,10 +7,10 @@ then the addresses of images, order, starts, plan and edges and their sizes; the
 import numpy as np
 from numba import carray
 
-from sppnet.ops._kernels import pool_cells, pool_planes
-from sppnet.ops._scatter import scatter, spread
-from sppnet.ops._simd import fetch_add, pointer
-from sppnet.ops._steps import inline
+from sppnet.ops.cpu.kernels import pool_cells, pool_planes
+from sppnet.ops.cpu.scatter import scatter, spread
+from sppnet.ops.cpu.simd import fetch_add, pointer
+from sppnet.ops.cpu.steps import inline
 
 
 def planes_float32(address):

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from numba.core import types
 
-from sppnet.ops._steps import VECTOR
+from sppnet.ops.cpu.steps import VECTOR
 
 Table = npt.NDArray[np.int64]
 _SERIAL = 1 << 16

@@ -9,8 +9,8 @@ the map), first edge, first bin in scratch, first bin in the output.
 edges: [begin, end) of the rows and columns of each level, one entry a window, or one for all.
 """
 
-from sppnet.ops._simd import add, any_nan, copy, floats, transpose
-from sppnet.ops._steps import (
+from sppnet.ops.cpu.simd import add, any_nan, copy, floats, transpose
+from sppnet.ops.cpu.steps import (
     AVERAGE,
     FLOAT,
     PLACES,

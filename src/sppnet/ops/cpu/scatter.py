@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from sppnet.ops._simd import accumulate, clear, integer, number
-from sppnet.ops._steps import inline
+from sppnet.ops.cpu.simd import accumulate, clear, integer, number
+from sppnet.ops.cpu.steps import inline
 
 
 @inline

@@ -7,7 +7,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from sppnet.ops._simd import (
+from sppnet.ops.cpu.simd import (
     add,
     add_ints,
     better_cell,

@@ -12,7 +12,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from sppnet.ops._gpu_forward import edges, window
+from sppnet.ops.gpu.forward import edges, window
 
 
 @triton.jit

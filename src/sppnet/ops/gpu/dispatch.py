@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sppnet.bins import Rule, clipped_edges, count_bins
-from sppnet.ops.plain import Grids, Reduce, is_channels_last, whole
+from sppnet.ops.bins import Rule, clipped_edges, count_bins
+from sppnet.ops.reference import Grids, Reduce, is_channels_last, whole
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Lanes of one program: (channel, bin, cell of the bin) triples that it handles at once.
@@ -46,7 +46,7 @@ def has_c_compiler() -> bool:
 def forward(
     x: Tensor, windows: Tensor | None, grids: Grids, rule: Rule, reduce: Reduce, save: bool
 ) -> tuple[Tensor, Tensor]:
-    """Values and cells of windows of maps: :func:`sppnet.ops.plain.forward`.
+    """Values and cells of windows of maps: :func:`sppnet.ops.reference.forward`.
 
     The map is read once for all levels that follow from a finer one, and where their cells are near each other, from
     the cache for the others. Any strides are taken; what is neither contiguous nor channels_last is copied.
@@ -56,7 +56,7 @@ def forward(
         pieces = _bins(windows, x.shape, grids, rule, x.device)
         values, cells = forward(x, pieces, ((1, 1),), "adaptive", reduce, save)
         return _join(values, grids), _join(cells, grids) if cells.ndim == 2 else cells
-    from sppnet.ops import _gpu_forward
+    from sppnet.ops.gpu import forward as kernels
 
     save = save and reduce == "max"
     channels_last = is_channels_last(x)
@@ -69,7 +69,7 @@ def forward(
         return values, cells
     levels, block_c, warps = _plan(tuple(x.shape), count, tuple(grids), reduce, channels_last)
     with torch.cuda.device_of(x):
-        _gpu_forward.pool[(count * -(-x.shape[1] // block_c),)](
+        kernels.pool[(count * -(-x.shape[1] // block_c),)](
             x,
             None if windows is None else windows.contiguous(),
             values,
@@ -98,11 +98,11 @@ def backward(
     rule: Rule,
     reduce: Reduce,
 ) -> Tensor:
-    """Gradient (N, C, H, W) of the maps: :func:`sppnet.ops.plain.backward`, the same bits in every run."""
+    """Gradient (N, C, H, W) of the maps: :func:`sppnet.ops.reference.backward`, the same bits in every run."""
     if reduce == "avg" and rule != "adaptive":
         pieces = _bins(windows, shape, grids, rule, grad.device)
         return backward(_split(grad, grids), cells, pieces, shape, channels_last, ((1, 1),), "adaptive", reduce)
-    from sppnet.ops import _gpu_backward
+    from sppnet.ops.gpu import backward as kernels
 
     images, channels, height, width = shape
     wide = torch.promote_types(grad.dtype, torch.float32) if reduce == "max" else grad.dtype
@@ -122,7 +122,7 @@ def backward(
             # One channel a program until there are more programs than the GPU holds; a step compares block x block
             # pairs of bins, and a thread takes 64 of them.
             block_c = max(1, min(4, _power(channels), _floor_power(images * channels // (8 * _PROGRAMS))))
-            _gpu_backward.scatter[(images * -(-channels // block_c),)](
+            kernels.scatter[(images * -(-channels // block_c),)](
                 grad,
                 cells.contiguous(),
                 order,
@@ -140,7 +140,7 @@ def backward(
             )
         else:
             block, block_c = min(128, _power(height * width)), min(8, _power(channels))
-            _gpu_backward.spread[(images * -(-channels // block_c), -(-height * width // block))](
+            kernels.spread[(images * -(-channels // block_c), -(-height * width // block))](
                 grad,
                 None if windows is None else windows.contiguous(),
                 order,
@@ -181,7 +181,7 @@ def _starts(grids: tuple[tuple[int, int], ...]) -> tuple[tuple[tuple[int, int, i
 def _plan(
     shape: tuple[int, ...], count: int, grids: tuple[tuple[int, int], ...], reduce: Reduce, channels_last: bool
 ) -> tuple[tuple[Any, ...], int, int]:
-    """LEVELS, BLOCK_C and the number of warps of :func:`sppnet.ops._gpu_forward.pool`."""
+    """LEVELS, BLOCK_C and the number of warps of :func:`sppnet.ops.gpu.forward.pool`."""
     images, channels, height, width = shape
     roots = _roots(grids, reduce)
     # Windows that are many are taken to be half a map's sides.

@@ -1,0 +1,1 @@
+"""Validation of data sets (`sppnet check`)."""

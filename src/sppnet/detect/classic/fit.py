@@ -1,0 +1,173 @@
+"""Fitting of the parts of a detector on the vectors of windows: fc layers, SVMs, box regression."""
+
+import math
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sppnet.console import console
+from sppnet.data.formats.detection import DetectionSample
+from sppnet.detect.classic.box_regression import fit_box_regression
+from sppnet.detect.classic.finetune import WindowBatches, positives
+from sppnet.detect.classic.mining import fit_detection_svms
+from sppnet.detect.classic.windows import (
+    CropVectors,
+    MapVectors,
+    Windows,
+    WindowVectors,
+    label_windows,
+)
+from sppnet.detect.model import Detector, create_fc
+from sppnet.detect.options import DetectOptions
+from sppnet.detect.proposals import proposals_of
+from sppnet.errors import ImageError
+from sppnet.evaluation.recall import recall
+from sppnet.features.encoder import RegionEncoder
+from sppnet.inference.results import Failure
+from sppnet.ops.boxes import encode
+from sppnet.training.loop import fit
+
+_NORM_IMAGES, _NORM_WINDOWS = 100, 100
+_REGRESSED_EACH, _REGRESSED_MEMORY = 64, 500_000_000
+
+
+def propose_windows(
+    samples: Sequence[DetectionSample], num_classes: int, options: DetectOptions, cache: Path
+) -> tuple[list[Windows], list[ImageError]]:
+    """Windows of every image that can be read, and the errors of the others."""
+    paths = [sample.path for sample in samples]
+    found = proposals_of(
+        paths,
+        options.proposals,
+        cache / "proposals",
+        max_windows=options.windows,
+        seconds=options.proposal_seconds,
+        workers=options.workers,
+    )
+    windows, failures = [], []
+    for sample, proposals in zip(samples, found, strict=True):
+        if isinstance(proposals, Failure):
+            failures.append(proposals.error)
+        else:
+            windows.append(label_windows(sample, proposals.boxes, num_classes))
+    pairs = [(one.boxes[one.objects :], one.boxes[: one.objects]) for one in windows]
+    if any(len(objects) for _, objects in pairs):
+        half = recall([boxes for boxes, _ in pairs], [objects for _, objects in pairs], (0.5,)).fractions[0]
+        mean = sum(len(boxes) for boxes, _ in pairs) / len(pairs)
+        text = f"{mean:.0f} proposals an image; {100 * half:.1f} % of the objects have one that overlaps by 0.5"
+        console.print(text, highlight=False)
+    return windows, failures
+
+
+def window_vectors(model: Detector, windows: Sequence[Windows], cache: Path) -> WindowVectors:
+    """Where the training takes the vectors of windows from."""
+    if isinstance(model.encoder, RegionEncoder):
+        return MapVectors(model.encoder, windows, cache)
+    return CropVectors(model.encoder, windows, cache)
+
+
+def fit_detector(
+    model: Detector,
+    vectors: WindowVectors,
+    usable: Sequence[int],
+    options: DetectOptions,
+    out: Path,
+    seconds: dict[str, float],
+) -> bool:
+    """Fit all that stands on the vectors: fc layers, SVMs, box regression.
+
+    Args:
+        model: its encoder stays as it is.
+        vectors: of the training windows.
+        usable: numbers of the images that can be read.
+        options: how.
+        out: for checkpoints of the fine-tuning.
+        seconds: of each part, added here.
+
+    Returns:
+        False where fine-tuning was interrupted.
+    """
+    model.norm.fill_(vector_norm(vectors, usable))
+    started = time.monotonic()
+    if model.config.hidden and options.finetune:
+        network = finetune(model, vectors, usable, options, out)
+        if network is None:
+            return False
+        model.fc.load_state_dict(network[0].state_dict())
+        if model.config.scorer == "softmax":
+            model.score.load_state_dict(network[1].state_dict())
+        seconds["fine-tuning"] = time.monotonic() - started
+    model.cpu().eval()
+    if model.config.scorer == "svm":
+        started = time.monotonic()
+        fit_svms(model, vectors, usable, options.seed)
+        seconds["SVMs"] = time.monotonic() - started
+    if model.config.regression != "none":
+        started = time.monotonic()
+        fit_offsets(model, vectors, usable, options.seed)
+        seconds["box regression"] = time.monotonic() - started
+    return True
+
+
+def finetune(
+    model: Detector, vectors: WindowVectors, usable: Sequence[int], options: DetectOptions, out: Path
+) -> nn.Sequential | None:
+    """fc6 and fc7, trained under a softmax over the classes and the background, and that layer; None if interrupted."""
+    classes, hidden = len(model.config.classes), model.config.hidden
+    torch.manual_seed(options.seed)
+    network = nn.Sequential(create_fc(model.encoder.length, hidden), nn.Linear(hidden[-1], classes + 1))
+    batches = WindowBatches(vectors, usable, classes, float(model.norm), options)
+    return network.cpu().eval() if fit(network, batches, options, out, lambda: None, []) else None
+
+
+def fit_svms(model: Detector, vectors: WindowVectors, usable: Sequence[int], seed: int) -> None:
+    """Put SVMs on what the fc layers give."""
+
+    def features(number: int, rows: Tensor) -> Tensor:
+        x: Tensor = model.fc(vectors.vectors(usable[number], rows).float() * model.norm)
+        return x
+
+    with torch.inference_mode():
+        windows = [vectors.windows[image] for image in usable]
+        model.score = fit_detection_svms(windows, features, len(model.config.classes), seed)
+
+
+def fit_offsets(model: Detector, vectors: WindowVectors, usable: Sequence[int], seed: int) -> None:
+    """Put box regression on the pooled vectors."""
+    with torch.inference_mode(), console.status("box regression"):
+        x, labels, offsets = _regression_windows(vectors, usable, seed)
+        layer = fit_box_regression(x, labels, offsets, len(model.config.classes))
+        layer.weight /= model.norm  # the detector's vectors are scaled
+        model.offsets = layer
+
+
+def vector_norm(vectors: WindowVectors, usable: Sequence[int]) -> float:
+    """What scales vectors to unit mean square."""
+    squares = []
+    for image in usable[:_NORM_IMAGES]:
+        count = len(vectors.windows[image].boxes)
+        rows = torch.linspace(0, count - 1, min(count, _NORM_WINDOWS)).long()
+        squares.append(vectors.vectors(image, rows).float().square().mean(1))
+    return 1 / max(math.sqrt(float(torch.cat(squares).mean())), 1e-12)
+
+
+def _regression_windows(
+    vectors: WindowVectors, usable: Sequence[int], seed: int
+) -> tuple[Float[Tensor, "n d"], Int[Tensor, " n"], Float[Tensor, "n 4"]]:
+    """Vectors, labels and offsets of windows that overlap an object by half or more, the objects included."""
+    rng = random.Random(f"regression {seed}")  # noqa: S311
+    each = max(min(_REGRESSED_EACH, _REGRESSED_MEMORY // (2 * vectors.length * len(usable))), 1)
+    x, labels, offsets = [], [], []
+    for image in usable:
+        windows = vectors.windows[image]
+        rows = positives(windows).nonzero()[:, 0].tolist()
+        chosen = torch.tensor(rng.sample(rows, min(each, len(rows))), dtype=torch.long)
+        x.append(vectors.vectors(image, chosen).half())
+        labels.append(windows.labels[chosen])
+        offsets.append(encode(windows.boxes[chosen], windows.targets[chosen]))
+    return torch.cat(x), torch.cat(labels), torch.cat(offsets)

@@ -1,0 +1,1 @@
+"""Metrics and figures that several tasks share."""

@@ -1,0 +1,74 @@
+"""Precision-recall curves as pictures."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sppnet.evaluation.average_precision import DetectionScores
+from sppnet.inference.drawing import class_colour
+
+
+def write_curves(scores: DetectionScores, folder: Path) -> None:
+    """Write precision over recall at overlap 0.5: all classes in ``pr-curves.png``, each in ``pr-curve-CLASS.png``.
+
+    The area under the thick line is the class's AP. Characters of a name that files cannot have are written %xx.
+
+    Args:
+        scores: of a detector.
+        folder: made if it does not exist.
+
+    Raises:
+        ModuleNotFoundError: the extra `detect` is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError('curves need matplotlib: pip install "sppnet[detect]"') from error
+    folder.mkdir(parents=True, exist_ok=True)
+    colours = {name: class_colour(label) for label, name in enumerate(scores.per_class)}
+    columns = 1 + (len(scores.curves) - 1) // 22
+    joint = Figure(figsize=(6.5 + 2 * columns, 5.5), dpi=110, layout="constrained")
+    axes = _axes(joint, f"precision and recall at overlap 0.5, mean AP {100 * scores.ap50:.1f}")
+    order = sorted(scores.curves, key=lambda name: -_ap50(scores, name))
+    lines = [_envelope(axes, scores, name, colours[name], linewidth=1.8) for name in order]
+    texts = [f"{100 * _ap50(scores, name):.1f}  {_plain(name)}" for name in order]
+    joint.legend(lines, texts, loc="outside right upper", frameon=False, title="AP", ncols=columns, fontsize="small")
+    joint.savefig(folder / "pr-curves.png")
+    for name in scores.curves:
+        figure = Figure(figsize=(6, 5), dpi=110, layout="constrained")
+        objects = scores.per_class[name].objects
+        axes = _axes(figure, f"{_plain(name)}: AP {100 * _ap50(scores, name):.1f} at overlap 0.5, {objects} objects")
+        axes.plot(scores.curves[name].recall, scores.curves[name].precision, color="0.55", linewidth=1)
+        line = _envelope(axes, scores, name, colours[name], linewidth=2.5)
+        axes.fill_between(line.get_xdata(), line.get_ydata(), step="pre", color=colours[name], alpha=0.15, linewidth=0)
+        figure.savefig(folder / f"pr-curve-{_file_name(name)}.png")
+
+
+def _axes(figure: Any, title: str) -> Any:
+    axes = figure.subplots()
+    axes.set(xlim=(0, 1.01), ylim=(0, 1.02), xlabel="recall", ylabel="precision", title=title)
+    axes.grid(alpha=0.3)
+    return axes
+
+
+def _envelope(axes: Any, scores: DetectionScores, name: str, colour: str, linewidth: float) -> Any:
+    """Draws the best precision at each recall or beyond, down to 0 where recall ends."""
+    recall, precision = scores.curves[name].recall, scores.curves[name].envelope()
+    x, y = np.concatenate(([0.0], recall, recall[-1:])), np.concatenate((precision[:1], precision, [0.0]))
+    (line,) = axes.step(x, y, where="pre", color=colour, linewidth=linewidth)
+    return line
+
+
+def _ap50(scores: DetectionScores, name: str) -> float:
+    return scores.per_class[name].ap50 or 0.0
+
+
+def _plain(name: str) -> str:
+    """The name, as text that matplotlib does not take for a formula."""
+    return name.replace("$", r"\$")
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r'[%/\\:*?"<>|\x00-\x1f]', lambda found: f"%{ord(found[0]):02x}", name)

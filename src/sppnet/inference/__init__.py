@@ -1,0 +1,1 @@
+"""Results, tiling, memory limits and drawing that several tasks share."""

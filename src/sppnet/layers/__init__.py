@@ -1,0 +1,1 @@
+"""Modules for use in any network: SPP, ASPP, PPM and the SPP blocks of YOLO."""

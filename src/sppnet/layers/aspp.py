@@ -1,0 +1,150 @@
+"""Atrous spatial pyramid pooling (DeepLab v2 and v3)."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sppnet.errors import choose
+from sppnet.layers.atrous import (
+    LiveTaps,
+    atrous_conv,
+    auto_rates,
+    is_plain,
+    live_taps,
+    parse_rates,
+    warn_of_dead_taps,
+)
+from sppnet.layers.norms import Norm, conv_block
+from sppnet.ops.sliding_max import in_graph
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling: 3x3 convolutions of several rates side by side; the map keeps its size.
+
+    Args:
+        in_channels: channels that come.
+        out_channels: channels that go; in the form ``v2`` the classes.
+        rates: spacings of the taps in cells, each at least 1, any number of them; ``auto`` for the papers', see
+            :func:`sppnet.layers.atrous.auto_rates`.
+        form: ``v3`` (DeepLab v3, section 3.3): a 1x1 branch, the atrous branches and the image-level branch, each with
+            normalisation and ReLU, concatenated in this order and projected by 1x1. ``v2`` (DeepLab v2, section 3.3,
+            ResNet form): the sum of atrous convolutions with bias and nothing else.
+        output_stride: image pixels from one cell to the next, for ``auto``.
+        map_size: (rows, columns) of the maps that it will mostly see, to which ``auto`` then fits the rates.
+        norm: see :func:`sppnet.layers.norms.create_norm`; the default trains at batch 1.
+        separable: depthwise separable atrous branches (DeepLab v3+, section 3.1).
+        image_level: whether the form ``v3`` has its image-level branch.
+        dropout: share of the projected channels that training drops, in [0, 1).
+
+    Raises:
+        ValueError: a rate below 1, no rate, or an option that the form ``v2`` has not.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int = 256,
+        rates: Sequence[int] | Literal["auto"] = "auto",
+        *,
+        form: Literal["v3", "v2"] = "v3",
+        output_stride: int = 16,
+        map_size: Sequence[int] | None = None,
+        norm: Norm = "safe",
+        separable: bool = False,
+        image_level: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        choose("form", form, ("v3", "v2"))
+        if isinstance(rates, str):
+            choose("rates", rates, ("auto",))
+            rates = auto_rates(output_stride, map_size, form)
+        choose("norm", norm, get_args(Norm))
+        self.rates = parse_rates(rates)
+        self.image: nn.Sequential | None = None
+        self.project: nn.Sequential | None = None
+        if form == "v2":
+            if separable or dropout:
+                raise ValueError("form: 'v2' is a plain sum of convolutions; separable and dropout need form='v3'")
+            self.branches = nn.ModuleList(_v2_branch(in_channels, out_channels, rate) for rate in self.rates)
+            return
+        atrous = [conv_block(in_channels, out_channels, 3, norm, rate=r, separable=separable) for r in self.rates]
+        self.branches = nn.ModuleList([conv_block(in_channels, out_channels, 1, norm), *atrous])
+        if image_level:
+            self.image = conv_block(in_channels, out_channels, 1, norm)
+        inside = out_channels * (len(self.branches) + image_level)
+        self.project = conv_block(inside, out_channels, 1, norm).append(nn.Dropout(dropout))
+
+    def forward(
+        self, x: Float[Tensor, "n c h w"], context: Float[Tensor, "n c 1 1"] | None = None
+    ) -> Float[Tensor, "n out h w"]:
+        """Convolve.
+
+        Args:
+            x: the map.
+            context: what the image-level branch sees instead of the means of `x`, where `x` is of a part of an image;
+                :meth:`context_of` of a map of the whole.
+        """
+        if context is not None and self.image is None:
+            raise ValueError("context: this module has no image-level branch that could use it; leave context out")
+        if context is not None and context.shape != (*x.shape[:2], 1, 1):
+            raise ValueError(f"context: expected {(*x.shape[:2], 1, 1)}, as of x; got {tuple(context.shape)}")
+        if self.training and not in_graph():
+            warn_of_dead_taps(self.rates, x.shape[2:])
+        maps = [_apply(branch, x) for branch in self.branches]
+        if self.project is None:
+            return torch.stack(maps).sum(0)
+        conv, *rest = self.project
+        joined = torch.cat(maps, 1)
+        if self.image is None:
+            out: Tensor = conv(joined)
+        elif not is_plain(conv):
+            image = self.image(self.context_of(x) if context is None else context)
+            out = conv(torch.cat([joined, image.expand(-1, -1, *x.shape[2:])], 1))
+        else:
+            # The image-level branch is the same in all places, so its part of the projection is made once.
+            image = self.image(self.context_of(x) if context is None else context)
+            weight, image_weight = conv.weight.split((joined.shape[1], image.shape[1]), 1)  # type: ignore[operator]
+            out = F.conv2d(joined, weight) + F.conv2d(image, image_weight)
+        for layer in rest:
+            out = layer(out)
+        return out
+
+    @staticmethod
+    def context_of(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c 1 1"]:
+        """What the image-level branch sees of a map: the mean of each channel."""
+        return x.mean((2, 3), keepdim=True)
+
+    def explain(self, size: Sequence[int]) -> tuple[LiveTaps, ...]:
+        """How much a map of (rows, columns) cells leaves of each atrous branch.
+
+        Warns of the branches of which less than :data:`sppnet.layers.atrous.LEAST_LIVE` is left, as training does.
+        """
+        warn_of_dead_taps(self.rates, size)
+        return tuple(live_taps(rate, size) for rate in self.rates)
+
+    def extra_repr(self) -> str:
+        """Rates, for print(module)."""
+        return f"rates={self.rates}"
+
+
+def _v2_branch(in_channels: int, out_channels: int, rate: int) -> nn.Conv2d:
+    conv = nn.Conv2d(in_channels, out_channels, 3, padding=rate, dilation=rate)
+    nn.init.normal_(conv.weight, std=0.01)
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    return conv
+
+
+def _apply(branch: nn.Module, x: Tensor) -> Tensor:
+    """The branch on the map, its first convolution without taps that cannot lie on the map."""
+    if isinstance(branch, nn.Conv2d):
+        return atrous_conv(branch, x)
+    conv, *rest = branch.children()
+    out = atrous_conv(conv, x)  # type: ignore[arg-type]
+    for layer in rest:
+        out = layer(out)
+    return out

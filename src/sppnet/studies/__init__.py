@@ -1,0 +1,1 @@
+"""The comparisons of the papers, on the user's data."""

@@ -1,0 +1,1 @@
+"""Diagnostics and benchmarks of an installation."""

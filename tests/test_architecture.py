@@ -1,0 +1,98 @@
+"""The structure of the package: imports point one way, and no module is too long."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import sppnet
+
+SOURCE = Path(sppnet.__file__).parent
+# Each package may import those of earlier lines, and its own modules. The same order is in docs/architecture.md.
+TIERS = (
+    ("errors", "console", "devices"),
+    ("io",),
+    ("ops",),
+    ("layers",),
+    ("backbones",),
+    ("data",),
+    ("training",),
+    ("inference",),
+    ("evaluation",),
+    ("features",),
+    ("classify", "detect", "segment"),
+    ("registry",),
+    ("export",),
+    ("studies", "distributed", "serving", "tools", "demo"),
+    ("cli",),
+)
+RANKS = {name: rank for rank, tier in enumerate(TIERS) for name in tier}
+MODULES = {
+    ".".join(file.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__"): file
+    for file in SOURCE.rglob("*.py")
+}
+
+
+def imports(module: str) -> set[str]:
+    """Modules of the package that a module imports anywhere, in its functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else str(node.module) for name in inner}
+    return {name for name in found if name in MODULES and name != module}
+
+
+GRAPH = {module: imports(module) for module in MODULES if module not in ("sppnet", "sppnet.__main__")}
+
+
+def package(module: str) -> str:
+    return module.split(".")[1]
+
+
+@pytest.mark.parametrize("module", sorted(GRAPH))
+def test_imports_point_to_earlier_packages(module: str) -> None:
+    own = package(module)
+    wrong = [name for name in GRAPH[module] - {"sppnet"} if package(name) != own and RANKS[package(name)] >= RANKS[own]]
+    assert not wrong
+    if own != "cli":  # the version is all that a module may take from the package itself
+        assert "sppnet" not in GRAPH[module] or "__version__" in MODULES[module].read_text(encoding="utf-8")
+
+
+def test_no_import_cycles() -> None:
+    remaining = {module: names - {"sppnet"} for module, names in GRAPH.items()}
+    while ready := {module for module, names in remaining.items() if not names & remaining.keys()}:
+        remaining = {module: names for module, names in remaining.items() if module not in ready}
+    assert not remaining, f"cycles among {sorted(remaining)}"
+
+
+def test_every_package_has_a_tier() -> None:
+    entries = {path.stem for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert entries - {"__init__", "__main__"} == RANKS.keys()
+
+
+def test_files_have_at_most_350_lines_and_folders_25_entries() -> None:
+    assert not [name for name, file in MODULES.items() if len(file.read_text(encoding="utf-8").splitlines()) > 350]
+    folders = {file.parent for file in MODULES.values()}
+    for folder in folders:
+        entries = [path for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()]
+        assert len(entries) <= 25, folder
+
+
+def test_every_public_name_is_imported_from_its_module() -> None:
+    tree = ast.parse(MODULES["sppnet"].read_text(encoding="utf-8"))
+    typed = {
+        alias.name: node.module
+        for block in tree.body
+        if isinstance(block, ast.If)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert typed == sppnet._MODULES
+    assert sorted(typed) == sorted(sppnet.__all__)
+    for name in sppnet.__all__:
+        assert getattr(sppnet, name).__module__.startswith("sppnet.") or name in ("Detections",)
