@@ -1,6 +1,6 @@
-"""What each operator can do, for each dtype and layout: every cell of the table in docs/capabilities.md is a check.
+"""Capabilities of each operator by dtype and layout: every cell of the tables in docs/capabilities.md is a check.
 
-``python tests/test_capabilities.py`` writes the table anew, for the devices that this machine has.
+``python tests/test_capabilities.py`` rewrites the tables of the devices of this machine.
 """
 
 import re
@@ -34,7 +34,7 @@ Pool = Callable[[Tensor], Tensor]
 
 
 def pyramid(x: Tensor) -> Tensor:
-    """Both reductions at once, so that each check is one of both."""
+    """Pool with both reductions, so that every check covers both."""
     return torch.cat([pyramid_pool(x, (3, 1), reduce=reduce) for reduce in ("max", "avg")])
 
 
@@ -63,10 +63,10 @@ Maps = Callable[[int, int], Tensor]
 
 def values(pool: Pool, slow: Pool, maps: Maps) -> None:
     x = maps(5, 7)
-    found, expected = pool(x), slow(x.double()).to(x.dtype)
-    half = len(found) // 2
-    assert torch.equal(found[:half], expected[:half])
-    torch.testing.assert_close(found, expected)
+    vectors, expected = pool(x), slow(x.double()).to(x.dtype)
+    half = len(vectors) // 2  # the maxima
+    assert torch.equal(vectors[:half], expected[:half])
+    torch.testing.assert_close(vectors, expected)
 
 
 def gradient(pool: Pool, x: Tensor) -> Tensor:
@@ -80,21 +80,22 @@ def vectors_and_gradient(pool: Pool, x: Tensor) -> tuple[Tensor, Tensor]:
     return vectors.detach(), torch.autograd.grad(vectors, x, weight.to(x.dtype))[0]
 
 
-def assert_near(found: Tensor, expected: Tensor) -> None:
-    """Within a few roundings of the largest number: what a sum of numbers of this dtype can keep."""
-    step = 4 * torch.finfo(found.dtype).eps
-    torch.testing.assert_close(found.double(), expected, rtol=step, atol=step * float(expected.abs().max()))
+def assert_near(result: Tensor, expected: Tensor) -> None:
+    """Check equality up to 4 roundings of the largest value, the accuracy of a sum in this dtype."""
+    tolerance = 4 * torch.finfo(result.dtype).eps
+    atol = tolerance * float(expected.abs().max())
+    torch.testing.assert_close(result.double(), expected, rtol=tolerance, atol=atol)
 
 
 def backward(pool: Pool, slow: Pool, maps: Maps) -> None:
     x = maps(5, 7)
-    found = gradient(pool, x)
-    assert_near(found, gradient(slow, x.double()))
-    assert found.stride() == x.stride()
+    result = gradient(pool, x)
+    assert_near(result, gradient(slow, x.double()))
+    assert result.stride() == x.stride()
 
 
 def curvature(pool: Pool, x: Tensor) -> Tensor:
-    """Second derivative of the vectors' squares, times the maps themselves."""
+    """Return the Hessian of the sum of squared vectors, times the maps."""
     x = x.detach().requires_grad_()
     (first,) = torch.autograd.grad(pool(x).square().sum(), x, create_graph=True)
     return torch.autograd.grad((first * x.detach()).sum(), x)[0]
@@ -111,8 +112,8 @@ def compiled(pool: Pool, slow: Pool, maps: Maps) -> None:
     fast = torch.compile(pool, fullgraph=True, dynamic=True, backend=counter)
     for height, width in ((5, 7), (9, 4), (12, 31)):
         x = maps(height, width)
-        found, expected = vectors_and_gradient(fast, x), vectors_and_gradient(pool, x)
-        assert all(map(torch.equal, found, expected))
+        result, expected = vectors_and_gradient(fast, x), vectors_and_gradient(pool, x)
+        assert all(map(torch.equal, result, expected))
     torch._dynamo.reset()
     assert counter.frame_count == 1
 
@@ -155,8 +156,8 @@ def onnx(pool: Pool, slow: Pool, maps: Maps) -> None:
     name = session.get_inputs()[0].name
     for height, width in ((9, 4), (1, 20)):
         x = maps(height, width).cpu()
-        found = torch.from_numpy(session.run(None, {name: x.numpy()})[0])
-        assert_near(found, pool(x).double())
+        vectors = torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+        assert_near(vectors, pool(x).double())
 
 
 def autocast(pool: Pool, slow: Pool, maps: Maps) -> None:
@@ -164,9 +165,9 @@ def autocast(pool: Pool, slow: Pool, maps: Maps) -> None:
     halves = (torch.bfloat16, torch.float16)
     for dtype in (x.dtype,) if x.dtype in halves else halves:
         with torch.autocast(x.device.type, dtype=dtype):
-            found = pool(x)
-        assert found.dtype == x.dtype
-        assert torch.equal(found, pool(x))
+            vectors = pool(x)
+        assert vectors.dtype == x.dtype
+        assert torch.equal(vectors, pool(x))
 
 
 def deterministic(pool: Pool, slow: Pool, maps: Maps) -> None:
@@ -180,13 +181,13 @@ def deterministic(pool: Pool, slow: Pool, maps: Maps) -> None:
 
 def vmap(pool: Pool, slow: Pool, maps: Maps) -> None:
     x = torch.stack([maps(5, 7), maps(5, 7)])
-    together: Pool = torch.vmap(pool)
+    batched: Pool = torch.vmap(pool)
 
-    def one_by_one(t: Tensor) -> Tensor:
+    def looped(t: Tensor) -> Tensor:
         return torch.stack([pool(part) for part in t.unbind()])
 
-    assert torch.equal(together(x), one_by_one(x))
-    assert_near(gradient(together, x), gradient(one_by_one, x).double())
+    assert torch.equal(batched(x), looped(x))
+    assert_near(gradient(batched, x), gradient(looped, x).double())
 
 
 CHECKS: dict[str, Callable[[Pool, Pool, Maps], None]] = {
@@ -203,17 +204,17 @@ CHECKS: dict[str, Callable[[Pool, Pool, Maps], None]] = {
 
 
 def batch(dtype: torch.dtype, layout: torch.memory_format, device: str, height: int, width: int) -> Tensor:
-    """Maps whose cells are exact in every dtype, and in small maps no two are equal: a tie has many gradients."""
+    """Return maps whose values are exact in every dtype, without ties (several legal gradients) in small maps."""
     x = torch.rand(2, CHANNELS, height * width).argsort(2) % 256 / 8 - 2
     return x.reshape(2, CHANNELS, height, width).to(device, dtype).contiguous(memory_format=layout)
 
 
 def outcome(check: Callable[[Pool, Pool, Maps], None], operator: str, maps: Maps) -> str:
-    """The check's verdict as a cell: yes, or the error's name."""
+    """Run a check and return its table cell: "yes", or "no" and the name of the error."""
     try:
         check(*OPERATORS[operator], maps)
-    except Exception as found:
-        error: BaseException = found
+    except Exception as exception:
+        error: BaseException = exception
         while error.__cause__ is not None:
             error = error.__cause__
         return f"no: {type(error).__name__}"
@@ -226,7 +227,7 @@ def cells(operator: str, dtype: str, layout: str, device: str, columns: Iterable
 
 
 def section(device: str) -> str:
-    """Heading and table of one device."""
+    """Return the heading and table of one device."""
     rows = [("operator", "dtype", "layout", *CHECKS), ("---",) * (3 + len(CHECKS))]
     rows += [(*names, *cells(*names, device, CHECKS).values()) for names in GRID]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -234,7 +235,7 @@ def section(device: str) -> str:
 
 
 def written(device: str) -> dict[tuple[str, ...], dict[str, str]]:
-    """The committed table of one device: operator, dtype and layout, then column, then cell."""
+    """Read the committed table of one device: cells by (operator, dtype, layout) and column."""
     text = PAGE.read_text().partition(f"## {device}\n")[2].partition("\n## ")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     if not rows:
@@ -246,46 +247,45 @@ def written(device: str) -> dict[tuple[str, ...], dict[str, str]]:
 GRID = [(operator, dtype, layout) for operator in OPERATORS for dtype in DTYPES for layout in LAYOUTS]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 QUICK = [column for column in CHECKS if column != "ONNX"]
-# The CPU kernels serve the first two dtypes; the others share one way through plain torch.
+# The CPU kernels handle float32 and bfloat16; other dtypes share the implementation in plain torch.
 CASES = [pytest.param(*names, marks=() if names[1] in ("float32", "bfloat16") else pytest.mark.slow) for names in GRID]
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("operator", "dtype", "layout"), CASES)
 @pytest.mark.usefixtures("unchecked")
-def test_the_table_says_what_is_so(operator: str, dtype: str, layout: str, device: str) -> None:
+def test_checks_match_the_table(operator: str, dtype: str, layout: str, device: str) -> None:
     expected = written(device)[operator, dtype, layout]
     assert list(expected) == list(CHECKS)
-    found = cells(operator, dtype, layout, device, QUICK)
-    assert found == {column: expected[column] for column in QUICK}
+    assert cells(operator, dtype, layout, device, QUICK) == {column: expected[column] for column in QUICK}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("operator", "dtype", "layout"), GRID)
 @pytest.mark.usefixtures("unchecked")
-def test_the_table_says_what_becomes_a_file(operator: str, dtype: str, layout: str, device: str) -> None:
+def test_onnx_export_matches_the_table(operator: str, dtype: str, layout: str, device: str) -> None:
     pytest.importorskip("onnxruntime")
     assert cells(operator, dtype, layout, device, ["ONNX"])["ONNX"] == written(device)[operator, dtype, layout]["ONNX"]
 
 
-def test_every_row_is_in_the_table() -> None:
+def test_table_has_every_row() -> None:
     assert list(written("cpu")) == GRID
 
 
-def test_a_check_that_fails_is_a_cell_that_says_so() -> None:
-    wrong = partial(batch, torch.float32, torch.contiguous_format, "cpu")
+def test_failed_check_gives_the_name_of_the_error() -> None:
+    maps = partial(batch, torch.float32, torch.contiguous_format, "cpu")
     OPERATORS["wrong"] = (pyramid, lambda x: slow_pyramid(x) + 1)
     try:
-        assert outcome(values, "wrong", wrong) == "no: AssertionError"
-        assert outcome(autocast, "wrong", wrong) == "yes"
+        assert outcome(values, "wrong", maps) == "no: AssertionError"
+        assert outcome(autocast, "wrong", maps) == "yes"
     finally:
         del OPERATORS["wrong"]
 
 
 def write() -> None:
-    """Put the tables of this machine's devices into the page; leave what other devices gave."""
-    import onnxruntime  # noqa: F401  # without it a column would be wrong
+    """Write the tables of this machine's devices to the page; keep those of other devices."""
+    import onnxruntime  # noqa: F401  # without it the ONNX column would be wrong
 
     page = PAGE.read_text()
     for device in DEVICES:

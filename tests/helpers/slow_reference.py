@@ -1,4 +1,4 @@
-"""Slow, obvious forms of the operators, written from the formulas with loops and exact fractions."""
+"""Slow reference implementations of the operators: the formulas as loops over exact fractions."""
 
 import functools
 import math
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @functools.cache
 def adaptive_bins(side: int, level: int) -> list[list[int]]:
-    """Cells of each bin: floor of the left border to the ceiling of the right one (SPP-net, Appendix A)."""
+    """Return the cells of each bin: floor of its begin to ceiling of its end (SPP-net, Appendix A)."""
     bins = []
     for i in range(level):
         begin, end = Fraction(i * side, level), Fraction((i + 1) * side, level)
@@ -21,14 +21,14 @@ def adaptive_bins(side: int, level: int) -> list[list[int]]:
 
 
 def sliding_bins(side: int, level: int) -> list[list[int]]:
-    """Every window of ceil(a/n) cells that fits when moved by floor(a/n) (SPP-net, section 2.3)."""
+    """Return every window of ceil(a/n) cells with stride floor(a/n) that fits (SPP-net, section 2.3)."""
     kernel, stride = math.ceil(Fraction(side, level)), math.floor(Fraction(side, level))
     starts = [s for s in range(0, side, stride or side + 1) if s + kernel <= side]
     return [list(range(s, s + kernel)) for s in starts] if stride else []
 
 
 def caffe_bins(side: int, level: int) -> list[list[int]] | None:
-    """Windows that tile the padded side, padding taken out; None where Caffe refuses the side."""
+    """Return windows that tile the padded side, without the padding; None for a side that Caffe rejects."""
     kernel = math.ceil(Fraction(side, level))
     pad = (kernel * level - side + 1) // 2
     if pad >= kernel:
@@ -40,40 +40,40 @@ def caffe_bins(side: int, level: int) -> list[list[int]] | None:
 def pyramid(
     x: Tensor, levels: Sequence[tuple[int, int]], bins: Callable[[int, int], list[list[int]]], reduce: str
 ) -> Tensor:
-    """Level, channel, row, column: one bin at a time."""
+    """Pool whole maps one bin at a time, in the order level, channel, row, column."""
     images = []
     for image in x:
-        numbers = []
+        values = []
         for rows, columns in levels:
             for channel in image:
                 for row in bins(image.shape[1], rows):
                     for column in bins(image.shape[2], columns):
                         cells = channel[row][:, column]
-                        numbers.append(cells.max() if reduce == "max" else cells.mean())
-        images.append(torch.stack(numbers))
+                        values.append(cells.max() if reduce == "max" else cells.mean())
+        images.append(torch.stack(values))
     return torch.stack(images)
 
 
-def half_away(number: Fraction) -> int:
-    """To the nearest integer, halves away from zero, as C's round does."""
+def round_half_away(number: Fraction) -> int:
+    """Round to the nearest integer, halves away from zero, like C's round."""
     return math.floor(number + Fraction(1, 2)) if number >= 0 else -math.floor(-number + Fraction(1, 2))
 
 
 def cells(begin: float, end: float, stride: float, offset: float, side: int, rule: str) -> tuple[int, int]:
-    """First and last cell of a window along one axis; `begin` and `end` are the edges of its pixels."""
+    """Return the first and last cell of a window along one axis, from the edges of its pixels."""
     if rule == "roi_pool":
         scale = np.float32(1 / stride)
-        first, last = (half_away(Fraction(float(np.float32(edge) * scale))) for edge in (begin, end))
+        first, last = (round_half_away(Fraction(float(np.float32(edge) * scale))) for edge in (begin, end))
         return first, max(first, last)
     step = Fraction(stride)
     pixel, last_pixel = Fraction(begin) - Fraction(offset), Fraction(end) - 1 - Fraction(offset)
-    if rule == "paper":  # the centres between the two pixels, which themselves do not count
+    if rule == "paper":  # centers strictly between the two pixels
         first, last = math.floor(pixel / step) + 1, math.ceil(last_pixel / step) - 1
     else:
         margin, half = Fraction(13, 2), Fraction(1, 2)
         first = math.floor((pixel + margin) / step + half)
         last = math.ceil((last_pixel - margin) / step - half)
-    if first > last:  # the middle of the two, counted from 1 and cut towards zero
+    if first > last:  # the middle of the two, counted from 1 and truncated
         first = last = math.trunc(Fraction(first + last + 2, 2)) - 1
     return min(max(first, 0), side - 1), min(max(last, 0), side - 1)
 
@@ -81,19 +81,19 @@ def cells(begin: float, end: float, stride: float, offset: float, side: int, rul
 def region(
     maps: Tensor, rows: tuple[int, int], columns: tuple[int, int], levels: Sequence[tuple[int, int]], reduce: str
 ) -> Tensor:
-    """Vector of one window of one image's maps (C, H, W): first and last row, first and last column."""
+    """Pool one window of one image's maps (C, H, W), given its first and last row and column."""
     parts = []
-    for down, across in levels:
+    for grid_rows, grid_columns in levels:
         grid = []
-        for row in adaptive_bins(rows[1] - rows[0] + 1, down):
-            for column in adaptive_bins(columns[1] - columns[0] + 1, across):
+        for row in adaptive_bins(rows[1] - rows[0] + 1, grid_rows):
+            for column in adaptive_bins(columns[1] - columns[0] + 1, grid_columns):
                 top, bottom = max(rows[0] + row[0], 0), rows[0] + row[-1] + 1
                 left, right = max(columns[0] + column[0], 0), columns[0] + column[-1] + 1
-                seen = maps[:, top : max(bottom, 0), left : max(right, 0)]
-                if seen.numel() == 0:
+                crop = maps[:, top : max(bottom, 0), left : max(right, 0)]
+                if crop.numel() == 0:
                     grid.append(maps.new_zeros(len(maps)))
                 else:
-                    grid.append(seen.amax((1, 2)) if reduce == "max" else seen.mean((1, 2)))
+                    grid.append(crop.amax((1, 2)) if reduce == "max" else crop.mean((1, 2)))
         parts.append(torch.stack(grid, dim=1).flatten())
     return torch.cat(parts)
 
@@ -108,7 +108,7 @@ def regions(
     offset: tuple[float, float] = (0, 0),
     sizes: Sequence[tuple[int, int]] | None = None,
 ) -> Tensor:
-    """Image by image, box by box, bin by bin."""
+    """Pool regions one image, one box and one bin at a time."""
     vectors = []
     for index, (maps, part) in enumerate(zip(x, boxes, strict=True)):
         height, width = sizes[index] if sizes is not None else maps.shape[1:]

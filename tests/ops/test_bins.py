@@ -1,4 +1,4 @@
-"""The integer rules against exact fractions, and every literal that the paper and its code give."""
+"""Bin edges and window cells: against exact fractions, and literal values from the paper and its code."""
 
 import itertools
 
@@ -14,39 +14,39 @@ SIDES = range(1, 65)
 LEVELS = (1, 2, 3, 4, 5, 6, 7, 8)
 
 
-def ranges(cells: list[list[int]]) -> list[tuple[int, int]]:
+def to_ranges(cells: list[list[int]]) -> list[tuple[int, int]]:
     return [(c[0], c[-1] + 1) for c in cells]
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_adaptive_equals_reference_at_every_side(level: int) -> None:
+def test_adaptive_matches_reference_at_every_side(level: int) -> None:
     for side in SIDES:
-        assert list(bin_edges(side, level)) == ranges(slow_reference.adaptive_bins(side, level))
+        assert list(bin_edges(side, level)) == to_ranges(slow_reference.adaptive_bins(side, level))
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_sliding_equals_reference_or_is_refused(level: int) -> None:
+def test_sliding_matches_reference_or_is_rejected(level: int) -> None:
     for side in SIDES:
         expected = slow_reference.sliding_bins(side, level)
         if len(expected) == level:
-            assert list(bin_edges(side, level, "sliding")) == ranges(expected)
+            assert list(bin_edges(side, level, "sliding")) == to_ranges(expected)
         else:
-            with pytest.raises(ValueError, match=f"map side of {side} into level {level}"):
+            with pytest.raises(ValueError, match=f"map side of {side} into {level} bins, got 'sliding'"):
                 bin_edges(side, level, "sliding")
 
 
 @pytest.mark.parametrize("level", [1, 2, 4, 8, 16])
-def test_caffe_equals_reference_or_is_refused(level: int) -> None:
-    refused = 0
+def test_caffe_matches_reference_or_is_rejected(level: int) -> None:
+    rejected = 0
     for side in SIDES:
         expected = slow_reference.caffe_bins(side, level)
         if expected is None:
-            refused += 1
-            with pytest.raises(ValueError, match="not smaller than the kernel"):
+            rejected += 1
+            with pytest.raises(ValueError, match="is not smaller than kernel"):
                 bin_edges(side, level, "caffe")
         else:
-            assert list(bin_edges(side, level, "caffe")) == ranges(expected)
-    assert refused == {1: 0, 2: 1, 4: 4, 8: 16, 16: 48}[level]
+            assert list(bin_edges(side, level, "caffe")) == to_ranges(expected)
+    assert rejected == {1: 0, 2: 1, 4: 4, 8: 16, 16: 48}[level]
 
 
 @pytest.mark.parametrize(
@@ -68,29 +68,29 @@ def test_adaptive_literals(side: int, level: int, edges: list[tuple[int, int]]) 
     ("side", "level", "count"),
     [(10, 6, 9), (7, 4, 6), (6, 4, 5), (11, 4, 5), (5, 3, 4), (15, 6, 7)],
 )
-def test_sliding_refuses_with_the_count_it_would_give(side: int, level: int, count: int) -> None:
+def test_sliding_error_names_the_number_of_windows(side: int, level: int, count: int) -> None:
     with pytest.raises(ValueError, match=f"give {count} bins"):
         bin_edges(side, level, "sliding")
 
 
 @pytest.mark.parametrize(("side", "level"), [(13, 6), (13, 3), (13, 2), (10, 3), (10, 4), (18, 6), (14, 6)])
-def test_sliding_works_where_the_count_is_right(side: int, level: int) -> None:
+def test_sliding_accepts_sides_with_the_right_number_of_windows(side: int, level: int) -> None:
     assert len(bin_edges(side, level, "sliding")) == level
 
 
-def test_sliding_refuses_a_side_below_the_level() -> None:
+def test_sliding_rejects_sides_below_the_level() -> None:
     for level in (2, 3, 6):
         for side in range(1, level):
-            with pytest.raises(ValueError, match=f"give no bins; nearest sides that work: {level},"):
+            with pytest.raises(ValueError, match=rf"give no bins\); nearest sides that it cuts: {level};"):
                 bin_edges(side, level, "sliding")
 
 
-def test_sliding_names_the_nearest_sides() -> None:
-    with pytest.raises(ValueError, match="nearest sides that work: 7 and 12, and rule='adaptive'"):
+def test_sliding_error_names_the_nearest_sides() -> None:
+    with pytest.raises(ValueError, match="nearest sides that it cuts: 7 and 12; rule='adaptive'"):
         bin_edges(10, 6, "sliding")
 
 
-def test_sliding_equals_adaptive_exactly_where_the_remainder_is_0_or_1() -> None:
+def test_sliding_equals_adaptive_only_for_remainders_0_and_1() -> None:
     for level in LEVELS:
         for side in range(level, 65):
             try:
@@ -124,7 +124,7 @@ def test_adaptive_covers_every_cell_and_is_mirror_symmetric(side: int, level: in
     assert edges == tuple((side - end, side - begin) for begin, end in reversed(edges))
 
 
-def test_levels_are_read_as_rows_and_columns() -> None:
+def test_parses_levels_as_rows_and_columns() -> None:
     assert parse_levels((4, (2, 3), 1)) == ((4, 4), (2, 3), (1, 1))
     assert count_bins((6, 3, 2, 1)) == 50
     assert count_bins((4, (2, 3))) == 22
@@ -134,22 +134,22 @@ def test_levels_are_read_as_rows_and_columns() -> None:
     ("levels", "error", "message"),
     [
         ((), ValueError, "at least one level"),
-        ((2, 0), ValueError, r"levels\[1\]: expected at least 1 bin a side; got 0"),
+        ((2, 0), ValueError, r"levels\[1\]: expected at least 1 bin per side, got 0"),
         (((2, -1),), ValueError, "smallest level is 1"),
         ((1.5,), TypeError, "an integer or a pair"),
         ((True,), TypeError, "an integer or a pair"),
         (((1, 2, 3),), TypeError, "an integer or a pair"),
-        (4, TypeError, r"a sequence such as \(4, 2, 1\); got 4"),
+        (4, TypeError, r"a sequence such as \(4, 2, 1\), got 4"),
         ("421", TypeError, "a sequence such as"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_wrong_levels_are_named(levels: tuple[Level, ...], error: type[Exception], message: str) -> None:
+def test_rejects_invalid_levels(levels: tuple[Level, ...], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         parse_levels(levels)
 
 
-def test_wrong_arguments_of_bin_edges_are_named() -> None:
+def test_bin_edges_rejects_sizes_and_levels_below_1() -> None:
     with pytest.raises(ValueError, match="size: expected a map side of at least 1"):
         bin_edges(0, 2)
     with pytest.raises(ValueError, match="level: expected at least 1"):
@@ -157,18 +157,19 @@ def test_wrong_arguments_of_bin_edges_are_named() -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_an_unknown_rule_names_the_closest() -> None:
-    with pytest.raises(ValueError, match="adaptive, sliding, caffe; got 'slidin'; did you mean 'sliding'"):
+def test_unknown_rule_suggests_the_closest() -> None:
+    with pytest.raises(ValueError, match="adaptive, sliding, caffe, got 'slidin'; did you mean 'sliding'"):
         bin_edges(3, 2, "slidin")  # type: ignore[arg-type]
 
 
-def cells(window: tuple[float, float], side: int, stride: int, centre: int, rule: str) -> tuple[int, int]:
-    """1-based inclusive pixels in, 1-based inclusive cells out, as the authors count."""
+def one_based_cells(window: tuple[float, float], side: int, stride: int, center: int, rule: str) -> tuple[int, int]:
+    """Return the first and last cell of a window from its first and last pixel, counted from 1 as by the authors."""
     box = torch.tensor([[window[0] - 1.0, window[0] - 1.0, window[1], window[1]]])
-    found = window_cells(box, (side, side), (stride, stride), (centre - 1, centre - 1), rule)  # type: ignore[arg-type]
-    assert found[0, 0] == found[0, 1]
-    assert found[0, 2] == found[0, 3]
-    return int(found[0, 0]) + 1, int(found[0, 2])
+    offset = (center - 1, center - 1)
+    x1, y1, x2, y2 = window_cells(box, (side, side), (stride, stride), offset, rule)[0].tolist()  # type: ignore[arg-type]
+    assert x1 == y1
+    assert x2 == y2
+    return x1 + 1, x2
 
 
 @pytest.mark.parametrize(
@@ -176,38 +177,38 @@ def cells(window: tuple[float, float], side: int, stride: int, centre: int, rule
     [((1, 224), 15, (1, 13)), ((17, 240), 15, (1, 14)), ((33, 256), 15, (2, 15)), ((1, 224), 13, (1, 13))],
 )
 def test_released_cells_of_views(window: tuple[int, int], side: int, expected: tuple[int, int]) -> None:
-    assert cells(window, side, 16, 21, "released") == expected
+    assert one_based_cells(window, side, 16, 21, "released") == expected
 
 
 def test_released_cells_with_overfeat_constants() -> None:
-    assert cells((1, 224), 18, 12, 15, "released") == (1, 18)
+    assert one_based_cells((1, 224), 18, 12, 15, "released") == (1, 18)
 
 
 @pytest.mark.parametrize(("window", "expected"), [((100, 105), (6, 6)), ((110, 112), (6, 6)), ((1, 10), (1, 1))])
 def test_released_cells_of_collapsed_windows(window: tuple[int, int], expected: tuple[int, int]) -> None:
-    assert cells(window, 39, 16, 21, "released") == expected
+    assert one_based_cells(window, 39, 16, 21, "released") == expected
 
 
 @pytest.mark.parametrize(("begin", "expected"), [(38.0, 2), (38.4, 2), (38.5, 3), (38.6, 3)])
-def test_released_cells_of_broken_pixels(begin: float, expected: int) -> None:
+def test_released_cells_of_fractional_pixels(begin: float, expected: int) -> None:
     """The first cell is the floor of (begin - 21 + 6.5) / 16 + 1/2, plus 1; at 38.5 the sum is 2."""
-    assert cells((begin, 600), 200, 16, 21, "released")[0] == expected
+    assert one_based_cells((begin, 600), 200, 16, 21, "released")[0] == expected
 
 
-def test_paper_and_released_differ_only_near_the_centres() -> None:
+def test_paper_and_released_differ_only_near_centers() -> None:
     for distance in range(400):
         pixel = distance + 21
-        paper = cells((pixel, 2000), 200, 16, 21, "paper")[0]
-        released = cells((pixel, 2000), 200, 16, 21, "released")[0]
+        paper = one_based_cells((pixel, 2000), 200, 16, 21, "paper")[0]
+        released = one_based_cells((pixel, 2000), 200, 16, 21, "released")[0]
         assert (released == paper - 1) if distance % 16 in (0, 1) else (released == paper)
         if distance >= 32:
-            paper = cells((1, pixel), 200, 16, 21, "paper")[1]
-            released = cells((1, pixel), 200, 16, 21, "released")[1]
+            paper = one_based_cells((1, pixel), 200, 16, 21, "paper")[1]
+            released = one_based_cells((1, pixel), 200, 16, 21, "released")[1]
             assert (released == paper + 1) if distance % 16 in (0, 15) else (released == paper)
 
 
 @given(st.floats(-500, 500), st.floats(0.01, 600), st.sampled_from(["paper", "released"]))
-def test_every_window_gets_a_cell_of_the_map(begin: float, length: float, rule: str) -> None:
+def test_every_window_contains_a_cell_of_the_map(begin: float, length: float, rule: str) -> None:
     box = torch.tensor([[begin, begin, begin + length, begin + length]])
     x1, y1, x2, y2 = window_cells(box, (5, 9), (16, 16), (20.0, 20.0), rule)[0].tolist()  # type: ignore[arg-type]
     assert 0 <= x1 < x2 <= 9
@@ -215,9 +216,8 @@ def test_every_window_gets_a_cell_of_the_map(begin: float, length: float, rule: 
 
 
 def roi_cells(*edges: float, stride: float = 16.0) -> list[int]:
-    return window_cells(torch.tensor([edges], dtype=torch.float32), (5, 9), (stride, stride), (7.0, 3.0), "roi_pool")[
-        0
-    ].tolist()
+    window = torch.tensor([edges], dtype=torch.float32)
+    return window_cells(window, (5, 9), (stride, stride), (7.0, 3.0), "roi_pool")[0].tolist()
 
 
 @pytest.mark.parametrize(
@@ -225,57 +225,56 @@ def roi_cells(*edges: float, stride: float = 16.0) -> list[int]:
     [(7.9, 0), (8, 1), (24, 2), (40, 3), (-7.9, 0), (-8, -1), (-24, -2), (55.9, 3), (56, 4), (1600, 100)],
 )
 def test_roi_pool_rounds_halves_away_from_zero(pixel: float, cell: int) -> None:
-    """Whatever the offset, and also outside the map of 5 x 9 cells; the last cell belongs to the window."""
+    """The offset is ignored, cells may be outside the map of 5 x 9, and the last cell belongs to the window."""
     assert roi_cells(pixel, 0, pixel, 16) == [cell, 0, cell + 1, 2]
     assert roi_cells(0, pixel, 1600, pixel) == [0, cell, 101, cell + 1]
 
 
 def test_roi_pool_rounds_in_float32() -> None:
-    """0.49999997 is the last float32 below a half; adding a half in float32 would give 1."""
+    """0.49999997 is the largest float32 below 0.5; adding 0.5 in float32 would give 1."""
     assert roi_cells(0.49999997, 0, 0.49999997, 0, stride=1.0) == [0, 0, 1, 1]
     assert roi_cells(0.4999999999, 0, 8388609, 0, stride=1.0) == [1, 0, 8388610, 1]
 
 
-def test_roi_pool_gives_a_window_out_of_order_its_first_cell() -> None:
+def test_roi_pool_reduces_an_inverted_window_to_its_first_cell() -> None:
     assert roi_cells(40, 72, 24, 8) == [3, 5, 4, 6]
 
 
-def test_roi_pool_counts_to_two_to_the_thirtieth() -> None:
+def test_roi_pool_clamps_cells_to_two_to_the_thirtieth() -> None:
     assert roi_cells(-3e38, -3e38, 3e38, 3e38) == [-(2**30), -(2**30), 2**30 + 1, 2**30 + 1]
 
 
-def test_released_cells_of_boxes_on_maps_of_their_own() -> None:
-    """The map's sides may differ from window to window."""
+def test_each_window_is_clipped_to_its_own_map_size() -> None:
     windows = torch.tensor([[0.0, 0.0, 900.0, 900.0]] * 3)
     sizes = torch.tensor([[5, 9], [1, 3], [60, 60]])
-    found = window_cells(windows, sizes, (16.0, 16.0), (0.0, 0.0), "released")
-    assert found.tolist() == [[0, 0, 9, 5], [0, 0, 3, 1], [0, 0, 57, 57]]
+    cells = window_cells(windows, sizes, (16.0, 16.0), (0.0, 0.0), "released")
+    assert cells.tolist() == [[0, 0, 9, 5], [0, 0, 3, 1], [0, 0, 57, 57]]
 
 
-def test_clipped_edges_counted_by_hand() -> None:
+def test_clipped_edges_computed_by_hand() -> None:
     windows = torch.tensor([[1, 0, 5, 3], [-2, 2, 2, 6], [9, -5, 12, -1]])
-    found = clipped_edges(windows, (4, 6), [(2, 3), (1, 1)])
-    assert found.tolist() == [
+    edges = clipped_edges(windows, (4, 6), [(2, 3), (1, 1)])
+    assert edges.tolist() == [
         [[0, 2], [1, 3], [1, 3], [2, 4], [3, 5], [0, 3], [1, 5]],
         [[2, 4], [4, 4], [0, 0], [0, 1], [0, 2], [2, 4], [0, 2]],
         [[0, 0], [0, 0], [6, 6], [6, 6], [6, 6], [0, 0], [6, 6]],
     ]
 
 
-def test_clipped_edges_of_no_window() -> None:
+def test_clipped_edges_without_windows() -> None:
     for rule in ("adaptive", "sliding", "caffe"):
         assert clipped_edges(torch.empty(0, 4, dtype=torch.long), (4, 6), [(2, 3)], rule).shape == (0, 5, 2)
 
 
 @given(st.integers(-20, 20), st.integers(1, 40), st.integers(1, 7), st.sampled_from(["adaptive", "sliding", "caffe"]))
-def test_clipped_edges_are_bin_edges_moved_and_clipped(begin: int, size: int, level: int, rule: Rule) -> None:
+def test_clipped_edges_are_shifted_and_clipped_bin_edges(begin: int, size: int, level: int, rule: Rule) -> None:
     window = torch.tensor([[begin, 0, begin + size, 1]])
     try:
         expected = bin_edges(size, level, rule)
     except ValueError:
-        with pytest.raises(ValueError, match=f"cannot cut a map side of {size} into level {level}"):
+        with pytest.raises(ValueError, match=f"cuts a map side of {size} into {level} bins"):
             clipped_edges(window, (1, 11), [(1, level)], rule)
     else:
-        found = clipped_edges(window, (1, 11), [(1, level)], rule)[0].tolist()
-        assert found[0] == [0, 1]
-        assert found[1:] == [[min(max(begin + edge, 0), 11) for edge in pair] for pair in expected]
+        edges = clipped_edges(window, (1, 11), [(1, level)], rule)[0].tolist()
+        assert edges[0] == [0, 1]
+        assert edges[1:] == [[min(max(begin + edge, 0), 11) for edge in pair] for pair in expected]

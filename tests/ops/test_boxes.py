@@ -1,4 +1,4 @@
-"""Arithmetic of boxes: literals, a slow reference, and what undoes what."""
+"""Box arithmetic: literal values, slow references, and inverse functions."""
 
 import math
 
@@ -12,63 +12,62 @@ from sppnet.ops.boxes import areas, clip, decode, encode, mirror, overlaps, supp
 
 
 def pixels(*corners: tuple[int, int, int, int]) -> Tensor:
-    """Boxes whose first and last pixels are given, as the VOC tools count."""
+    """Return boxes from inclusive corner pixels, as in the VOC tools."""
     return torch.tensor(corners, dtype=torch.float32) + torch.tensor([0.0, 0, 1, 1])
 
 
 @st.composite
 def some_boxes(draw: st.DrawFn, count: int | None = None) -> Tensor:
-    """Boxes on whole pixels, at least one a side."""
+    """Draw boxes with integer edges and sides of at least 1 pixel."""
     size = draw(st.integers(1, 6)) if count is None else count
     numbers = st.tuples(st.integers(-500, 1500), st.integers(-500, 1500), st.integers(1, 900), st.integers(1, 900))
     rows = draw(st.lists(numbers, min_size=size, max_size=size))
     return torch.tensor([[x, y, x + w, y + h] for x, y, w, h in rows], dtype=torch.float32)
 
 
-def slow_overlap(a: list[float], b: list[float]) -> float:
-    wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(wide, 0) * max(high, 0)
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
-    return shared / union if union else 0.0
+def slow_iou(a: list[float], b: list[float]) -> float:
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    intersection = max(width, 0) * max(height, 0)
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - intersection
+    return intersection / union if union else 0.0
 
 
-def test_areas_counted_by_hand() -> None:
+def test_areas_computed_by_hand() -> None:
     boxes = torch.tensor([[0.0, 0, 1, 1], [2, 3, 5, 7], [5, 0, 2, 4], [5, 5, 2, 2], [1, 1, 1, 9]])
     assert areas(boxes).tolist() == [1, 12, 0, 0, 0]
     assert areas(boxes[None]).shape == (1, 5)
     assert areas(boxes[:0]).shape == (0,)
 
 
-def test_clip_keeps_what_lies_in_the_image() -> None:
+def test_clip_keeps_the_part_inside_the_image() -> None:
     boxes = torch.tensor([[-5.0, -6, 20, 20], [1, 2, 3, 4], [90, 90, 99, 99], [-9, -9, -1, -1]])
     assert clip(boxes, (10, 12)).tolist() == [[0, 0, 12, 10], [1, 2, 3, 4], [12, 10, 12, 10], [0, 0, 0, 0]]
 
 
-def test_overlaps_counted_by_hand() -> None:
+def test_overlaps_computed_by_hand() -> None:
     a, b = pixels((0, 0, 9, 9), (0, 0, 99, 99)), pixels((5, 5, 14, 14), (0, 0, 99, 29), (200, 200, 201, 201))
-    found = overlaps(a, b)
-    assert found[0, 0].item() == pytest.approx(25 / 175, abs=1e-7)
-    assert found[0, 0].item() == pytest.approx(0.142857, abs=1e-6)
-    assert found[1, 1] == torch.tensor(0.3)
-    assert found[:, 2].tolist() == [0, 0]
+    iou = overlaps(a, b)
+    assert iou[0, 0].item() == pytest.approx(25 / 175, abs=1e-7)
+    assert iou[1, 1] == torch.tensor(0.3)
+    assert iou[:, 2].tolist() == [0, 0]
 
 
-def test_overlaps_of_boxes_without_area_are_nothing() -> None:
+def test_overlaps_of_empty_boxes_are_0() -> None:
     empty = torch.tensor([[3.0, 3, 3, 3], [9, 9, 2, 2]])
     assert overlaps(empty, empty).tolist() == [[0, 0], [0, 0]]
     assert overlaps(empty[:0], empty).shape == (0, 2)
 
 
-@settings(deadline=None)  # imports take part in the first example
+@settings(deadline=None)  # the first example includes imports
 @given(some_boxes(), some_boxes())
-def test_overlaps_equal_the_reference(a: Tensor, b: Tensor) -> None:
-    expected = torch.tensor([[slow_overlap(p, q) for q in b.tolist()] for p in a.tolist()])
+def test_overlaps_match_the_reference(a: Tensor, b: Tensor) -> None:
+    expected = torch.tensor([[slow_iou(p, q) for q in b.tolist()] for p in a.tolist()])
     torch.testing.assert_close(overlaps(a, b), expected, rtol=1e-6, atol=0)
     assert torch.equal(overlaps(a, b), overlaps(b, a).T)
     assert (overlaps(a, a).diagonal() == 1).all()
 
 
-def test_suppress_keeps_an_overlap_of_exactly_the_threshold() -> None:
+def test_suppress_keeps_boxes_at_exactly_the_threshold() -> None:
     boxes = pixels((0, 0, 99, 99), (0, 0, 99, 29))
     scores = torch.tensor([0.9, 0.5])
     assert overlaps(boxes[:1], boxes[1:]) == torch.tensor(0.3)
@@ -76,7 +75,7 @@ def test_suppress_keeps_an_overlap_of_exactly_the_threshold() -> None:
     assert suppress(boxes, scores, math.nextafter(0.3, 0)).tolist() == [0]
 
 
-def test_suppress_counted_by_hand() -> None:
+def test_suppress_computed_by_hand() -> None:
     boxes = pixels((0, 0, 99, 99), (0, 0, 99, 49), (10, 10, 109, 109), (200, 200, 299, 299), (0, 0, 99, 29))
     scores = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5])
     assert suppress(boxes, scores, 0.3).tolist() == [0, 3, 4]
@@ -85,52 +84,52 @@ def test_suppress_counted_by_hand() -> None:
     assert suppress(boxes[:0], scores[:0], 0.3).shape == (0,)
 
 
-@settings(deadline=None)  # imports take part in the first example
+@settings(deadline=None)  # the first example includes imports
 @given(some_boxes(), st.sampled_from([0.0, 0.3, 0.5, 0.9]))
-def test_suppress_equals_the_reference(boxes: Tensor, threshold: float) -> None:
+def test_suppress_matches_the_reference(boxes: Tensor, threshold: float) -> None:
     scores = torch.arange(len(boxes), 0, -1).float()
     kept: list[int] = []
     for index, row in enumerate(boxes.tolist()):
-        if all(slow_overlap(boxes[other].tolist(), row) <= threshold for other in kept):
+        if all(slow_iou(boxes[other].tolist(), row) <= threshold for other in kept):
             kept.append(index)
     assert suppress(boxes, scores, threshold).tolist() == kept
 
 
-def test_offsets_of_a_target_counted_by_hand() -> None:
+def test_offsets_computed_by_hand() -> None:
     proposal, target = torch.tensor([[50.0, 50, 150, 250]]), torch.tensor([[60.0, 40, 180, 240]])
     assert encode(proposal, target)[0].tolist() == pytest.approx([0.2, -0.05, 0.182322, 0], abs=1e-6)
     torch.testing.assert_close(decode(proposal, encode(proposal, target)), target)
     torch.testing.assert_close(decode(proposal, torch.zeros(1, 4)), proposal)
 
 
-@settings(deadline=None)  # imports take part in the first example
+@settings(deadline=None)  # the first example includes imports
 @given(some_boxes(4), some_boxes(4))
-def test_decode_undoes_encode(proposals: Tensor, targets: Tensor) -> None:
-    """To a share of the larger of the two, of which the shift is told in sides."""
+def test_decode_inverts_encode(proposals: Tensor, targets: Tensor) -> None:
+    """In float32 the tolerance is wide: shifts are stored relative to the proposal's sides."""
     offsets = encode(proposals, targets)
     torch.testing.assert_close(decode(proposals, offsets), targets, rtol=1e-4, atol=0.02)
     exact = decode(proposals.double(), encode(proposals.double(), targets.double()))
     torch.testing.assert_close(exact, targets.double(), rtol=1e-12, atol=1e-9)
 
 
-def test_decode_of_wild_offsets_stays_finite() -> None:
-    found = decode(torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([[0.0, 0, 1e4, -1e4]]))
-    assert found.isfinite().all()
-    assert found[0, 1] == found[0, 3] == 5
+def test_decode_of_extreme_offsets_is_finite() -> None:
+    boxes = decode(torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([[0.0, 0, 1e4, -1e4]]))
+    assert boxes.isfinite().all()
+    assert boxes[0, 1] == boxes[0, 3] == 5
 
 
-@settings(deadline=None)  # imports take part in the first example
+@settings(deadline=None)  # the first example includes imports
 @given(some_boxes(), st.integers(1, 2000))
-def test_mirror_undoes_itself_and_keeps_overlaps(boxes: Tensor, width: int) -> None:
-    found = mirror(boxes, width)
-    assert torch.equal(mirror(found, width), boxes)
-    assert torch.equal(areas(found), areas(boxes))
-    assert torch.equal(overlaps(found, found), overlaps(boxes, boxes))
+def test_mirror_is_its_own_inverse_and_keeps_overlaps(boxes: Tensor, width: int) -> None:
+    mirrored = mirror(boxes, width)
+    assert torch.equal(mirror(mirrored, width), boxes)
+    assert torch.equal(areas(mirrored), areas(boxes))
+    assert torch.equal(overlaps(mirrored, mirrored), overlaps(boxes, boxes))
 
 
-def test_mirror_counted_by_hand() -> None:
+def test_mirrored_box_contains_the_mirrored_object() -> None:
     image = torch.zeros(1, 5, 9)
     image[:, 1:4, 2:6] = 1
-    (found,) = mirror(torch.tensor([[2.0, 1, 6, 4]]), 9).long().tolist()
-    assert found == [3, 1, 7, 4]
-    assert image.flip(2)[:, found[1] : found[3], found[0] : found[2]].sum() == image.sum() == 12
+    ((x1, y1, x2, y2),) = mirror(torch.tensor([[2.0, 1, 6, 4]]), 9).long().tolist()
+    assert (x1, y1, x2, y2) == (3, 1, 7, 4)
+    assert image.flip(2)[:, y1:y2, x1:x2].sum() == image.sum() == 12

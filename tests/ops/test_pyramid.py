@@ -1,4 +1,4 @@
-"""The whole-image operator: a slow reference at every size, literals, laws, dtypes, gradients, bad input."""
+"""pyramid_pool: a slow reference at every size, literal values, invariants, dtypes, gradients, invalid input."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sppnet import SpatialPyramidPool, pyramid_pool
+from sppnet import pyramid_pool
 from sppnet.ops.bins import Level, Rule
 from sppnet.ops.reference import Reduce
 from tests.helpers import slow_reference
@@ -28,8 +28,8 @@ def arange_map(side: int) -> Tensor:
 
 
 @pytest.mark.parametrize("reduce", REDUCES)
-def test_every_size_up_to_64_equals_the_reference(reduce: Reduce) -> None:
-    """All 4,096 maps; the reference pools rows, then columns, of exact bins."""
+def test_every_size_up_to_64_matches_the_reference(reduce: Reduce) -> None:
+    """All 4,096 sizes; the reference pools rows, then columns, of exact bins."""
     levels = (6, 3, 2, 1)
     bins = {(side, n): slow_reference.adaptive_bins(side, n) for side in range(1, 65) for n in levels}
     full = np.random.default_rng(0).standard_normal((64, 64))
@@ -41,8 +41,8 @@ def test_every_size_up_to_64_equals_the_reference(reduce: Reduce) -> None:
                 for rows in bins[height, n]:
                     strip = x[rows].max(0) if reduce == "max" else x[rows].mean(0)
                     expected += [strip[c].max() if reduce == "max" else strip[c].mean() for c in bins[width, n]]
-            found = pyramid_pool(torch.from_numpy(x)[None, None], levels, reduce=reduce)[0].numpy()
-            np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)
+            vector = pyramid_pool(torch.from_numpy(x)[None, None], levels, reduce=reduce)[0].numpy()
+            np.testing.assert_allclose(vector, expected, rtol=1e-12, atol=1e-14)
 
 
 @settings(deadline=None, max_examples=60)
@@ -53,13 +53,13 @@ def test_every_size_up_to_64_equals_the_reference(reduce: Reduce) -> None:
     st.sampled_from(REDUCES),
     st.sampled_from(sorted(BINS)),
 )
-def test_any_levels_equal_the_reference(
+def test_any_levels_match_the_reference(
     height: int, width: int, levels: list[tuple[int, int]], reduce: Reduce, rule: Rule
 ) -> None:
     x = torch.randn(2, 2, height, width, dtype=torch.float64)
     grids = [(r, c) for r, c in levels if len(BINS[rule](height, r)) == r and len(BINS[rule](width, c)) == c]
     if len(grids) < len(levels):
-        with pytest.raises(ValueError, match="cannot cut a map side"):
+        with pytest.raises(ValueError, match="expected one that cuts a map side"):
             pyramid_pool(x, levels, reduce=reduce, rule=rule)
     else:
         torch.testing.assert_close(
@@ -80,52 +80,35 @@ def test_any_levels_equal_the_reference(
         ((4, 256, 1, 1), (6, 3, 2, 1), 12800),
     ],
 )
-def test_length_of_the_vector(shape: tuple[int, ...], levels: tuple[int, ...], length: int) -> None:
+def test_output_length(shape: tuple[int, ...], levels: tuple[int, ...], length: int) -> None:
     assert pyramid_pool(torch.randn(shape), levels).shape == (4, length)
-    assert SpatialPyramidPool(levels)(torch.randn(shape)).shape == (4, length)
 
 
-def test_four_by_four_counted_by_hand() -> None:
+def test_four_by_four_computed_by_hand() -> None:
     assert pyramid_pool(arange_map(4), (4, 2, 1))[0].tolist() == [*range(16), 5, 7, 13, 15, 15]
 
 
-def test_seven_by_seven_counted_by_hand() -> None:
+def test_seven_by_seven_computed_by_hand() -> None:
     x = arange_map(7)
-    assert pyramid_pool(x, (4,))[0].tolist() == [
-        8,
-        10,
-        12,
-        13,
-        22,
-        24,
-        26,
-        27,
-        36,
-        38,
-        40,
-        41,
-        43,
-        45,
-        47,
-        48,
-    ]
+    expected = torch.tensor([[8, 10, 12, 13], [22, 24, 26, 27], [36, 38, 40, 41], [43, 45, 47, 48]])
+    assert pyramid_pool(x, (4,))[0].tolist() == expected.flatten().tolist()
     assert pyramid_pool(x, (3,))[0].tolist() == [16, 18, 20, 30, 32, 34, 44, 46, 48]
     assert pyramid_pool(x, (2,))[0].tolist() == [24, 27, 45, 48]
 
 
-def test_inside_a_level_channel_then_row_then_column() -> None:
+def test_order_within_a_level_is_channel_row_column() -> None:
     x = torch.cat((arange_map(7), -arange_map(7)), dim=1)
     assert pyramid_pool(x, (2,))[0].tolist() == [24, 27, 45, 48, 0, -3, -21, -24]
 
 
-def test_thirteen_by_thirteen_tells_the_rules_apart() -> None:
+def test_adaptive_differs_from_ceil_mode_max_pooling() -> None:
     x = -arange_map(13)
     assert pyramid_pool(x, (2,))[0].tolist() == [0, -6, -78, -84]
     released = F.max_pool2d(x, 7, 7, ceil_mode=True).flatten().tolist()
     assert released == [0, -7, -91, -98]
 
 
-def test_gradient_counted_by_hand() -> None:
+def test_gradient_computed_by_hand() -> None:
     x = arange_map(7).requires_grad_()
     pyramid_pool(x, (4, 2, 1)).sum().backward()
     assert x.grad is not None
@@ -134,7 +117,7 @@ def test_gradient_counted_by_hand() -> None:
     assert x.grad.count_nonzero() == 16
 
 
-def test_a_negative_map_stays_negative() -> None:
+def test_negative_map_gives_negative_maxima() -> None:
     assert (pyramid_pool(-torch.rand(1, 3, 5, 9) - 0.1, (6, 3, 2, 1)) < 0).all()
 
 
@@ -144,7 +127,7 @@ def test_level_1_is_global_pooling() -> None:
     torch.testing.assert_close(pyramid_pool(x, (1,), reduce="avg"), x.mean((2, 3)))
 
 
-def test_max_over_any_level_is_level_1() -> None:
+def test_maximum_over_any_level_equals_level_1() -> None:
     x = torch.randn(2, 4, 9, 14)
     for level in (2, 3, 6):
         bins = pyramid_pool(x, (level,)).unflatten(1, (4, -1))
@@ -153,7 +136,7 @@ def test_max_over_any_level_is_level_1() -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 30), st.integers(1, 30), st.sampled_from(REDUCES))
-def test_a_mirrored_map_gives_mirrored_grids(height: int, width: int, reduce: Reduce) -> None:
+def test_mirrored_map_gives_mirrored_grids(height: int, width: int, reduce: Reduce) -> None:
     x = torch.randn(2, 3, height, width, dtype=torch.float64)
     for rows, columns in ((4, 4), (6, 3), (1, 5)):
         grid = pyramid_pool(x, ((rows, columns),), reduce=reduce).unflatten(1, (3, rows, columns))
@@ -169,11 +152,11 @@ def test_caffe_is_not_mirror_symmetric() -> None:
 
 
 @pytest.mark.parametrize("side", [12, 13, 18, 19])
-def test_sliding_equals_adaptive_where_the_remainder_is_0_or_1(side: int) -> None:
+def test_sliding_equals_adaptive_for_remainders_0_and_1(side: int) -> None:
     x = torch.randn(2, 3, side, side)
     for reduce in REDUCES:
-        a, b = (pyramid_pool(x, (6, 3, 2, 1), reduce=reduce, rule=rule) for rule in ("sliding", "adaptive"))
-        torch.testing.assert_close(a, b)
+        sliding, adaptive = (pyramid_pool(x, (6, 3, 2, 1), reduce=reduce, rule=r) for r in ("sliding", "adaptive"))
+        torch.testing.assert_close(sliding, adaptive)
 
 
 def test_levels_keep_their_order() -> None:
@@ -184,7 +167,7 @@ def test_levels_keep_their_order() -> None:
 
 @pytest.mark.parametrize("reduce", REDUCES)
 @pytest.mark.parametrize("rule", ["adaptive", "caffe"])
-def test_channels_last_gives_the_same(reduce: Reduce, rule: Rule) -> None:
+def test_channels_last_gives_the_same_result(reduce: Reduce, rule: Rule) -> None:
     x = torch.randn(2, 16, 13, 9)
     torch.testing.assert_close(
         pyramid_pool(x.to(memory_format=torch.channels_last), (4, 2, 1), reduce=reduce, rule=rule),
@@ -193,7 +176,7 @@ def test_channels_last_gives_the_same(reduce: Reduce, rule: Rule) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-def test_dtypes(dtype: torch.dtype) -> None:
+def test_keeps_dtype_and_precision(dtype: torch.dtype) -> None:
     x = torch.randn(2, 3, 9, 11).to(dtype)
     for reduce in REDUCES:
         tolerance = {"max": 0.0, "avg": 1e-2}[reduce]
@@ -213,13 +196,13 @@ def test_autocast_keeps_the_dtype(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("rule", ["adaptive", "sliding", "caffe"])
 @pytest.mark.parametrize("sizes", [None, []])
-def test_an_empty_batch_gives_an_empty_result(rule: Rule, sizes: list[tuple[int, int]] | None) -> None:
+def test_empty_batch_gives_empty_result(rule: Rule, sizes: list[tuple[int, int]] | None) -> None:
     assert pyramid_pool(torch.empty(0, 8, 12, 12), (3, 1), rule=rule, sizes=sizes).shape == (0, 80)
 
 
 @pytest.mark.parametrize("reduce", REDUCES)
 @pytest.mark.parametrize("rule", ["adaptive", "sliding", "caffe"])
-def test_nan_stays_nan_in_the_bins_that_see_it(reduce: Reduce, rule: Rule) -> None:
+def test_nan_propagates_only_to_bins_that_contain_it(reduce: Reduce, rule: Rule) -> None:
     x = torch.randn(1, 1, 8, 8)
     x[0, 0, 0, 0] = torch.nan
     assert pyramid_pool(x, (2, 1), reduce=reduce, rule=rule).isnan().tolist() == [[True, False, False, False, True]]
@@ -238,20 +221,20 @@ def test_first_and_second_derivatives(reduce: Reduce, rule: Rule) -> None:
 
 
 @pytest.mark.parametrize("reduce", REDUCES)
-def test_valid_sizes_pool_each_image_alone(reduce: Reduce) -> None:
-    areas = [(7, 5), (3, 9), (1, 1), (7, 5), (3, 9)]  # not in order of size, nor in one that undoes itself
+def test_padded_batch_matches_single_images(reduce: Reduce) -> None:
+    areas = [(7, 5), (3, 9), (1, 1), (7, 5), (3, 9)]  # unsorted, and in no order that equals its own inverse
     x = torch.randn(5, 4, 8, 9)
-    alone = torch.cat(
+    single = torch.cat(
         [pyramid_pool(x[i : i + 1, :, :h, :w], (3, 2, 1), reduce=reduce) for i, (h, w) in enumerate(areas)]
     )
     for index, (height, width) in enumerate(areas):
         x[index, :, height:] = torch.nan
         x[index, :, :, width:] = torch.nan
-    torch.testing.assert_close(pyramid_pool(x, (3, 2, 1), reduce=reduce, sizes=areas), alone)
-    torch.testing.assert_close(pyramid_pool(x, (3, 2, 1), reduce=reduce, sizes=torch.tensor(areas)), alone)
+    torch.testing.assert_close(pyramid_pool(x, (3, 2, 1), reduce=reduce, sizes=areas), single)
+    torch.testing.assert_close(pyramid_pool(x, (3, 2, 1), reduce=reduce, sizes=torch.tensor(areas)), single)
 
 
-def test_valid_sizes_have_derivatives() -> None:
+def test_gradient_with_valid_sizes() -> None:
     x = torch.randn(3, 2, 5, 6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda t: pyramid_pool(t, (2, 1), sizes=[(5, 6), (2, 3), (5, 1)]), x)
 
@@ -259,8 +242,8 @@ def test_valid_sizes_have_derivatives() -> None:
 @pytest.mark.parametrize(
     ("x", "error", "message"),
     [
-        (torch.zeros(3, 4, 5), ValueError, r"4 dimensions \(N, C, H, W\); got 3, .*x\[None\]"),
-        (torch.zeros(1, 3, 0, 5), ValueError, r"at least 1 x 1 cells; got shape \(1, 3, 0, 5\)"),
+        (torch.zeros(3, 4, 5), ValueError, r"4 dimensions \(N, C, H, W\), got shape \(3, 4, 5\); x\[None\]"),
+        (torch.zeros(1, 3, 0, 5), ValueError, r"1 x 1 cells, got shape \(1, 3, 0, 5\)"),
         (torch.zeros(1, 0, 5, 5), ValueError, "at least 1 channel"),
         (
             torch.zeros(1, 3, 4, 5, dtype=torch.long),
@@ -271,7 +254,7 @@ def test_valid_sizes_have_derivatives() -> None:
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_wrong_maps_are_named(x: Tensor, error: type[Exception], message: str) -> None:
+def test_rejects_invalid_maps(x: Tensor, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         pyramid_pool(x, (2, 1))
 
@@ -279,18 +262,18 @@ def test_wrong_maps_are_named(x: Tensor, error: type[Exception], message: str) -
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ([(3, 3)], r"one \(height, width\) of integers for each of the 2 maps; got \[\(3, 3\)\]"),
+        ([(3, 3)], r"one \(height, width\) of integers for each of the 2 maps, got \[\(3, 3\)\]"),
         ([3, 4], "of integers for each of the 2 maps"),
         ([(3.5, 3), (1, 1)], "of integers for each of the 2 maps"),
-        (7, "of integers for each of the 2 maps; got 7"),
+        (7, "of integers for each of the 2 maps, got 7"),
         (torch.tensor([[1.0, 2.0], [1.0, 2.0]]), "of integers for each"),
-        ([(3, 3), (5, 4)], r"sizes\[1\]: expected a height of 1..4 and a width of 1..6; got \(5, 4\)"),
+        ([(3, 3), (5, 4)], r"sizes\[1\]: expected a height of 1..4 and a width of 1..6, got \(5, 4\)"),
         ([(0, 3), (4, 4)], r"sizes\[0\]"),
         ([(3, 3, 3), (1, 1, 1)], "for each of the 2 maps"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_wrong_sizes_are_named(sizes: list[tuple[int, int]], message: str) -> None:
+def test_rejects_invalid_sizes(sizes: list[tuple[int, int]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pyramid_pool(torch.zeros(2, 1, 4, 6), (1,), sizes=sizes)
 
@@ -299,22 +282,11 @@ def test_wrong_sizes_are_named(sizes: list[tuple[int, int]], message: str) -> No
     ("levels", "kind", "message"),
     [
         ((0,), {}, "smallest level is 1"),
-        ((2,), {"reduce": "mean"}, "reduce: expected one of max, avg; got 'mean'"),
+        ((2,), {"reduce": "mean"}, "reduce: expected one of max, avg, got 'mean'"),
         ((2,), {"rule": "adaptiv"}, "did you mean 'adaptive'"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_wrong_options_are_named_at_the_door_and_in_the_module(
-    levels: tuple[Level, ...], kind: dict[str, Reduce], message: str
-) -> None:
+def test_rejects_invalid_options(levels: tuple[Level, ...], kind: dict[str, Reduce], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pyramid_pool(torch.zeros(1, 1, 4, 4), levels, **kind)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=message):
-        SpatialPyramidPool(levels, **kind)  # type: ignore[arg-type]
-
-
-def test_the_module_holds_no_state_and_says_what_it_is() -> None:
-    module = SpatialPyramidPool((4, (2, 3)), reduce="avg", rule="caffe")
-    assert not module.state_dict()
-    assert module.bins == 22
-    assert repr(module) == "SpatialPyramidPool(levels=(4, (2, 3)), reduce='avg', rule='caffe')"

@@ -1,4 +1,4 @@
-"""Sliding maxima: every variant against a slow reference, gradients, NaN, layouts, graphs of any size, bad input."""
+"""Sliding maxima: every variant against a slow reference, gradients, NaN, layouts, dynamic graphs, invalid input."""
 
 from collections.abc import Iterator, Sequence
 
@@ -20,17 +20,17 @@ SIZES = [(7, 9), (20, 31), (3, 2), (13, 40), (1, 5), (16, 6)]
 
 
 def slow_max(x: Tensor, kernel: int) -> Tensor:
-    """One cell at a time: the maximum of what the window holds of the map."""
+    """Take the maximum of the part of each window inside the map, one cell at a time."""
     half, out = kernel // 2, torch.empty_like(x)
     for i in range(x.shape[2]):
         for j in range(x.shape[3]):
-            seen = x[:, :, max(i - half, 0) : i + half + 1, max(j - half, 0) : j + half + 1]
-            out[:, :, i, j] = seen.amax((2, 3))
+            window = x[:, :, max(i - half, 0) : i + half + 1, max(j - half, 0) : j + half + 1]
+            out[:, :, i, j] = window.amax((2, 3))
     return out
 
 
 def layouts(x: Tensor) -> dict[str, Tensor]:
-    """The same numbers: as they are, channels_last, and cut out of larger maps of both layouts."""
+    """Return the same values contiguous, channels_last, and as slices of larger maps in both layouts."""
     large = F.pad(x, (1, 2, 3, 1), value=torch.inf)
     cut = (slice(None), slice(None), slice(3, -1), slice(1, -2))
     return {
@@ -44,16 +44,16 @@ def layouts(x: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
 @settings(deadline=None, max_examples=25)
 @given(st.integers(1, 24), st.integers(1, 24), KERNELS)
-def test_every_variant_equals_the_reference(variant: str, height: int, width: int, kernels: tuple[int, ...]) -> None:
+def test_every_variant_matches_the_reference(variant: str, height: int, width: int, kernels: tuple[int, ...]) -> None:
     x = torch.randn(2, 3, height, width)
     expected = [slow_max(x, kernel) for kernel in kernels]
     for name, layout in layouts(x).items():
-        for found, wanted in zip(VARIANTS[variant](layout, kernels), expected, strict=True):
-            assert torch.equal(found, wanted), name
+        for pooled, reference in zip(VARIANTS[variant](layout, kernels), expected, strict=True):
+            assert torch.equal(pooled, reference), name
 
 
 @pytest.mark.slow
-def test_every_size_up_to_24_is_the_same_to_the_bit_in_every_variant() -> None:
+def test_all_variants_are_bit_identical_at_every_size_up_to_24() -> None:
     for height in range(1, 25):
         for width in range(1, 25):
             x = torch.randn(1, 4, height, width)
@@ -64,45 +64,45 @@ def test_every_size_up_to_24_is_the_same_to_the_bit_in_every_variant() -> None:
                         assert torch.equal(torch.cat(variant(layout, kernels), 1), expected)
 
 
-def test_seven_by_seven_counted_by_hand() -> None:
+def test_seven_by_seven_computed_by_hand() -> None:
     maps = sliding_max(torch.arange(49.0).reshape(1, 1, 7, 7), (1, 5, 9, 13))
-    assert [one[0, 0, 0, 0].item() for one in maps] == [0, 16, 32, 48]
-    assert [one[0, 0, 3, 3].item() for one in maps] == [24, 40, 48, 48]
+    assert [pooled[0, 0, 0, 0].item() for pooled in maps] == [0, 16, 32, 48]
+    assert [pooled[0, 0, 3, 3].item() for pooled in maps] == [24, 40, 48, 48]
     assert maps[1][0, 0, 6].tolist() == [44, 45, 46, 47, 48, 48, 48]
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 5, 7])
-def test_a_window_of_twice_the_side_less_1_is_the_global_maximum(side: int) -> None:
+def test_window_of_twice_the_side_minus_1_gives_the_global_maximum(side: int) -> None:
     x = torch.randn(2, 3, side, side)
-    (found,) = sliding_max(x, (2 * side - 1,))
-    assert torch.equal(found, x.amax((2, 3), keepdim=True).expand_as(x))
+    (pooled,) = sliding_max(x, (2 * side - 1,))
+    assert torch.equal(pooled, x.amax((2, 3), keepdim=True).expand_as(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
-def test_dtypes(variant: str, dtype: torch.dtype) -> None:
+def test_every_variant_keeps_the_dtype(variant: str, dtype: torch.dtype) -> None:
     x = torch.randn(2, 3, 9, 11).to(dtype)
-    for found, kernel in zip(VARIANTS[variant](x, (3, 9)), (3, 9), strict=True):
-        assert found.dtype == dtype
-        assert torch.equal(found.double(), slow_max(x.double(), kernel))
+    for pooled, kernel in zip(VARIANTS[variant](x, (3, 9)), (3, 9), strict=True):
+        assert pooled.dtype == dtype
+        assert torch.equal(pooled.double(), slow_max(x.double(), kernel))
 
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
 @pytest.mark.parametrize("last", [False, True])
-def test_nan_stays_nan_in_the_windows_that_see_it(variant: str, last: bool) -> None:
+def test_nan_propagates_only_to_windows_that_contain_it(variant: str, last: bool) -> None:
     x = torch.randn(1, 2, 8, 9)
     x[0, 0, 2, 3] = torch.nan
     x[0, 1] = -torch.inf
-    seen = torch.zeros(8, 9, dtype=torch.bool)
-    seen[0:5, 1:6] = True
-    found = VARIANTS[variant](x.contiguous(memory_format=LAST) if last else x, (5,))[0]
-    assert torch.equal(found[0, 0].isnan(), seen)
-    assert (found[0, 1] == -torch.inf).all()
+    expected = torch.zeros(8, 9, dtype=torch.bool)
+    expected[0:5, 1:6] = True
+    pooled = VARIANTS[variant](x.contiguous(memory_format=LAST) if last else x, (5,))[0]
+    assert torch.equal(pooled[0, 0].isnan(), expected)
+    assert (pooled[0, 1] == -torch.inf).all()
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("last", [False, True])
-def test_gradients_are_the_same_where_no_two_cells_are_equal(size: tuple[int, int], last: bool) -> None:
+def test_all_variants_have_the_same_gradient_without_ties(size: tuple[int, int], last: bool) -> None:
     x = torch.randn(2, 3, *size, dtype=torch.float64)
     x = (x.contiguous(memory_format=LAST) if last else x).requires_grad_()
     weight = torch.randn(2, 9, *size, dtype=torch.float64)
@@ -115,7 +115,7 @@ def test_gradients_are_the_same_where_no_two_cells_are_equal(size: tuple[int, in
 
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
-def test_derivatives(variant: str) -> None:
+def test_gradcheck(variant: str) -> None:
     x = torch.randperm(2 * 4 * 5).double().reshape(1, 2, 4, 5).requires_grad_()
     assert torch.autograd.gradcheck(lambda t: torch.cat(VARIANTS[variant](t, (3, 7)), 1), x)
 
@@ -123,17 +123,17 @@ def test_derivatives(variant: str) -> None:
 @pytest.mark.parametrize("size", [(4, 5), (20, 20)])
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("gradient", [False, True])
-def test_shape_and_layout_stay(size: tuple[int, int], last: bool, gradient: bool) -> None:
+def test_keeps_shape_and_memory_layout(size: tuple[int, int], last: bool, gradient: bool) -> None:
     x = torch.randn(2, 3, *size).contiguous(memory_format=LAST if last else torch.contiguous_format)
     maps = sliding_max(x.requires_grad_(gradient), (5, 9))
-    assert [one.shape for one in maps] == [x.shape] * 2
-    assert [one.stride(1) == 1 for one in maps] == [last] * 2
+    assert [pooled.shape for pooled in maps] == [x.shape] * 2
+    assert [pooled.stride(1) == 1 for pooled in maps] == [last] * 2
     assert torch.cat([x, *maps], 1).is_contiguous(memory_format=LAST if last else torch.contiguous_format)
 
 
-def test_an_empty_batch_gives_empty_maps() -> None:
+def test_empty_batch_gives_empty_maps() -> None:
     for size in ((3, 4), (20, 30)):
-        assert [one.shape for one in sliding_max(torch.zeros(0, 8, *size), (5, 9))] == [(0, 8, *size)] * 2
+        assert [pooled.shape for pooled in sliding_max(torch.zeros(0, 8, *size), (5, 9))] == [(0, 8, *size)] * 2
 
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
@@ -143,7 +143,7 @@ def test_vmap(variant: str) -> None:
     def pool(maps: Tensor) -> Tensor:
         return torch.cat(VARIANTS[variant](maps, (5, 9)), 1)
 
-    assert torch.equal(torch.vmap(pool)(x), torch.stack([pool(one) for one in x]))
+    assert torch.equal(torch.vmap(pool)(x), torch.stack([pool(maps) for maps in x]))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_vmap(variant: str) -> None:
         ((1, 128, 8, 16), False, False, "separable_last"),
     ],
 )
-def test_what_is_picked(shape: tuple[int, ...], last: bool, gradient: bool, name: str) -> None:
+def test_picked_variant(shape: tuple[int, ...], last: bool, gradient: bool, name: str) -> None:
     x = torch.empty(shape).contiguous(memory_format=LAST if last else torch.contiguous_format)
     assert pick_variant(x.requires_grad_(gradient)) == name
     with torch.no_grad():
@@ -177,7 +177,7 @@ def fresh_compiler() -> Iterator[None]:
 
 @pytest.mark.parametrize("gradient", [False, True])
 @pytest.mark.usefixtures("unchecked", "fresh_compiler")
-def test_one_graph_serves_every_size(gradient: bool) -> None:
+def test_compiles_one_graph_for_all_sizes(gradient: bool) -> None:
     counter = CompileCounterWithBackend("aot_eager")
 
     def pool(x: Tensor) -> Tensor:
@@ -186,18 +186,18 @@ def test_one_graph_serves_every_size(gradient: bool) -> None:
     compiled = torch.compile(pool, fullgraph=True, dynamic=True, backend=counter)
     for height, width in [*((7, 9), (20, 31), (13, 40), (16, 6), (5, 3)), *((side, side) for side in (2, 8, 30))]:
         x = torch.randn(2, 4, height, width, requires_grad=gradient)
-        found = compiled(x)
-        assert torch.equal(found, pool(x))
+        pooled = compiled(x)
+        assert torch.equal(pooled, pool(x))
         if gradient:
-            weight = torch.randn_like(found)
-            gradients = [torch.autograd.grad(out, x, weight)[0] for out in (found, pool(x))]
+            weight = torch.randn_like(pooled)
+            gradients = [torch.autograd.grad(out, x, weight)[0] for out in (pooled, pool(x))]
             torch.testing.assert_close(*gradients)
     assert counter.frame_count == 1
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.usefixtures("unchecked")
-def test_a_trace_serves_other_sizes() -> None:
+def test_trace_runs_at_other_sizes() -> None:
     traced = torch.jit.trace(lambda t: torch.cat(sliding_max(t, (5, 9)), 1), torch.randn(1, 2, 20, 30))
     x = torch.randn(3, 2, 7, 11)
     assert torch.equal(traced(x), torch.cat(sliding_max(x, (5, 9)), 1))
@@ -206,20 +206,20 @@ def test_a_trace_serves_other_sizes() -> None:
 @pytest.mark.parametrize(
     ("kernels", "error", "message"),
     [
-        ((4,), ValueError, r"kernels\[0\]: expected an odd side of at least 1; got 4; next that is possible: 3 or 5"),
-        ((5, 8), ValueError, r"kernels\[1\]: .*at least 7 \(larger than the one before\); got 8; .*possible: 7 or 9"),
-        ((5, 9, 9), ValueError, r"kernels\[2\]: .*at least 11 .*; got 9; next that is possible: 11"),
-        ((13, 9, 5), ValueError, r"kernels\[1\]: .*at least 15 .*; got 9"),
-        ((2,), ValueError, "possible: 1 or 3"),
-        ((0,), ValueError, "possible: 1$"),
-        ((-3,), ValueError, "possible: 1$"),
+        ((4,), ValueError, r"kernels\[0\]: expected an odd side of at least 1, got 4; nearest legal side: 3 or 5"),
+        ((5, 8), ValueError, r"kernels\[1\]: .*at least 7 \(larger than the previous one\), got 8; .* side: 7 or 9"),
+        ((5, 9, 9), ValueError, r"kernels\[2\]: .*at least 11 .*, got 9; nearest legal side: 11"),
+        ((13, 9, 5), ValueError, r"kernels\[1\]: .*at least 15 .*, got 9"),
+        ((2,), ValueError, "legal side: 1 or 3"),
+        ((0,), ValueError, "legal side: 1$"),
+        ((-3,), ValueError, "legal side: 1$"),
         ((), ValueError, "at least one side"),
-        (5, TypeError, r"a sequence of odd sides such as \(5, 9, 13\); got 5"),
+        (5, TypeError, r"a sequence of odd sides such as \(5, 9, 13\), got 5"),
         ((5.0,), TypeError, "a sequence of odd sides"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_wrong_kernels_are_named(kernels: Sequence[int], error: type[Exception], message: str) -> None:
+def test_rejects_invalid_kernels(kernels: Sequence[int], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         sliding_max(torch.zeros(1, 1, 4, 4), kernels)
 
@@ -227,12 +227,12 @@ def test_wrong_kernels_are_named(kernels: Sequence[int], error: type[Exception],
 @pytest.mark.parametrize(
     ("x", "error", "message"),
     [
-        (torch.zeros(3, 4, 5), ValueError, r"4 dimensions \(N, C, H, W\); got 3"),
-        (torch.zeros(1, 3, 0, 5), ValueError, "at least 1 x 1 cells"),
+        (torch.zeros(3, 4, 5), ValueError, r"4 dimensions \(N, C, H, W\), got shape \(3, 4, 5\)"),
+        (torch.zeros(1, 3, 0, 5), ValueError, "at least 1 channel and 1 x 1 cells"),
         (torch.zeros(1, 3, 4, 5, dtype=torch.uint8), TypeError, "floating-point tensor .* got a tensor of torch.uint8"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_wrong_maps_are_named(x: Tensor, error: type[Exception], message: str) -> None:
+def test_rejects_invalid_maps(x: Tensor, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         sliding_max(x, (5,))

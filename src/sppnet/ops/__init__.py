@@ -1,1 +1,1 @@
-"""The pooling operators."""
+"""Pooling operators, and arithmetic of bins and boxes."""

@@ -1,4 +1,4 @@
-"""Integer rules: where each bin of a level begins and ends, and which cells of a map a window covers."""
+"""Integer geometry: the bin edges of a pyramid level, and the feature-map cells that an image window covers."""
 
 import operator
 from collections.abc import Sequence
@@ -17,22 +17,22 @@ Edges = tuple[tuple[int, int], ...]
 
 
 def parse_levels(levels: Sequence[Level]) -> tuple[tuple[int, int], ...]:
-    """Levels as (rows, columns) pairs, in the order given.
+    """Return levels as (rows, columns) pairs, in the order given.
 
     Args:
-        levels: each an integer n >= 1 for n x n bins, or a pair (rows, columns), both >= 1. At least one.
+        levels: at least one level: an integer n >= 1 for n x n bins, or a pair (rows, columns), both >= 1.
 
     Raises:
-        TypeError: a level is neither an integer nor a pair of integers.
-        ValueError: no level at all, or one below 1.
+        TypeError: not a sequence, or a level is neither an integer nor a pair of integers.
+        ValueError: no levels, or a level below 1.
     """
     if isinstance(levels, str) or not isinstance(levels, Sequence):
-        raise TypeError(f"levels: expected a sequence such as (4, 2, 1); got {levels!r}")
-    if levels and all(type(level) is int and level > 0 for level in levels):  # nearly always, and at each call
+        raise TypeError(f"levels: expected a sequence such as (4, 2, 1), got {levels!r}")
+    if levels and all(type(level) is int and level > 0 for level in levels):  # fast path of nearly every call
         return tuple((level, level) for level in levels)  # type: ignore[misc]
     parsed = tuple(_parse_level(level, position) for position, level in enumerate(levels))
     if not parsed:
-        raise ValueError("levels: expected at least one level, for example (1,); got none")
+        raise ValueError("levels: expected at least one level, got none; for example (1,)")
     return parsed
 
 
@@ -40,56 +40,56 @@ def _parse_level(level: Any, position: int) -> tuple[int, int]:
     name = f"levels[{position}]"
     sides = list(level) if isinstance(level, tuple | list) else [level, level]
     if len(sides) != 2 or any(isinstance(side, bool) for side in sides):
-        raise TypeError(f"{name}: expected an integer or a pair (rows, columns); got {level!r}")
+        raise TypeError(f"{name}: expected an integer or a pair (rows, columns), got {level!r}")
     try:
         rows, columns = (operator.index(side) for side in sides)
     except TypeError:
-        raise TypeError(f"{name}: expected an integer or a pair (rows, columns); got {level!r}") from None
+        raise TypeError(f"{name}: expected an integer or a pair (rows, columns), got {level!r}") from None
     if min(rows, columns) < 1:
-        raise ValueError(f"{name}: expected at least 1 bin a side; got {level!r}; the smallest level is 1")
+        raise ValueError(f"{name}: expected at least 1 bin per side, got {level!r}; the smallest level is 1")
     return rows, columns
 
 
 def count_bins(levels: Sequence[Level]) -> int:
-    """Number of bins of a pyramid: the length of its vector for one channel."""
+    """Return the number of bins of a pyramid: the length of its vector per channel."""
     return sum(rows * columns for rows, columns in parse_levels(levels))
 
 
 def bin_edges(size: int, level: int, rule: Rule = "adaptive") -> Edges:
-    """Half-open cell ranges [begin, end) of the bins that cut one side of a map.
+    """Return the half-open cell ranges [begin, end) of the bins along one side of a map.
 
     Rules, for a side of a cells and n bins:
 
-    - ``adaptive``: bin i spans [floor(i*a/n), ceil((i+1)*a/n)); exact at every a >= 1, the same as torch's
-      adaptive pooling (SPP-net, Appendix A).
-    - ``sliding``: windows of ceil(a/n) cells every floor(a/n) cells (SPP-net, section 2.3). Refused wherever
-      that does not give n windows. Where it does, the last cells may still lie in no window (a=14, n=6).
-    - ``caffe``: windows of k = ceil(a/n) cells every k cells, begun floor((k*n - a + 1) / 2) cells before the
-      map and clipped to it (Caffe's SPP layer). Refused where Caffe refuses it: a pad as large as the window.
+    - ``adaptive``: bin i spans [floor(i*a/n), ceil((i+1)*a/n)), as in torch's adaptive pooling (SPP-net,
+      Appendix A). Exact at every a >= 1.
+    - ``sliding``: windows of ceil(a/n) cells with stride floor(a/n) (SPP-net, section 2.3). Rejected if that does
+      not give exactly n windows. Even then the last cells may be in no window (a=14, n=6).
+    - ``caffe``: windows of k = ceil(a/n) cells with stride k and a padding of floor((k*n - a + 1) / 2) cells,
+      clipped to the map (Caffe's SPP layer). Rejected, as in Caffe, if the padding is as large as the window.
 
     Args:
-        size: a, the number of cells along the side, >= 1.
-        level: n, the number of bins along the side, >= 1.
-        rule: how the side is cut.
+        size: number of cells along the side (a), >= 1.
+        level: number of bins along the side (n), >= 1.
+        rule: rule that cuts the side.
 
     Raises:
-        TypeError: size or level is not an integer.
-        ValueError: size or level below 1, an unknown rule, or a side that the rule cannot cut; the message
+        TypeError: `size` or `level` is not an integer.
+        ValueError: `size` or `level` below 1, an unknown rule, or a side that the rule cannot cut; the message
             names the nearest sides that it can.
     """
     choose("rule", rule, get_args(Rule))
     size, level = operator.index(size), operator.index(level)
     if size < 1:
-        raise ValueError(f"size: expected a map side of at least 1 cell; got {size}")
+        raise ValueError(f"size: expected a map side of at least 1 cell, got {size}")
     if level < 1:
-        raise ValueError(f"level: expected at least 1 bin a side; got {level}; the smallest level is 1")
+        raise ValueError(f"level: expected at least 1 bin per side, got {level}; the smallest level is 1")
     if rule == "adaptive":
         return tuple((i * size // level, -(-(i + 1) * size // level)) for i in range(level))
     fault = _fault(size, level, rule)
     if fault:
         raise ValueError(
-            f"rule {rule!r} cannot cut a map side of {size} into level {level}: {fault}; nearest sides that"
-            f" work: {_nearest_sides(size, level, rule)}, and rule='adaptive' works at every side"
+            f"rule: expected one that cuts a map side of {size} into {level} bins, got {rule!r} ({fault}); nearest"
+            f" sides that it cuts: {_nearest_sides(size, level, rule)}; rule='adaptive' works at every side"
         )
     kernel = -(-size // level)
     if rule == "sliding":
@@ -100,7 +100,7 @@ def bin_edges(size: int, level: int, rule: Rule = "adaptive") -> Edges:
 
 
 def _fault(size: int, level: int, rule: Rule) -> str:
-    """Why the rule does not give `level` bins on this side; empty where it does."""
+    """Return why the rule does not give `level` bins on this side, or an empty string if it does."""
     kernel, stride = -(-size // level), size // level
     if rule == "sliding":
         if stride == 0:
@@ -108,11 +108,11 @@ def _fault(size: int, level: int, rule: Rule) -> str:
         count = (size - kernel) // stride + 1
         return "" if count == level else f"kernel {kernel} and stride {stride} give {count} bins"
     pad = (kernel * level - size + 1) // 2
-    return "" if pad < kernel else f"a pad of {pad} is not smaller than the kernel of {kernel}"
+    return "" if pad < kernel else f"padding {pad} is not smaller than kernel {kernel}"
 
 
 def _nearest_sides(size: int, level: int, rule: Rule) -> str:
-    """The closest side that works below and above; every multiple of the level works, so both searches end."""
+    """Name the nearest legal sides below and above; every multiple of the level is legal, so the searches end."""
     below = next((a for a in range(size - 1, 0, -1) if not _fault(a, level, rule)), None)
     above = next(a for a in range(size + 1, size + level + 1) if not _fault(a, level, rule))
     return f"{above}" if below is None else f"{below} and {above}"
@@ -125,24 +125,24 @@ def window_cells(
     offset: tuple[float, float],
     rule: CellRule = "paper",
 ) -> Int[Tensor, "k 4"]:
-    """Cells of a feature map that windows of the network's input cover.
+    """Return the feature-map cells that windows of the input image cover.
 
-    - ``paper`` keeps the cells whose centres lie strictly between the window's first and last pixel (SPP-net,
+    - ``paper``: the cells whose centers are strictly between the window's first and last pixel (SPP-net,
       Appendix A).
-    - ``released`` moves both outwards by half a stride less 6.5 pixels, which is 1.5 for stride 16, as the authors'
-      code does.
-    - ``roi_pool`` divides both edges by the stride and rounds them, halves away from zero, in float32; both cells
-      belong to the window (Fast R-CNN, section 2.1). The offset plays no part, and cells may lie outside the map.
+    - ``released``: the same, with both limits moved outward by half a stride minus 6.5 pixels (1.5 pixels at
+      stride 16), as in the authors' code.
+    - ``roi_pool``: both edges divided by the stride and rounded, halves away from zero, in float32; both cells
+      belong to the window (Fast R-CNN, section 2.1). The offset is ignored, and cells may be outside the map.
 
-    Under the first two a window between two centres takes the cell at their middle, and every window gets at least
-    one cell of the map.
+    Under ``paper`` and ``released`` a window between two centers gets the cell in the middle, and every window gets
+    at least one cell of the map.
 
     Args:
         windows: xyxy edges in pixels of the network's input, x1 <= x2 and y1 <= y2.
-        map_size: (height, width) of the map, in cells; a tensor (k, 2) if the windows' maps differ.
-        stride: (vertical, horizontal) pixels from one cell to the next.
-        offset: (vertical, horizontal) 0-based index of the pixel under the first cell's centre.
-        rule: how edges become cells.
+        map_size: (height, width) of the map in cells, or a tensor (k, 2) with the map size of each window.
+        stride: (vertical, horizontal) distance between neighboring cells, in pixels.
+        offset: (vertical, horizontal) 0-based index of the pixel under the first cell's center.
+        rule: rule that turns edges into cells.
 
     Returns:
         xyxy cells as int64, half-open: columns x1..x2-1 and rows y1..y2-1 of the map.
@@ -161,7 +161,7 @@ def _axis_cells(
 ) -> tuple[Tensor, Tensor]:
     if rule == "roi_pool":
         first, last = _round_half_away(begin * (1 / stride)), _round_half_away(end * (1 / stride))
-        # Far from any map, but what an integer can count.
+        # Still far outside any map, and safe to convert to int64.
         first, last = first.clamp(-(2.0**30), 2.0**30), last.clamp(-(2.0**30), 2.0**30)
         return first.long(), torch.maximum(last, first).long() + 1
     first_pixel, last_pixel = begin - offset, end - 1 - offset
@@ -180,20 +180,20 @@ def _axis_cells(
 
 
 def _round_half_away(x: Tensor) -> Tensor:
-    """C's round; torch's rounds halves to even. In float64, where adding a half to a float32 is exact."""
+    """Round as C does (torch rounds halves to even); in float64, where adding 0.5 to a float32 is exact."""
     return x.sign() * (x.double().abs() + 0.5).floor()
 
 
 def clipped_edges(
     windows: Int[Tensor, "k 4"], map_size: tuple[int, int], grids: Sequence[tuple[int, int]], rule: Rule = "adaptive"
 ) -> Int[Tensor, "k e 2"]:
-    """Where the bins of every level lie on the map, for windows of cells.
+    """Return the bin edges of every level on the map, for windows of cells.
 
     Args:
         windows: xyxy cells, half-open.
-        map_size: (height, width); bins are clipped to it, so one that lies outside is empty (begin >= end).
+        map_size: (height, width) that bins are clipped to; a bin outside the map is empty (begin >= end).
         grids: (rows, columns) of each level.
-        rule: how windows are cut, see :func:`bin_edges`.
+        rule: rule that cuts windows into bins, see :func:`bin_edges`.
 
     Returns:
         int64 [begin, end) in cells of the map: for each level its rows, top to bottom, then its columns.
@@ -212,7 +212,7 @@ def _cut(begin: Tensor, end: Tensor, level: int, side: int, rule: Rule) -> Tenso
         i = torch.arange(level, device=begin.device)
         edges = torch.stack((i * sizes[:, None] // level, -(-(i + 1) * sizes[:, None] // level)), dim=2)
     else:
-        table = {size: bin_edges(size, level, rule) for size in set(sizes.tolist())}
-        rows = [table[size] for size in sizes.tolist()]
-        edges = torch.tensor(rows, dtype=torch.long, device=begin.device).reshape(-1, level, 2)
+        edges_of = {size: bin_edges(size, level, rule) for size in set(sizes.tolist())}
+        per_window = [edges_of[size] for size in sizes.tolist()]
+        edges = torch.tensor(per_window, dtype=torch.long, device=begin.device).reshape(-1, level, 2)
     return (begin[:, None, None] + edges).clamp(0, side)

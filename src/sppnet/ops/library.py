@@ -1,7 +1,7 @@
-"""The operator as torch sees it: schema, shapes without data, derivatives, batching, and which kernel serves.
+"""The operator registered with torch: schema, fake tensors, derivatives, vmap, and the choice of the kernels.
 
-``sppnet::pool`` serves whole maps and regions alike: a pyramid of a map is that of the window that is the whole map.
-Graphs hold the operator; outside of them the kernels are called directly.
+``sppnet::pool`` serves whole maps and regions: a whole map is pooled like a window that covers it.
+Graphs contain the operator; eager calls run the kernels directly.
 """
 
 from typing import Any
@@ -28,40 +28,41 @@ _LIBRARY.define(
 
 
 def pool(x: Tensor, windows: Tensor | None, grids: Grids, rule: Rule, reduce: Reduce) -> Tensor:
-    """Vectors (K, C * bins) of windows of maps; arguments as in :func:`sppnet.ops.reference.forward`, not checked.
+    """Pool windows of maps to (K, C * bins); unchecked arguments of :func:`sppnet.ops.reference.forward`.
 
     Raises:
-        NotImplementedError: a tangent is carried forward (torch.func.jvp); derivatives go backward only.
+        NotImplementedError: `x` has a tangent (torch.func.jvp); only reverse-mode derivatives are supported.
     """
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
-        raise NotImplementedError("x: a pyramid has no forward-mode derivative; reverse mode works, as in .backward()")
-    graph = x.requires_grad and torch.is_grad_enabled()
-    seen = _seen(x)
+        raise NotImplementedError("x: forward-mode derivatives are not supported; use reverse mode, as in .backward()")
+    needs_grad = x.requires_grad and torch.is_grad_enabled()
+    dispatched = _needs_dispatch(x, windows)
     values: Tensor
-    if not graph and not seen:
+    if not needs_grad and not dispatched:
         values = _kernels(x).forward(x, windows, grids, rule, reduce, False)[0]
     else:
-        flat = [side for grid in grids for side in grid]
-        function = torch.ops.sppnet.pool.default if seen else _Pool.apply
-        values = function(x, windows, flat, rule, reduce, graph and reduce == "max")[0]
+        flat_grids = [side for grid in grids for side in grid]
+        function = torch.ops.sppnet.pool.default if dispatched else _Pool.apply
+        values = function(x, windows, flat_grids, rule, reduce, needs_grad and reduce == "max")[0]
     return values
 
 
-def _seen(x: Tensor) -> bool:
-    """Whether somebody has to see the operator: a graph being made, autocast, a transform, a mode, a subclass."""
+def _needs_dispatch(x: Tensor, *others: Tensor | None) -> bool:
+    """Return whether a call must go through torch's dispatcher: the kernels need eager mode and plain tensors."""
     return (
         torch.compiler.is_compiling()
-        or type(x) not in (Tensor, torch.nn.Parameter)
         or x.device.type not in ("cpu", "cuda")
         or torch._C._get_tracing_state() is not None
         or torch.is_autocast_enabled(x.device.type)
-        or not _is_plain(x)
+        or not all(_is_plain(tensor) for tensor in (x, *others) if tensor is not None)
         or is_in_torch_dispatch_mode()
     )
 
 
 def _is_plain(x: Tensor) -> bool:
-    """Whether the numbers lie where the tensor says: not those that are batched, lazily negated or known to be zero."""
+    """Return whether the kernels can read a tensor: no subclass, not batched, lazily negated or a zero tensor."""
+    if type(x) not in (Tensor, torch.nn.Parameter):
+        return False
     if x.device.type == "cpu":
         return torch._C._dispatch_keys(x).raw_repr() in _PLAIN_KEYS
     return not (torch._C._functorch.is_functorch_wrapped_tensor(x) or x.is_neg() or x._is_zerotensor())
@@ -91,7 +92,7 @@ def _backward(
 
 
 def _kernels(x: Tensor) -> Any:
-    """The module that serves such a tensor; its compiler is imported when the first one comes."""
+    """Return the module that pools such a tensor; its compiler is imported at the first use."""
     if x.device.type == "cpu":
         from sppnet.ops.cpu import dispatch as cpu
 
@@ -138,8 +139,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     x, windows, ctx.grids, ctx.rule, ctx.reduce, save = inputs
     cells = output[1]
     ctx.mark_non_differentiable(cells)
-    ctx.set_materialize_grads(False)  # or torch makes zeros for a gradient of the cells
-    # Inside a transform of torch.func nobody can tell beforehand that a derivative will be asked for.
+    ctx.set_materialize_grads(False)  # otherwise torch allocates a zero gradient of the cells
+    # A torch.func transform does not say in advance that a derivative will follow.
     ctx.recompute = ctx.reduce == "max" and not save
     ctx.save_for_backward(x if ctx.recompute else cells, windows)
     ctx.shape = list(x.shape)
@@ -153,9 +154,10 @@ def _derivative(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor
     options = (ctx.grids, ctx.rule, ctx.reduce)
     cells = torch.ops.sppnet.pool.default(saved.detach(), windows, *options, True)[1] if ctx.recompute else saved
     arguments = (grad, cells, windows, ctx.shape, ctx.channels_last, *options)
-    graph = grad.requires_grad and torch.is_grad_enabled()
-    found = (torch.ops.sppnet.pool_backward.default if graph or _seen(grad) else _backward)(*arguments)
-    return found, None, None, None, None, None
+    needs_grad = grad.requires_grad and torch.is_grad_enabled()
+    dispatched = needs_grad or _needs_dispatch(grad, cells, windows)
+    gradient = (torch.ops.sppnet.pool_backward.default if dispatched else _backward)(*arguments)
+    return gradient, None, None, None, None, None
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
@@ -166,20 +168,20 @@ def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None: 
 def _second_derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     cells, windows = ctx.saved_tensors
     if ctx.reduce == "max":
-        found = reference.take(grad, cells, windows, _pairs(ctx.grids))
+        gradient = reference.take(grad, cells, windows, _pairs(ctx.grids))
     else:
-        found = torch.ops.sppnet.pool.default(grad, windows, ctx.grids, ctx.rule, "avg", False)[0]
-    return found, None, None, None, None, None, None, None
+        gradient = torch.ops.sppnet.pool.default(grad, windows, ctx.grids, ctx.rule, "avg", False)[0]
+    return gradient, None, None, None, None, None, None, None
 
 
 class _Pool(torch.autograd.Function):
-    """The same derivative without the way through torch's dispatcher."""
+    """The operator with the same derivative, bypassing torch's dispatcher."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        found = _forward(*arguments)
-        _setup(ctx, arguments, found)
-        return found
+        output = _forward(*arguments)
+        _setup(ctx, arguments, output)
+        return output
 
     backward = staticmethod(_derivative)
 
@@ -193,9 +195,9 @@ torch.library.register_autograd(
 def _batched(
     info: Any, in_dims: tuple[Any, ...], x: Tensor, windows: Tensor | None, *options: Any
 ) -> tuple[tuple[Tensor, Tensor], tuple[int | None, int | None]]:
-    """A batch of calls is one call: maps and windows of all of them in a row."""
+    """Run a batch of calls as one call on their concatenated maps and windows."""
     maps = _rows(x, in_dims[0], info.batch_size)
-    windows = _shifted(windows, in_dims[1], info.batch_size, maps.shape[0] // info.batch_size)
+    windows = _join_windows(windows, in_dims[1], info.batch_size, maps.shape[0] // info.batch_size)
     values, cells = torch.ops.sppnet.pool.default(maps, windows, *options)
     values = values.unflatten(0, (info.batch_size, -1))
     if cells.numel() == 0:
@@ -212,26 +214,27 @@ def _batched_backward(
     shape: list[int | torch.SymInt],
     *options: Any,
 ) -> tuple[Tensor, int]:
-    windows = _shifted(windows, in_dims[2], info.batch_size, shape[0])
+    windows = _join_windows(windows, in_dims[2], info.batch_size, shape[0])
     cells = _rows(cells, in_dims[1], info.batch_size) if cells.numel() else cells
-    every = [info.batch_size * shape[0], *shape[1:]]
+    full_shape = [info.batch_size * shape[0], *shape[1:]]
     grad = _rows(grad, in_dims[0], info.batch_size)
-    found = torch.ops.sppnet.pool_backward.default(grad, cells, windows, every, *options)
-    return found.unflatten(0, (info.batch_size, -1)), 0
+    gradient = torch.ops.sppnet.pool_backward.default(grad, cells, windows, full_shape, *options)
+    return gradient.unflatten(0, (info.batch_size, -1)), 0
 
 
 def _rows(tensor: Tensor, dim: int | None, batch: int) -> Tensor:
-    """(batch * n, ...): what is batched brought to the front, what is not repeated."""
+    """Flatten to (batch * n, ...): move the batch dimension to the front, or repeat a tensor without one."""
     tensor = tensor.expand(batch, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
     return tensor.flatten(0, 1)
 
 
-def _shifted(windows: Tensor | None, dim: int | None, batch: int, images: int | torch.SymInt) -> Tensor | None:
+def _join_windows(windows: Tensor | None, dim: int | None, batch: int, images: int | torch.SymInt) -> Tensor | None:
+    """Concatenate the windows of a batch of calls, with image indices into the concatenated maps."""
     if windows is None:
         return None
     rows = _rows(windows, dim, batch).clone()
-    first = torch.arange(batch, device=rows.device) * int(images)
-    rows[:, 0] += first.repeat_interleave(len(rows) // batch)
+    first_images = torch.arange(batch, device=rows.device) * int(images)
+    rows[:, 0] += first_images.repeat_interleave(len(rows) // batch)
     return rows
 
 

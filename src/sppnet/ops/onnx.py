@@ -1,6 +1,6 @@
 """The pyramid operator in standard ONNX operators, exact at every map size.
 
-Import this module only where the extra `export` is installed.
+Importing this module requires the extra `export`.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,14 +12,14 @@ from onnxscript import opset18
 
 Edges = tuple[Sequence[Any], Sequence[Any]]
 
-op: Any = opset18  # its annotations know of no Python lists, which become constants
+op: Any = opset18  # its annotations do not allow Python lists, which become constants
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """For `custom_translation_table` of :func:`torch.onnx.export`, with which any module with a pyramid can be written.
+    """Return the `custom_translation_table` with which :func:`torch.onnx.export` writes any module with a pyramid.
 
-    The maximum of a whole map or of a window is the one that torch finds, bit for bit; a mean differs by the rounding
-    of a sum in another order. What becomes of NaN is left to the runtime: the standard does not say.
+    Maxima equal torch's bit for bit; means differ by the rounding of a sum in another order. The result for NaN
+    depends on the runtime: the ONNX standard does not define it.
     """
     return {torch.ops.sppnet.pool.default: pool}
 
@@ -32,7 +32,7 @@ def pool(
     reduce: str,
     save: bool = False,  # noqa: ARG001
 ) -> tuple[Any, Any]:
-    """The operator ``sppnet::pool``; its places of the maxima are left out.
+    """Translate the operator ``sppnet::pool``, without the cells of the maxima.
 
     Raises:
         ValueError: a rule other than ``adaptive``.
@@ -45,15 +45,14 @@ def pool(
 
 
 def check_rule(rule: str) -> None:
-    """Refuse a rule whose bins a file cannot compute.
+    """Check that a rule can be written to a file that accepts every map size.
 
     Raises:
         ValueError: a rule other than ``adaptive``.
     """
     if rule != "adaptive":
         raise ValueError(
-            f"rule: a file for every image size needs 'adaptive'; got {rule!r}, which refuses some sizes;"
-            " train with --rule adaptive"
+            f"rule: expected 'adaptive', got {rule!r}, which rejects some image sizes; train with --rule adaptive"
         )
 
 
@@ -71,11 +70,10 @@ def _whole(x: Any, grids: Sequence[tuple[int, int]], reduce: str) -> Any:
 
 
 def _windows(x: Any, windows: Any, grids: Sequence[tuple[int, int]], reduce: str) -> Any:
-    """A Scan over the windows: memory holds one crop. Where bins begin and end is computed for all of them before.
+    """Pool windows in a Scan, which holds one crop in memory; the edges of all bins are computed before it.
 
-    onnxruntime refuses a Scan over nothing, so one more window is added and taken away again. A bin that lies outside
-    the map takes the nearest cell of the crop, which every coarser bin that is not empty holds too, and is put to 0 in
-    the end.
+    onnxruntime rejects a Scan of length 0, so a dummy window is appended and its result removed. A bin outside the
+    map first gets the nearest cell of the crop, which every non-empty coarser bin contains too, and 0 at the end.
     """
     windows = op.Concat(windows, op.Reshape(_integers(op, 0, 0, 0, 1, 1), [1, 5]), axis=0)
     image, left, top, right, bottom = (op.Slice(windows, [i], [i + 1], [1]) for i in range(5))
@@ -85,22 +83,22 @@ def _windows(x: Any, windows: Any, grids: Sequence[tuple[int, int]], reduce: str
         first = _clamp(begin, _integers(op, 0), op.Sub(side, [1]))
         crops.append((first, _clamp(end, op.Add(first, [1]), side)))
         bounds[axis] = begin, end, side
-    numbers = [image, crops[0][0], crops[1][0], op.Add(image, [1]), crops[0][1], crops[1][1]]
+    fields = [image, crops[0][0], crops[1][0], op.Add(image, [1]), crops[0][1], crops[1][1]]
     roots = _roots(grids, reduce)
     for grid in roots:
         for axis, bins, (first, last) in zip((2, 3), grid, crops, strict=True):
             begins, ends = _cut(bounds[axis][0], bounds[axis][1], bins)
             begins = _clamp(op.Sub(begins, first), _integers(op, 0), op.Sub(op.Sub(last, first), [1]))
             ends = _clamp(op.Sub(ends, first), op.Add(begins, [1]), op.Sub(last, first))
-            numbers += [begins, ends]
+            fields += [begins, ends]
     body = _body(x, roots, grids, reduce)
-    stacked = op.Scan(op.Concat(*numbers, axis=1), body=body, num_scan_inputs=1)
+    stacked = op.Scan(op.Concat(*fields, axis=1), body=body, num_scan_inputs=1)
     count = op.Shape(windows, start=0, end=1)
-    return op.Slice(_without_empty(x, stacked, count, bounds, grids), [0], [-1], [0])
+    return op.Slice(_zero_empty_bins(x, stacked, count, bounds, grids), [0], [-1], [0])
 
 
 def _body(x: Any, roots: Sequence[tuple[int, int]], grids: Sequence[tuple[int, int]], reduce: str) -> ir.Graph:
-    """The pyramid (1, C * bins) of one window; `table` has the begins and ends of its crop and of its bins."""
+    """Build the Scan's body: the pyramid (1, C * bins) of one window, whose row has the edges of its crop and bins."""
     tape = _Tape()
     lengths = [3, 3] + [1] * (2 * sum(map(sum, roots)))
     row = ir.Value(name="window", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape((sum(lengths),)))
@@ -115,29 +113,29 @@ def _body(x: Any, roots: Sequence[tuple[int, int]], grids: Sequence[tuple[int, i
         edges[rows, columns] = (sides[0], sides[1])
     values = tape.Identity(_pyramid(tape, crop, edges, grids, reduce))
     values.type = ir.TensorType(x.dtype)
-    for number, node in enumerate(tape.nodes):  # names of a Scan's body must differ from those around it
+    for number, node in enumerate(tape.nodes):  # names inside a Scan must differ from those around it
         for index, output in enumerate(node.outputs):
             output.name = f"window_{node.op_type}_{number}_{index}"
     return ir.Graph([row], [values], nodes=tape.nodes, name="window_pyramid")
 
 
-def _without_empty(
+def _zero_empty_bins(
     x: Any, stacked: Any, count: Any, bounds: dict[int, tuple[Any, Any, Any]], grids: Sequence[tuple[int, int]]
 ) -> Any:
-    """(K, C * bins) from the Scan's (K, 1, C * bins), 0 in each bin that holds no cell of the map."""
+    """Return (K, C * bins) from the Scan's (K, 1, C * bins), with 0 in each bin that contains no cell of the map."""
     channels = op.Shape(x, start=1, end=2)
     parts, start = [], op.Constant(value_ints=[0])
     for rows, columns in grids:
-        full = []
+        occupied = []
         for axis, bins in ((2, rows), (3, columns)):
             begin, end, side = bounds[axis]
             begins, ends = (_clamp(cut, _integers(op, 0), side) for cut in _cut(begin, end, bins))
-            full.append(op.Less(begins, ends))
-        some = op.And(op.Unsqueeze(full[0], [2]), op.Unsqueeze(full[1], [1]))
+            occupied.append(op.Less(begins, ends))
+        mask = op.And(op.Unsqueeze(occupied[0], [2]), op.Unsqueeze(occupied[1], [1]))
         stop = op.Add(start, op.Mul(channels, [rows * columns]))
         shape = op.Concat(count, channels, _integers(op, rows, columns), axis=0)
         level = op.Reshape(op.Slice(stacked, start, stop, [2]), shape, allowzero=1)
-        parts.append(op.Flatten(op.Where(op.Unsqueeze(some, [1]), level, op.CastLike(0.0, level)), axis=1))
+        parts.append(op.Flatten(op.Where(op.Unsqueeze(mask, [1]), level, op.CastLike(0.0, level)), axis=1))
         start = stop
     return op.Concat(*parts, axis=1)
 
@@ -145,30 +143,30 @@ def _without_empty(
 def _pyramid(
     op: Any, x: Any, edges: dict[tuple[int, int], Edges], grids: Sequence[tuple[int, int]], reduce: str
 ) -> Any:
-    """(N, C * bins) of maps (N, C, H, W); grids that are not in `edges` are found from those that are."""
-    shrink = op.ReduceMax if reduce == "max" else op.ReduceMean
-    found = {}
+    """Pool maps (N, C, H, W) to (N, C * bins); grids without `edges` are reduced from finer grids."""
+    reduction = op.ReduceMax if reduce == "max" else op.ReduceMean
+    pooled = {}
     for grid, sides in edges.items():
         value = x
         for axis, bins in zip((2, 3), sides, strict=True):
             axes = _integers(op, axis)
-            parts = [shrink(op.Slice(value, begin, end, axes), axes, keepdims=1) for begin, end in bins]
+            parts = [reduction(op.Slice(value, begin, end, axes), axes, keepdims=1) for begin, end in bins]
             value = op.Concat(*parts, axis=axis) if len(parts) > 1 else parts[0]
-        found[grid] = value
+        pooled[grid] = value
     for rows, columns in grids:
-        if (rows, columns) not in found:
+        if (rows, columns) not in pooled:
             root = next(grid for grid in edges if _nests((rows, columns), grid))
             shape = _integers(op, 0, 0, rows, root[0] // rows, columns, root[1] // columns)
-            found[rows, columns] = shrink(op.Reshape(found[root], shape), _integers(op, 3, 5), keepdims=0)
-    vectors = {grid: op.Flatten(value, axis=1) for grid, value in found.items()}
+            pooled[rows, columns] = reduction(op.Reshape(pooled[root], shape), _integers(op, 3, 5), keepdims=0)
+    vectors = {grid: op.Flatten(value, axis=1) for grid, value in pooled.items()}
     return op.Concat(*[vectors[grid] for grid in grids], axis=1)
 
 
 def _roots(grids: Sequence[tuple[int, int]], reduce: str) -> list[tuple[int, int]]:
-    """The grids that must be cut from the map: the maximum of each other one is found from a finer one's.
+    """Return the grids that must be cut from the map; the maxima of the others follow from a finer grid.
 
-    A bin that is n finer ones wide begins where the first of them does and ends where the last does, for rounding
-    down and up is monotonic: bin j of a/n spans from floor(j n a / n m) to ceil((j + 1) n a / n m).
+    With m bins along a side of a cells, bin j begins at floor(j a / m) = floor(j n a / (n m)): where bin j n of n m
+    begins. Ends match likewise, so that a bin is the union of n finer ones.
     """
     distinct = sorted(set(grids), reverse=True)
     if reduce != "max":
@@ -181,9 +179,9 @@ def _nests(grid: tuple[int, int], finer: tuple[int, int]) -> bool:
 
 
 def _cut(begin: Any, end: Any, bins: int) -> tuple[Any, Any]:
-    """Begins and ends of the bins of a side, as in :func:`sppnet.ops.bins.bin_edges`.
+    """Return the begins and ends of the bins of a side, as in :func:`sppnet.ops.bins.bin_edges`.
 
-    ONNX cuts quotients off, which rounds down here: no window has a negative side.
+    ONNX truncates quotients, which rounds down here: no window has a negative side.
     """
     size = op.Sub(end, begin)
     begins = op.Div(op.Mul(size, _integers(op, *range(bins))), [bins])
@@ -200,7 +198,7 @@ def _integers(op: Any, *values: int) -> Any:
 
 
 class _Tape(ir.tape.Tape):
-    """Operators by their names, as `onnxscript` has them, for the body of a Scan."""
+    """Tape with a method per operator, as in `onnxscript`, for the body of a Scan."""
 
     def __getattr__(self, op_type: str) -> Callable[..., Any]:
         return lambda *inputs, **attributes: self.op(op_type, inputs, attributes)

@@ -1,6 +1,6 @@
-"""The operator in plain torch: any device, any floating dtype; obvious, and slow for many windows.
+"""The operator in plain torch, for any device and floating-point dtype: simple, and slow for many windows.
 
-It is what the kernels must equal, and it serves wherever they cannot.
+It defines the kernels' results, and is used wherever they are not available.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from sppnet.ops.bins import Rule, clipped_edges, count_bins
 Reduce = Literal["max", "avg"]
 Grids = Sequence[tuple[int, int]]
 _CHUNK = 1 << 20
-"""Numbers of a gradient that are handled at once: what they need beside it is several times as large."""
+"""Gradient elements per step, which bounds the temporary memory: several times their own."""
 
 
 def forward(
@@ -25,16 +25,16 @@ def forward(
 
     Args:
         x: (N, C, H, W).
-        windows: (K, 5) int64: image, then xyxy cells, half-open; None for each map whole. A bin that lies outside
-            the map gives 0.
+        windows: (K, 5) int64: image, then xyxy cells, half-open; None for whole maps. A bin outside the map
+            gives 0.
         grids: (rows, columns) of each level.
-        rule: how a window is cut into bins.
+        rule: rule that cuts a window into bins.
         reduce: ``max`` (the first maximum in row-major order, or the last NaN) or ``avg``.
-        save: whether the places of the maxima are asked for.
+        save: whether to return the cells of the maxima.
 
     Returns:
-        (K, C * bins), and int32 of the same shape: the cell y * W + x of each maximum, -1 for an empty bin; of shape
-        (0,) where it is not asked for and for ``avg``.
+        Values (K, C * bins), and int32 cells of the same shape: y * W + x of each maximum, -1 for an empty bin. The
+        cells have shape (0,) without `save` and for ``avg``.
     """
     save = save and reduce == "max"
     if windows is None:
@@ -47,13 +47,13 @@ def forward(
     cells = torch.empty(values.shape if save else (0,), dtype=torch.int32, device=x.device)
     for window, members in groups.items():
         group = torch.tensor(members, device=x.device)
-        images, back = windows[group, 0], slice(None)
-        if len(members) > len(x):  # no more maps are copied than there are
-            images, back = images.unique(return_inverse=True)
-        found = _pool(x[images], window, grids, rule, reduce)
-        values[group] = found[0][back]
+        images, inverse = windows[group, 0], slice(None)
+        if len(members) > len(x):  # copy each map at most once
+            images, inverse = images.unique(return_inverse=True)
+        group_values, group_cells = _pool(x[images], window, grids, rule, reduce)
+        values[group] = group_values[inverse]
         if save:
-            cells[group] = found[1][back]
+            cells[group] = group_cells[inverse]
     return values, cells
 
 
@@ -67,7 +67,7 @@ def backward(
     rule: Rule,
     reduce: Reduce,
 ) -> Tensor:
-    """Gradient (N, C, H, W) of the maps from that of the vectors."""
+    """Return the gradient (N, C, H, W) of the maps from that of the vectors."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     total = torch.zeros(shape, dtype=torch.promote_types(grad.dtype, torch.float32), device=grad.device)
     windows = whole(shape, grad.device) if windows is None else windows
@@ -83,7 +83,7 @@ def backward(
 
 
 def _spread(total: Tensor, grad: Tensor, windows: Tensor, grids: Grids, rule: Rule) -> None:
-    """Add the gradient of means to that of the maps."""
+    """Add the gradient of means to the gradient `total` of the maps."""
     edges = clipped_edges(windows[:, 1:], (total.shape[2], total.shape[3]), grids, rule)
     for image, window, vector in zip(windows[:, 0].tolist(), edges.tolist(), grad, strict=True):
         start = 0
@@ -98,20 +98,20 @@ def _spread(total: Tensor, grad: Tensor, windows: Tensor, grids: Grids, rule: Ru
 
 
 def take(x: Tensor, cells: Tensor, windows: Tensor | None, grids: Grids) -> Tensor:
-    """The maps' values at the places that `forward` saved; 0 for an empty bin. The transpose of `backward`."""
+    """Gather the maps' values at the cells saved by `forward`, 0 for empty bins: the transpose of `backward`."""
     return torch.where(cells >= 0, x.reshape(-1)[_flat(cells, windows, x.shape, grids)], 0)
 
 
 def _flat(cells: Tensor, windows: Tensor | None, shape: Sequence[int], grids: Grids) -> Tensor:
-    """Index of each place in the maps as one row of numbers."""
+    """Return the index of each cell in the flattened maps."""
     channels = torch.arange(shape[1], device=cells.device)
-    of_column = torch.cat([channels.repeat_interleave(rows * columns) for rows, columns in grids])
+    channel_of_column = torch.cat([channels.repeat_interleave(rows * columns) for rows, columns in grids])
     images = torch.arange(shape[0], device=cells.device) if windows is None else windows[:, 0]
-    return (images[:, None] * shape[1] + of_column) * (shape[2] * shape[3]) + cells.clamp(min=0)
+    return (images[:, None] * shape[1] + channel_of_column) * (shape[2] * shape[3]) + cells.clamp(min=0)
 
 
 def _pool(maps: Tensor, window: tuple[int, ...], grids: Grids, rule: Rule, reduce: Reduce) -> tuple[Tensor, Tensor]:
-    """One window of several maps: values, and the cells of maxima."""
+    """Pool one window of several maps: values, and the cells of maxima."""
     left, top, right, bottom = window
     height, width = maps.shape[2:]
     inside = left >= 0 and top >= 0 and right <= width and bottom <= height
@@ -125,14 +125,14 @@ def _pool(maps: Tensor, window: tuple[int, ...], grids: Grids, rule: Rule, reduc
     else:
         edges = clipped_edges(torch.tensor([window], device="cpu"), (height, width), grids, rule)[0].tolist()
         for rows, columns in _levels(edges, grids):
-            found = [_bin(maps, [y1, y2], [x1, x2], reduce) for y1, y2 in rows for x1, x2 in columns]
-            values.append(torch.stack([value for value, _ in found], dim=2).flatten(1))
-            cells.append(torch.stack([cell for _, cell in found], dim=2).flatten(1))
+            bins = [_bin(maps, [y1, y2], [x1, x2], reduce) for y1, y2 in rows for x1, x2 in columns]
+            values.append(torch.stack([value for value, _ in bins], dim=2).flatten(1))
+            cells.append(torch.stack([cell for _, cell in bins], dim=2).flatten(1))
     return torch.cat(values, dim=1), torch.cat(cells, dim=1).int()
 
 
 def _bin(maps: Tensor, rows: list[int], columns: list[int], reduce: Reduce) -> tuple[Tensor, Tensor]:
-    """One bin of several maps: values (N, C) and the cells of maxima."""
+    """Pool one bin of several maps: values (N, C) and the cells of maxima."""
     (top, bottom), (left, right) = rows, columns
     if top >= bottom or left >= right:
         return maps.new_zeros(maps.shape[:2]), maps.new_full(maps.shape[:2], -1, dtype=torch.long)
@@ -141,7 +141,7 @@ def _bin(maps: Tensor, rows: list[int], columns: list[int], reduce: Reduce) -> t
 
 
 def _on_map(cell: Tensor, left: int, top: int, crop_width: int, width: int) -> Tensor:
-    """Cells of a crop as cells of the map that it was taken from."""
+    """Convert cells of a crop to cells of its map."""
     row = cell.div(crop_width, rounding_mode="floor")
     return (top + row) * width + left + cell - row * crop_width
 
@@ -155,12 +155,12 @@ def _adaptive(maps: Tensor, grid: tuple[int, int], reduce: Reduce) -> tuple[Tens
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether the channels of a cell are neighbours in memory; not where both layouts are the same."""
+    """Return whether memory is channels_last and not contiguous as well."""
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 def whole(shape: Sequence[int], device: torch.device) -> Tensor:
-    """Windows (N, 5) that are the maps of this shape, each whole."""
+    """Return windows (N, 5) that cover whole maps of this shape."""
     windows = torch.zeros(shape[0], 5, dtype=torch.long, device=device)
     windows[:, 0] = torch.arange(shape[0], device=device)
     windows[:, 3], windows[:, 4] = shape[3], shape[2]
@@ -168,7 +168,7 @@ def whole(shape: Sequence[int], device: torch.device) -> Tensor:
 
 
 def _levels(edges: list[list[int]], grids: Grids) -> list[tuple[list[list[int]], list[list[int]]]]:
-    """Edges of the rows and of the columns of each level."""
+    """Split edges into the rows and columns of each level."""
     levels, start = [], 0
     for rows, columns in grids:
         levels.append((edges[start : start + rows], edges[start + rows : start + rows + columns]))

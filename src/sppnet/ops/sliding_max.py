@@ -1,4 +1,4 @@
-"""Maxima over the windows around every cell, several window sides at once: the pools of YOLO's SPP and SPPF."""
+"""Sliding maxima with stride 1 for several window sizes at once: the pooling of YOLO's SPP and SPPF."""
 
 import math
 import operator
@@ -15,66 +15,65 @@ Variant = Callable[[Tensor, Sequence[int]], list[Tensor]]
 
 
 def sliding_max(x: Float[Tensor, "n c h w"], kernels: Sequence[int]) -> list[Float[Tensor, "n c h w"]]:
-    """Maximum over the k x k window around each cell, for each k of `kernels`.
+    """Return the maximum over the k x k window around each cell, for each k in `kernels`.
 
-    What lies outside the map does not count, so each map equals ``max_pool2d(x, k, stride=1, padding=k // 2)``; the
-    size stays. A window of k >= 2 * side - 1 sees the whole side from every cell, so on a map of such sides it is
-    the global maximum. NaN stays NaN in every window that sees it.
+    Each result equals ``max_pool2d(x, k, stride=1, padding=k // 2)``: cells outside the map are ignored, and the size
+    of the map is kept. A window of k >= 2 * side - 1 covers the whole side from every cell, so that on maps with such
+    sides the result is the global maximum. A window that contains NaN gives NaN.
 
-    The maps are computed in the way of :data:`VARIANTS` that is fastest for `x`, see :func:`pick_variant`. All give
-    the same numbers (the sign of a zero may differ), and the same gradients where a window has one largest cell; of
-    several, each may choose another.
+    The implementation is the one of :data:`VARIANTS` that is fastest for `x`, see :func:`pick_variant`. All give the
+    same values (the sign of a zero may differ), and the same gradients where a window has a unique maximum; which of
+    several equal cells gets the gradient may differ.
 
     Args:
-        x: feature maps, contiguous or channels_last, of any floating dtype; n may be 0, c, h and w may not.
-        kernels: sides of the windows in cells, odd, each larger than the one before.
+        x: feature maps, contiguous or channels_last, of any floating-point dtype; only n may be 0.
+        kernels: window sides in cells, odd and strictly increasing.
 
     Returns:
-        A map of the shape, dtype and memory layout of `x` for each side, in the order of `kernels`. It may be a view
-        of a larger tensor.
+        One map per kernel, with the shape, dtype and memory layout of `x`. It may be a view of a larger tensor.
 
     Raises:
-        TypeError: `x` is not a floating-point tensor, or a side is not an integer.
-        ValueError: wrong rank, an empty side, no kernel, an even one, or one that is not larger than the one before.
+        TypeError: `x` is not a floating-point tensor, or a kernel is not an integer.
+        ValueError: wrong rank, an empty side, no kernels, an even kernel, or kernels that do not increase.
     """
     check_map(x)
     return VARIANTS[pick_variant(x)](x, parse_kernels(kernels))
 
 
 def parse_kernels(kernels: Sequence[int]) -> tuple[int, ...]:
-    """Window sides as integers.
+    """Return window sides as integers.
 
     Raises:
-        TypeError: no sequence of integers.
-        ValueError: none, an even one, one below 1, or one that is not larger than the one before.
+        TypeError: not a sequence of integers.
+        ValueError: no sides, an even side, a side below 1, or sides that do not increase.
     """
     try:
         sides = tuple(operator.index(side) for side in kernels)
     except TypeError:
-        raise TypeError(f"kernels: expected a sequence of odd sides such as (5, 9, 13); got {kernels!r}") from None
+        raise TypeError(f"kernels: expected a sequence of odd sides such as (5, 9, 13), got {kernels!r}") from None
     if not sides:
-        raise ValueError("kernels: expected at least one side, for example (5, 9, 13); got none")
+        raise ValueError("kernels: expected at least one side, got none; for example (5, 9, 13)")
     for index, side in enumerate(sides):
-        least = sides[index - 1] + 2 if index else 1
-        if side % 2 == 0 or side < least:
-            below = f"{side - 1} or " if side % 2 == 0 and side > least else ""
-            wanted = f"an odd side of at least {least}" + (" (larger than the one before)" if index else "")
+        minimum = sides[index - 1] + 2 if index else 1
+        if side % 2 == 0 or side < minimum:
+            lower = f"{side - 1} or " if side % 2 == 0 and side > minimum else ""
+            expected = f"an odd side of at least {minimum}" + (" (larger than the previous one)" if index else "")
             raise ValueError(
-                f"kernels[{index}]: expected {wanted}; got {side}; next that is possible:"
-                f" {below}{max(side + 1 - side % 2, least)}"
+                f"kernels[{index}]: expected {expected}, got {side}; nearest legal side:"
+                f" {lower}{max(side + 1 - side % 2, minimum)}"
             )
     return sides
 
 
 def pick_variant(x: Float[Tensor, "n c h w"]) -> str:
-    """Name of the way of :data:`VARIANTS` that is fastest for a map, by measurement (``benchmarks/dense.py``).
+    """Return the name in :data:`VARIANTS` that is fastest for a map, as measured by ``benchmarks/dense.py``.
 
-    - Inside a graph (compile, export, trace): ``separable``, one form for all sizes.
-    - On other devices than the CPU: ``chain``, which has the fewest kernels.
-    - Where a gradient is wanted: ``chain_last``. Shifts would save a mask for each comparison, and rows and columns
-      apart have twice the backward passes.
-    - Otherwise ``shifted``, or ``separable_last`` on maps so small that shifts mostly read their padding, or so few
-      numbers in all that their many calls take longer than the work.
+    - Inside a graph (compile, export, trace): ``separable``, which has one form for all sizes.
+    - On devices other than the CPU: ``chain``, which launches the fewest kernels.
+    - With gradients: ``chain_last``. ``shifted`` would save a mask per comparison, and the separable variants have
+      twice the backward passes.
+    - Otherwise: ``shifted``; but ``separable_last`` for maps so small that shifts mostly read padding, and for
+      tensors so small that call overhead dominates.
     """
     if in_graph():
         return "separable"
@@ -87,35 +86,35 @@ def pick_variant(x: Float[Tensor, "n c h w"]) -> str:
 
 
 def in_graph() -> bool:
-    """Whether a graph is being made that serves other sizes too: compile, export or trace."""
+    """Return whether a graph for other sizes too is being built: compile, export or trace."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
 
 
 def _is_channels_last(x: Tensor) -> bool:
-    """Whether the channels of a cell are neighbours in memory."""
+    """Return whether the channels of a cell are adjacent in memory."""
     return x.stride(1) == 1 < x.shape[1]
 
 
 def _parallel(x: Tensor, kernels: Sequence[int]) -> list[Tensor]:
-    """Each side by itself."""
+    """Pool each side independently."""
     return [F.max_pool2d(x, side, 1, side // 2) for side in kernels]
 
 
 def _chain(x: Tensor, kernels: Sequence[int]) -> list[Tensor]:
-    """Each from the one before: a maximum over windows of maxima over windows is that over the larger window."""
-    maps, before = [], 1
+    """Pool each side from the previous result: a maximum of window maxima is the maximum of a larger window."""
+    maps, previous = [], 1
     for side in kernels:
-        step, before = side - before + 1, side
+        step, previous = side - previous + 1, side
         x = F.max_pool2d(x, step, 1, step // 2)
         maps.append(x)
     return maps
 
 
 def _separable(x: Tensor, kernels: Sequence[int]) -> list[Tensor]:
-    """The chain, with rows first and the columns of what they leave."""
-    maps, before = [], 1
+    """Pool as in :func:`_chain`, along rows and then along columns."""
+    maps, previous = [], 1
     for side in kernels:
-        step, before = side - before + 1, side
+        step, previous = side - previous + 1, side
         x = F.max_pool2d(x, (1, step), 1, (0, step // 2))
         x = F.max_pool2d(x, (step, 1), 1, (step // 2, 0))
         maps.append(x)
@@ -131,40 +130,40 @@ def _separable_last(x: Tensor, kernels: Sequence[int]) -> list[Tensor]:
 
 
 def _in_channels_last(variant: Variant, x: Tensor, kernels: Sequence[int]) -> list[Tensor]:
-    """In channels_last memory, where torch's pool takes a vector of channels at a time, and back."""
+    """Run a variant in channels_last memory, where torch's pooling is vectorized over channels; convert back."""
     if _is_channels_last(x):
         return variant(x, kernels)
     maps = variant(x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2), kernels)
-    return [one.contiguous() for one in maps]
+    return [pooled.contiguous() for pooled in maps]
 
 
 def _shifted(x: Tensor, kernels: Sequence[int]) -> list[Tensor]:
-    """Maxima of the map and of the map shifted by some cells; the windows grow by up to their own side each time.
+    """Take maxima of the map and shifted copies of it; each step at most doubles the side of the windows.
 
-    A padded map is one line of numbers, and a shift along a row or a column is a shift of the line. So each step is
-    one pass over memory, in either layout, with nothing to index.
+    With the padded map flattened to a line, a shift along a row or a column is a shift of the line: each step is
+    one pass over memory, in either layout, without indexing.
     """
     n, c, height, width = x.shape
     last = _is_channels_last(x)
     maps = x.permute(0, 2, 3, 1) if last else x.reshape(n * c, height, width, 1)
-    # Windows of more than 2 * side - 1 see nothing more. What a row has on its right is the left of the next one.
+    # Padding beyond side - 1 adds nothing. The right padding of a row is the left padding of the next.
     top, left = min(kernels[-1] // 2, height - 1), min(kernels[-1] // 2, width - 1)
     lines = F.pad(maps, (0, 0, left, 0, top, top + 1), value=-math.inf).flatten(1)
     cell = maps.shape[3]
     row = (left + width) * cell
-    rows = columns = 1  # of the window that `lines` holds the maxima of, which begins at the number where they stand
-    found = []
+    rows = columns = 1  # size of the windows, which begin at the positions in `lines` that hold their maxima
+    pooled = []
     for side in kernels:
         lines, rows = _widen(lines, rows, min(side, 2 * height - 1), row)
         lines, columns = _widen(lines, columns, min(side, 2 * width - 1), cell)
         first = (top - rows // 2) * row + (left - columns // 2) * cell
         inside = lines[:, first : first + height * row].unflatten(1, (height, left + width, -1))[:, :, :width]
-        found.append(inside.permute(0, 3, 1, 2) if last else inside.reshape(n, c, height, width))
-    return found
+        pooled.append(inside.permute(0, 3, 1, 2) if last else inside.reshape(n, c, height, width))
+    return pooled
 
 
 def _widen(lines: Tensor, side: int, target: int, step: int) -> tuple[Tensor, int]:
-    """Maxima of `side` numbers that stand `step` apart become those of `target` numbers."""
+    """Widen maxima over `side` numbers, spaced `step` apart, to maxima over `target` numbers."""
     while side < target:
         shift = min(side, target - side)
         lines = torch.maximum(lines[:, : -shift * step], lines[:, shift * step :])
@@ -180,4 +179,4 @@ VARIANTS: Mapping[str, Variant] = {
     "separable_last": _separable_last,
     "shifted": _shifted,
 }
-"""Ways to the same maps by name, for kernels as :func:`parse_kernels` gives them."""
+"""Implementations with equal results, by name; they take kernels from :func:`parse_kernels`."""

@@ -1,4 +1,4 @@
-"""The vector layer: each step on sixteen numbers against NumPy."""
+"""Vector operations, compared with NumPy and torch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,12 +18,12 @@ njit: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.njit
 
 
 @njit
-def _two_to_one(what: Any, a: int, b: int, to: int) -> None:
+def _binary(operation: Any, a: int, b: int, to: int) -> None:
     zero = np.float32(0)
     x, y = simd.load(zero, a), simd.load(zero, b)
-    if what == 0:
+    if operation == 0:
         simd.store(zero, to, simd.add(x, y))
-    elif what == 1:
+    elif operation == 1:
         simd.store(zero, to, simd.divide(x, y))
     else:
         simd.store(zero, to, simd.larger(x, y))
@@ -58,7 +58,7 @@ def _any_nan(source: int) -> Any:
 
 
 @njit
-def _later(a: int, i: int, b: int, j: int, to_cell: int) -> None:
+def _larger_cell(a: int, i: int, b: int, j: int, to_cell: int) -> None:
     zero = np.float32(0)
     best, value = simd.load(zero, a), simd.load(zero, b)
     simd.store_ints(to_cell, simd.larger_cell(best, simd.load_ints(i), value, simd.load_ints(j)))
@@ -78,7 +78,7 @@ def _blocks(source: int, to: int, cleared: int, streamed: int) -> None:
 
 
 def _torch_choice(best: float, cell: int, value: float, other: int) -> tuple[float, int]:
-    """Torch's scan in row-major order: a value is taken if it is larger or NaN."""
+    """Scan in row-major order like torch: a value is taken if it is larger or NaN."""
     scan = sorted([(cell, best), (other, value)])
     kept = scan[0]
     if scan[1][1] > kept[1] or np.isnan(scan[1][1]):
@@ -86,39 +86,39 @@ def _torch_choice(best: float, cell: int, value: float, other: int) -> tuple[flo
     return kept[1], kept[0]
 
 
-@pytest.mark.parametrize(("what", "function"), [(0, np.add), (1, np.divide)])
-def test_arithmetic(what: int, function: Any) -> None:
-    found = np.empty(16, np.float32)
-    _two_to_one(what, VALUES.ctypes.data, OTHERS.ctypes.data, found.ctypes.data)
+@pytest.mark.parametrize(("operation", "function"), [(0, np.add), (1, np.divide)])
+def test_arithmetic_matches_numpy(operation: int, function: Any) -> None:
+    actual = np.empty(16, np.float32)
+    _binary(operation, VALUES.ctypes.data, OTHERS.ctypes.data, actual.ctypes.data)
     with np.errstate(all="ignore"):
-        np.testing.assert_array_equal(found, function(VALUES, OTHERS))
+        np.testing.assert_array_equal(actual, function(VALUES, OTHERS))
 
 
-def test_larger_where_nothing_is_nan() -> None:
+def test_larger_without_nan_matches_numpy() -> None:
     a, b = np.nan_to_num(VALUES), np.nan_to_num(OTHERS)
-    found = np.empty(16, np.float32)
-    _two_to_one(2, a.ctypes.data, b.ctypes.data, found.ctypes.data)
-    np.testing.assert_array_equal(found, np.maximum(a, b))
+    actual = np.empty(16, np.float32)
+    _binary(2, a.ctypes.data, b.ctypes.data, actual.ctypes.data)
+    np.testing.assert_array_equal(actual, np.maximum(a, b))
 
 
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("later", [True, False])
-def test_choice_is_torchs(exact: bool, later: bool) -> None:
+def test_ties_and_nan_are_resolved_like_torch(exact: bool, later: bool) -> None:
     a, b = (VALUES, OTHERS) if exact else (np.nan_to_num(VALUES), np.nan_to_num(OTHERS))
     i, j = (CELLS, CELLS + 20) if later else (CELLS + 20, CELLS)
-    found, cell = np.empty(16, np.float32), np.empty(16, np.int32)
-    _choose(exact, *(array.ctypes.data for array in (a, i, b, j, found, cell)))
+    actual, cell = np.empty(16, np.float32), np.empty(16, np.int32)
+    _choose(exact, *(array.ctypes.data for array in (a, i, b, j, actual, cell)))
     for lane in range(16):
         value, place = _torch_choice(a[lane], i[lane], b[lane], j[lane])
-        np.testing.assert_array_equal((found[lane], cell[lane]), (value, place))
+        np.testing.assert_array_equal((actual[lane], cell[lane]), (value, place))
     if later and not exact:
-        _later(*(array.ctypes.data for array in (a, i, b, j, cell)))
+        _larger_cell(*(array.ctypes.data for array in (a, i, b, j, cell)))
         np.testing.assert_array_equal(cell, np.where(b > a, j, i))
 
 
-def test_bfloat16_is_rounded_as_torch_rounds() -> None:
+def test_bfloat16_is_rounded_like_torch() -> None:
     values = np.concatenate([VALUES, np.float32(1) + np.arange(16, dtype=np.float32) * np.float32(2**-9)])
-    nan = np.array([0x7FFFFFFF, 0x7F800001], np.uint32).view(np.float32)  # rounding up would make 0 and infinity
+    nan = np.array([0x7FFFFFFF, 0x7F800001], np.uint32).view(np.float32)  # rounding would give zero and infinity
     for part in (values[:16], values[16:], np.resize(nan, 16)):
         part = np.ascontiguousarray(part)
         halves, back = np.empty(16, np.uint16), np.empty(16, np.float32)
@@ -128,11 +128,11 @@ def test_bfloat16_is_rounded_as_torch_rounds() -> None:
 
 
 @pytest.mark.parametrize("step", [16, 21])
-def test_transpose(step: int) -> None:
+def test_transpose_matches_numpy(step: int) -> None:
     source = np.random.default_rng(0).standard_normal((16, 16)).astype(np.float32)
-    found = np.zeros((16, step), np.float32)
-    _transpose(FLOAT, source.ctypes.data, found.ctypes.data, 4 * step)
-    np.testing.assert_array_equal(found[:, :16], source.T)
+    actual = np.zeros((16, step), np.float32)
+    _transpose(FLOAT, source.ctypes.data, actual.ctypes.data, 4 * step)
+    np.testing.assert_array_equal(actual[:, :16], source.T)
     halves = np.zeros((16, step), np.uint16)
     _transpose(BFLOAT, source.ctypes.data, halves.ctypes.data, 2 * step)
     expected = torch.from_numpy(source.T.copy()).bfloat16().view(torch.uint16).numpy()
@@ -140,14 +140,14 @@ def test_transpose(step: int) -> None:
 
 
 @pytest.mark.parametrize("lane", [None, 0, 7, 15])
-def test_any_nan(lane: int | None) -> None:
+def test_any_nan_finds_every_lane(lane: int | None) -> None:
     source = np.full(16, np.inf, np.float32)
     if lane is not None:
         source[lane] = np.nan
     assert _any_nan(source.ctypes.data) == (lane is not None)
 
 
-def test_scalars() -> None:
+def test_scalar_loads_and_accumulate() -> None:
     total, index = np.array([1.5], np.float32), np.array([-3], np.int32)
     assert _scalars(FLOAT, np.array([2.0], np.float32).ctypes.data, index.ctypes.data, total.ctypes.data) == -3
     assert total[0] == 3.5
@@ -156,9 +156,9 @@ def test_scalars() -> None:
     assert total[0] == 3.75
 
 
-def test_blocks_of_memory() -> None:
+def test_copy_clear_and_stream() -> None:
     memory = np.ones(64, np.float32)
-    start = -memory.ctypes.data % 64 // 4  # streams want multiples of 64 bytes
+    start = -memory.ctypes.data % 64 // 4  # stream_vector needs 64-byte alignment
     copied, cleared = np.zeros(16, np.float32), np.ones(8, np.float32)
     _blocks(CELLS.ctypes.data, copied.ctypes.data, cleared.ctypes.data, memory.ctypes.data + 4 * start)
     np.testing.assert_array_equal(copied.view(np.int32), CELLS)

@@ -1,1 +1,1 @@
-"""Kernels for the CPU."""
+"""CPU kernels of the pooling operator, compiled with numba."""

@@ -1,7 +1,7 @@
-"""How kernels are run: a job is a row of int64 in memory, and threads take units of it until none is left.
+"""Run kernels: a job is a row of int64 in memory, and threads claim units of it until all are taken.
 
-The threads are those of torch itself, through the OpenMP runtime that it has loaded: others would share the cores with
-torch's, which spin for a while after each of its own operators. Where that runtime is another, a pool takes their part.
+Jobs run on torch's own threads, through the GNU OpenMP runtime that it has loaded: other threads would compete for
+cores with torch's, which spin for a while after each operator. With any other runtime, a thread pool is used.
 """
 
 import array
@@ -11,7 +11,7 @@ import inspect
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pickle import UnpicklingError  # numba's files
+from pickle import UnpicklingError  # raised for damaged numba cache files
 from typing import Any
 
 import numba
@@ -24,20 +24,20 @@ from sppnet.ops.cpu.steps import VECTOR
 
 Table = npt.NDArray[np.int64]
 _SERIAL = 1 << 16
-"""Numbers below which a second thread costs more than it brings."""
+"""Number of values below which a second thread does not pay off."""
 _forked = False
-_kept: list[Any] = []  # compiled functions, whose addresses are in use
+_compiled_functions: list[Any] = []  # keeps their machine code alive
 
 
 class Tables:
-    """What the kernels look up: images, order, starts, plan and edges, see `_kernels.py`."""
+    """Lookup tables of the kernels: images, order, starts, plan and edges (see `kernels.py` and `entries.py`)."""
 
     def __init__(self, images: Table, order: Table, starts: Table, plan: Table, edges: Table, clipped: bool) -> None:
-        self.kept = (images, order, starts, plan, edges)
+        self.arrays = (images, order, starts, plan, edges)
         self.windows = len(images)
         self.clipped = clipped
         sizes = (len(images), len(order), len(starts), len(plan), len(edges), edges.shape[1])
-        self.head = (*(table.__array_interface__["data"][0] for table in self.kept), *sizes)
+        self.head = (*(table.__array_interface__["data"][0] for table in self.arrays), *sizes)
 
 
 def run(
@@ -46,12 +46,12 @@ def run(
     """Run a kernel.
 
     Args:
-        entry: a function of `_entries.py`.
-        units: how many units of work there are.
-        work: numbers that are read and written, which decides whether threads pay.
-        scratch: vectors of 64 bytes that a thread needs.
-        tables: what the kernel looks up.
-        arguments: what else the entry wants.
+        entry: function of `entries.py`.
+        units: number of units of work.
+        work: number of values read and written, which decides whether more than one thread is used.
+        scratch: number of 64-byte vectors of scratch memory per thread.
+        tables: lookup tables of the kernel.
+        arguments: remaining arguments of the entry.
     """
     threads = min(torch.get_num_threads(), units) if work >= _SERIAL and not _forked else 1
     memory = torch.empty((threads * scratch + 1) * VECTOR, dtype=torch.uint8, device="cpu")
@@ -71,20 +71,20 @@ def run(
 
 @functools.cache
 def _compiled(entry: Callable[..., Any]) -> Any:
-    """The entry as a function of C, compiled once and kept on disk; without the lock of Python while it runs."""
+    """Compile the entry to a C function, cached in memory and on disk; it runs without the GIL."""
     signature, entry = types.void(types.int64), inspect.unwrap(entry)
     try:
         function = numba.cfunc(signature, cache=True, error_model="numpy")(entry)
-    except (RuntimeError, OSError, EOFError, UnpicklingError):  # the folder cannot be written, or what is in it read
+    except (RuntimeError, OSError, EOFError, UnpicklingError):  # cache folder not writable or damaged
         function = numba.cfunc(signature, error_model="numpy")(entry)
-    _kept.append(function)
+    _compiled_functions.append(function)
     address: Any = function.address
     return ctypes.CFUNCTYPE(None, ctypes.c_int64)(address)
 
 
 @functools.cache
 def _openmp() -> Any:
-    """GNU's entry to a parallel region, of the runtime that torch has loaded; None if it is another."""
+    """Return `GOMP_parallel` of the OpenMP runtime that torch has loaded, or None if it is not GNU's."""
     try:
         parallel = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD).GOMP_parallel
     except (OSError, AttributeError):
@@ -100,7 +100,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def _after_fork() -> None:
-    """Threads do not survive a fork, neither ours nor those of OpenMP."""
+    """Run on one thread from now on: neither pool nor OpenMP threads survive a fork."""
     global _forked
     _forked = True
 

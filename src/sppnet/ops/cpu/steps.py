@@ -1,4 +1,7 @@
-"""The steps that the CPU kernels are made of; compiled into them."""
+"""Building blocks of the CPU kernels, inlined into them.
+
+Addresses and the steps between them are in bytes. The fast path of maxima (not `exact`) requires values without NaN.
+"""
 
 import inspect
 from collections.abc import Callable
@@ -28,7 +31,7 @@ from sppnet.ops.cpu.simd import (
 )
 
 MAXIMUM, PLACES, AVERAGE = range(3)
-"""What a bin keeps: the maximum, the maximum and its cell, or the mean."""
+"""Modes: maximum, maximum and its cell, or mean."""
 
 VECTOR = 64  # bytes
 FLOAT = np.float32(0)
@@ -39,35 +42,35 @@ _EMPTY = np.int32(-1)
 
 
 def inline(function: Callable[..., Any]) -> Any:
-    """A part of a kernel, compiled into it."""
-    function = inspect.unwrap(function)  # from what watches shapes in tests
+    """Inline the decorated function into the kernels that call it."""
+    function = inspect.unwrap(function)  # numba cannot compile the shape checks that tests wrap around functions
     return numba.njit(forceinline=True, error_model="numpy")(function)
 
 
 @inline
-def reduce_four(kind, base, apart, step, count, cell, cell_step, to, to_places, to_apart, mode, exact):
-    """`count` steps from each of four vectors that lie `apart`; returns the sum of what it saw."""
+def reduce_four(kind, base, spacing, step, count, cell, cell_step, to, to_places, to_spacing, mode, exact):
+    """Reduce `count` vectors at each of four addresses, `spacing` apart; return their sum on the fast path."""
     s = t = floats(ZERO)
     a = b = c = d = floats(_LOWEST)
     if mode == MAXIMUM and not exact:
         for _ in range(count):
-            va, vb = load(kind, base), load(kind, base + apart)
-            vc, vd = load(kind, base + 2 * apart), load(kind, base + 3 * apart)
+            va, vb = load(kind, base), load(kind, base + spacing)
+            vc, vd = load(kind, base + 2 * spacing), load(kind, base + 3 * spacing)
             a, b, c, d = larger(a, va), larger(b, vb), larger(c, vc), larger(d, vd)
             s, t = add(s, add(va, vb)), add(t, add(vc, vd))
             base += step
     elif mode == AVERAGE:
         a = b = c = d = floats(ZERO)
         for _ in range(count):
-            a, b = add(a, load(kind, base)), add(b, load(kind, base + apart))
-            c, d = add(c, load(kind, base + 2 * apart)), add(d, load(kind, base + 3 * apart))
+            a, b = add(a, load(kind, base)), add(b, load(kind, base + spacing))
+            c, d = add(c, load(kind, base + 2 * spacing)), add(d, load(kind, base + 3 * spacing))
             base += step
     else:
         ia = ib = ic = id_ = ints(np.int32(cell))
         for _ in range(count):
             other = ints(np.int32(cell))
-            va, vb = load(kind, base), load(kind, base + apart)
-            vc, vd = load(kind, base + 2 * apart), load(kind, base + 3 * apart)
+            va, vb = load(kind, base), load(kind, base + spacing)
+            vc, vd = load(kind, base + 2 * spacing), load(kind, base + 3 * spacing)
             if exact:
                 ia, a = better_cell(a, ia, va, other), better_value(a, ia, va, other)
                 ib, b = better_cell(b, ib, vb, other), better_value(b, ib, vb, other)
@@ -83,19 +86,19 @@ def reduce_four(kind, base, apart, step, count, cell, cell_step, to, to_places, 
             cell += cell_step
         if mode == PLACES:
             store_ints(to_places, ia)
-            store_ints(to_places + to_apart, ib)
-            store_ints(to_places + 2 * to_apart, ic)
-            store_ints(to_places + 3 * to_apart, id_)
+            store_ints(to_places + to_spacing, ib)
+            store_ints(to_places + 2 * to_spacing, ic)
+            store_ints(to_places + 3 * to_spacing, id_)
     store(FLOAT, to, a)
-    store(FLOAT, to + to_apart, b)
-    store(FLOAT, to + 2 * to_apart, c)
-    store(FLOAT, to + 3 * to_apart, d)
+    store(FLOAT, to + to_spacing, b)
+    store(FLOAT, to + 2 * to_spacing, c)
+    store(FLOAT, to + 3 * to_spacing, d)
     return add(s, t)
 
 
 @inline
 def reduce_strip(strip, strip_places, step, x0, x1, to, to_places, mode, exact):
-    """Columns x0..x1-1 of a strip, rows reduced to one, to one bin; one vector of channels a column."""
+    """Reduce columns [x0, x1) of a strip (one vector of channels per column of a reduced row) to a bin."""
     strip += x0 * step
     strip_places += x0 * step
     if mode == AVERAGE:
@@ -129,12 +132,13 @@ def _better(best, cell, value, other, exact):
 
 @inline
 def divide_bin(value, area):
+    """Divide the sum of a bin by its number of cells."""
     store(FLOAT, value, divide(load(FLOAT, value), floats(np.float32(max(area, 1)))))
 
 
 @inline
 def derive(plan, level, values, places, mode, exact):
-    """A level from a finer one whose bins nest in its own."""
+    """Derive a level from a finer one whose bins nest in its bins."""
     rows, columns, source, at = plan[level, 0], plan[level, 1], plan[level, 2], plan[level, 4]
     fine_columns, fine = plan[source, 1], plan[source, 4]
     down, across = plan[source, 0] // rows, fine_columns // columns
@@ -158,36 +162,36 @@ def derive(plan, level, values, places, mode, exact):
 
 
 @inline
-def derive_four(plan, level, values, apart):
-    """The same of four vectors at once, for maxima without NaN."""
+def derive_four(plan, level, values, spacing):
+    """Derive a level for four vectors of channels at once; fast path only."""
     rows, columns, source = plan[level, 0], plan[level, 1], plan[level, 2]
-    wide = plan[source, 1] * VECTOR
+    fine_pitch = plan[source, 1] * VECTOR
     down, across = plan[source, 0] // rows, plan[source, 1] // columns
     to, fine = values + plan[level, 4] * VECTOR, values + plan[source, 4] * VECTOR
     for row in range(rows):
         for column in range(columns):
             a = b = c = d = floats(_LOWEST)
             for i in range(down):
-                address = fine + (row * down + i) * wide + column * across * VECTOR
+                address = fine + (row * down + i) * fine_pitch + column * across * VECTOR
                 for _ in range(across):
-                    a, b = larger(a, load(FLOAT, address)), larger(b, load(FLOAT, address + apart))
-                    c, d = larger(c, load(FLOAT, address + 2 * apart)), larger(d, load(FLOAT, address + 3 * apart))
+                    a, b = larger(a, load(FLOAT, address)), larger(b, load(FLOAT, address + spacing))
+                    c, d = larger(c, load(FLOAT, address + 2 * spacing)), larger(d, load(FLOAT, address + 3 * spacing))
                     address += VECTOR
             store(FLOAT, to, a)
-            store(FLOAT, to + apart, b)
-            store(FLOAT, to + 2 * apart, c)
-            store(FLOAT, to + 3 * apart, d)
+            store(FLOAT, to + spacing, b)
+            store(FLOAT, to + 2 * spacing, c)
+            store(FLOAT, to + 3 * spacing, d)
             to += VECTOR
 
 
 @inline
-def clear_empty_bins(plan, level, edges, cut, values, places, mode):
-    """Zero and no cell for bins that lie outside the map."""
+def clear_empty_bins(plan, level, edges, entry, values, places, mode):
+    """Set bins outside the map to 0, and their cells to -1."""
     rows, columns, edge, at = plan[level, 0], plan[level, 1], plan[level, 3], plan[level, 4] * VECTOR
     for row in range(rows):
         for column in range(columns):
             i, j = edge + row, edge + rows + column
-            if edges[cut, i, 0] >= edges[cut, i, 1] or edges[cut, j, 0] >= edges[cut, j, 1]:
+            if edges[entry, i, 0] >= edges[entry, i, 1] or edges[entry, j, 0] >= edges[entry, j, 1]:
                 store(FLOAT, values + at, floats(ZERO))
                 if mode == PLACES:
                     store_ints(places + at, ints(_EMPTY))
@@ -195,18 +199,18 @@ def clear_empty_bins(plan, level, edges, cut, values, places, mode):
 
 
 @inline
-def lay_out(kind, item, size, bins, to, rest):
-    """`size` bins of 16 channels, bin after bin in scratch, channel after channel in the output."""
+def lay_out(kind, item, size, bins, to, spare):
+    """Write `size` bins of 16 channels, bin-major in scratch, to the output, channel-major."""
     if size >= 16:
         at = 0
         while at < size:
-            at = min(at, size - 16)  # the last sixteen bins may have been written in part before
+            at = min(at, size - 16)  # the last sixteen bins may overlap the previous ones
             transpose(kind, bins + at * VECTOR, VECTOR, to + at * item, size * item)
             at += 16
         return
-    if size > 1:  # what is too much of a channel is overwritten by the next
-        transpose(FLOAT, bins, VECTOR, rest, size * 4)
-        bins = rest
+    if size > 1:  # excess lanes of a channel are overwritten by the next channel
+        transpose(FLOAT, bins, VECTOR, spare, size * 4)
+        bins = spare
     for _ in range(size):
         store(kind, to, load(FLOAT, bins))
         bins += VECTOR
@@ -215,7 +219,7 @@ def lay_out(kind, item, size, bins, to, rest):
 
 @inline
 def move(to, source, size, stream):
-    """Copy; past the caches where the output is larger than they are."""
+    """Copy `size` bytes; `stream` bypasses the caches if alignment allows it."""
     if stream and to % VECTOR == 0 and size % VECTOR == 0:
         for at in range(0, size, VECTOR):
             stream_vector(to + at, source + at)

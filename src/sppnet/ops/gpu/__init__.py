@@ -1,1 +1,1 @@
-"""Kernels for GPUs, in Triton."""
+"""GPU kernels of the pooling operator, in Triton."""

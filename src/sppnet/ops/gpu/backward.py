@@ -1,11 +1,11 @@
-"""Kernels of the operator's gradient in Triton: `scatter` for maxima, `spread` for means.
+"""Triton kernels of the gradient: `scatter` for maxima, `spread` for means.
 
-Both are deterministic: a number of the result belongs to one program, which adds in the order of the windows.
+Both are deterministic: each value of the result belongs to one program, which adds in the order of the windows.
 """
 
-# Triton reads annotations as its own and has no types; a decorator that checks some would stand in its way.
+# Triton has no types and interprets annotations itself; it cannot compile type-checked functions.
 # mypy: disable-error-code="untyped-decorator,import-untyped"
-# ruff: noqa: N803, N806 (what is known when a kernel is compiled has a name in capitals)
+# ruff: noqa: N803, N806 (compile-time constants are in capitals)
 
 from typing import no_type_check
 
@@ -31,7 +31,7 @@ def _entries(
     BLOCK: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    """The numbers of one step of `scatter` and the cells that they go to: (channels, BLOCK) each."""
+    """Load the gradients of one step of `scatter` and their cells, (channels, BLOCK) each."""
     STEPS: tl.constexpr = (BINS + BLOCK - 1) // BLOCK
     b = step % STEPS * BLOCK + tl.arange(0, BLOCK)
     keep = (c < channels)[:, None] & (b < tl.where(step < end, BINS, 0))[None, :]
@@ -66,13 +66,12 @@ def scatter(
     WHOLE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
 ):
-    """One image and some of its channels: every number of the gradient added to the cell of its maximum.
+    """Add the gradients of some channels of one image to the cells of their maxima.
 
-    The program owns these planes of `total` and walks the image's windows in their order, so no addition needs to be
-    atomic and all have one order. A step takes BLOCK bins of one window at once. Bins that share a cell are summed
-    first, and only the first of them goes on: another warp could read what it has just written. The next step's numbers
-    are on their way while this one's are added.
-    LEVELS: (rows, columns, bins before it) each.
+    The program owns these planes of `total` and visits the image's windows in order: additions need not be atomic, and
+    their order is fixed. A step processes BLOCK bins of one window. Bins that share a cell are summed first and written
+    once, for the first bin, because another warp could read the cell in between. The next step is loaded ahead.
+    LEVELS: (rows, columns, index of the first bin) per level.
     """
     STEPS: tl.constexpr = (BINS + BLOCK - 1) // BLOCK
     blocks = tl.cdiv(channels, BLOCK_C)
@@ -86,9 +85,9 @@ def scatter(
     e = tl.arange(0, BLOCK)
     earlier = (e[None, :] < e[:, None])[None]
     g, cell = _entries(grad, cells, order, first_step, end, c, channels, length, LEVELS, BINS, BLOCK, WHOLE)
-    for done in range(end - first_step):
+    for index in range(end - first_step):
         next_g, next_cell = _entries(
-            grad, cells, order, first_step + done + 1, end, c, channels, length, LEVELS, BINS, BLOCK, WHOLE
+            grad, cells, order, first_step + index + 1, end, c, channels, length, LEVELS, BINS, BLOCK, WHOLE
         )  # fmt: skip
         same = cell[:, :, None] == cell[:, None, :]
         added = tl.sum(tl.where(same, g[:, None, :].to(total.dtype.element_ty), 0.0), 2)
@@ -96,7 +95,7 @@ def scatter(
         keep = first & (cell >= 0)
         at = planes[:, None] + cell.to(tl.int64) * (channels if CHANNELS_LAST else 1)
         tl.store(at, tl.load(at, mask=keep, other=0.0) + added, mask=keep)
-        tl.debug_barrier()  # the next step may read what this one wrote
+        tl.debug_barrier()  # the next step may read cells written by this one
         g, cell = next_g, next_cell
 
 
@@ -117,7 +116,7 @@ def _spread_level(
     width,
     LEVEL: tl.constexpr,
 ):
-    """What one level of one window gives to each cell: rows and columns of the bins that hold it are neighbours."""
+    """Add the gradients of one level of one window to each cell. The bins that contain a cell are adjacent."""
     ROWS: tl.constexpr = LEVEL[0]
     COLUMNS: tl.constexpr = LEVEL[1]
     inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)
@@ -129,10 +128,10 @@ def _spread_level(
         for column in range((COLUMNS + wide - 1) // wide + 1):
             j = dx * COLUMNS // wide + column
             first_column, last_column = edges(left, right, j, COLUMNS, width)
-            held = inside & (first_row <= y) & (y < last_row) & (first_column <= x) & (x < last_column)
+            contains = inside & (first_row <= y) & (y < last_row) & (first_column <= x) & (x < last_column)
             cells = tl.maximum((last_row - first_row) * (last_column - first_column), 1)
             at = LEVEL[2] * channels + c[:, None] * (ROWS * COLUMNS) + (i * COLUMNS + j)[None, :]
-            g = tl.load(vector + at, mask=(c < channels)[:, None] & held[None, :], other=0.0).to(total.dtype)
+            g = tl.load(vector + at, mask=(c < channels)[:, None] & contains[None, :], other=0.0).to(total.dtype)
             total += g / cells[None, :].to(total.dtype)
     return total
 
@@ -155,9 +154,9 @@ def spread(
     WHOLE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
 ):
-    """Some cells of one image in some of its channels: the share of every mean that they are in, in order.
+    """Sum the gradients of all means that contain a cell, for some cells and channels of one image.
 
-    LEVELS: (rows, columns, bins before it) each.
+    LEVELS: (rows, columns, index of the first bin) per level.
     """
     FLOAT: tl.constexpr = tl.float64 if grad.dtype.element_ty == tl.float64 else tl.float32
     blocks = tl.cdiv(channels, BLOCK_C)

@@ -1,6 +1,6 @@
-"""The operator on a GPU: what `plain` says, by kernels in Triton.
+"""Dispatch of the pooling operator to the Triton kernels.
 
-A forward is one launch, and so is a backward. Triton is imported with the first map that lies on a GPU.
+Forward and backward are one kernel launch each. Triton is imported with the first map on a GPU.
 """
 
 import functools
@@ -16,14 +16,14 @@ from sppnet.ops.bins import Rule, clipped_edges, count_bins
 from sppnet.ops.reference import Grids, Reduce, is_channels_last, whole
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-# Lanes of one program: (channel, bin, cell of the bin) triples that it handles at once.
+# Lanes of one program: (channel, bin, cell of the bin) triples processed at once.
 _LANES = 2048
-# Programs that keep a large GPU busy.
+# Number of programs that fills a large GPU.
 _PROGRAMS = 264
 
 
 def serves(x: Tensor) -> bool:
-    """Whether the kernels can take this map: a dtype they know, on a GPU that Triton compiles for."""
+    """Return whether the kernels support the map's dtype and Triton supports its GPU."""
     return x.is_cuda and x.dtype in _DTYPES and _compiles(x.get_device())
 
 
@@ -39,22 +39,22 @@ def _compiles(device: int) -> bool:
 
 
 def has_c_compiler() -> bool:
-    """Whether Triton finds the compiler of its launchers, as slim containers have none."""
+    """Return whether Triton finds the C compiler that its launchers need; slim containers have none."""
     return "CC" in os.environ or any(map(shutil.which, ("gcc", "clang")))
 
 
 def forward(
     x: Tensor, windows: Tensor | None, grids: Grids, rule: Rule, reduce: Reduce, save: bool
 ) -> tuple[Tensor, Tensor]:
-    """Values and cells of windows of maps: :func:`sppnet.ops.reference.forward`.
+    """Pool windows of maps like :func:`sppnet.ops.reference.forward`.
 
-    The map is read once for all levels that follow from a finer one, and where their cells are near each other, from
-    the cache for the others. Any strides are taken; what is neither contiguous nor channels_last is copied.
+    Levels that are derived from a finer one do not read the map again. Any strides are accepted; maps that are neither
+    contiguous nor channels_last are copied.
     """
     if rule != "adaptive":
-        # The bins of the other rules are windows of one bin.
-        pieces = _bins(windows, x.shape, grids, rule, x.device)
-        values, cells = forward(x, pieces, ((1, 1),), "adaptive", reduce, save)
+        # For the other rules each bin is pooled as a window with a single bin.
+        bins = _bins(windows, x.shape, grids, rule, x.device)
+        values, cells = forward(x, bins, ((1, 1),), "adaptive", reduce, save)
         return _join(values, grids), _join(cells, grids) if cells.ndim == 2 else cells
     from sppnet.ops.gpu import forward as kernels
 
@@ -98,18 +98,18 @@ def backward(
     rule: Rule,
     reduce: Reduce,
 ) -> Tensor:
-    """Gradient (N, C, H, W) of the maps: :func:`sppnet.ops.reference.backward`, the same bits in every run."""
+    """Compute the gradient of the maps like :func:`sppnet.ops.reference.backward`; deterministic."""
     if reduce == "avg" and rule != "adaptive":
-        pieces = _bins(windows, shape, grids, rule, grad.device)
-        return backward(_split(grad, grids), cells, pieces, shape, channels_last, ((1, 1),), "adaptive", reduce)
+        windows = _bins(windows, shape, grids, rule, grad.device)
+        return backward(_split(grad, grids), cells, windows, shape, channels_last, ((1, 1),), "adaptive", reduce)
     from sppnet.ops.gpu import backward as kernels
 
     images, channels, height, width = shape
-    wide = torch.promote_types(grad.dtype, torch.float32) if reduce == "max" else grad.dtype
+    dtype = torch.promote_types(grad.dtype, torch.float32) if reduce == "max" else grad.dtype
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    total = torch.empty(shape, dtype=wide, device=grad.device, memory_format=memory_format)
+    total = torch.empty(shape, dtype=dtype, device=grad.device, memory_format=memory_format)
     if reduce == "max" or grad.numel() == 0:
-        total.zero_()  # `scatter` adds to what is there, `spread` writes every cell
+        total.zero_()  # `scatter` accumulates, `spread` writes every cell
     if grad.numel() == 0:
         return total.to(grad.dtype)
     grad = grad.contiguous()
@@ -119,8 +119,7 @@ def backward(
     with torch.cuda.device_of(grad):
         if reduce == "max":
             block = min(64, _power(bins))
-            # One channel a program until there are more programs than the GPU holds; a step compares block x block
-            # pairs of bins, and a thread takes 64 of them.
+            # One channel per program until the GPU is full; a step compares block x block pairs of bins, 64 per thread.
             block_c = max(1, min(4, _power(channels), _floor_power(images * channels // (8 * _PROGRAMS))))
             kernels.scatter[(images * -(-channels // block_c),)](
                 grad,
@@ -158,18 +157,18 @@ def backward(
 
 
 def _power(number: int) -> int:
-    """The smallest power of two that is not below the number."""
+    """Return the smallest power of two >= number."""
     return 1 << (number - 1).bit_length()
 
 
 def _floor_power(number: int) -> int:
-    """The largest power of two that is not above the number; 0 of 0."""
+    """Return the largest power of two <= number; 0 for 0."""
     return 1 << number.bit_length() >> 1
 
 
 @functools.lru_cache(1024)
 def _starts(grids: tuple[tuple[int, int], ...]) -> tuple[tuple[tuple[int, int, int], ...], int]:
-    """(Rows, columns, number of bins before it) of each level, and the number of all bins."""
+    """Return (rows, columns, index of the first bin) per level, and the total number of bins."""
     levels, start = [], 0
     for rows, columns in grids:
         levels.append((rows, columns, start))
@@ -181,39 +180,39 @@ def _starts(grids: tuple[tuple[int, int], ...]) -> tuple[tuple[tuple[int, int, i
 def _plan(
     shape: tuple[int, ...], count: int, grids: tuple[tuple[int, int], ...], reduce: Reduce, channels_last: bool
 ) -> tuple[tuple[Any, ...], int, int]:
-    """LEVELS, BLOCK_C and the number of warps of :func:`sppnet.ops.gpu.forward.pool`."""
+    """Return LEVELS, BLOCK_C and the number of warps for :func:`sppnet.ops.gpu.forward.pool`."""
     images, channels, height, width = shape
     roots = _roots(grids, reduce)
-    # Windows that are many are taken to be half a map's sides.
-    part = 1 if count <= images else 2
+    # If there are many windows, their sides are assumed to be half of the map's.
+    divisor = 1 if count <= images else 2
     tiles, patches = [], []
     for (rows, columns, _), _ in roots:
         block_j = min(_power(columns), _LANES // 2)
         tiles.append((min(_power(rows), _LANES // 2 // block_j), block_j))
-        # Half a bin's sides.
-        sides = -(-height // (part * rows)), -(-width // (part * columns))
-        patches.append((_floor_power(sides[0] // 2) or 1, _floor_power(sides[1] // 2) or 1))
+        # A patch has half the sides of a bin.
+        bin_h, bin_w = -(-height // (divisor * rows)), -(-width // (divisor * columns))
+        patches.append((_floor_power(bin_h // 2) or 1, _floor_power(bin_w // 2) or 1))
     largest = max(block_i * block_j for block_i, block_j in tiles)
-    # Neighbouring numbers are channels in channels_last and cells of a row in a contiguous map: they come first.
-    lead = 1 if channels_last or part == 2 else min(patches[0][1], 32, _LANES // largest)
-    block_c, least = min(32, _power(channels), _LANES // (largest * lead)), 8 if channels_last else 1
-    while block_c > least and count * -(-channels // block_c) < _PROGRAMS:
+    # Adjacent lanes should read adjacent memory: channels if channels_last, else cells of a row.
+    lead = 1 if channels_last or divisor == 2 else min(patches[0][1], 32, _LANES // largest)
+    block_c, min_block_c = min(32, _power(channels), _LANES // (largest * lead)), 8 if channels_last else 1
+    while block_c > min_block_c and count * -(-channels // block_c) < _PROGRAMS:
         block_c //= 2
     levels, lanes = [], 1
     for (level, coarser), (block_i, block_j), (patch_h, patch_w) in zip(roots, tiles, patches, strict=True):
-        room = _LANES // (block_c * block_i * block_j)
-        patch_w = min(patch_w, 32, room)
-        patch_h = min(patch_h, room // patch_w)
+        patch_lanes = _LANES // (block_c * block_i * block_j)
+        patch_w = min(patch_w, 32, patch_lanes)
+        patch_h = min(patch_h, patch_lanes // patch_w)
         lanes = max(lanes, block_c * block_i * block_j * patch_h * patch_w)
         levels.append((*level, block_i, block_j, patch_h, patch_w, coarser))
     return tuple(levels), block_c, max(1, min(8, lanes // 256))
 
 
 def _roots(grids: tuple[tuple[int, int], ...], reduce: Reduce) -> list[Any]:
-    """Levels that are pooled from the map, finest first, each with those whose bins are blocks of its bins.
+    """Return the levels pooled from the map, finest first, each with the coarser levels that are derived from it.
 
-    Where n divides m, bin i of level n ends where the last of its m / n bins of level m does, and begins where the
-    first does. Means do not follow so: bins overlap.
+    If n divides m, bin i of level n is the union of bins i * m / n to (i + 1) * m / n - 1 of level m. Means cannot be
+    derived this way because bins overlap.
     """
     roots: list[Any] = []
     for level in sorted(_starts(grids)[0], key=lambda level: -level[0] * level[1]):
@@ -228,14 +227,14 @@ def _roots(grids: tuple[tuple[int, int], ...], reduce: Reduce) -> list[Any]:
 
 
 def _by_image(windows: Tensor, images: int) -> tuple[Tensor, Tensor]:
-    """Indices of the windows, image by image in their order, and where each image's begin and the last one's end."""
+    """Return the window indices, stably sorted by image, and the offset of each image in them."""
     sorted_images, order = windows[:, 0].sort(stable=True)
     firsts = torch.searchsorted(sorted_images, torch.arange(images + 1, device=windows.device))
     return order.int(), firsts.int()
 
 
 def _bins(windows: Tensor | None, shape: Sequence[int], grids: Grids, rule: Rule, device: torch.device) -> Tensor:
-    """Every bin as a window (K * bins, 5): window by window, levels in order, inside a level row, column."""
+    """Return every bin as a window (K * bins, 5), sorted by window, level, row and column."""
     windows = whole(shape, torch.device("cpu")) if windows is None else windows.cpu()
     edges = clipped_edges(windows[:, 1:], (shape[2], shape[3]), grids, rule)
     parts, start = [], 0
@@ -250,14 +249,14 @@ def _bins(windows: Tensor | None, shape: Sequence[int], grids: Grids, rule: Rule
 
 
 def _join(bins: Tensor, grids: Grids) -> Tensor:
-    """Vectors (K, C * bins) of what was pooled bin by bin (K * bins, C)."""
+    """Convert bins (K * bins, C) to vectors (K, C * bins)."""
     sizes = [rows * columns for rows, columns in grids]
     parts = bins.unflatten(0, (-1, sum(sizes))).split(sizes, dim=1)
     return torch.cat([part.transpose(1, 2).flatten(1) for part in parts], dim=1)
 
 
 def _split(vectors: Tensor, grids: Grids) -> Tensor:
-    """What `_join` joined."""
+    """Convert vectors (K, C * bins) to bins (K * bins, C), the inverse of `_join`."""
     sizes = [rows * columns for rows, columns in grids]
     channels = vectors.shape[1] // sum(sizes)
     parts = vectors.split([channels * size for size in sizes], dim=1)

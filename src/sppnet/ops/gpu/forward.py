@@ -1,19 +1,19 @@
-"""Kernels of the operator in Triton. What they compute is said in `plain`, how they are launched in `_gpu`.
+"""Triton kernels of the pooling operator, which `sppnet.ops.reference` defines and `dispatch.py` launches.
 
-They know adaptive bins alone. A map or gradient is contiguous or channels_last, vectors are contiguous.
+Only adaptive bins are supported. Maps and gradients are contiguous or channels_last, vectors are contiguous.
 """
 
-# Triton reads annotations as its own and has no types; a decorator that checks some would stand in its way.
+# Triton has no types and interprets annotations itself; it cannot compile type-checked functions.
 # mypy: disable-error-code="untyped-decorator,import-untyped"
-# ruff: noqa: N803, N806, RET505 (what is known when a kernel is compiled has a name in capitals,
-# and a branch that is not taken must not be compiled)
+# ruff: noqa: N803, N806, RET505 (compile-time constants are in capitals, and a branch that is not
+# taken must not be compiled)
 
 from typing import no_type_check
 
 import triton
 import triton.language as tl
 
-# The cell of a bin in which nothing has been found: it loses every tie.
+# Cell of a bin without a value so far: loses every tie.
 NOWHERE = tl.constexpr(2**31 - 1)
 
 
@@ -26,7 +26,7 @@ def _larger(a, b):
 @triton.jit
 @no_type_check
 def _better(a, a_cell, b, b_cell):
-    """The larger value, and of equal ones the first; a NaN before any number, and of NaNs the last."""
+    """Return the maximum and its cell: the first of ties, but NaN beats any number and the last NaN wins."""
     take = (b > a) | ((b == a) & (b_cell < a_cell)) | ((b != b) & ((a == a) | (b_cell > a_cell)))
     return tl.where(take, b, a), tl.where(take, b_cell, a_cell)
 
@@ -34,19 +34,19 @@ def _better(a, a_cell, b, b_cell):
 @triton.jit
 @no_type_check
 def _best(value, cell, axis: tl.constexpr, SAVE: tl.constexpr):
-    """The maximum along an axis, and its cell where it is asked for."""
+    """Return the maximum along an axis, and its cell with SAVE."""
     if SAVE:
         value, cell = tl.reduce((value, cell), axis, _better)
     else:
         value = tl.reduce(value, axis, _larger)
-        cell = tl.max(cell, axis)  # for the shape: nobody reads it, and the compiler drops it
+        cell = tl.max(cell, axis)  # only for the shape; unused and removed by the compiler
     return value, cell
 
 
 @triton.jit
 @no_type_check
 def window(windows, k, height, width, WHOLE: tl.constexpr):
-    """Image and edges of a window: left, top, right, bottom."""
+    """Return image, left, top, right and bottom of a window."""
     if WHOLE:
         zero = width * 0
         return k, zero, zero, width, height
@@ -58,7 +58,7 @@ def window(windows, k, height, width, WHOLE: tl.constexpr):
 @triton.jit
 @no_type_check
 def edges(begin, end, bins, level: tl.constexpr, side):
-    """Adaptive bins of [begin, end), clipped to a side of the map; one past the level's last has no cell."""
+    """Return the edges of adaptive bins of [begin, end), clipped to the map; bins beyond the last are empty."""
     size = end - begin
     first = begin + bins * size // level
     last = begin + ((bins + 1) * size + (level - 1)) // level
@@ -104,7 +104,7 @@ def _coarser(
     LEVEL: tl.constexpr,
     SAVE: tl.constexpr,
 ):
-    """A level each bin of which is a block of bins of a finer level: the same cells, so the same maximum."""
+    """Derive the maxima of a level whose bins are blocks of bins of a finer level."""
     ROWS: tl.constexpr = LEVEL[0]
     COLUMNS: tl.constexpr = LEVEL[1]
     start = LEVEL[2] * channels + c * (ROWS * COLUMNS)
@@ -143,7 +143,7 @@ def _pool_level(
     SAVE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
 ):
-    """One level of one window, cell by cell, and the levels that follow from it."""
+    """Pool one level of one window, and the levels derived from it."""
     ROWS: tl.constexpr = LEVEL[0]
     COLUMNS: tl.constexpr = LEVEL[1]
     BLOCK_I: tl.constexpr = LEVEL[3]
@@ -154,15 +154,15 @@ def _pool_level(
     SHAPE: tl.constexpr = (c.shape[0], BLOCK_I, BLOCK_J, PATCH_H * PATCH_W)
     FLOAT: tl.constexpr = tl.float64 if values.dtype.element_ty == tl.float64 else tl.float32
     patch = tl.arange(0, PATCH_H * PATCH_W)[None, None, :]
-    known = (c < channels)[:, None, None]
+    valid_channels = (c < channels)[:, None, None]
     for tile in range(tl.cdiv(ROWS, BLOCK_I) * tl.cdiv(COLUMNS, BLOCK_J)):
         i = tile // tl.cdiv(COLUMNS, BLOCK_J) * BLOCK_I + tl.arange(0, BLOCK_I)
         j = tile % tl.cdiv(COLUMNS, BLOCK_J) * BLOCK_J + tl.arange(0, BLOCK_J)
         first_row, last_row = edges(top, bottom, i, ROWS, height)
         first_column, last_column = edges(left, right, j, COLUMNS, width)
         heights, widths = last_row - first_row, last_column - first_column
-        # Every (channel, bin) has a patch of lanes. The patch is moved over the bin row by row, so that each lane
-        # sees its own cells in row-major order and the first maximum and the last NaN need no more than `>`.
+        # Every (channel, bin) has a patch of lanes that moves over the bin row by row. Each lane reads its cells in
+        # row-major order, so keeping the first maximum and the last NaN needs no comparison of cells.
         y = first_row[:, None, None] + patch // PATCH_W
         x = first_column[None, :, None] + patch % PATCH_W
         y_end, x_end = last_row[:, None, None], last_column[None, :, None]
@@ -173,25 +173,25 @@ def _pool_level(
                 inside = (y + dy < y_end) & (x + dx < x_end)
                 cell = (y + dy) * width + (x + dx)
                 step = cell.to(tl.int64) * channels if CHANNELS_LAST else cell
-                found = tl.load(
+                loaded = tl.load(
                     planes[:, None, None, None] + step[None],
-                    mask=known[:, :, :, None] & inside[None],
+                    mask=valid_channels[:, :, :, None] & inside[None],
                     other=-float("inf") if MAX else 0.0,
                 ).to(FLOAT)
                 if SAVE:
-                    take = (found > value) | (found != found)
-                    value = tl.where(take, found, value)
+                    take = (loaded > value) | (loaded != loaded)
+                    value = tl.where(take, loaded, value)
                     place = tl.where(take, cell[None], place)
                 elif MAX:
-                    value = _larger(value, found)
+                    value = _larger(value, loaded)
                 else:
-                    value += found
+                    value += loaded
         if MAX:
             value, place = _best(value, place, 3, SAVE)
         else:
             value = tl.sum(value, 3) / tl.maximum(heights[:, None] * widths[None, :], 1)[None].to(FLOAT)
         at = LEVEL[2] * channels + c[:, None, None] * (ROWS * COLUMNS) + (i[:, None] * COLUMNS + j[None, :])[None]
-        keep = known & ((i < ROWS)[:, None] & (j < COLUMNS)[None, :])[None]
+        keep = valid_channels & ((i < ROWS)[:, None] & (j < COLUMNS)[None, :])[None]
         filled = ((heights > 0)[:, None] & (widths > 0)[None, :])[None]
         _write(values, cells, at, keep, value, place, filled, MAX, SAVE)
         for level in tl.static_range(len(COARSER)):
@@ -218,10 +218,10 @@ def pool(
     WHOLE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
 ):
-    """One window and some of its channels: all levels.
+    """Pool all levels of one window for some of its channels.
 
-    LEVELS: (rows, columns, bins before it, rows and columns of a tile, height and width of a patch, levels that follow
-    from it as (rows, columns, bins before it)) each.
+    LEVELS: (rows, columns, index of the first bin, rows and columns of a tile, height and width of a patch, derived
+    levels as (rows, columns, index of the first bin)) per level.
     """
     blocks = tl.cdiv(channels, BLOCK_C)
     k = (tl.program_id(0) // blocks).to(tl.int64)
