@@ -1,4 +1,4 @@
-"""Any network as a maker of feature maps: names, stages, weights, sizes, and what is said of wrong ones."""
+"""Backbones: names, stages, weights, image sizes and their error messages."""
 
 from pathlib import Path
 
@@ -16,25 +16,25 @@ def zf5() -> Backbone:
     return create_backbone("zf5").eval()
 
 
-def test_an_unknown_name_gives_close_ones() -> None:
-    with pytest.raises(ValueError, match=r"backbone: no network is called 'resnet81'; close: .*resnet18, "):
+def test_unknown_name_suggests_close_matches() -> None:
+    with pytest.raises(ValueError, match=r"backbone: expected a timm network .*, got 'resnet81'; close .*resnet18, "):
         create_backbone("resnet81")
-    with pytest.raises(ValueError, match=r"no network is called 'zf-5'; close: zf5"):
+    with pytest.raises(ValueError, match=r"got 'zf-5'; close matches: zf5"):
         create_backbone("zf-5")
-    with pytest.raises(ValueError, match=r"no network is called 'qqqqqqqq'; timm.list_models\(\) has them all"):
+    with pytest.raises(ValueError, match=r"got 'qqqqqqqq'; see timm.list_models\(\)"):
         create_backbone("qqqqqqqq", weights=None)
 
 
 @pytest.mark.parametrize("stage", [5, -6, 99])
-def test_a_stage_out_of_range_names_the_range(stage: int) -> None:
-    with torch.device("meta"), pytest.raises(ValueError, match=rf"stage: resnet18 has stages 0\.\.4 .*; got {stage}$"):
+def test_rejects_stage_out_of_range(stage: int) -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match=rf"stage: expected -5 to 4 for resnet18, got {stage}$"):
         create_backbone("resnet18", stage, None)
 
 
-def test_the_paper_s_networks_have_the_last_stage_only() -> None:
+def test_paper_networks_have_only_the_last_stage() -> None:
     with torch.device("meta"):
         assert create_backbone("zf5", -1).stage is None
-        with pytest.raises(ValueError, match=r"stage: zf5 has the last map only \(None\); got 0"):
+        with pytest.raises(ValueError, match=r"stage: expected None or -1 for zf5, which has one feature map, got 0"):
             create_backbone("zf5", 0)
 
 
@@ -42,7 +42,7 @@ def test_the_paper_s_networks_have_the_last_stage_only() -> None:
     ("stage", "channels", "stride", "index"),
     [(None, 512, 32, None), (-1, 512, 32, 4), (0, 64, 2, 0), (3, 256, 16, 3), (-2, 256, 16, 3)],
 )
-def test_stages_of_resnet18(stage: int | None, channels: int, stride: int, index: int | None) -> None:
+def test_resnet18_stages(stage: int | None, channels: int, stride: int, index: int | None) -> None:
     with torch.device("meta"):
         backbone = create_backbone("resnet18", stage, None)
         features = backbone(torch.empty(2, 3, 65, 96))
@@ -52,7 +52,7 @@ def test_stages_of_resnet18(stage: int | None, channels: int, stride: int, index
 
 
 @pytest.mark.parametrize(("stage", "channels"), [(0, 16), (1, 24), (2, 40), (3, 112), (4, 320), (None, 1280)])
-def test_every_stage_of_the_default(stage: int | None, channels: int) -> None:
+def test_default_backbone_stages(stage: int | None, channels: int) -> None:
     with torch.device("meta"):
         backbone = create_backbone(stage=stage, weights=None)
         features = backbone(torch.empty(1, 3, 100, 75))
@@ -62,7 +62,7 @@ def test_every_stage_of_the_default(stage: int | None, channels: int) -> None:
     assert features.data.shape == (1, channels, -(-100 // stride), -(-75 // stride))
 
 
-def test_how_images_are_made_ready() -> None:
+def test_preprocessing_constants() -> None:
     with torch.device("meta"):
         default, paper = create_backbone(weights=None), create_backbone("zf5")
     assert default.mean == default.std == (0.5, 0.5, 0.5)
@@ -74,24 +74,24 @@ def test_how_images_are_made_ready() -> None:
 
 @pytest.mark.parametrize("stage", [None, 0, 1, 2, 3, 4])
 @pytest.mark.parametrize("head", [True, False])
-def test_weights_from_a_file_with_and_without_classifier(stage: int | None, head: bool, tmp_path: Path) -> None:
-    """The cut-off network gives the maps of timm's whole one, at a size it was not traced at."""
-    whole = timm.create_model("test_resnet", num_classes=7 if head else 0).eval()
-    save_file(whole.state_dict(), tmp_path / "whole.safetensors")
-    backbone = create_backbone("test_resnet", stage, tmp_path / "whole.safetensors").eval()
+def test_loads_weight_files_with_and_without_classifier(stage: int | None, head: bool, tmp_path: Path) -> None:
+    """The truncated network gives the maps of the full timm network, at a size that was not traced."""
+    full = timm.create_model("test_resnet", num_classes=7 if head else 0).eval()
+    save_file(full.state_dict(), tmp_path / "full.safetensors")
+    backbone = create_backbone("test_resnet", stage, tmp_path / "full.safetensors").eval()
     x = torch.randn(2, 3, 47, 90)
-    expected = whole.forward_features(x) if stage is None else whole.forward_intermediates(x)[1][stage]  # type: ignore[operator]
+    expected = full.forward_features(x) if stage is None else full.forward_intermediates(x)[1][stage]  # type: ignore[operator]
     assert torch.equal(backbone(x).data, expected)
     assert backbone.channels == expected.shape[1]
 
 
-def test_building_leaves_training_mode_and_statistics_alone() -> None:
+def test_creation_keeps_training_mode_and_statistics() -> None:
     backbone = create_backbone("test_resnet", weights=None)
     assert all(module.training for module in backbone.modules())
     assert backbone.network.bn1.num_batches_tracked == 0  # type: ignore[union-attr]
 
 
-def test_the_same_seed_gives_the_same_random_weights() -> None:
+def test_same_seed_gives_same_random_weights() -> None:
     states = []
     for _ in range(2):
         torch.manual_seed(3)
@@ -99,41 +99,39 @@ def test_the_same_seed_gives_the_same_random_weights() -> None:
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
-def test_automatic_weights_ask_for_a_choice() -> None:
-    with pytest.raises(
-        ValueError, match=r"weights: no weights for resnet18 come with this package; choose 'hub'.*'none'"
-    ):
+def test_rejects_unavailable_weights() -> None:
+    with pytest.raises(ValueError, match=r"weights: expected 'hub'.*'none'.* for resnet18, got 'auto'"):
         create_backbone("resnet18")
-    with pytest.raises(ValueError, match=r"weights: only tf_efficientnet_lite0 has embedded weights; .* test_resnet"):
+    with pytest.raises(ValueError, match=r"weights: expected 'hub', 'none' .* for test_resnet, got 'embedded'"):
         create_backbone("test_resnet", weights="embedded")
     for source in ("hub", "embedded"):
-        with pytest.raises(ValueError, match=f"weights: there are no {source} weights for convnet5; give 'none' or"):
+        with pytest.raises(ValueError, match=f"weights: expected 'none' or .* for convnet5, got '{source}'"):
             create_backbone("convnet5", weights=source)
 
 
-def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
+def test_rejects_weights_of_another_network(tmp_path: Path) -> None:
     file = tmp_path / "weights.safetensors"
     state = timm.create_model("test_resnet").state_dict()
     save_file(timm.create_model("test_efficientnet").state_dict(), file)
     with pytest.raises(ValueError, match=r"weights\.safetensors lacks \d+ of \d+ tensors .*belongs to another network"):
         create_backbone("test_resnet", weights=file)
     save_file({**state, "layer1.1.conv1.weight": torch.zeros(1)}, file)
-    with pytest.raises(ValueError, match=r"has 1 tensors that the network has not \(layer1\.1\.conv1\.weight"):
+    with pytest.raises(ValueError, match=r"has unexpected tensors \(1: layer1\.1\.conv1\.weight"):
         create_backbone("test_resnet", weights=file)
     save_file({**state, "conv1.0.weight": torch.zeros(5, 3, 1, 1)}, file)
-    with pytest.raises(ValueError, match=r"conv1\.0\.weight: expected \(16, 3, 3, 3\), got \(5, 3, 1, 1\)"):
+    with pytest.raises(ValueError, match=r"expected shape \(16, 3, 3, 3\) for conv1\.0\.weight, got \(5, 3, 1, 1\)"):
         create_backbone("test_resnet", weights=file)
 
 
-def test_the_longer_network_s_file_is_refused_by_the_shorter_one(tmp_path: Path) -> None:
-    """Overfeat-7's file has every tensor of Overfeat-5's, in the same shapes."""
+def test_rejects_overfeat7_weights_for_overfeat5(tmp_path: Path) -> None:
+    """Overfeat-7 has every tensor of Overfeat-5, with the same shapes."""
     file = tmp_path / "overfeat7.safetensors"
     save_file(create_backbone("overfeat7").network.state_dict(), file)
-    with pytest.raises(ValueError, match=r"has 4 tensors that the network has not \(conv6\.bias, conv6\.weight, conv7"):
+    with pytest.raises(ValueError, match=r"has unexpected tensors \(4: conv6\.bias, conv6\.weight, conv7"):
         create_backbone("overfeat5", weights=file)
 
 
-def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path) -> None:
+def test_rejects_missing_and_non_safetensors_files(tmp_path: Path) -> None:
     for name, content in (("empty", b""), ("text", b"<html>" * 9), ("short", b"\x08\0\0\0\0\0\0\0{}")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=rf"weights: .*{name} is not a safetensors file"):
@@ -142,22 +140,22 @@ def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"pickle\.pth is not a safetensors file .*convert .* with safetensors\.torch"):
         create_backbone("test_resnet", weights=tmp_path / "pickle.pth")
     for missing in (tmp_path / "nothing", tmp_path, "embeded"):
-        with pytest.raises(ValueError, match=rf"weights: no such file: {missing}$"):
+        with pytest.raises(ValueError, match=rf"weights: expected an existing safetensors file, got {missing}$"):
             create_backbone("test_resnet", weights=missing)
 
 
-def test_too_small_an_image_names_the_smallest(zf5: Backbone) -> None:
+def test_rejects_images_that_are_too_small(zf5: Backbone) -> None:
     assert zf5(torch.zeros(1, 3, 31, 31)).data.shape == (1, 256, 1, 1)
     for height, width in ((30, 31), (31, 30), (0, 224)):
-        message = f"an image of {height} x {width} pixels is too small for backbone zf5; the smallest is 31 x 31"
+        message = f"x: expected images of at least 31 x 31 pixels for backbone zf5, got {height} x {width}"
         with pytest.raises(ValueError, match=message):
             zf5(torch.zeros(1, 3, height, width))
-    with pytest.raises(ValueError, match="an image of 224 x 30 pixels is too small"):
+    with pytest.raises(ValueError, match="at least 31 x 31 pixels for backbone zf5, got 224 x 30"):
         zf5(torch.zeros(2, 3, 224, 224), [(224, 224), (224, 30)])
 
 
 @pytest.mark.parametrize("as_tensor", [True, False])
-def test_a_padded_batch_has_the_sizes_of_its_maps(zf5: Backbone, as_tensor: bool) -> None:
+def test_padded_batch_returns_map_sizes(zf5: Backbone, as_tensor: bool) -> None:
     areas = [(180, 224), (224, 192), (31, 31)]
     sizes: Sizes = torch.tensor(areas) if as_tensor else areas
     features = zf5(torch.zeros(3, 3, 224, 240), sizes)
@@ -168,19 +166,19 @@ def test_a_padded_batch_has_the_sizes_of_its_maps(zf5: Backbone, as_tensor: bool
     assert zf5(torch.zeros(1, 3, 224, 240)).sizes is None
 
 
-def test_an_empty_batch_gives_an_empty_map(zf5: Backbone) -> None:
+def test_empty_batch_gives_empty_map(zf5: Backbone) -> None:
     assert zf5(torch.zeros(0, 3, 224, 240)).data.shape == (0, 256, 13, 14)
     assert zf5(torch.zeros(0, 3, 224, 240), []).sizes == ()
 
 
-def test_wrong_images_and_sizes_are_named(zf5: Backbone, unchecked: None) -> None:
+def test_rejects_wrong_images_and_sizes(zf5: Backbone, unchecked: None) -> None:
     for shape in ((3, 64, 64), (1, 4, 64, 64), (1, 64, 64, 3)):
-        with pytest.raises(ValueError, match=r"x: expected images \(N, 3, H, W\); got shape \(" + str(shape)[1:-1]):
+        with pytest.raises(ValueError, match=r"x: expected images \(N, 3, H, W\), got shape \(" + str(shape)[1:-1]):
             zf5(torch.zeros(shape))
     for dtype in (torch.uint8, torch.int64):
-        with pytest.raises(TypeError, match=f"x: expected normalised images of a floating-point type; got {dtype}"):
+        with pytest.raises(TypeError, match=f"x: expected normalized images of a floating-point dtype, got {dtype}"):
             zf5(torch.zeros(1, 3, 64, 64, dtype=dtype))
-    with pytest.raises(ValueError, match=r"sizes: expected one \(height, width\) for each of the 1 images; got 2"):
+    with pytest.raises(ValueError, match=r"sizes: expected one \(height, width\) for each of the 1 images, got 2"):
         zf5(torch.zeros(1, 3, 64, 64), [(64, 64), (64, 64)])
-    with pytest.raises(ValueError, match=r"sizes\[1\]: expected at most 64 x 80 pixels as in x; got \(64, 81\)"):
+    with pytest.raises(ValueError, match=r"sizes\[1\]: expected at most 64 x 80 pixels as in x, got \(64, 81\)"):
         zf5(torch.zeros(2, 3, 64, 80), [(64, 80), (64, 81)])

@@ -1,4 +1,4 @@
-"""Strides, map sizes and first centres against real maps, gradients and sums done by hand."""
+"""Strides, map sizes and offsets compared with real maps, gradients and manual calculations."""
 
 import functools
 
@@ -15,7 +15,7 @@ from sppnet import create_backbone
 from sppnet.backbones.geometry import Geometry, Step, trace_geometry
 from sppnet.backbones.paper import PAPER_NETS, WithinChannelLRN, zf5
 
-# Stride, first centre of a 224 x 224 image and smallest side, from the networks' layers.
+# Stride, offset for a 224 x 224 image and minimum side, calculated from the layers.
 NETS: dict[str, tuple[int, float, int]] = {
     "zf5": (16, 20, 31),
     "convnet5": (16, 15, 19),
@@ -43,100 +43,100 @@ def call(network: nn.Module, x: Tensor) -> Tensor:
 
 
 @functools.cache
-def on_meta(name: str) -> tuple[nn.Module, Geometry]:
+def traced(name: str) -> tuple[nn.Module, Geometry]:
     with torch.device("meta"):
         network = PAPER_NETS[name]() if name in PAPER_NETS else timm.create_model(name)
     return network.eval(), trace_geometry(network, forward_features)
 
 
-def true_size(name: str, height: int, width: int) -> tuple[int, ...]:
+def forward_size(name: str, height: int, width: int) -> tuple[int, ...]:
     with torch.no_grad():
-        return tuple(forward_features(on_meta(name)[0], torch.empty(1, 3, height, width, device="meta")).shape[2:])
+        return tuple(forward_features(traced(name)[0], torch.empty(1, 3, height, width, device="meta")).shape[2:])
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_map_size_is_that_of_the_map(name: str) -> None:
-    geometry = on_meta(name)[1]
+def test_map_size_matches_forward_pass(name: str) -> None:
+    geometry = traced(name)[1]
     for height, width in SIZES:
-        assert geometry.map_size(height, width) == true_size(name, height, width)
+        assert geometry.map_size(height, width) == forward_size(name, height, width)
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_stride_first_centre_and_smallest_size(name: str) -> None:
-    stride, centre, smallest = NETS[name]
-    geometry = on_meta(name)[1]
+def test_stride_offset_and_smallest_size(name: str) -> None:
+    stride, offset, smallest = NETS[name]
+    geometry = traced(name)[1]
     assert geometry.stride == (stride, stride)
-    assert geometry.offset(224, 224) == (centre, centre)
+    assert geometry.offset(224, 224) == (offset, offset)
     assert geometry.smallest() == (smallest, smallest)
     rows, columns = geometry.map_size(299, 331)
     assert geometry.map_size(299 + 2 * stride, 331 + 5 * stride) == (rows + 2, columns + 5)
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_the_smallest_size_is_taken_and_one_pixel_less_is_not(name: str) -> None:
+def test_smallest_size_is_the_minimum_of_the_network(name: str) -> None:
     side = NETS[name][2]
-    geometry = on_meta(name)[1]
-    assert true_size(name, side, side + 3) == geometry.map_size(side, side + 3)
+    geometry = traced(name)[1]
+    assert forward_size(name, side, side + 3) == geometry.map_size(side, side + 3)
     assert min(geometry.map_size(side - 1, 500)) == min(geometry.map_size(500, side - 1)) == 0
     if side > 1:
         with pytest.raises((RuntimeError, ValueError)):
-            true_size(name, side - 1, 500)
+            forward_size(name, side - 1, 500)
 
 
 @pytest.mark.parametrize(
     ("side", "cells"), [(180, 10), (192, 11), (208, 12), (224, 13), (256, 15), (688, 42), (1200, 74)]
 )
-def test_zf5_sides(side: int, cells: int) -> None:
-    geometry = on_meta("zf5")[1]
+def test_zf5_map_sides(side: int, cells: int) -> None:
+    geometry = traced("zf5")[1]
     assert geometry.map_size(side, 224) == (cells, 13)
     assert geometry.offset(side, 31) == (20, 20)
 
 
-def neutral(network: nn.Module) -> nn.Module:
-    """The same windows, all of whose weights are one positive number; no norms and no maxima."""
+def linearize(network: nn.Module) -> nn.Module:
+    """Replace max pools by average pools, remove norms and set all weights of a layer to one positive value."""
     for name, child in network.named_children():
         if isinstance(child, nn.MaxPool2d):
             setattr(network, name, nn.AvgPool2d(child.kernel_size, child.stride, child.padding, child.ceil_mode))
         elif isinstance(child, nn.BatchNorm2d | WithinChannelLRN):
             setattr(network, name, getattr(child, "act", nn.Identity()))
         else:
-            neutral(child)
+            linearize(child)
     for parameter in network.parameters(recurse=False):
         nn.init.constant_(parameter, 1 / parameter[0].numel() if parameter.ndim == 4 else 0)
     return network.eval()
 
 
-def centre_of_gradient(data: Tensor, x: Tensor, row: int, column: int) -> tuple[float, float]:
-    """Where the pixels lie that an interior cell sees, which must be symmetric about their middle."""
+def gradient_center(data: Tensor, x: Tensor, row: int, column: int) -> tuple[float, float]:
+    """Return the center of an interior cell's receptive field, which must be symmetric."""
     (gradient,) = torch.autograd.grad(data[0, 0, row, column], x)
     assert gradient.min() >= 0
-    centres = []
+    centers = []
     for profile in (gradient[0, 0].sum(1), gradient[0, 0].sum(0)):
-        seen = profile.nonzero().flatten()
-        first, last = int(seen[0]), int(seen[-1])
-        assert first > 0, "the cell sees the border"
-        assert last < len(profile) - 1, "the cell sees the border"
+        pixels = profile.nonzero().flatten()
+        first, last = int(pixels[0]), int(pixels[-1])
+        assert first > 0, "the receptive field touches the border"
+        assert last < len(profile) - 1, "the receptive field touches the border"
         field = profile[first : last + 1]
         torch.testing.assert_close(field, field.flip(0))
-        centres.append((first + last) / 2)
-    return centres[0], centres[1]
+        centers.append((first + last) / 2)
+    return centers[0], centers[1]
 
 
 @pytest.mark.parametrize(("name", "size", "cell"), [("zf5", (301, 254), (8, 7)), ("resnet18", (481, 500), (8, 7))])
-def test_centres_are_those_of_the_gradient(name: str, size: tuple[int, int], cell: tuple[int, int]) -> None:
-    network = neutral(zf5() if name == "zf5" else timm.create_model(name))
+def test_cell_centers_match_gradient(name: str, size: tuple[int, int], cell: tuple[int, int]) -> None:
+    network = linearize(zf5() if name == "zf5" else timm.create_model(name))
     geometry = trace_geometry(network, forward_features)
     x = torch.ones(1, 3, *size, dtype=torch.float64, requires_grad=True)
     data = forward_features(network.double(), x)
     assert tuple(data.shape[2:]) == geometry.map_size(*size)
     expected = [o + s * i for o, s, i in zip(geometry.offset(*size), geometry.stride, cell, strict=True)]
-    assert list(centre_of_gradient(data, x, *cell)) == expected
+    assert list(gradient_center(data, x, *cell)) == expected
 
 
 @pytest.mark.parametrize("size", [(224, 193), (161, 190), (200, 182)])
-def test_same_padding_centres_are_those_of_the_gradient(size: tuple[int, int]) -> None:
-    """The embedded network's third map: its centres move with the size of the image."""
-    network = neutral(timm.create_model("tf_efficientnet_lite0"))
+def test_same_padding_cell_centers_match_gradient(size: tuple[int, int]) -> None:
+    """The third map of the default network, whose cell centers depend on the image size."""
+    network = linearize(timm.create_model("tf_efficientnet_lite0"))
 
     def third(network: nn.Module, x: Tensor) -> Tensor:
         (data,) = network.forward_intermediates(x, indices=[2], intermediates_only=True, stop_early=True)  # type: ignore[operator]
@@ -148,12 +148,12 @@ def test_same_padding_centres_are_those_of_the_gradient(size: tuple[int, int]) -
     assert tuple(data.shape[2:]) == geometry.map_size(*size)
     row, column = (int(cells) // 2 for cells in data.shape[2:])
     expected = geometry.offset(*size)[0] + 8 * row, geometry.offset(*size)[1] + 8 * column
-    assert centre_of_gradient(data, x, row, column) == expected
+    assert gradient_center(data, x, row, column) == expected
 
 
 @st.composite
 def networks(draw: st.DrawFn) -> nn.Sequential:
-    """Up to three convolutions and pools with windows, strides, paddings and dilations of every kind."""
+    """Up to three convolutions, pools and pads with random windows, strides, padding and dilation."""
 
     def pair(low: int, high: int) -> tuple[int, int]:
         return draw(st.integers(low, high)), draw(st.integers(low, high))
@@ -166,7 +166,7 @@ def networks(draw: st.DrawFn) -> nn.Sequential:
         if kind == "convolution":
             layers.append(nn.Conv2d(1, 1, kernel, stride, padding, dilation=pair(1, 2)))
         elif kind == "pad":
-            # Not lopsided by one, which would be TensorFlow's SAME on an even side.
+            # Not asymmetric by one, which would be SAME padding on an even side.
             layers.append(nn.ZeroPad2d((3, draw(st.sampled_from([0, 1, 5])), 2, 0)))
         else:
             pool = nn.MaxPool2d if kind == "max" else nn.AvgPool2d
@@ -176,44 +176,44 @@ def networks(draw: st.DrawFn) -> nn.Sequential:
 
 @settings(deadline=None, max_examples=50)
 @given(networks(), st.integers(200, 230), st.integers(200, 230), st.integers(1, 40))
-def test_any_stack_of_windows(network: nn.Sequential, height: int, width: int, small: int) -> None:
+def test_random_layer_stacks(network: nn.Sequential, height: int, width: int, small: int) -> None:
     geometry = trace_geometry(network, call)
     x = torch.ones(1, 3, height, width, dtype=torch.float64, requires_grad=True)
-    data = neutral(network).double()(x)
+    data = linearize(network).double()(x)
     rows, columns = data.shape[2:]
     assert (rows, columns) == geometry.map_size(height, width)
     row, column = rows // 2, columns // 2
     expected = [
         o + s * i for o, s, i in zip(geometry.offset(height, width), geometry.stride, (row, column), strict=True)
     ]
-    assert list(centre_of_gradient(data, x, row, column)) == expected
+    assert list(gradient_center(data, x, row, column)) == expected
     if min(geometry.map_size(small, small)) > 0:
-        found = network(torch.ones(1, 3, small, small, dtype=torch.float64))
-        assert tuple(found.shape[2:]) == geometry.map_size(small, small)
+        small_map = network(torch.ones(1, 3, small, small, dtype=torch.float64))
+        assert tuple(small_map.shape[2:]) == geometry.map_size(small, small)
 
 
-@pytest.mark.parametrize(("side", "cells", "centre"), [(12, 3, 3), (13, 4, 0), (14, 4, 1), (15, 4, 2)])
-def test_same_padding_by_hand(side: int, cells: int, centre: float) -> None:
-    """Side 12: 6 cells, padded 0 and 1, first centre 1; then 3 cells, padded 1 and 2, one cell of 2 pixels on."""
+@pytest.mark.parametrize(("side", "cells", "offset"), [(12, 3, 3), (13, 4, 0), (14, 4, 1), (15, 4, 2)])
+def test_same_padding_matches_manual_calculation(side: int, cells: int, offset: float) -> None:
+    """Side 12: padding (0, 1) and center 1 for 6 cells; then padding (1, 2) and center 1 * 2 pixels for 3 cells."""
     network = nn.Sequential(Conv2dSame(3, 4, 3, stride=2), nn.ReLU(), Conv2dSame(4, 4, 5, stride=2))
     geometry = trace_geometry(network, call)
     assert network(torch.zeros(1, 3, side, 13)).shape[2:] == (cells, 4)
     assert geometry.map_size(side, 13) == (cells, 4)
-    assert geometry.offset(side, 13) == (centre, 0)
+    assert geometry.offset(side, 13) == (offset, 0)
     assert geometry.smallest() == (1, 1)
 
 
-@pytest.mark.parametrize(("side", "centre"), [(16, 1), (17, 3), (18, 3), (19, 1)])
-def test_same_padding_behind_a_layer_without_padding(side: int, centre: float) -> None:
-    """An image of 256 pixels gives the second layer an odd side, where SAME pads both ends alike."""
+@pytest.mark.parametrize(("side", "offset"), [(16, 1), (17, 3), (18, 3), (19, 1)])
+def test_same_padding_after_unpadded_layer(side: int, offset: float) -> None:
+    """A 256-pixel image gives the second layer an odd side, where SAME padding is symmetric."""
     network = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), Conv2dSame(4, 4, 3, stride=2))
     geometry = trace_geometry(network, call)
     assert geometry.map_size(side, side) == tuple(network(torch.zeros(1, 3, side, side)).shape[2:])
-    assert geometry.offset(side, side) == (centre, centre)
+    assert geometry.offset(side, side) == (offset, offset)
 
 
 class Branches(nn.Module):
-    """A sum over two branches beside a shortcut with another centre, and a long gate computed from all of that."""
+    """A gated sum of two branches, plus a shortcut with other cell centers from which the long gate is computed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -231,14 +231,14 @@ class Branches(nn.Module):
         return data
 
 
-def test_a_sum_over_branches_keeps_its_place_and_a_gate_has_none() -> None:
+def test_branch_sums_keep_the_offset_and_gates_do_not_affect_it() -> None:
     geometry = trace_geometry(Branches(), call)
     assert geometry.offset(224, 225) == (0, 0)
     assert len(geometry.vertical.steps) == 2
-    assert on_meta("resnest14d")[1].offset(224, 225) == (0, 0)
+    assert traced("resnest14d")[1].offset(224, 225) == (0, 0)
 
 
-def test_tracing_leaves_the_network_as_it_is() -> None:
+def test_tracing_does_not_modify_the_network() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     trace_geometry(network, call)
@@ -249,38 +249,38 @@ def test_tracing_leaves_the_network_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("vit_tiny_patch16_224", "does not take an image of 256 x 256"),
-        ("swin_tiny_patch4_window7_224", "does not take an image of 256 x 256"),
-        ("hrnet_w18_small", "does not take an image of 193 x 321"),
-        ("dla34", "does not take an image of 193 x 321"),
-        ("bat_resnext26ts", "does not take an image of 193 x 321: AssertionError"),
-        ("crossvit_9_240", "is not a map that follows from convolutions"),
-        ("test_vit", "is not a map that follows from convolutions"),
-        ("resnetblur18", r"its map of a 256 x 256 image is \(8, 8\); its layers make \(7, 7\)"),
+        ("vit_tiny_patch16_224", "does not accept an image of 256 x 256"),
+        ("swin_tiny_patch4_window7_224", "does not accept an image of 256 x 256"),
+        ("hrnet_w18_small", "does not accept an image of 193 x 321"),
+        ("dla34", "does not accept an image of 193 x 321"),
+        ("bat_resnext26ts", "does not accept an image of 193 x 321: AssertionError"),
+        ("crossvit_9_240", "is not a feature map computed by convolutions"),
+        ("test_vit", "is not a feature map computed by convolutions"),
+        ("resnetblur18", r"its layers imply a map of \(7, 7\) for a 256 x 256 image, not \(8, 8\)"),
     ],
 )
-def test_networks_without_such_a_map_are_refused_by_name(name: str, reason: str, unchecked: None) -> None:
+def test_rejects_untraceable_networks(name: str, reason: str, unchecked: None) -> None:
     with (
         torch.device("meta"),
-        pytest.raises(ValueError, match=f"backbone: {name} at the last map cannot be used: .*{reason}"),
+        pytest.raises(ValueError, match=rf"backbone: .* got {name} \(last feature map\): .*{reason}"),
     ):
         create_backbone(name, weights=None)
 
 
 class Pad(nn.Module):
-    """Padding that depends on the size in another way than TensorFlow's."""
+    """Size-dependent padding that does not follow TensorFlow's SAME rule."""
 
     def forward(self, x: Tensor) -> Tensor:
         odd = 2 * (x.shape[3] % 2)
         return F.pad(x, (odd, 2 - odd, 1, 1))
 
 
-def test_other_paddings_that_depend_on_the_size_are_refused() -> None:
+def test_rejects_other_size_dependent_padding() -> None:
     with pytest.raises(ValueError, match="padding of a 256 x 256 image is neither fixed nor TensorFlow's SAME"):
         trace_geometry(nn.Sequential(Pad(), nn.Conv2d(3, 1, 3)), call)
 
 
-def test_a_pool_that_rounds_up_begins_no_window_in_the_padding() -> None:
+def test_ceil_mode_drops_windows_that_start_in_the_padding() -> None:
     step = Step(2, 2, 1, 1, ceil=True)
     pool = nn.MaxPool2d(2, 2, 1, ceil_mode=True)
     assert [step.cells(side) for side in range(1, 20)] == [pool(torch.zeros(1, 1, s, 9)).shape[2] for s in range(1, 20)]

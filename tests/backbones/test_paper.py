@@ -15,7 +15,7 @@ CONV_PARAMETERS = {
     "overfeat5": [14_208, 614_656, 1_180_160, 2_359_808, 2_359_808],
     "overfeat7": [14_208, 614_656, 1_180_160, 2_359_808, 2_359_808, 2_359_808, 2_359_808],
 }
-# name: (channels, stride, receptive field, first centre)
+# name: (channels, stride, receptive field, offset)
 GEOMETRY = {
     "zf5": (256, 16, 139, 20),
     "convnet5": (256, 16, 131, 15),
@@ -30,13 +30,13 @@ SIDES = {
 }
 
 
-def on_meta(name: str) -> nn.Sequential:
+def meta_network(name: str) -> nn.Sequential:
     with torch.device("meta"):
         return PAPER_NETS[name]()
 
 
 def shapes_after(net: nn.Sequential, height: int, width: int) -> dict[str, tuple[int, int]]:
-    """Heights and widths after each named child, from a pass on the meta device."""
+    """Return (height, width) after each named child."""
     x = torch.empty(1, 3, height, width, device="meta")
     shapes = {}
     for name, child in net.named_children():
@@ -45,12 +45,12 @@ def shapes_after(net: nn.Sequential, height: int, width: int) -> dict[str, tuple
     return shapes
 
 
-def parameters(module: nn.Module) -> int:
+def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
 def windows(net: nn.Sequential) -> Iterator[tuple[int, int, int, bool]]:
-    """Kernel, stride, padding and whether the size rounds up, for each convolution and pool."""
+    """Yield (kernel, stride, padding, ceil_mode) for each convolution and pool."""
     for child in net:
         if isinstance(child, nn.Conv2d):
             assert child.kernel_size[0] == child.kernel_size[1]
@@ -66,13 +66,13 @@ def windows(net: nn.Sequential) -> Iterator[tuple[int, int, int, bool]]:
 
 
 def walk_geometry(net: nn.Sequential) -> tuple[int, int, float]:
-    """Stride, receptive field and first centre (0-based pixel) from the list of windows alone."""
-    stride, field, centre = 1, 1, 0.0
+    """Return stride, receptive field and offset (0-based pixel), computed from the windows alone."""
+    stride, field, offset = 1, 1, 0.0
     for kernel, step, padding, _ in windows(net):
         field += (kernel - 1) * stride
-        centre += ((kernel - 1) / 2 - padding) * stride
+        offset += ((kernel - 1) / 2 - padding) * stride
         stride *= step
-    return stride, field, centre
+    return stride, field, offset
 
 
 def walk_side(net: nn.Sequential, side: int) -> int:
@@ -98,12 +98,12 @@ def lrn_reference(x: Tensor, alpha: float, beta: float) -> Tensor:
     return out
 
 
-# Within-channel normalisation
+# Within-channel normalization
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(1, 5), st.integers(1, 5), st.sampled_from([(5e-5, 0.75), (2.0, 0.5), (0.0, 0.75)]))
-def test_within_channel_lrn_is_the_loop_reference(h: int, w: int, constants: tuple[float, float]) -> None:
+def test_within_channel_lrn_matches_loop_reference(h: int, w: int, constants: tuple[float, float]) -> None:
     x = 100 * torch.randn(2, 2, h, w, generator=torch.Generator().manual_seed(h * 7 + w), dtype=torch.float64)
     torch.testing.assert_close(WithinChannelLRN(*constants)(x), lrn_reference(x, *constants))
 
@@ -120,7 +120,7 @@ def test_within_channel_lrn_defaults() -> None:
     assert str(WithinChannelLRN()) == "WithinChannelLRN(alpha=5e-05, beta=0.75)"
 
 
-def test_within_channel_lrn_keeps_channels_apart() -> None:
+def test_within_channel_lrn_does_not_mix_channels() -> None:
     x = torch.randn(1, 2, 4, 4, dtype=torch.float64)
     louder = x.clone()
     louder[:, 1] *= 1000
@@ -132,7 +132,7 @@ def test_within_channel_lrn_gradient() -> None:
     assert torch.autograd.gradcheck(WithinChannelLRN(alpha=1.0), (x,))
 
 
-def test_within_channel_lrn_survives_large_float16() -> None:
+def test_within_channel_lrn_does_not_overflow_float16() -> None:
     x = torch.full((1, 1, 3, 3), 3000.0)
     y = WithinChannelLRN()(x.half())
     assert y.dtype == torch.float16
@@ -140,17 +140,17 @@ def test_within_channel_lrn_survives_large_float16() -> None:
 
 
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
-def test_within_channel_lrn_refuses_bad_constants(value: float) -> None:
-    with pytest.raises(ValueError, match=r"alpha must be finite and at least 0, got (-1\.0|nan|inf)"):
+def test_within_channel_lrn_rejects_bad_constants(value: float) -> None:
+    with pytest.raises(ValueError, match=r"alpha: expected a finite number of at least 0, got (-1\.0|nan|inf)"):
         WithinChannelLRN(alpha=value)
-    with pytest.raises(ValueError, match=r"beta must be finite and at least 0, got (-1\.0|nan|inf)"):
+    with pytest.raises(ValueError, match=r"beta: expected a finite number of at least 0, got (-1\.0|nan|inf)"):
         WithinChannelLRN(beta=value)
 
 
 # Structure and geometry
 
 
-def test_paper_nets_names_the_four_builders() -> None:
+def test_paper_nets_lists_all_builders() -> None:
     builders = {"zf5": zf5, "convnet5": convnet5, "overfeat5": overfeat5, "overfeat7": overfeat7}
     assert builders == PAPER_NETS
 
@@ -169,7 +169,7 @@ OVERFEAT5_CHILDREN = "conv1 relu1 pool1 norm1 conv2 relu2 pool2 conv3 relu3 conv
 )
 def test_children_in_order(name: str, children: str) -> None:
     kinds = {"conv": nn.Conv2d, "relu": nn.ReLU, "norm": WithinChannelLRN, "pool": nn.MaxPool2d}
-    net = on_meta(name)
+    net = meta_network(name)
     assert [child for child, _ in net.named_children()] == children.split()
     for child, module in net.named_children():
         assert isinstance(module, kinds[child[:4]])
@@ -177,7 +177,7 @@ def test_children_in_order(name: str, children: str) -> None:
 
 @pytest.mark.parametrize("name", PAPER_NETS)
 def test_parameter_counts_per_convolution(name: str) -> None:
-    counts = [parameters(child) for child in on_meta(name) if isinstance(child, nn.Conv2d)]
+    counts = [count_parameters(child) for child in meta_network(name) if isinstance(child, nn.Conv2d)]
     assert counts == CONV_PARAMETERS[name]
 
 
@@ -185,13 +185,13 @@ def test_parameter_counts_per_convolution(name: str) -> None:
 def test_zf5_parameter_totals(bins: int, total: int) -> None:
     with torch.device("meta"):
         convs, head = zf5(), paper_head(256 * bins, 1000)
-    assert parameters(convs) == 3_726_464
-    assert parameters(convs) + parameters(head) == total
+    assert count_parameters(convs) == 3_726_464
+    assert count_parameters(convs) + count_parameters(head) == total
 
 
 @pytest.mark.parametrize("name", PAPER_NETS)
 def test_map_sides(name: str) -> None:
-    net = on_meta(name)
+    net = meta_network(name)
     for pixels, cells in SIDES[name].items():
         shape = tuple(net(torch.empty(1, 3, pixels, 224, device="meta")).shape)
         assert shape == (1, GEOMETRY[name][0], cells, SIDES[name][224])
@@ -199,8 +199,8 @@ def test_map_sides(name: str) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(st.sampled_from(sorted(PAPER_NETS)), st.integers(64, 1300), st.integers(64, 1300))
-def test_map_size_is_the_walk_over_the_windows(name: str, height: int, width: int) -> None:
-    net = on_meta(name)
+def test_map_size_matches_walk_over_windows(name: str, height: int, width: int) -> None:
+    net = meta_network(name)
     shape = tuple(net(torch.empty(1, 3, height, width, device="meta")).shape[2:])
     assert shape == (walk_side(net, height), walk_side(net, width))
 
@@ -215,12 +215,12 @@ def test_map_size_is_the_walk_over_the_windows(name: str, height: int, width: in
     ],
 )
 def test_intermediate_sides(name: str, pixels: int, expected: dict[str, int]) -> None:
-    shapes = shapes_after(on_meta(name), pixels, pixels)
+    shapes = shapes_after(meta_network(name), pixels, pixels)
     assert {child: shapes[child] for child in expected} == {child: (side, side) for child, side in expected.items()}
 
 
-def test_zf5_with_floor_pools_would_lose_a_cell() -> None:
-    net = on_meta("zf5")
+def test_zf5_needs_ceil_mode() -> None:
+    net = meta_network("zf5")
     for child in net:
         if isinstance(child, nn.MaxPool2d):
             child.ceil_mode = False
@@ -228,15 +228,15 @@ def test_zf5_with_floor_pools_would_lose_a_cell() -> None:
 
 
 @pytest.mark.parametrize("name", PAPER_NETS)
-def test_receptive_field_walk(name: str) -> None:
-    _, stride, field, centre = GEOMETRY[name]
-    assert walk_geometry(on_meta(name)) == (stride, field, centre)
+def test_receptive_field_matches_walk_over_windows(name: str) -> None:
+    _, stride, field, offset = GEOMETRY[name]
+    assert walk_geometry(meta_network(name)) == (stride, field, offset)
 
 
 @pytest.mark.parametrize("name", PAPER_NETS)
-def test_receptive_field_from_the_gradient(name: str) -> None:
-    # Without normalisation, with average pools and positive weights, no path from pixel to cell cancels.
-    _, stride, field, first = GEOMETRY[name]
+def test_receptive_field_matches_gradient(name: str) -> None:
+    # Without normalization and with average pools and positive weights, gradients cannot cancel.
+    _, stride, field, offset = GEOMETRY[name]
     net = PAPER_NETS[name]().double()
     for child, module in list(net.named_children()):
         if isinstance(module, WithinChannelLRN):
@@ -250,17 +250,17 @@ def test_receptive_field_from_the_gradient(name: str) -> None:
     net(image)[0, 0, cell, cell].backward()
     assert image.grad is not None
     reached = image.grad[0, 0] > 0
-    start = first + cell * stride - field // 2
+    start = offset + cell * stride - field // 2
     expected = torch.zeros(208, 208, dtype=torch.bool)
     expected[start : start + field, start : start + field] = True
     assert torch.equal(reached, expected)
 
 
-# Running
+# Forward pass
 
 
 @pytest.mark.parametrize("name", PAPER_NETS)
-def test_one_state_dict_serves_180_and_224(name: str) -> None:
+def test_same_weights_at_180_and_224_pixels(name: str) -> None:
     trained = PAPER_NETS[name]()
     other = PAPER_NETS[name]()
     other.load_state_dict(trained.state_dict())
@@ -283,14 +283,14 @@ def test_smallest_zf5_input() -> None:
             net(torch.zeros(1, 3, 4, 4))
 
 
-# Initialisation
+# Initialization
 
 
 def check_gaussian(weight: Tensor) -> None:
     assert weight.mean().item() == pytest.approx(0, abs=4e-4)
     assert weight.std().item() == pytest.approx(0.01, rel=0.03)
     inside = (weight.abs() < 0.01).double().mean().item()
-    assert inside == pytest.approx(0.6827, abs=0.02)  # a uniform law of this deviation has 0.577
+    assert inside == pytest.approx(0.6827, abs=0.02)  # 0.577 for a uniform distribution of this deviation
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def check_gaussian(weight: Tensor) -> None:
         ("overfeat7", [0, 1, 0, 1, 1, 1, 1]),
     ],
 )
-def test_initialisation(name: str, biases: list[int]) -> None:
+def test_initialization(name: str, biases: list[int]) -> None:
     torch.manual_seed(0)
     convs = [child for child in PAPER_NETS[name]() if isinstance(child, nn.Conv2d)]
     for conv, bias in zip(convs, biases, strict=True):
@@ -311,7 +311,7 @@ def test_initialisation(name: str, biases: list[int]) -> None:
         assert torch.equal(conv.bias, torch.full_like(conv.bias, bias))
 
 
-def test_initialisation_follows_the_default_generator() -> None:
+def test_initialization_uses_the_default_generator() -> None:
     torch.manual_seed(3)
     first = zf5().state_dict()
     second = zf5().state_dict()
@@ -343,8 +343,8 @@ def test_paper_head() -> None:
         assert head.eval()(x).shape == (3, 5)
 
 
-def test_paper_head_refuses_empty_layers() -> None:
-    with pytest.raises(ValueError, match="in_features must be at least 1, got 0"):
+def test_paper_head_rejects_empty_layers() -> None:
+    with pytest.raises(ValueError, match="in_features: expected at least 1, got 0"):
         paper_head(0, 10)
-    with pytest.raises(ValueError, match="num_classes must be at least 1, got -3"):
+    with pytest.raises(ValueError, match="num_classes: expected at least 1, got -3"):
         paper_head(10, -3)

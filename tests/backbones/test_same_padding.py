@@ -1,4 +1,4 @@
-"""SAME padding in integers: timm's numbers, and what a compiled graph is made of."""
+"""Integer SAME padding: equal to timm's, and used in compiled graphs."""
 
 from collections.abc import Callable
 
@@ -13,23 +13,23 @@ from sppnet.backbones.same_padding import integers_in_export, integers_when_comp
 
 
 @given(st.integers(1, 3000), st.integers(1, 11), st.integers(1, 8), st.integers(1, 3))
-def test_same_padding_is_that_of_timm(size: int, kernel: int, stride: int, dilation: int) -> None:
+def test_equals_timm(size: int, kernel: int, stride: int, dilation: int) -> None:
     assert same_padding(size, kernel, stride, dilation) == get_same_padding(size, kernel, stride, dilation)
 
 
 @torch.inference_mode()
-def test_one_graph_without_fractions_serves_all_sizes(unchecked: None) -> None:
+def test_compiles_one_integer_graph_for_all_sizes(unchecked: None) -> None:
     graphs: list[str] = []
 
-    def keep(module: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
+    def record(module: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
         graphs.append(module.code)
         return module.forward
 
     integers_when_compiled()
-    integers_when_compiled()  # as a second network does
+    integers_when_compiled()  # repeated calls are harmless
     torch.manual_seed(0)
     network = nn.Sequential(Conv2dSame(3, 4, 3, stride=2), Conv2dSame(4, 4, 5, stride=2), Conv2dSame(4, 2, 3, stride=2))
-    compiled = torch.compile(network, backend=keep, dynamic=True)
+    compiled = torch.compile(network, backend=record, dynamic=True)
     for size in ((40, 30), (41, 57), (97, 131)):
         x = torch.randn(2, 3, *size)
         assert torch.equal(compiled(x), network(x))
@@ -38,7 +38,7 @@ def test_one_graph_without_fractions_serves_all_sizes(unchecked: None) -> None:
     assert "ceil" not in code
 
 
-def test_timm_divides_as_it_did_after_an_export() -> None:
+def test_export_restores_timm() -> None:
     from timm.layers import padding
 
     with integers_in_export():

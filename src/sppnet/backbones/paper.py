@@ -1,20 +1,19 @@
 """The convolutional networks of the SPP-net paper: ZF-5, Convnet*-5, Overfeat-5 and Overfeat-7.
 
-Each builder returns the convolutional part alone, as a `Sequential` with named children, and maps images
-(N, 3, H, W) of any size that survives the pooling to feature maps (N, C, H', W'). No weight depends on the
-image size, so one `state_dict` serves every size (SPP-net, section 2.3). A pyramid goes between this part
-and `paper_head`.
+Each builder returns the convolutional layers as a `Sequential` with named children. They map images (N, 3, H, W)
+of any size above the network's minimum to feature maps (N, C, H', W'). No weight depends on the image size, so one
+`state_dict` works for every size (SPP-net, section 2.3). A pyramid pooling layer connects them to `paper_head`.
 
-What all four share:
+Common to all four networks:
 
 * Every convolution is dense (no groups) and followed by ReLU.
 * Max pools round their output size up (`ceil_mode`). ZF-5 needs it for the published sides: 224 pixels give
   13 cells, where rounding down gives 12.
-* Weights start from N(0, 0.01). Biases start at 0 in conv1 and conv3 and at 1 in all other layers. The draws
-  come from torch's default generator.
+* Weights are drawn from a normal distribution with standard deviation 0.01, using torch's default generator. Biases
+  start at 0 in conv1 and conv3 and at 1 in all other layers.
 
-The normalisation and the initialisation are those of the authors' released ZF-5. No such values are
-published for the other three networks, which take them over.
+Normalization and initialization are those of the authors' released ZF-5. They are not published for the other three
+networks and are assumed to be the same.
 """
 
 import math
@@ -29,46 +28,45 @@ __all__ = ["PAPER_NETS", "WithinChannelLRN", "convnet5", "overfeat5", "overfeat7
 
 
 class WithinChannelLRN(nn.Module):
-    """Local response normalisation over a 3x3 neighbourhood in each channel (released ZF-5 of SPP-net).
+    """Local response normalization over a 3x3 neighborhood within each channel (released ZF-5 of SPP-net).
 
-    `y = x * (1 + alpha * mean(x^2)) ** -beta`. The mean runs over the 3x3 window centred on each cell; cells
-    outside the map are zeros and count in the divisor, which is always 9. `torch.nn.LocalResponseNorm` is a
-    different operator: its window runs across channels.
+    `y = x * (1 + alpha * mean(x^2)) ** -beta`, with the mean over the 3x3 window centered on each cell. The map is
+    padded with zeros and the divisor is always 9. `torch.nn.LocalResponseNorm` is a different operator: its window
+    runs across channels.
 
     Args:
-        alpha: weight of the mean square, 0 or greater.
-        beta: exponent, 0 or greater.
+        alpha: weight of the mean square, at least 0.
+        beta: exponent, at least 0.
     """
 
     def __init__(self, alpha: float = 5e-5, beta: float = 0.75) -> None:
         super().__init__()
         for name, value in (("alpha", alpha), ("beta", beta)):
             if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be finite and at least 0, got {value}")
+                raise ValueError(f"{name}: expected a finite number of at least 0, got {value}")
         self.alpha = alpha
         self.beta = beta
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """Normalise every cell by the responses around it; the shape is kept."""
-        # alpha goes in before the square: x * x alone overflows float16 from |x| = 256 on.
+        """Normalize every cell by its 3x3 neighborhood; the shape is kept."""
+        # Scale before squaring: x * x alone overflows float16 for |x| >= 256.
         scaled_square = (x * math.sqrt(self.alpha)).square()
         return x * (1 + F.avg_pool2d(scaled_square, 3, stride=1, padding=1)) ** -self.beta
 
     def extra_repr(self) -> str:
-        """Return the two constants for `print(module)`."""
+        """Return the constants for `print(module)`."""
         return f"alpha={self.alpha}, beta={self.beta}"
 
 
 def zf5() -> nn.Sequential:
     """ZF-5, 256 channels, stride 16: the network of the paper's detector (SPP-net, section 3.1.1, Table 1).
 
-    Map sides: 180 pixels give 10 cells, 192 give 11, 208 give 12, 224 give 13, 688 give 42, 1200 give 74;
-    the smallest legal side is 31. The receptive field is 139 pixels wide and the first one is centred on
-    pixel 20 (0-based). As is usual, that leaves out the reach of the normalisation windows.
+    Map sides: 180 pixels give 10 cells, 192 give 11, 208 give 12, 224 give 13, 688 give 42, 1200 give 74. The
+    minimum side is 31 pixels. The receptive field is 139 pixels wide; that of the first cell is centered on pixel 20
+    (0-based), not counting the normalization windows, as usual.
 
-    Paddings, filters and initialisation are those of the authors' released model definition. With them the
-    second convolution is 26 cells wide at 224 pixels, where Table 1 prints 27; the 55 cells after pool1 and
-    the final 13 agree.
+    Padding, filters and initialization follow the authors' released model definition. At 224 pixels conv2 has 26
+    cells, where Table 1 lists 27; the 55 cells after pool1 and the final 13 agree.
     """
     return nn.Sequential(
         OrderedDict(
@@ -91,15 +89,15 @@ def zf5() -> nn.Sequential:
 
 
 def convnet5() -> nn.Sequential:
-    """Convnet*-5, 256 channels, stride 16: AlexNet with its first two pools moved one convolution down.
+    """Convnet*-5, 256 channels, stride 16: AlexNet with its first two pools moved one convolution later.
 
-    Published (SPP-net, section 3.1.1, Table 1): filters, strides, the places of the pools, and the sides at
+    Published (SPP-net, section 3.1.1, Table 1): filters, strides, the positions of the pools, and the map sides at
     224 pixels: 55 after conv1, 27 after pool2, 13 after pool3.
 
-    Inferred: the paddings 2, 2, 1, 1, 1. With pools that round up, these sides leave conv1 a padding of 2 or
-    3 and fix those of conv2 and conv3; 2 is the smaller and the usual one for AlexNet at 224 pixels. 180
-    pixels give 11 cells with either. The receptive field is 131 pixels wide, the first one centred on
-    pixel 15 (0-based); the normalisation windows are left out of both.
+    Inferred: padding 2, 2, 1, 1, 1. With pools that round up, these sides determine the padding of conv2 and conv3
+    and allow 2 or 3 for conv1; 2 is the usual value for AlexNet at 224 pixels. With either, 180 pixels give 11
+    cells. The receptive field is 131 pixels wide; that of the first cell is centered on pixel 15 (0-based), without
+    the normalization windows.
     """
     return nn.Sequential(
         OrderedDict(
@@ -124,22 +122,22 @@ def convnet5() -> nn.Sequential:
 def overfeat5() -> nn.Sequential:
     """Overfeat-5, 512 channels, stride 12 (SPP-net, section 3.1.1, Table 1).
 
-    Published: filters, strides, pools, the place of the normalisation (after pool1), 18 cells at 224 pixels
+    Published: filters, strides, pools, the position of the normalization (after pool1), 18 cells at 224 pixels
     and the total stride of 12.
 
-    Inferred: the paddings 0, 1, 1, 1, 1. They give 18 cells at 224 pixels and 14 at 180, and centre the first
-    receptive field on pixel 14 (0-based), the offset used by a port of the authors' detection code. Table 1
-    prints 36 cells after pool1 at 224 pixels; a pool that rounds up has 37 there or more under any symmetric
-    padding. The receptive field is 113 pixels wide.
+    Inferred: padding 0, 1, 1, 1, 1. It gives 18 cells at 224 pixels and 14 at 180, and centers the first receptive
+    field on pixel 14 (0-based), the offset used by a port of the authors' detection code. Table 1 lists 36 cells
+    after pool1 at 224 pixels, but a pool that rounds up has at least 37 with any symmetric padding. The receptive
+    field is 113 pixels wide.
     """
     return _overfeat(5)
 
 
 def overfeat7() -> nn.Sequential:
-    """Overfeat-7, 512 channels, stride 12: Overfeat-5 and two more 3x3 convolutions like its last.
+    """Overfeat-7, 512 channels, stride 12: Overfeat-5 with two more 3x3 convolutions like its last.
 
-    See `overfeat5` for what is published and what is inferred; conv6 and conv7 are padded by 1 and their
-    biases start at 1. The receptive field is 161 pixels wide.
+    `overfeat5` lists published and inferred values. conv6 and conv7 have padding 1 and biases that start at 1. The
+    receptive field is 161 pixels wide.
     """
     return _overfeat(7)
 
@@ -150,25 +148,25 @@ PAPER_NETS: dict[str, Callable[[], nn.Sequential]] = {
     "overfeat5": overfeat5,
     "overfeat7": overfeat7,
 }
-"""The paper's networks by name; each value builds a freshly initialised convolutional part."""
+"""Builders of the paper's convolutional networks by name."""
 
 
 def paper_head(in_features: int, num_classes: int) -> nn.Sequential:
-    """Fully connected layers fc6, fc7 (4096 each, ReLU, dropout 0.5) and fc8 (SPP-net, section 3.1.1).
+    """Build the fully connected layers fc6, fc7 (4096 units, ReLU, dropout 0.5) and fc8 (SPP-net, section 3.1.1).
 
-    Maps flattened pyramids (N, in_features) to scores before the softmax (N, num_classes). Weights start
-    from N(0, 0.01) and all biases at 1, as in the authors' released ZF-5.
+    They map flattened pyramids (N, in_features) to logits (N, num_classes). As in the authors' released ZF-5, weights
+    are drawn from a normal distribution with standard deviation 0.01 and all biases start at 1.
 
     Args:
-        in_features: length of the pyramid vector, at least 1: channels times bins, for instance 256 * 50.
-        num_classes: number of scores, at least 1.
+        in_features: length of the pyramid vector, channels times bins, such as 256 * 50; at least 1.
+        num_classes: number of logits, at least 1.
 
     Raises:
-        ValueError: if either number is below 1.
+        ValueError: an argument is below 1.
     """
     for name, value in (("in_features", in_features), ("num_classes", num_classes)):
         if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+            raise ValueError(f"{name}: expected at least 1, got {value}")
     return nn.Sequential(
         OrderedDict(
             fc6=_linear(in_features, 4096, bias=1.0),

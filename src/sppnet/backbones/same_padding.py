@@ -1,7 +1,7 @@
-"""TensorFlow's SAME padding in integers, where a graph for all sizes is made.
+"""TensorFlow's SAME padding in integer arithmetic, for graphs with dynamic sizes.
 
-timm divides as floats and rounds, which torch's symbols of sizes cannot simplify: they grow with every layer, and
-`tf_efficientnet_lite0` would take six minutes to export for twenty seconds, and longer to compile.
+timm divides in floating point and rounds up. torch cannot simplify such symbolic sizes, so they grow with every layer:
+exporting `tf_efficientnet_lite0` would take six minutes instead of twenty seconds, and compiling it even longer.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ import torch
 
 
 def same_padding(size: int, kernel_size: int, stride: int, dilation: int) -> int:
-    """Cells that TensorFlow's SAME rule adds to a side, as :func:`timm.layers.get_same_padding`, in integers."""
+    """Return the total SAME padding of one side, equal to :func:`timm.layers.get_same_padding`."""
     extent = (kernel_size - 1) * dilation + 1
     pad = ((size + stride - 1) // stride - 1) * stride + extent - size
     return pad if extent >= stride else max(pad, 0)
@@ -20,7 +20,7 @@ def same_padding(size: int, kernel_size: int, stride: int, dilation: int) -> int
 
 @contextmanager
 def integers_in_export() -> Iterator[None]:
-    """Let timm divide in integers while torch.export follows a network."""
+    """Make timm use :func:`same_padding` while torch.export traces a network."""
     from timm.layers import padding
 
     original = padding.get_same_padding
@@ -33,7 +33,7 @@ def integers_in_export() -> Iterator[None]:
 
 @cache
 def integers_when_compiled() -> None:
-    """Let torch.compile read `same_padding` wherever timm's function is called; outside its graphs nothing changes."""
+    """Make torch.compile substitute :func:`same_padding` for timm's function; eager calls are unaffected."""
     from timm.layers.padding import get_same_padding
 
     substitute = torch.compiler.substitute_in_graph(get_same_padding)

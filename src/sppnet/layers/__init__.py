@@ -1,1 +1,1 @@
-"""Modules for use in any network: SPP, ASPP, PPM and the SPP blocks of YOLO."""
+"""Standalone modules: SPP, ASPP, PPM and YOLO's SPP blocks."""

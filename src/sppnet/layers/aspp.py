@@ -23,25 +23,25 @@ from sppnet.ops.sliding_max import in_graph
 
 
 class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling: 3x3 convolutions of several rates side by side; the map keeps its size.
+    """Atrous spatial pyramid pooling: parallel 3x3 convolutions at several rates that keep the map size.
 
     Args:
-        in_channels: channels that come.
-        out_channels: channels that go; in the form ``v2`` the classes.
-        rates: spacings of the taps in cells, each at least 1, any number of them; ``auto`` for the papers', see
+        in_channels: number of input channels.
+        out_channels: number of output channels; the number of classes for ``v2``.
+        rates: dilation rates in cells, each >= 1, one per atrous branch; ``auto`` for those of the papers, see
             :func:`sppnet.layers.atrous.auto_rates`.
         form: ``v3`` (DeepLab v3, section 3.3): a 1x1 branch, the atrous branches and the image-level branch, each with
-            normalisation and ReLU, concatenated in this order and projected by 1x1. ``v2`` (DeepLab v2, section 3.3,
-            ResNet form): the sum of atrous convolutions with bias and nothing else.
-        output_stride: image pixels from one cell to the next, for ``auto``.
-        map_size: (rows, columns) of the maps that it will mostly see, to which ``auto`` then fits the rates.
-        norm: see :func:`sppnet.layers.norms.create_norm`; the default trains at batch 1.
-        separable: depthwise separable atrous branches (DeepLab v3+, section 3.1).
-        image_level: whether the form ``v3`` has its image-level branch.
-        dropout: share of the projected channels that training drops, in [0, 1).
+            normalization and ReLU, are concatenated in this order and projected by a 1x1 convolution. ``v2`` (DeepLab
+            v2, section 3.3, ResNet variant): the sum of atrous convolutions with bias, and nothing else.
+        output_stride: image pixels per cell, for ``auto``.
+        map_size: typical (rows, columns) of the feature map, to which ``auto`` fits the rates.
+        norm: kind of normalization, see :func:`sppnet.layers.norms.create_norm`; the default allows batch size 1.
+        separable: use depthwise separable atrous branches (DeepLab v3+, section 3.1).
+        image_level: include the image-level branch (``v3`` only).
+        dropout: dropout probability after the projection, in [0, 1).
 
     Raises:
-        ValueError: a rate below 1, no rate, or an option that the form ``v2`` has not.
+        ValueError: no rates, a rate below 1, or an option that ``v2`` does not support.
     """
 
     def __init__(
@@ -69,33 +69,33 @@ class ASPP(nn.Module):
         self.project: nn.Sequential | None = None
         if form == "v2":
             if separable or dropout:
-                raise ValueError("form: 'v2' is a plain sum of convolutions; separable and dropout need form='v3'")
+                raise ValueError("form: expected 'v3' for separable or dropout, got 'v2'")
             self.branches = nn.ModuleList(_v2_branch(in_channels, out_channels, rate) for rate in self.rates)
             return
         atrous = [conv_block(in_channels, out_channels, 3, norm, rate=r, separable=separable) for r in self.rates]
         self.branches = nn.ModuleList([conv_block(in_channels, out_channels, 1, norm), *atrous])
         if image_level:
             self.image = conv_block(in_channels, out_channels, 1, norm)
-        inside = out_channels * (len(self.branches) + image_level)
-        self.project = conv_block(inside, out_channels, 1, norm).append(nn.Dropout(dropout))
+        concatenated = out_channels * (len(self.branches) + image_level)
+        self.project = conv_block(concatenated, out_channels, 1, norm).append(nn.Dropout(dropout))
 
     def forward(
         self, x: Float[Tensor, "n c h w"], context: Float[Tensor, "n c 1 1"] | None = None
     ) -> Float[Tensor, "n out h w"]:
-        """Convolve.
+        """Run all branches and combine them.
 
         Args:
-            x: the map.
-            context: what the image-level branch sees instead of the means of `x`, where `x` is of a part of an image;
-                :meth:`context_of` of a map of the whole.
+            x: feature map.
+            context: input of the image-level branch, the channel means of `x` by default. For a tile, pass
+                :meth:`context_of` of the whole image's feature map.
         """
         if context is not None and self.image is None:
-            raise ValueError("context: this module has no image-level branch that could use it; leave context out")
+            raise ValueError("context: expected None for a module without an image-level branch, got a tensor")
         if context is not None and context.shape != (*x.shape[:2], 1, 1):
-            raise ValueError(f"context: expected {(*x.shape[:2], 1, 1)}, as of x; got {tuple(context.shape)}")
+            raise ValueError(f"context: expected shape {(*x.shape[:2], 1, 1)} to match x, got {tuple(context.shape)}")
         if self.training and not in_graph():
             warn_of_dead_taps(self.rates, x.shape[2:])
-        maps = [_apply(branch, x) for branch in self.branches]
+        maps = [_run_branch(branch, x) for branch in self.branches]
         if self.project is None:
             return torch.stack(maps).sum(0)
         conv, *rest = self.project
@@ -106,7 +106,7 @@ class ASPP(nn.Module):
             image = self.image(self.context_of(x) if context is None else context)
             out = conv(torch.cat([joined, image.expand(-1, -1, *x.shape[2:])], 1))
         else:
-            # The image-level branch is the same in all places, so its part of the projection is made once.
+            # The image-level branch is constant over the map: project it once instead of at every cell.
             image = self.image(self.context_of(x) if context is None else context)
             weight, image_weight = conv.weight.split((joined.shape[1], image.shape[1]), 1)  # type: ignore[operator]
             out = F.conv2d(joined, weight) + F.conv2d(image, image_weight)
@@ -116,19 +116,19 @@ class ASPP(nn.Module):
 
     @staticmethod
     def context_of(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c 1 1"]:
-        """What the image-level branch sees of a map: the mean of each channel."""
+        """Compute the input of the image-level branch: the mean of each channel."""
         return x.mean((2, 3), keepdim=True)
 
     def explain(self, size: Sequence[int]) -> tuple[LiveTaps, ...]:
-        """How much a map of (rows, columns) cells leaves of each atrous branch.
+        """Count the live taps of each atrous branch on a map of (rows, columns) cells.
 
-        Warns of the branches of which less than :data:`sppnet.layers.atrous.LEAST_LIVE` is left, as training does.
+        Warns, as training does, if a branch has a share of live taps below :data:`sppnet.layers.atrous.LEAST_LIVE`.
         """
         warn_of_dead_taps(self.rates, size)
         return tuple(live_taps(rate, size) for rate in self.rates)
 
     def extra_repr(self) -> str:
-        """Rates, for print(module)."""
+        """Return the rates for ``print(module)``."""
         return f"rates={self.rates}"
 
 
@@ -139,8 +139,8 @@ def _v2_branch(in_channels: int, out_channels: int, rate: int) -> nn.Conv2d:
     return conv
 
 
-def _apply(branch: nn.Module, x: Tensor) -> Tensor:
-    """The branch on the map, its first convolution without taps that cannot lie on the map."""
+def _run_branch(branch: nn.Module, x: Tensor) -> Tensor:
+    """Run a branch, skipping the dead taps of its first convolution."""
     if isinstance(branch, nn.Conv2d):
         return atrous_conv(branch, x)
     conv, *rest = branch.children()

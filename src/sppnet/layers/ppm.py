@@ -16,17 +16,18 @@ from sppnet.ops.reference import Reduce
 
 
 class PyramidPoolingModule(nn.Module):
-    """Pyramid pooling module of PSPNet (section 3.2): the map, and beside it what each level's bins hold.
+    """Pyramid pooling module of PSPNet (section 3.2).
 
-    Each level is pooled to n x n bins, convolved by 1x1 with normalisation and ReLU, and spread over the map again,
-    bilinearly between the corners' bins. A map (N, C, H, W) becomes (N, C + levels * out_channels, H, W).
+    Each level is pooled to n x n bins, passed through a 1x1 convolution with normalization and ReLU, upsampled
+    bilinearly with aligned corners, and concatenated to the input: (N, C, H, W) becomes (N, C + levels * out_channels,
+    H, W).
 
     Args:
-        in_channels: channels that come.
-        levels: n for n x n bins, or (rows, columns), each at least 1.
-        out_channels: channels of each level; None for an equal share of `in_channels`.
+        in_channels: number of input channels.
+        levels: n for n x n bins, or (rows, columns), each >= 1.
+        out_channels: number of channels per level; None for ``in_channels // len(levels)``.
         reduce: ``avg`` as in PSPNet, or ``max``.
-        norm: see :func:`sppnet.layers.norms.create_norm`; the default trains at batch 1.
+        norm: kind of normalization, see :func:`sppnet.layers.norms.create_norm`; the default allows batch size 1.
 
     Raises:
         ValueError: more levels than channels and no `out_channels`.
@@ -45,15 +46,13 @@ class PyramidPoolingModule(nn.Module):
         self.grids = parse_levels(levels)
         width = in_channels // len(self.grids) if out_channels is None else out_channels
         if width < 1:
-            raise ValueError(
-                f"out_channels: {in_channels} channels give {len(self.grids)} levels no equal share; name a number"
-            )
+            raise ValueError(f"out_channels: expected at least 1, got {width}; default: in_channels // len(levels)")
         self.reduce: Reduce = reduce
         self.out_channels = in_channels + width * len(self.grids)
         self.branches = nn.ModuleList(conv_block(in_channels, width, 1, norm) for _ in self.grids)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n out h w"]:
-        """Pool, convolve, spread, concatenate behind the map itself."""
+        """Concatenate the input and its upsampled levels."""
         vectors = pyramid_pool(x, self.grids, reduce=self.reduce)
         sizes = [x.shape[1] * rows * columns for rows, columns in self.grids]
         parts = [x]
@@ -63,5 +62,5 @@ class PyramidPoolingModule(nn.Module):
         return torch.cat(parts, 1)
 
     def extra_repr(self) -> str:
-        """Levels and reduction, for print(module)."""
+        """Return the levels and the reduction for ``print(module)``."""
         return f"levels={self.grids}, reduce={self.reduce!r}"

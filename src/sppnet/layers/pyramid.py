@@ -1,4 +1,4 @@
-"""Thin Modules over the operators."""
+"""Modules that wrap the pooling operators."""
 
 from collections.abc import Sequence
 from typing import get_args
@@ -20,7 +20,7 @@ from sppnet.ops.regions import (
 
 
 class SpatialPyramidPool(nn.Module):
-    """Any (N, C, H, W) in, (N, C * bins) out. See :func:`sppnet.pyramid_pool`."""
+    """Pooling of (N, C, H, W) maps of any size to (N, C * bins) vectors, see :func:`sppnet.pyramid_pool`."""
 
     def __init__(self, levels: Sequence[Level], reduce: Reduce = "max", rule: Rule = "adaptive") -> None:
         super().__init__()
@@ -33,20 +33,20 @@ class SpatialPyramidPool(nn.Module):
 
     @property
     def bins(self) -> int:
-        """How many bins all levels have together, which is the vector's length for one channel."""
+        """Total number of bins of all levels, which is the vector length per channel."""
         return count_bins(self.levels)
 
     def forward(self, x: Float[Tensor, "n c h w"], sizes: Sizes | None = None) -> Float[Tensor, "n d"]:
-        """Pool; `sizes` as in :func:`sppnet.pyramid_pool`."""
+        """Pool each map; `sizes` as in :func:`sppnet.pyramid_pool`."""
         return pyramid_pool(x, self.levels, reduce=self.reduce, rule=self.rule, sizes=sizes)
 
     def extra_repr(self) -> str:
-        """Levels, reduction and rule, for print(module)."""
+        """Return the levels, the reduction and the rule for ``print(module)``."""
         return f"levels={self.levels}, reduce={self.reduce!r}, rule={self.rule!r}"
 
 
 class RegionPyramidPool(nn.Module):
-    """Maps and boxes in, (K, C * bins) out. See :func:`sppnet.region_pyramid_pool`."""
+    """Pooling of K boxes on (N, C, H, W) maps to (K, C * bins) vectors, see :func:`sppnet.region_pyramid_pool`."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class RegionPyramidPool(nn.Module):
 
     @property
     def bins(self) -> int:
-        """How many bins all levels have together, which is the vector's length for one channel."""
+        """Total number of bins of all levels, which is the vector length per channel."""
         return count_bins(self.levels)
 
     def forward(
@@ -81,7 +81,7 @@ class RegionPyramidPool(nn.Module):
         sizes: Sizes | None = None,
         box_offsets: Int[Tensor, " _"] | None = None,
     ) -> Float[Tensor, "k d"]:
-        """Pool; `boxes`, `sizes` and `box_offsets` as in :func:`sppnet.region_pyramid_pool`."""
+        """Pool each box; `boxes`, `sizes` and `box_offsets` as in :func:`sppnet.region_pyramid_pool`."""
         return region_pyramid_pool(
             x,
             boxes,
@@ -96,7 +96,7 @@ class RegionPyramidPool(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """What the constructor was given, for print(module)."""
+        """Return the constructor arguments for ``print(module)``."""
         return (
             f"levels={self.levels}, spatial_scale={self.spatial_scale}, rule={self.rule!r}, offset={self.offset},"
             f" reduce={self.reduce!r}, on_bad={self.on_bad!r}"

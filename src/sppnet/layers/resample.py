@@ -1,4 +1,4 @@
-"""Values of a map at other places, by where its cells lie on the image."""
+"""Resampling of feature maps by the image positions of their cells."""
 
 from typing import NamedTuple
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class Grid(NamedTuple):
-    """Where the cells of a map lie on an image; by default each cell is a pixel.
+    """Image positions of the cells of a map; by default each cell is a pixel.
 
     Attributes:
-        stride: (vertical, horizontal) pixels from one cell to the next.
+        stride: (vertical, horizontal) distance of adjacent cells in pixels.
         offset: (vertical, horizontal) 0-based index of the pixel under the center of the first cell.
     """
 
@@ -27,15 +27,15 @@ def resample(
 ) -> Float[Tensor, "n c h w"]:
     """Interpolate a map bilinearly at the cells of another grid on the same image.
 
-    Outside the first and last cell centers the border values are repeated. The result depends on where the cells lie
-    on the image, not on where the image ends, so a tile and the whole image give equal values at shared cells. Resizing
-    by the ratio of the side lengths, as is common, shifts and stretches the map by fractions of a cell.
+    Beyond the outermost cell centers, border values are repeated. The result depends on the positions of the cells,
+    not on the size of the image, so a tile and the whole image have equal values at shared cells. The common resizing
+    by the ratio of the side lengths shifts and stretches the map by fractions of a cell.
 
     Args:
-        x: the map (N, C, H, W).
-        source: the grid of `x`.
+        x: feature map (N, C, H, W).
+        source: grid of `x`.
         size: (height, width) of the result, in cells of `target`.
-        target: the grid of the result; the pixels of the image by default.
+        target: grid of the result; by default the pixels of the image.
 
     Returns:
         A map (N, C, height, width).
@@ -46,20 +46,20 @@ def resample(
         )
         for axis in (0, 1)
     )
-    # Products with two numbers a row that are not 0: their gradients are sums in a fixed order on every device, and on
-    # the CPU they cost no more than gathering up to some 400 cells a side.
+    # Matrix products, with two nonzero weights per row, have deterministic gradients on every device, and on the CPU
+    # are as fast as gathering up to about 400 cells per side.
     if x.is_contiguous(memory_format=torch.channels_last) and x.shape[1] > 1:
-        wide = columns @ x.permute(0, 2, 3, 1)  # (N, H, columns, C)
-        out: Tensor = (rows @ wide.flatten(2)).unflatten(2, (size[1], x.shape[1])).permute(0, 3, 1, 2)
+        stretched = columns @ x.permute(0, 2, 3, 1)  # (N, H, columns, C)
+        out: Tensor = (rows @ stretched.flatten(2)).unflatten(2, (size[1], x.shape[1])).permute(0, 3, 1, 2)
     else:
         out = rows @ (x @ columns.T)
     return out
 
 
 def _weights(x: Tensor, axis: int, size: int, target: tuple[int, float], source: tuple[int, float]) -> Tensor:
-    """What each cell along an axis of the map gives to each place: (size, cells)."""
+    """Compute the (size, cells) interpolation weights along an axis."""
     cells = x.shape[axis + 2]
     pixels = torch.arange(size, device=x.device, dtype=torch.float32) * target[0] + target[1]
-    places = ((pixels - source[1]) / source[0]).clamp(0, cells - 1)
-    distance = (places[:, None] - torch.arange(cells, device=x.device)).abs()
+    positions = ((pixels - source[1]) / source[0]).clamp(0, cells - 1)
+    distance = (positions[:, None] - torch.arange(cells, device=x.device)).abs()
     return (1 - distance).clamp(min=0).to(x.dtype)

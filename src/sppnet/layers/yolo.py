@@ -15,26 +15,26 @@ Order = Literal["input-first", "darknet"]
 
 
 class SPP(nn.Module):
-    """YOLO's spatial pyramid pooling: beside the map its maxima over windows around each cell; the size stays.
+    """YOLO's SPP block: concatenation of a map with its stride-1 max pools, which keeps the map size.
 
-    This is not the paper's layer, which gives a vector of one length: see :class:`SpatialPyramidPool`. A window of
-    k >= 2 * side - 1 sees the whole side, so on maps of up to 7 x 7 cells that of 13 is the global maximum.
-
-    A 1x1 convolution halves the channels, the maxima are set beside its result, and a 1x1 convolution leads to
-    `out_channels`; both have normalisation and activation. How the maxima are computed depends on the map alone, see
+    A 1x1 convolution halves the channels, its output is concatenated with the pools, and another 1x1 convolution maps
+    them to `out_channels`; both have normalization and activation. The pools are computed by
     :func:`sppnet.ops.sliding_max.sliding_max`.
 
+    This is not the layer of the SPP-net paper, whose output is a vector: see :class:`SpatialPyramidPool`. A window of
+    side k covers a whole map of side <= (k + 1) / 2, so on maps of up to 7 x 7 cells k = 13 is global max pooling.
+
     Args:
-        in_channels: channels that come, at least 2.
-        out_channels: channels that go.
-        kernels: sides of the windows in cells, odd, each larger than the one before.
-        order: how the second convolution finds its input: ``input-first``, the map and then the maxima by size
-            (YOLOv5 and later), or ``darknet``, the largest window first and the map last (YOLOv4).
-        norm: see :func:`sppnet.layers.norms.create_norm`; the default trains at batch 1.
-        activation: makes the activation; Darknet has leaky ReLU or Mish.
+        in_channels: number of input channels, >= 2.
+        out_channels: number of output channels.
+        kernels: window sides in cells, odd and strictly increasing.
+        order: order of concatenation: ``input-first``, the map and then the pools by increasing kernel (YOLOv5 and
+            later), or ``darknet``, the reverse (YOLOv4).
+        norm: kind of normalization, see :func:`sppnet.layers.norms.create_norm`; the default allows batch size 1.
+        activation: factory of the activation module; Darknet uses leaky ReLU or Mish.
 
     Raises:
-        ValueError: an unknown order, fewer than 2 channels, or wrong kernels.
+        ValueError: an unknown order, fewer than 2 input channels, or invalid kernels.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class SPP(nn.Module):
         super().__init__()
         choose("order", order, get_args(Order))
         if in_channels < 2:
-            raise ValueError(f"in_channels: expected at least 2, to be halved; got {in_channels}")
+            raise ValueError(f"in_channels: expected at least 2, got {in_channels}")
         self.kernels = parse_kernels(kernels)
         self.order: Order = order
         half = in_channels // 2
@@ -58,7 +58,7 @@ class SPP(nn.Module):
         self.join = conv_block(half * (1 + len(self.kernels)), out_channels, 1, norm, activation=activation)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n out h w"]:
-        """Halve, pool, concatenate, convolve."""
+        """Halve the channels, pool, concatenate and convolve."""
         x = self.halve(x)
         maps = [x, *sliding_max(x, self.kernels)]
         if self.order == "darknet":
@@ -67,23 +67,23 @@ class SPP(nn.Module):
         return out
 
     def extra_repr(self) -> str:
-        """Windows and order, for print(module)."""
+        """Return the kernels and the order for ``print(module)``."""
         return f"kernels={self.kernels}, order={self.order!r}"
 
 
 class SPPF(SPP):
-    """:class:`SPP` by the name and arguments of YOLOv5's faster form, which pools its own result again.
+    """:class:`SPP` with the arguments of YOLOv5's SPPF, which applies one pool repeatedly.
 
-    ``SPPF(kernel=k, repeats=n)`` is ``SPP(kernels=(k, 2 * k - 1, 3 * k - 2, ...))`` with n windows: the same weights
-    give the same map, and neither is faster, since both take the fastest exact way.
+    ``SPPF(kernel=k, repeats=n)`` equals ``SPP(kernels=(k, 2 * k - 1, 3 * k - 2, ...))`` with n kernels and the same
+    weights. Both are equally fast, since both use the fastest exact implementation.
 
     Args:
-        in_channels, out_channels, order, norm, activation: as in :class:`SPP`.
-        kernel: side of the window that is pooled again and again, odd, at least 3.
-        repeats: how often, at least 1.
+        in_channels, out_channels, order, norm, activation: see :class:`SPP`.
+        kernel: window side of the repeated pool, odd, >= 3.
+        repeats: number of pools, >= 1.
 
     Raises:
-        ValueError: an even or too small kernel, no repeats, or what :class:`SPP` refuses.
+        ValueError: an even or too small kernel, no repeats, or an invalid argument of :class:`SPP`.
     """
 
     def __init__(
@@ -99,10 +99,8 @@ class SPPF(SPP):
     ) -> None:
         if kernel < 3 or kernel % 2 == 0:
             nearest = f"{kernel - 1} or {kernel + 1}" if kernel > 3 else "3"
-            raise ValueError(
-                f"kernel: expected an odd side of at least 3; got {kernel}; next that is possible: {nearest}"
-            )
+            raise ValueError(f"kernel: expected an odd number of at least 3, got {kernel}; nearest: {nearest}")
         if repeats < 1:
-            raise ValueError(f"repeats: expected at least 1; got {repeats}")
+            raise ValueError(f"repeats: expected at least 1, got {repeats}")
         kernels = [1 + (kernel - 1) * times for times in range(1, repeats + 1)]
         super().__init__(in_channels, out_channels, kernels, order=order, norm=norm, activation=activation)

@@ -1,4 +1,4 @@
-"""Images of different sizes in one padded batch get the maps that they get alone, whatever the padding holds."""
+"""Maps of padded batches compared with those of single images, for whole networks."""
 
 import random
 from collections.abc import Iterator
@@ -36,37 +36,41 @@ def _without_gradients() -> Iterator[None]:
         yield
 
 
-def draw_sizes(backbone: Backbone, count: int, room: int) -> list[Area]:
+def draw_sizes(backbone: Backbone, count: int, spread: int) -> list[Area]:
     rng = random.Random(count)
     rows, columns = (max(*pair) for pair in zip(backbone.geometry.smallest(), backbone.geometry.stride, strict=True))
     sizes: set[Area] = set()
     while len(sizes) < count:
-        sizes.add((rng.randint(rows, rows + room), rng.randint(columns, columns + room)))
+        sizes.add((rng.randint(rows, rows + spread), rng.randint(columns, columns + spread)))
     return sorted(sizes, key=lambda _: rng.random())
 
 
 def pad(images: list[Tensor], value: float = 0.0, spare: Area = (0, 0)) -> Tensor:
-    rows, columns = (max(one.shape[axis] for one in images) + more for axis, more in zip((1, 2), spare, strict=True))
+    rows, columns = (max(image.shape[axis + 1] for image in images) + spare[axis] for axis in (0, 1))
     x = images[0].new_full((len(images), 3, rows, columns), value)
-    for place, image in zip(x, images, strict=True):
-        place[:, : image.shape[1], : image.shape[2]] = image
+    for padded, image in zip(x, images, strict=True):
+        padded[:, : image.shape[1], : image.shape[2]] = image
     return x
 
 
 def valid_maps(backbone: Backbone, x: Tensor, sizes: list[Area]) -> list[Tensor]:
     features = backbone(x, sizes)
     assert features.sizes == tuple(backbone.geometry.map_size(*size) for size in sizes)
-    return [one[:, :h, :w] for one, (h, w) in zip(features.data, features.sizes, strict=True)]
+    return [data[:, :rows, :columns] for data, (rows, columns) in zip(features.data, features.sizes, strict=True)]
 
 
-def largest_difference(maps: list[Tensor], others: list[Tensor]) -> float:
-    assert [one.shape for one in maps] == [other.shape for other in others]
-    pairs = zip(maps, others, strict=True)
-    return max(float(((one - other).abs().max() / other.abs().max()).nan_to_num(torch.inf)) for one, other in pairs)
+def single_maps(backbone: Backbone, images: list[Tensor]) -> list[Tensor]:
+    return [backbone(image[None]).data[0] for image in images]
 
 
-def small(name: str, stage: int | None = None) -> Backbone:
-    """With norms that shift, so that a padding of zeros does not stay one."""
+def largest_difference(maps: list[Tensor], expected: list[Tensor]) -> float:
+    assert [data.shape for data in maps] == [data.shape for data in expected]
+    pairs = zip(maps, expected, strict=True)
+    return max(float(((x - y).abs().max() / y.abs().max()).nan_to_num(torch.inf)) for x, y in pairs)
+
+
+def create_shifted(name: str, stage: int | None = None) -> Backbone:
+    """Create a backbone with random norm statistics and biases, so that zero padding does not stay zero."""
     backbone = create_backbone(name, stage, "none").eval()
     for key, tensor in backbone.state_dict().items():
         if tensor.ndim == 1 and tensor.is_floating_point():
@@ -76,26 +80,26 @@ def small(name: str, stage: int | None = None) -> Backbone:
 
 
 @pytest.mark.parametrize(("name", "stage"), [*((name, None) for name in FAMILIES), *PARTS])
-def test_thirty_two_sizes_in_one_batch_are_those_one_by_one(name: str, stage: int | None) -> None:
-    backbone = small(name, stage)
+def test_32_sizes_match_single_images(name: str, stage: int | None) -> None:
+    backbone = create_shifted(name, stage)
     sizes = draw_sizes(backbone, 32, 40)
     images = [torch.randn(3, *size) for size in sizes]
-    alone = [backbone(image[None]).data[0] for image in images]
-    assert largest_difference(valid_maps(backbone, pad(images, torch.nan), sizes), alone) <= 1e-5
+    expected = single_maps(backbone, images)
+    assert largest_difference(valid_maps(backbone, pad(images, torch.nan), sizes), expected) <= 1e-5
     backbone, sizes, images = backbone.double(), sizes[:6], [image.double() for image in images[:6]]
-    alone = [backbone(image[None]).data[0] for image in images]
-    assert largest_difference(valid_maps(backbone, pad(images, torch.nan), sizes), alone) <= 1e-10
+    expected = single_maps(backbone, images)
+    assert largest_difference(valid_maps(backbone, pad(images, torch.nan), sizes), expected) <= 1e-10
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LARGER)
-def test_larger_networks(name: str) -> None:
-    """In float64: in float32 random weights make 1e-4 of rounding alone in the deepest of them."""
-    backbone = small(name).double()
+def test_larger_networks_match_single_images(name: str) -> None:
+    """In float64, because with random weights the deepest networks have float32 rounding errors of 1e-4."""
+    backbone = create_shifted(name).double()
     sizes = draw_sizes(backbone, 5, 90)
     images = [torch.randn(3, *size, dtype=torch.float64) for size in sizes]
-    alone = [backbone(image[None]).data[0] for image in images]
-    assert largest_difference(valid_maps(backbone, pad(images, torch.nan), sizes), alone) <= 1e-10
+    expected = single_maps(backbone, images)
+    assert largest_difference(valid_maps(backbone, pad(images, torch.nan), sizes), expected) <= 1e-10
 
 
 MIXED = ["test_resnet", "test_efficientnet", "tf_mobilenetv3_small_minimal_100", "test_convnext2", "test_nfnet"]
@@ -103,13 +107,13 @@ SIZES = [(40, 77), (64, 33), (90, 90), (33, 64)]
 
 
 @pytest.mark.parametrize("name", MIXED)
-def test_what_the_padding_holds_changes_no_bit(name: str) -> None:
-    backbone = small(name)
+def test_padding_values_do_not_change_the_result(name: str) -> None:
+    backbone = create_shifted(name)
     images = [torch.randn(3, *size) for size in SIZES]
     expected = valid_maps(backbone, pad(images), SIZES)
     noise = 1e4 * torch.randn_like(pad(images))
-    for place, image in zip(noise, images, strict=True):
-        place[:, : image.shape[1], : image.shape[2]] = image
+    for padded, image in zip(noise, images, strict=True):
+        padded[:, : image.shape[1], : image.shape[2]] = image
     for x in (noise, pad(images, torch.nan), pad(images, torch.inf), pad(images, -torch.inf)):
         before = x.clone()
         assert all(map(torch.equal, valid_maps(backbone, x, SIZES), expected))
@@ -117,8 +121,8 @@ def test_what_the_padding_holds_changes_no_bit(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MIXED)
-def test_order_company_canvas_and_memory_format_change_rounding_only(name: str) -> None:
-    backbone = small(name).double()
+def test_batch_composition_and_memory_format_only_change_rounding(name: str) -> None:
+    backbone = create_shifted(name).double()
     images = [torch.randn(3, *size, dtype=torch.float64) for size in SIZES]
     expected = valid_maps(backbone, pad(images), SIZES)
     order = [2, 0, 3, 1]
@@ -127,103 +131,101 @@ def test_order_company_canvas_and_memory_format_change_rounding_only(name: str) 
     assert largest_difference(valid_maps(backbone, pad(images[:2]), SIZES[:2]), expected[:2]) <= 1e-12
     assert largest_difference(valid_maps(backbone, pad(images[:1], 3, (9, 70)), SIZES[:1]), expected[:1]) <= 1e-12
     assert largest_difference(valid_maps(backbone, pad(images, 3, (70, 1)), SIZES), expected) <= 1e-12
-    last = pad(images, torch.nan).to(memory_format=torch.channels_last)
-    assert (
-        largest_difference(valid_maps(backbone.to(memory_format=torch.channels_last), last, SIZES), expected) <= 1e-12
-    )
+    x = pad(images, torch.nan).to(memory_format=torch.channels_last)
+    assert largest_difference(valid_maps(backbone.to(memory_format=torch.channels_last), x, SIZES), expected) <= 1e-12
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet_gn", "convnext_atto", "tf_mobilenetv3_small_075"])
 @pytest.mark.parametrize("autocast", [True, False])
-def test_sixteen_bits(name: str, autocast: bool) -> None:
-    """The padded batch is no further from float32 than the images alone in bfloat16."""
-    backbone = small(name)
+def test_16_bit_precision(name: str, autocast: bool) -> None:
+    """The error of a bfloat16 padded batch against float32 is at most twice that of single bfloat16 images."""
+    backbone = create_shifted(name)
     images = [torch.randn(3, *size) for size in SIZES]
-    exact = [backbone(image[None]).data[0] for image in images]
+    exact = single_maps(backbone, images)
     x = pad(images, torch.nan)
     if not autocast:
         backbone, x, images = backbone.bfloat16(), x.bfloat16(), [image.bfloat16() for image in images]
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         maps = valid_maps(backbone, x, SIZES)
-        alone = [backbone(image[None]).data[0] for image in images]
-    assert [one.dtype for one in maps] == [one.dtype for one in alone]
-    bound = 2 * largest_difference([one.float() for one in alone], exact)
-    assert largest_difference([one.float() for one in maps], exact) <= bound < 0.3
+        singles = single_maps(backbone, images)
+    assert [data.dtype for data in maps] == [data.dtype for data in singles]
+    bound = 2 * largest_difference([data.float() for data in singles], exact)
+    assert largest_difference([data.float() for data in maps], exact) <= bound < 0.3
 
 
-def test_inference_mode_and_gradients_give_the_same_maps() -> None:
-    backbone = small("test_efficientnet")
+def test_inference_mode_does_not_change_the_result() -> None:
+    backbone = create_shifted("test_efficientnet")
     images = [torch.randn(3, *size) for size in SIZES]
     with torch.enable_grad():
-        expected = [one.detach() for one in valid_maps(backbone, pad(images), SIZES)]
+        expected = [data.detach() for data in valid_maps(backbone, pad(images), SIZES)]
     with torch.inference_mode():
         assert all(map(torch.equal, valid_maps(backbone, pad(images), SIZES), expected))
 
 
-def test_images_of_one_size_on_a_larger_canvas() -> None:
-    backbone = small("test_resnet").double()
+def test_equal_sizes_with_padding() -> None:
+    backbone = create_shifted("test_resnet").double()
     images = [torch.randn(3, 50, 61, dtype=torch.float64) for _ in range(3)]
     maps = valid_maps(backbone, pad(images, torch.nan, (30, 3)), [(50, 61)] * 3)
     assert largest_difference(maps, list(backbone(torch.stack(images)).data)) <= 1e-12
 
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18"])
-def test_every_side_of_a_range_shares_one_batch(name: str) -> None:
-    """So that each remainder of the stride is met, and both parities at each layer."""
-    backbone = small(name, 3).double()
+def test_consecutive_sides_in_one_batch(name: str) -> None:
+    """Cover every remainder of the stride and both parities at each layer."""
+    backbone = create_shifted(name, 3).double()
     sizes = [(side, 97 - side) for side in range(32, 65)]
     images = [torch.randn(3, *size, dtype=torch.float64) for size in sizes]
-    alone = [backbone(image[None]).data[0] for image in images]
-    assert largest_difference(valid_maps(backbone, pad(images, torch.inf), sizes), alone) <= 1e-12
+    expected = single_maps(backbone, images)
+    assert largest_difference(valid_maps(backbone, pad(images, torch.inf), sizes), expected) <= 1e-12
 
 
-REFUSED = {
-    "resnest14d": r"reshape may look at other cells, and no rule is known for it in layer1\.0\.conv2 \(SplitAttn\)",
-    "edgenext_xx_small": r"reshape may look .* in stages\.1\.blocks\.1\.?\S* \(SplitTransposeBlock\)",
-    "skresnet18": r"stack may look at other cells, .* in layer1\.0\.conv1 \(SelectiveKernel\)",
-    "gcresnext26ts": r"reshape may look .* \(GlobalContext\)",
-    "mobilevit_xxs": r"reshape may look .* \(MobileVitBlock\)",
-    "hgnetv2_b0": r"a padding goes before a layer that it does not suit in stem\.pool \(MaxPool2d\)",
+UNSUPPORTED = {
+    "resnest14d": r"there is no padding rule for reshape in layer1\.0\.conv2 \(SplitAttn\)",
+    "edgenext_xx_small": r"rule for reshape in stages\.1\.blocks\.1\.?\S* \(SplitTransposeBlock\)",
+    "skresnet18": r"rule for stack in layer1\.0\.conv1 \(SelectiveKernel\)",
+    "gcresnext26ts": r"rule for reshape in .* \(GlobalContext\)",
+    "mobilevit_xxs": r"rule for reshape in .* \(MobileVitBlock\)",
+    "hgnetv2_b0": r"a pad precedes a layer that does not support it in stem\.pool \(MaxPool2d\)",
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_networks_that_cannot_be_exact_name_their_layer(name: str) -> None:
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_rejects_unsupported_networks(name: str) -> None:
     backbone = create_backbone(name, weights="none").eval()
-    with pytest.raises(PaddingError, match=REFUSED[name]):
+    with pytest.raises(PaddingError, match=UNSUPPORTED[name]):
         backbone(torch.zeros(2, 3, 96, 96), [(96, 96), (70, 90)])
 
 
-def test_a_network_that_adds_positions_is_refused() -> None:
+def test_rejects_hook_that_adds_positions() -> None:
     backbone = create_backbone("test_resnet", weights="none").eval()
     layer = backbone.network.get_submodule("layer1")
     layer.register_forward_hook(lambda _layer, _x, out: out + torch.linspace(-1, 1, out.shape[3]))
-    with pytest.raises(PaddingError, match=r"add takes a map of .* that does not follow from the images"):
+    with pytest.raises(PaddingError, match=r"add has an operand of shape .* that may vary by position"):
         backbone(torch.zeros(2, 3, 64, 64), [(64, 64), (40, 50)])
 
 
-def test_a_hook_is_part_of_the_network() -> None:
-    backbone = small("test_resnet")
+def test_hooks_are_tracked() -> None:
+    backbone = create_shifted("test_resnet")
     layer = backbone.network.get_submodule("layer1")
     layer.register_forward_hook(lambda _layer, _x, out: out * out.mean((2, 3), keepdim=True) + 1)
     images = [torch.randn(3, *size) for size in SIZES]
-    alone = [backbone(image[None]).data[0] for image in images]
-    assert largest_difference(valid_maps(backbone, pad(images), SIZES), alone) <= 1e-5
+    expected = single_maps(backbone, images)
+    assert largest_difference(valid_maps(backbone, pad(images), SIZES), expected) <= 1e-5
 
 
 @pytest.mark.slow
-def test_every_family_of_timm_is_exact_or_refused() -> None:
-    """One member each, the first by name; none may differ in silence."""
-    first: dict[str, str] = {}
+def test_every_timm_family_is_exact_or_rejected() -> None:
+    """Test the first network of each family by name."""
+    families: dict[str, str] = {}
     for name in sorted(timm.list_models(exclude_filters="*_large*")):
-        first.setdefault(timm.models._registry._model_to_module[name], name)
-    wrong = []
-    for name in first.values():
+        families.setdefault(timm.models._registry._model_to_module[name], name)
+    inexact = []
+    for name in families.values():
         try:
             with torch.device("meta"):
                 create_backbone(name, weights="none")
         except (ValueError, AttributeError):
-            continue  # no maps of every size
+            continue  # does not support variable image sizes
         report = check_padding(name, images=4)
-        wrong += [report] if report.refused is None and not report.exact else []
-    assert wrong == []
+        inexact += [report] if report.refused is None and not report.exact else []
+    assert inexact == []

@@ -1,4 +1,4 @@
-"""Batch norm over the valid cells of a padded batch, against torch's own on the list of those cells."""
+"""Batch norm over the valid cells of a padded batch, compared with torch's on the list of those cells."""
 
 import pytest
 import torch
@@ -8,9 +8,9 @@ from torch.nn import functional as F
 from sppnet import create_backbone
 from sppnet.backbones.padded.mode import PaddedBatch
 from sppnet.backbones.padded.norm import Outside, valid_batch_norm
+from tests.helpers.padded_layers import Area, crop
 
 AREAS = ((5, 7), (2, 3), (4, 1), (1, 1))
-Area = tuple[int, int]
 
 
 def outside_of(areas: tuple[Area, ...], rows: int, columns: int) -> Outside:
@@ -21,44 +21,44 @@ def outside_of(areas: tuple[Area, ...], rows: int, columns: int) -> Outside:
     return image, row, column
 
 
-def cells(x: Tensor, areas: tuple[Area, ...]) -> Tensor:
-    """(cells, channels), image by image."""
-    return torch.cat([one[:, :h, :w].flatten(1).T for one, (h, w) in zip(x, areas, strict=True)])
+def valid_cells(x: Tensor, areas: tuple[Area, ...]) -> Tensor:
+    """Return the valid cells (cells, channels), image by image."""
+    return torch.cat([image[:, :h, :w].flatten(1).T for image, (h, w) in zip(x, areas, strict=True)])
 
 
-def padded(dtype: torch.dtype, layout: torch.memory_format) -> Tensor:
+def random_batch(dtype: torch.dtype, layout: torch.memory_format) -> Tensor:
     return (3 + 2 * torch.randn(4, 6, 6, 8, dtype=torch.float64)).to(dtype).contiguous(memory_format=layout)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-5), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("affine", [True, False])
-def test_values_gradients_and_statistics_are_those_of_the_list_of_valid_cells(
+def test_matches_batch_norm_over_valid_cells(
     layout: torch.memory_format, dtype: torch.dtype, bound: float, affine: bool
 ) -> None:
-    x = padded(dtype, layout).requires_grad_()
+    x = random_batch(dtype, layout).requires_grad_()
     weight, bias = (torch.randn(6, dtype=dtype).requires_grad_() if affine else None for _ in range(2))
     running = torch.randn(6, dtype=dtype), torch.rand(6, dtype=dtype)
-    slow_running = running[0].clone(), running[1].clone()
+    expected_running = running[0].clone(), running[1].clone()
     out = valid_batch_norm(x, *running, weight, bias, 0.3, 1e-5, outside_of(AREAS, 6, 8))
     upstream = torch.randn(4, 6, 6, 8, dtype=dtype)
     leaves = [x, weight, bias] if weight is not None and bias is not None else [x]
     gradients = torch.autograd.grad(out, leaves, upstream)
 
-    slow_x = cells(x.detach(), AREAS).requires_grad_()
-    slow_out = F.batch_norm(slow_x, *slow_running, weight, bias, True, 0.3, 1e-5)
-    slow_gradients = torch.autograd.grad(slow_out, [slow_x, *leaves[1:]], cells(upstream, AREAS))
+    flat_x = valid_cells(x.detach(), AREAS).requires_grad_()
+    expected = F.batch_norm(flat_x, *expected_running, weight, bias, True, 0.3, 1e-5)
+    expected_gradients = torch.autograd.grad(expected, [flat_x, *leaves[1:]], valid_cells(upstream, AREAS))
 
-    torch.testing.assert_close(cells(out, AREAS), slow_out, rtol=bound, atol=bound)
-    torch.testing.assert_close(running, slow_running, rtol=bound, atol=bound)
-    torch.testing.assert_close(cells(gradients[0], AREAS), slow_gradients[0], rtol=bound, atol=bound)
-    torch.testing.assert_close(gradients[1:], slow_gradients[1:], rtol=bound, atol=4 * bound)
+    torch.testing.assert_close(valid_cells(out, AREAS), expected, rtol=bound, atol=bound)
+    torch.testing.assert_close(running, expected_running, rtol=bound, atol=bound)
+    torch.testing.assert_close(valid_cells(gradients[0], AREAS), expected_gradients[0], rtol=bound, atol=bound)
+    torch.testing.assert_close(gradients[1:], expected_gradients[1:], rtol=bound, atol=4 * bound)
     image, row, column = outside_of(AREAS, 6, 8)
     assert not out[image, :, row, column].any()
     assert not gradients[0][image, :, row, column].any()
 
 
-def test_without_padding_it_is_torch_s_own() -> None:
+def test_equals_torch_without_padding() -> None:
     x, weight, bias = (torch.randn(*shape, dtype=torch.float64) for shape in ((3, 4, 5, 6), (4,), (4,)))
     running = torch.zeros(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
     expected = F.batch_norm(x, None, None, weight, bias, True)
@@ -66,7 +66,7 @@ def test_without_padding_it_is_torch_s_own() -> None:
 
 
 @pytest.mark.parametrize("outside", [None, outside_of(((2, 3), (1, 2)), 3, 3)])
-def test_gradients_are_those_of_finite_differences(outside: Outside | None) -> None:
+def test_gradients_match_finite_differences(outside: Outside | None) -> None:
     shapes = ((2, 2, 3, 3), (2,), (2,))
     inputs = tuple(torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in shapes)
     assert torch.autograd.gradcheck(
@@ -74,21 +74,21 @@ def test_gradients_are_those_of_finite_differences(outside: Outside | None) -> N
     )
 
 
-def test_little_valid_among_much_padding_keeps_its_digits() -> None:
-    """Statistics of all cells are corrected by those outside: few must not drown in many."""
+def test_few_valid_cells_keep_precision() -> None:
+    """Correcting the statistics of all cells for the padding must not lose the precision of few valid cells."""
     x = torch.randn(4, 3, 64, 64) * 5 + 20
     areas = ((2, 3),) * 4
     out = valid_batch_norm(x, None, None, None, None, 0.1, 1e-5, outside_of(areas, 64, 64))
-    expected = F.batch_norm(cells(x.double(), areas), None, None, training=True)
-    torch.testing.assert_close(cells(out, areas).double(), expected, rtol=0, atol=1e-4)
+    expected = F.batch_norm(valid_cells(x.double(), areas), None, None, training=True)
+    torch.testing.assert_close(valid_cells(out, areas).double(), expected, rtol=0, atol=1e-4)
 
 
-def test_one_valid_cell_in_all_has_no_variance() -> None:
+def test_rejects_single_valid_cell() -> None:
     x = torch.randn(1, 3, 4, 4)
-    with pytest.raises(ValueError, match=r"x: batch norm in training needs more than 1 valid cell a channel; got 1$"):
+    with pytest.raises(ValueError, match=r"x: expected more than 1 valid cell per channel .* in training, got 1$"):
         valid_batch_norm(x, None, None, None, None, 0.1, 1e-5, outside_of(((1, 1),), 4, 4))
     with (
-        pytest.raises(ValueError, match="more than 1 valid cell a channel"),
+        pytest.raises(ValueError, match="more than 1 valid cell per channel"),
         PaddedBatch(network := nn.BatchNorm2d(3), same=False) as batch,
     ):
         network(batch.enter(x, [(1, 1)]))
@@ -109,8 +109,8 @@ def outputs_and_gradients(
 @pytest.mark.parametrize(
     "name", ["test_resnet", "test_efficientnet", "tf_mobilenetv3_small_minimal_100", "test_convnext3"]
 )
-def test_training_in_a_larger_canvas_is_training_without_padding(name: str) -> None:
-    """Outputs, gradients of all parameters and running statistics; images of one size, float64."""
+def test_training_with_padding_matches_training_without(name: str) -> None:
+    """Compare outputs, parameter gradients and running statistics for images of one size."""
     x = torch.randn(3, 3, 68, 75, dtype=torch.float64)
     canvas = torch.full((3, 3, 91, 102), torch.nan, dtype=torch.float64)
     canvas[:, :, :68, :75] = x
@@ -130,38 +130,38 @@ def two_layers() -> nn.Sequential:
     ).double().train()  # fmt: skip
 
 
-def by_hand(network: nn.Sequential, images: list[Tensor]) -> list[Tensor]:
-    """Each convolution image by image, each norm over the concatenated cells of all."""
+def run_separately(network: nn.Sequential, images: list[Tensor]) -> list[Tensor]:
+    """Run convolutions image by image and norms over the concatenated cells of all images."""
     for layer in network:
         if isinstance(layer, nn.BatchNorm2d):
-            shapes = [one.shape for one in images]
-            flat = layer(torch.cat([one[0].flatten(1) for one in images], 1)[None, :, :, None])[0, :, :, 0]
+            shapes = [image.shape for image in images]
+            flat = layer(torch.cat([image[0].flatten(1) for image in images], 1)[None, :, :, None])[0, :, :, 0]
             parts = flat.split([shape[2] * shape[3] for shape in shapes], 1)
             images = [part.reshape(shape).clone() for part, shape in zip(parts, shapes, strict=True)]
         else:
-            images = [layer(one) for one in images]
+            images = [layer(image) for image in images]
     return images
 
 
-def test_mixed_sizes_train_as_a_reference_that_joins_their_cells() -> None:
+def test_mixed_sizes_match_separate_images_with_joint_norms() -> None:
     areas = [(9, 12), (4, 4), (7, 1)]
     x = torch.full((3, 3, 9, 12), torch.inf, dtype=torch.float64)
-    for place, (height, width) in zip(x, areas, strict=True):
-        place[:, :height, :width] = torch.randn(3, height, width)
-    images = [one[None, :, :h, :w].clone().requires_grad_() for one, (h, w) in zip(x, areas, strict=True)]
+    for image, (height, width) in zip(x, areas, strict=True):
+        image[:, :height, :width] = torch.randn(3, height, width)
+    images = [image.clone().requires_grad_() for image in crop(x, areas)]
     x.requires_grad_()
-    network, slow = two_layers(), two_layers()
+    network, reference = two_layers(), two_layers()
     with PaddedBatch(network, same=False) as batch:
         out = network(batch.enter(x, areas))
-        cells_of_maps = batch.areas(out)
-    maps = [one[:, :h, :w] for one, (h, w) in zip(out, cells_of_maps, strict=True)]
-    expected = [one[0] for one in by_hand(slow, images)]
+        map_areas = batch.areas(out)
+    maps = crop(out, map_areas)
+    expected = run_separately(reference, images)
     torch.testing.assert_close(maps, expected, rtol=1e-10, atol=1e-10)
-    sum(one.square().sum() + one.sum().sin() for one in maps).backward()
-    sum(one.square().sum() + one.sum().sin() for one in expected).backward()  # type: ignore[union-attr]
-    for one, other in zip(network.parameters(), slow.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(list(network.buffers()), list(slow.buffers()), rtol=1e-10, atol=1e-10)
+    for batch_maps in (maps, expected):
+        torch.stack([data.square().sum() + data.sum().sin() for data in batch_maps]).sum().backward()
+    for parameter, expected_parameter in zip(network.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, expected_parameter.grad, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(list(network.buffers()), list(reference.buffers()), rtol=1e-10, atol=1e-10)
     assert x.grad is not None
     for gradient, image, (height, width) in zip(x.grad, images, areas, strict=True):
         assert image.grad is not None
@@ -169,7 +169,7 @@ def test_mixed_sizes_train_as_a_reference_that_joins_their_cells() -> None:
         assert gradient.count_nonzero() == gradient[:, :height, :width].count_nonzero() > 0
 
 
-def test_sixteen_bit_training_counts_valid_cells() -> None:
+def test_bfloat16_training() -> None:
     network = two_layers().bfloat16()
     x = torch.randn(2, 3, 9, 12, dtype=torch.bfloat16)
     with PaddedBatch(network, same=False) as batch:

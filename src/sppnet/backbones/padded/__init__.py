@@ -1,1 +1,1 @@
-"""Exact results for padded batches of images of different sizes."""
+"""Padding-independent results for padded batches of images of different sizes."""

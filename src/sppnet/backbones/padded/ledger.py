@@ -1,4 +1,4 @@
-"""What is known of the tensors of a padded batch, and ways to give their padding the values that a layer needs."""
+"""Tracking of padding through the tensors of a padded batch, and functions that overwrite it."""
 
 import inspect
 import math
@@ -17,17 +17,17 @@ Areas = tuple[tuple[int, int], ...]
 
 
 class PaddingError(ValueError):
-    """A network that cannot take padded batches, with the layer and the function that stand in the way."""
+    """Raised for networks that do not support padded batches; the message names the layer and the function."""
 
 
 @dataclass(frozen=True)
 class Valid:
-    """What is known of a tensor of a padded batch.
+    """Valid areas and padding state of a tensor of a padded batch.
 
     Attributes:
         areas: valid (rows, columns) of each image, at the top left.
-        dims: the tensor's dimensions of rows and columns: (2, 3), or (1, 2) where channels are last.
-        clean: whether all cells outside are zero.
+        dims: row and column dimensions of the tensor, (2, 3), or (1, 2) for channels-last.
+        clean: whether all padding cells are zero.
     """
 
     areas: Areas
@@ -37,12 +37,12 @@ class Valid:
 
 @dataclass(frozen=True)
 class Deferred:
-    """A padding whose amounts may differ from image to image; it is done by the layer that follows.
+    """A pad operation that the next layer performs, because its amounts may differ between images.
 
     Attributes:
-        x: what is padded.
-        before, after: cells asked for above and left, below and right, for the batch as a whole.
-        value: in them.
+        x: input of the pad.
+        before, after: requested (vertical, horizontal) amounts for the whole batch: (top, left) and (bottom, right).
+        value: fill value.
     """
 
     x: Tensor
@@ -52,67 +52,71 @@ class Deferred:
 
 
 class Ledger:
-    """The book of one pass: which tensors come from the padded batch, and what is known of each.
+    """Registry of the tensors computed from a padded batch in one forward pass.
 
     Attributes:
-        network: for the names of its layers in messages.
-        same: whether the network pads by TensorFlow's SAME rule, whose amounts depend on the size of each image.
+        network: network that runs, for the layer names in messages.
+        same: whether the network uses TensorFlow's SAME padding, whose amounts depend on the size of each image.
     """
 
     def __init__(self, network: nn.Module, same: bool) -> None:
         self.network = network
         self.same = same
-        self._known: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._valid: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._deferred: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        self._writes: dict[int, int] = {}
-        self._now = 0
+        self._writes: dict[int, int] = {}  # storage id: index of its last in-place write
+        self._write_count = 0
         self._outside: dict[tuple[Areas, int, int, torch.device], Outside | None] = {}
 
     def known(self, x: Tensor) -> Valid:
-        """What is known of a tensor that is followed; a layer that takes one elsewhere than its input is refused."""
-        if x not in self._known:
-            raise self.refusal("a map is taken for something else than the input of a layer")
+        """Return the padding state of a tracked tensor.
+
+        Raises:
+            PaddingError: `x` is not tracked: the tracked map was passed as another argument.
+        """
+        if x not in self._valid:
+            raise self.refusal("a map is used as something other than the input of a layer")
         valid: Valid
-        valid, since = self._known[x]
-        return replace(valid, clean=False) if valid.clean and self._written(x) > since else valid
+        valid, since = self._valid[x]
+        return replace(valid, clean=False) if valid.clean and self._last_write(x) > since else valid
 
     def follows(self, x: Any) -> bool:
-        """Whether this is a tensor of the batch, or stands for one."""
-        return isinstance(x, Tensor) and (x in self._known or x in self._deferred)
+        """Return whether `x` is a tracked tensor or the stand-in of a deferred pad."""
+        return isinstance(x, Tensor) and (x in self._valid or x in self._deferred)
 
     def mark(self, x: Tensor, valid: Valid) -> Tensor:
-        """Remember what is known of a tensor."""
+        """Track a tensor with the given padding state and return it."""
         if x.ndim != 4 or x.shape[0] != len(valid.areas):
-            raise self.refusal(f"of {len(valid.areas)} images comes a tensor of shape {tuple(x.shape)}")
-        self._known[x] = valid, self._now
+            raise self.refusal(f"a tensor of shape {tuple(x.shape)} is not a map of the {len(valid.areas)} images")
+        self._valid[x] = valid, self._write_count
         return x
 
     def wrote(self, x: Tensor) -> None:
-        """Take note that a function wrote into a tensor: what was known of others with the same memory has changed."""
-        self._now += 1
-        self._writes[_memory(x)] = self._now
+        """Record an in-place write, which invalidates the `clean` flag of all tensors that share its memory."""
+        self._write_count += 1
+        self._writes[_storage_id(x)] = self._write_count
 
     def defer(self, shape: Sequence[int], padding: Deferred) -> Tensor:
-        """A tensor without memory that stands for a padded one until the next layer."""
+        """Return a stand-in, without memory, for the padded tensor until the next layer."""
         stand_in = padding.x.new_full((), math.nan).expand(list(shape))
-        self._deferred[stand_in] = padding, self._now
+        self._deferred[stand_in] = padding, self._write_count
         return stand_in
 
     def deferred(self, x: Tensor) -> Deferred | None:
-        """The padding that a tensor stands for, if it does."""
+        """Return the deferred pad that a stand-in represents, None for other tensors."""
         if x not in self._deferred:
             return None
         padding: Deferred
         padding, since = self._deferred[x]
-        if self._written(padding.x) > since:
-            raise self.refusal("a map is written to after it was padded")
+        if self._last_write(padding.x) > since:
+            raise self.refusal("a map is modified after it was padded")
         return padding
 
-    def _written(self, x: Tensor) -> int:
-        return self._writes.get(_memory(x), -1)
+    def _last_write(self, x: Tensor) -> int:
+        return self._writes.get(_storage_id(x), -1)
 
     def clear(self, x: Tensor) -> Tensor:
-        """The tensor with zeros outside; where it is part of no gradient, in place."""
+        """Return the tensor with zeros in the padding, set in place if no gradient is needed."""
         valid = self.known(x)
         outside = self.outside(x, valid.areas, valid.dims)
         if valid.clean or outside is None:
@@ -122,7 +126,7 @@ class Ledger:
         return self.mark(cleared, replace(valid, clean=True))
 
     def seal(self, x: Tensor) -> Tensor:
-        """The tensor with ones outside, where all powers are finite and so are their slopes; no gradient comes back."""
+        """Return the tensor with ones in the padding, so that all powers and their derivatives are finite there."""
         valid = self.known(x)
         outside = self.outside(x, valid.areas, valid.dims)
         if outside is None or not torch.is_grad_enabled():
@@ -130,7 +134,7 @@ class Ledger:
         return self.mark(cleared_copy(x, outside, valid.dims, 1.0), replace(valid, clean=False))
 
     def outside(self, x: Tensor, areas: Areas, dims: tuple[int, int] = (2, 3)) -> Outside | None:
-        """Where the cells outside are; None where there are none."""
+        """Return the indices of the padding cells, None if there is no padding."""
         rows, columns = (x.shape[dim] for dim in dims)
         key = areas, rows, columns, x.device
         if key not in self._outside:
@@ -145,14 +149,14 @@ class Ledger:
         return self._outside[key]
 
     def refusal(self, why: str) -> PaddingError:
-        """What is raised for a layer that cannot be exact."""
+        """Return the error for an unsupported call; the calling layer is taken from the stack."""
         names = {module: name for name, module in self.network.named_modules()}
-        owners = (frame.frame.f_locals.get("self") for frame in inspect.stack(0))
-        layer = next((owner for owner in owners if isinstance(owner, nn.Module) and owner in names), None)
+        callers = (frame.frame.f_locals.get("self") for frame in inspect.stack(0))
+        layer = next((caller for caller in callers if isinstance(caller, nn.Module) and caller in names), None)
         where = f" in {names[layer] or 'the network'} ({type(layer).__name__})" if layer is not None else ""
         return PaddingError(
-            f"sizes: this network cannot take images of different sizes in one batch: {why}{where}; give it images of"
-            " one size at a time"
+            f"sizes: this network does not support images of different sizes in one batch: {why}{where}; pass images"
+            " of one size at a time"
         )
 
 
@@ -163,26 +167,26 @@ def place(
     size: tuple[int, int],
     value: float,
 ) -> Float[Tensor, "n c a b"]:
-    """Each image's own cells at a place of its own in a larger map.
+    """Copy the valid cells of each image to its own position in a new map.
 
     Args:
-        x: a padded batch; what it has outside is not read.
+        x: padded batch; its padding is not read.
         areas: valid (rows, columns) of each image.
-        befores: where the first cell of each image comes to lie; cells that then lie beyond `size` are left out.
+        befores: (row, column) of each image's first cell in the result; cells beyond `size` are dropped.
         size: (rows, columns) of the result.
-        value: of the cells around.
+        value: fill value of the other cells.
     """
     placed: Tensor = _Place.apply(x, areas, tuple(befores), size, value)
     return placed
 
 
 def cleared_copy(x: Tensor, outside: Outside, dims: tuple[int, int] = (2, 3), value: float = 0.0) -> Tensor:
-    """A copy with zeros, or another value, outside, of which no gradient comes back from there."""
+    """Return a copy with a constant in the padding, from which no gradient flows back."""
     copied: Tensor = _Clear.apply(x, outside, dims, value)
     return copied
 
 
-def _memory(x: Tensor) -> int:
+def _storage_id(x: Tensor) -> int:
     return int(x.untyped_storage()._cdata)
 
 
@@ -212,25 +216,25 @@ class _Place(torch.autograd.Function):
         ctx.shape, ctx.layout, ctx.areas, ctx.befores = x.shape, _memory_format(x), areas, befores
         shape = (*x.shape[:2], *size)
         placed = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=ctx.layout).fill_(value)
-        for here, there in _pairs(areas, befores, size):
-            placed[there] = x[here]
+        for source, target in _slices(areas, befores, size):
+            placed[target] = x[source]
         return placed
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        of_x = torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=ctx.layout).zero_()
-        for here, there in _pairs(ctx.areas, ctx.befores, grad.shape[2:]):
-            of_x[here] = grad[there]
-        return of_x, None, None, None, None
+        grad_x = torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=ctx.layout).zero_()
+        for source, target in _slices(ctx.areas, ctx.befores, grad.shape[2:]):
+            grad_x[source] = grad[target]
+        return grad_x, None, None, None, None
 
 
-def _pairs(areas: Areas, befores: Sequence[tuple[int, int]], size: Sequence[int]) -> Iterable[tuple[Any, Any]]:
+def _slices(areas: Areas, befores: Sequence[tuple[int, int]], size: Sequence[int]) -> Iterable[tuple[Any, Any]]:
     for index, ((height, width), (top, left)) in enumerate(zip(areas, befores, strict=True)):
         height, width = min(height, size[0] - top), min(width, size[1] - left)
-        here = (index, slice(None), slice(0, height), slice(0, width))
-        yield here, (index, slice(None), slice(top, top + height), slice(left, left + width))
+        source = (index, slice(None), slice(0, height), slice(0, width))
+        yield source, (index, slice(None), slice(top, top + height), slice(left, left + width))
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
+    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if channels_last else torch.contiguous_format

@@ -1,9 +1,9 @@
-"""Exact answers for images of different sizes padded into one batch, from networks that know nothing of it.
+"""Exact results for padded batches of images of different sizes, with unmodified networks.
 
-While :class:`PaddedBatch` is active, each torch function that a network calls on the batch is seen, and what is known
-of the padding goes along with the tensors: which cells belong to images, and whether the others are zero. Layers that
-look at neighbours get what they would see at the end of the image alone; means run over valid cells only. A function
-for which no rule is known is refused, with the layer that called it.
+While :class:`PaddedBatch` is active, it intercepts every torch function that the network calls on the batch and tracks,
+for each tensor, which cells are valid and whether the padding is zero. Windowed layers get the border values that they
+would get for a single image, and means run over valid cells only. Functions without a rule raise
+:class:`PaddingError`, which names the calling layer.
 """
 
 import inspect
@@ -17,138 +17,124 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sppnet.backbones.padded.ledger import (
-    Areas,
-    Ledger,
-    PaddingError,
-    Valid,
-    cleared_copy,
-)
-from sppnet.backbones.padded.rules import (
-    AFTER_PADDING,
-    OF_SEVERAL,
-    READS,
-    RULES,
-    plain_name,
-)
+from sppnet.backbones.padded.ledger import Areas, Ledger, PaddingError, Valid, cleared_copy
+from sppnet.backbones.padded.rules import AFTER_PADDING, MULTI_INPUT, READS, RULES, plain_name
 
 
 class PaddedBatch(TorchFunctionMode):
-    """While active, a network's answers for each image of a padded batch are those that the image gets alone.
+    """Mode in which a network's outputs for a padded batch equal those for the single images.
 
-    Batch norm in training takes its statistics over the valid cells of the batch, of all processes where there are
-    several.
+    Training batch norm uses statistics over the valid cells of the batch, across all processes.
 
     Args:
-        network: what is going to be called.
-        same: whether it pads by TensorFlow's SAME rule, whose amounts depend on the size of each image.
+        network: network that will be called.
+        same: whether it uses TensorFlow's SAME padding, whose amounts depend on the size of each image.
     """
 
     def __init__(self, network: nn.Module, same: bool) -> None:
         super().__init__()
         self._ledger = Ledger(network, same)
-        self._watch = _Watch(self._ledger) if network not in _WATCHED else None
+        self._guard = _DispatchGuard(self._ledger) if network not in _CHECKED else None
 
     def __enter__(self) -> "PaddedBatch":
-        if self._watch is not None:
-            self._watch.__enter__()  # type: ignore[no-untyped-call]
+        if self._guard is not None:
+            self._guard.__enter__()  # type: ignore[no-untyped-call]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
-        if self._watch is None:
+        if self._guard is None:
             return
-        self._watch.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
-        if self._watch.refused is not None and error is not self._watch.refused:
-            raise self._watch.refused  # a script that was stopped raises an error of its own
+        self._guard.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        if self._guard.error is not None and error is not self._guard.error:
+            raise self._guard.error  # TorchScript replaces it with its own error
         if error is None:
-            _WATCHED.add(self._ledger.network)
+            _CHECKED.add(self._ledger.network)
 
     def enter(self, x: Float[Tensor, "n c h w"], areas: Sequence[tuple[int, int]]) -> Float[Tensor, "n c h w"]:
-        """The batch with zeros in its padding, whatever was there; what comes of it is followed.
+        """Return the batch with zeros in the padding, and track everything computed from it.
 
         Args:
-            x: images at the top left, each with padding below and to the right.
-            areas: (height, width) of each image, within that of `x`.
+            x: images aligned to the top left, with arbitrary values in the padding; it is not modified.
+            areas: (height, width) of each image, at most that of `x`.
 
         Raises:
-            PaddingError: the network computes its activations again for the gradient, when nothing is followed.
+            PaddingError: the network uses gradient checkpointing, which recomputes activations outside this mode.
         """
-        again = any(getattr(layer, "grad_checkpointing", False) for layer in self._ledger.network.modules())
-        if again and torch.is_grad_enabled():
-            raise self._ledger.refusal("its activations are computed again for the gradient (grad_checkpointing)")
+        recomputes = any(getattr(layer, "grad_checkpointing", False) for layer in self._ledger.network.modules())
+        if recomputes and torch.is_grad_enabled():
+            raise self._ledger.refusal("it recomputes activations for the gradient (grad_checkpointing)")
         areas = tuple((height, width) for height, width in areas)
         outside = self._ledger.outside(x, areas)
         return self._ledger.mark(x if outside is None else cleared_copy(x, outside), Valid(areas, clean=True))
 
     def areas(self, x: Float[Tensor, "n c h w"]) -> Areas:
-        """Valid (rows, columns) of each image of a map that came from the batch.
+        """Return the valid (rows, columns) of each image of a map computed from the batch.
 
         Raises:
-            PaddingError: the map came from elsewhere.
+            PaddingError: the map was not computed from the batch.
         """
-        with torch._C.DisableTorchFunction():  # what the book asks of the map is no layer
+        with torch._C.DisableTorchFunction():  # do not intercept the ledger's own calls
             valid = self._ledger.known(x) if self._ledger.follows(x) else None
         if valid is None or valid.dims != (2, 3):
-            raise PaddingError("sizes: the network's map does not follow from the images of the batch")
+            raise PaddingError("sizes: the network's output is not a map of the images of the batch")
         return valid.areas
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self._watch is None:
-            return self._follow(func, args, kwargs or {})
-        self._watch.trusts = True
+        if self._guard is None:
+            return self._apply_rule(func, args, kwargs or {})
+        self._guard.paused = True
         try:
-            return self._follow(func, args, kwargs or {})
+            return self._apply_rule(func, args, kwargs or {})
         finally:
-            self._watch.trusts = False
+            self._guard.paused = False
 
-    def _follow(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        book = self._ledger
-        followed = [tensor for tensor in _tensors((*args, *kwargs.values())) if book.follows(tensor)]
-        if not followed:
+    def _apply_rule(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        ledger = self._ledger
+        tracked = [tensor for tensor in _tensors((*args, *kwargs.values())) if ledger.follows(tensor)]
+        if not tracked:
             return func(*args, **kwargs)
         name = plain_name(func)
-        padded = any(book.deferred(tensor) is not None for tensor in followed)
+        padded = any(ledger.deferred(tensor) is not None for tensor in tracked)
         rule = RULES.get(name) if not padded or name in READS else AFTER_PADDING.get(name)
         if rule is None:
-            why = "comes after a padding" if padded else "may look at other cells, and no rule is known for it"
-            raise book.refusal(f"{name} {why}")
+            raise ledger.refusal(f"there is no padding rule for {name}{' after a pad' if padded else ''}")
         if kwargs.get("out") is not None:
-            raise book.refusal(f"{name} writes into another tensor")
-        if len(followed) > 1 and name not in OF_SEVERAL:
-            raise book.refusal(f"{name} takes more than one map of the images")
+            raise ledger.refusal(f"{name} has an out argument")
+        if len(tracked) > 1 and name not in MULTI_INPUT:
+            raise ledger.refusal(f"{name} has more than one map as input")
         try:
-            return rule(book, func, *args, **kwargs)
+            return rule(ledger, func, *args, **kwargs)
         except TypeError:
             try:
-                inspect.signature(rule).bind(book, func, *args, **kwargs)
+                inspect.signature(rule).bind(ledger, func, *args, **kwargs)
             except TypeError as error:
-                raise book.refusal(f"{name} is called in a way for which no rule is known ({error})") from None
+                raise ledger.refusal(f"{name} is called with unsupported arguments ({error})") from None
             raise
 
 
-class _Watch(TorchDispatchMode):
-    """Refuses what reaches a tensor of the batch past the torch functions, as scripts do.
+class _DispatchGuard(TorchDispatchMode):
+    """Dispatch mode that rejects kernels that bypass the rules on tracked tensors, as in TorchScript.
 
-    It sees every kernel that is called, which takes time, so it looks at the first pass of a network alone.
+    Intercepting every kernel is slow, so only the first pass of each network is checked.
     """
 
-    def __init__(self, book: Ledger) -> None:
+    def __init__(self, ledger: Ledger) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._book = book
-        self.trusts = False
-        self.refused: PaddingError | None = None
+        self._ledger = ledger
+        self.paused = False
+        self.error: PaddingError | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not self.trusts and any(self._book.follows(tensor) for tensor in _tensors((*args, *kwargs.values()))):
-            self.refused = self._book.refusal(f"{func} is called where it cannot be followed, as from a script")
-            raise self.refused
+        if not self.paused and any(self._ledger.follows(tensor) for tensor in _tensors((*args, *kwargs.values()))):
+            self.error = self._ledger.refusal(f"{func} bypasses torch functions, for instance in TorchScript")
+            raise self.error
         return func(*args, **kwargs)
 
 
-_WATCHED: WeakSet[nn.Module] = WeakSet()
+_CHECKED: WeakSet[nn.Module] = WeakSet()
 
 
 def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:

@@ -1,4 +1,4 @@
-"""Batch norm whose statistics count valid cells only, over all processes of a training."""
+"""Batch norm with statistics over the valid cells of padded batches, synchronized across processes."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-# Image, row and column of each cell outside the images of a padded batch.
+# Image, row and column index of each padding cell of a padded batch.
 Outside = tuple[Int[Tensor, " p"], Int[Tensor, " p"], Int[Tensor, " p"]]
 
 
@@ -24,38 +24,38 @@ def valid_batch_norm(
     eps: float,
     outside: Outside | None = None,
 ) -> Float[Tensor, "n c h w"]:
-    """Batch norm of a training step over the valid cells of the batches of all processes; other cells become 0.
+    """Apply training batch norm with statistics over the valid cells of all processes; padding becomes 0.
 
     Args:
-        x: may hold anything finite outside.
-        running_mean: brought forward in place, as by torch; None where it is not kept.
-        running_var: as `running_mean`; of the unbiased variance.
-        weight: scale of each channel, None for 1.
-        bias: shift of each channel, None for 0.
-        momentum: share of the new statistics.
-        eps: added to the variance.
-        outside: image, row and column of the cells that do not count; None where all do.
+        x: padded batch, with finite values in the padding.
+        running_mean: running mean, updated in place as by torch; None if not tracked.
+        running_var: running unbiased variance, updated in place as by torch; None if not tracked.
+        weight: scale per channel, None for 1.
+        bias: shift per channel, None for 0.
+        momentum: weight of the new statistics in the running ones.
+        eps: constant added to the variance.
+        outside: image, row and column indices of the padding cells; None if all cells are valid.
 
     Raises:
-        ValueError: only one cell counts, which has no variance.
+        ValueError: there is only one valid cell, which has no variance.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     weight = x.new_ones(x.shape[1], dtype=wide) if weight is None else weight.to(wide)
     bias = torch.zeros_like(weight) if bias is None else bias.to(wide)
-    count, mean, spread = _merge(*_moments(x.detach(), outside))
+    count, mean, squares = _merge(*_moments(x.detach(), outside))
     if count < 2:
-        raise ValueError("x: batch norm in training needs more than 1 valid cell a channel; got 1")
+        raise ValueError("x: expected more than 1 valid cell per channel for batch norm in training, got 1")
     if running_mean is not None and running_var is not None:
         running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-        running_var.lerp_((spread / (count - 1)).to(running_var.dtype), momentum)
-    out: Tensor = _BatchNorm.apply(x, weight, bias, mean.to(wide), (spread / count).to(wide), count, eps, outside)
+        running_var.lerp_((squares / (count - 1)).to(running_var.dtype), momentum)
+    out: Tensor = _BatchNorm.apply(x, weight, bias, mean.to(wide), (squares / count).to(wide), count, eps, outside)
     return out
 
 
 class SharedBatchNorm(TorchFunctionMode):
-    """While this is active, batch norm in training takes its statistics over the batches of all processes.
+    """Mode in which training batch norm uses statistics over the batches of all processes.
 
-    As ``torch.nn.SyncBatchNorm``, but on the CPU too, and for the batch norm of any module.
+    Like ``torch.nn.SyncBatchNorm``, but it also runs on the CPU and applies to every call of ``F.batch_norm``.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -73,7 +73,7 @@ def arguments(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> dict[str, Any]:
-    """What a call of ``F.batch_norm`` was given, by the names that :func:`valid_batch_norm` has, and `training`."""
+    """Return the arguments of an ``F.batch_norm`` call, named as in :func:`valid_batch_norm`, and `training`."""
     return {
         "x": input, "running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias,
         "training": training, "momentum": momentum, "eps": eps,
@@ -81,34 +81,34 @@ def arguments(
 
 
 def _moments(x: Tensor, outside: Outside | None) -> tuple[int, Tensor, Tensor]:
-    """Number of valid cells, each channel's mean over them, and its summed squares of distances from the mean.
+    """Return the number of valid cells and, per channel, their mean and sum of squared deviations.
 
-    The statistics of all cells are corrected by the few outside: torch's own kernel then does the work.
+    The statistics of all cells come from torch's fast kernel and are then corrected for the padding cells.
     """
-    everywhere = x.numel() // x.shape[1]
+    total = x.numel() // x.shape[1]
     all_mean, all_var = torch.batch_norm_update_stats(x, None, None, 0.0)
     all_mean, all_var = all_mean.double(), all_var.double()
     if outside is None:
-        return everywhere, all_mean, all_var * everywhere
+        return total, all_mean, all_var * total
     image, row, column = outside
-    rest = x[image, :, row, column].double()
-    count = everywhere - len(rest)
-    mean = (all_mean * everywhere - rest.sum(0)) / count
-    spread = (all_var + (all_mean - mean).square()) * everywhere - (rest - mean).square().sum(0)
-    return count, mean, spread.clamp(min=0)
+    padding = x[image, :, row, column].double()
+    count = total - len(padding)
+    mean = (all_mean * total - padding.sum(0)) / count
+    squares = (all_var + (all_mean - mean).square()) * total - (padding - mean).square().sum(0)
+    return count, mean, squares.clamp(min=0)
 
 
-def _merge(count: int, mean: Tensor, spread: Tensor) -> tuple[int, Tensor, Tensor]:
-    """The same of the cells of all processes together."""
+def _merge(count: int, mean: Tensor, squares: Tensor) -> tuple[int, Tensor, Tensor]:
+    """Combine the moments of all processes."""
     if not (dist.is_initialized() and dist.get_world_size() > 1):
-        return count, mean, spread
-    own = torch.stack((torch.full_like(mean, count), mean, spread))
-    parts = own.new_empty(dist.get_world_size(), *own.shape)
-    dist.all_gather(list(parts), own)
-    counts, means, spreads = parts.unbind(1)
+        return count, mean, squares
+    local = torch.stack((torch.full_like(mean, count), mean, squares))
+    gathered = local.new_empty(dist.get_world_size(), *local.shape)
+    dist.all_gather(list(gathered), local)
+    counts, means, all_squares = gathered.unbind(1)
     total = counts.sum(0)
     merged = (counts * means).sum(0) / total
-    return int(total[0]), merged, (spreads + counts * (means - merged).square()).sum(0)
+    return int(total[0]), merged, (all_squares + counts * (means - merged).square()).sum(0)
 
 
 class _BatchNorm(torch.autograd.Function):
@@ -124,30 +124,30 @@ class _BatchNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of a batch norm of `count` cells; those that come for cells outside play no part."""
+        """Compute the gradients of batch norm over `count` valid cells; incoming padding gradients are ignored."""
         x, weight, mean, var = ctx.saved_tensors
         scale = torch.rsqrt(var + ctx.eps)
-        _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+        _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
             grad, x, weight, mean, var, mean, scale, False, ctx.eps, [False, True, True]
         )
         if ctx.outside is not None:
             image, row, column = ctx.outside
-            rest = grad[image, :, row, column].to(mean.dtype)
-            of_bias = of_bias - rest.sum(0)
-            of_weight = of_weight - (rest * (x[image, :, row, column] - mean) * scale).sum(0)
-        sums = torch.stack((of_weight, of_bias))
+            padding = grad[image, :, row, column].to(mean.dtype)
+            grad_bias = grad_bias - padding.sum(0)
+            grad_weight = grad_weight - (padding * (x[image, :, row, column] - mean) * scale).sum(0)
+        sums = torch.stack((grad_weight, grad_bias))
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(sums)
-        # The derivative through mean and variance is affine in x, for which batch norm has the fastest kernel.
+        # The gradient through mean and variance is affine in x, for which batch norm has the fastest kernel.
         slope = -weight * scale.square() * sums[0] / ctx.count
         shift = -weight * scale * sums[1] / ctx.count - slope * mean
-        of_x = F.batch_norm(x, torch.zeros_like(mean), torch.ones_like(var), slope, shift, eps=0.0)
-        of_x.addcmul_(grad, (weight * scale).to(grad.dtype).view(1, -1, 1, 1))
-        return set_outside(of_x, ctx.outside), of_weight, of_bias, None, None, None, None, None
+        grad_x = F.batch_norm(x, torch.zeros_like(mean), torch.ones_like(var), slope, shift, eps=0.0)
+        grad_x.addcmul_(grad, (weight * scale).to(grad.dtype).view(1, -1, 1, 1))
+        return set_outside(grad_x, ctx.outside), grad_weight, grad_bias, None, None, None, None, None
 
 
 def set_outside(x: Float[Tensor, "n c h w"], outside: Outside | None, value: float = 0.0) -> Float[Tensor, "n c h w"]:
-    """Write a value, in place, into the cells outside."""
+    """Set the padding cells to a value, in place."""
     if outside is not None:
         image, row, column = outside
         x[image, :, row, column] = value
