@@ -1,4 +1,4 @@
-"""What people see: progress on standard error, results on standard output and nothing else there."""
+"""Consoles: results go to standard output, progress and messages to standard error."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -16,20 +16,20 @@ from rich.progress import (
 
 T = TypeVar("T")
 
-# Of several processes of one training the first one speaks.
+# In distributed training only the first process prints.
 _QUIET = any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
 console = Console(stderr=True, quiet=_QUIET)
 results = Console(quiet=_QUIET)
 
 
 def track(items: Iterable[T], description: str, total: int, done: int = 0) -> Iterator[T]:
-    """Yield the items under a progress bar with the time that is left.
+    """Yield the items while showing a progress bar with elapsed and remaining time.
 
     Args:
-        items: what is to be done.
-        description: in front of the bar.
-        total: number of items, those that are `done` already included.
-        done: items that an earlier run has done.
+        items: items to process.
+        description: label to the left of the bar.
+        total: number of items, including those already `done`.
+        done: number of items processed by an earlier run.
     """
     columns = (
         TextColumn("{task.description}"),

@@ -1,13 +1,13 @@
-"""Selection of the device that a model runs on."""
+"""Selection of the device to run a model on."""
 
 import torch
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is the accelerator if there is one and the CPU otherwise.
+    """Return the named device; ``auto`` is the accelerator if one is available, otherwise the CPU.
 
     Raises:
-        ValueError: torch knows no such device, or has none here.
+        ValueError: invalid name, or the device is not available.
     """
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -15,4 +15,4 @@ def pick_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device: {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"device: expected an available device, got {name!r}; {str(error).splitlines()[0]}") from error

@@ -1,27 +1,27 @@
-"""Argument checks and error types that all packages share."""
+"""Error types, argument checks and message helpers shared by all packages."""
 
 import difflib
 from collections.abc import Iterable
 
 
 def choose(argument: str, value: str, choices: Iterable[str]) -> None:
-    """Refuse a value that is not among the choices.
+    """Check that a value is one of the legal choices.
 
     Raises:
-        ValueError: naming the argument, the closest choice and all choices.
+        ValueError: illegal value; the message lists the choices and suggests the closest.
     """
     names = tuple(choices)
     if value not in names:
         close = difflib.get_close_matches(str(value), names, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"{argument}: expected one of {', '.join(names)}; got {value!r}{hint}")
+        raise ValueError(f"{argument}: expected one of {', '.join(names)}, got {value!r}{hint}")
 
 
 class ImageError(ValueError):
-    """An image that cannot be used: ``path`` says which one and ``reason`` why, in plain words."""
+    """An image that cannot be used: ``path`` names it, ``reason`` describes the problem."""
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)  # both in args, so that the error survives a worker process
+        super().__init__(path, reason)  # both in args, so that the error can be pickled by worker processes
         self.path = path
         self.reason = reason
 
@@ -30,19 +30,23 @@ class ImageError(ValueError):
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """The close matches as the end of a message; empty without any."""
+    """Return a "did you mean" suffix for a message, or an empty string if no known name is close."""
     close = difflib.get_close_matches(name, list(known), n=3)
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def list_some(names: Iterable[str]) -> str:
-    """Joins names for a message, not more than ten of them."""
+    """Join names for a message: at most ten, then how many more there are."""
     names = list(names)
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def require_positive(options: object, *names: str) -> None:
-    """Refuse options of these names that are below 1."""
+    """Check that the named attributes of an options object are at least 1.
+
+    Raises:
+        ValueError: an attribute is below 1.
+    """
     for name in names:
         if getattr(options, name) < 1:
-            raise ValueError(f"{name}: expected at least 1; got {getattr(options, name)}")
+            raise ValueError(f"{name}: expected at least 1, got {getattr(options, name)}")

@@ -1,4 +1,4 @@
-"""Which images share a batch: every one once, of like height and width, the same for the same seed."""
+"""Batches of an epoch: completeness, padding, budgets, shares, and reproducibility."""
 
 import itertools
 import math
@@ -29,15 +29,16 @@ def draws(*sizes: Size) -> list[Draw]:
 
 
 def padded(batch: Sequence[Draw]) -> int:
-    """Pixels of a batch, image by image on the canvas."""
-    return sum(max(draw.size[0] for draw in batch) * max(draw.size[1] for draw in batch) for _ in batch)
+    """Return the pixels of a batch after padding."""
+    height, width = (max((draw.size[axis] for draw in batch), default=0) for axis in (0, 1))
+    return len(batch) * height * width
 
 
 def members(batches: Sequence[Sequence[Draw]]) -> set[frozenset[int]]:
     return {frozenset(draw.index for draw in batch) for batch in batches}
 
 
-def share_of_pairs_that_meet_again(first: list[list[Draw]], second: list[list[Draw]]) -> float:
+def repeated_pairs(first: list[list[Draw]], second: list[list[Draw]]) -> float:
     before, after = (
         {pair for batch in batches for pair in itertools.combinations(sorted(draw.index for draw in batch), 2)}
         for batches in (first, second)
@@ -46,7 +47,7 @@ def share_of_pairs_that_meet_again(first: list[list[Draw]], second: list[list[Dr
 
 
 @given(shapes, st.integers(1, 20), st.integers(0, 3), st.integers(0, 3), st.sampled_from([None, 64]))
-def test_every_image_comes_once_an_epoch(
+def test_every_image_appears_once_per_epoch(
     sizes: list[Size], batch: int, epoch: int, seed: int, side: int | None
 ) -> None:
     batches = epoch_batches(sizes, batch, epoch, seed, side)
@@ -61,7 +62,7 @@ def test_every_image_comes_once_an_epoch(
 
 
 @given(shapes, st.integers(1, 20), st.sampled_from([1, 1.3, 4, 20]), st.integers(1, 5), st.integers(0, 3))
-def test_parts_are_within_the_budget(sizes: list[Size], batch: int, times: float, world: int, epoch: int) -> None:
+def test_shares_are_within_the_budget(sizes: list[Size], batch: int, times: float, world: int, epoch: int) -> None:
     budget = int(times * max((height * width for height, width in sizes), default=1))
     batches = epoch_batches(sizes, batch, epoch, 0, None, budget, world)
     assert sorted(draw.index for group in batches for draw in group) == list(range(len(sizes)))
@@ -71,80 +72,79 @@ def test_parts_are_within_the_budget(sizes: list[Size], batch: int, times: float
         assert all(padded(share(group, rank, world)) <= budget for rank in range(world))
 
 
-def test_a_wide_budget_changes_nothing() -> None:
+def test_large_budget_has_no_effect() -> None:
     sizes = random_sizes(100)
     assert epoch_batches(sizes, 8, 1, 0, None, 8 * 500 * 500) == epoch_batches(sizes, 8, 1, 0, None)
 
 
-def test_a_budget_lets_small_images_share_batches_and_leaves_large_ones_alone() -> None:
+def test_budget_separates_large_images_and_groups_small_ones() -> None:
     sizes = [(100, 100)] * 3 + [(10, 10)] * 90
     batches = epoch_batches(sizes, 30, 0, 0, None, 15_000)
     assert sorted(len(group) for group in batches) == [1] * 3 + [30] * 3
 
 
-def test_the_part_with_one_image_more_is_within_the_budget() -> None:
+def test_longest_share_is_within_the_budget() -> None:
     sizes = [(10, 20), (20, 10), (14, 14)]
     assert len(epoch_batches(sizes, 3, 0, 0, None, 420, world=2)) == 2
     assert len(epoch_batches(sizes, 3, 0, 0, None, 800, world=2)) == 1
 
 
-def test_with_a_budget_processes_take_as_many_images_each() -> None:
+def test_budgeted_batches_divide_evenly_among_processes() -> None:
     sizes = random_sizes(200)
     batches = epoch_batches(sizes, 64, 0, 0, None, 600_000, world=4)
     assert sum(len(group) % 4 > 0 for group in batches) <= 2
 
 
-def test_without_a_budget_steps_do_not_depend_on_processes() -> None:
+def test_batches_without_a_budget_do_not_depend_on_processes() -> None:
     sizes = random_sizes(100)
     assert epoch_batches(sizes, 16, 0, 0, None, world=4) == epoch_batches(sizes, 16, 0, 0, None)
 
 
-def test_equal_sizes_waste_nothing_and_meet_others() -> None:
+def test_equal_sizes_need_no_padding_and_are_regrouped() -> None:
     sizes = [(32, 48)] * 200
     first, second = (epoch_batches(sizes, 10, epoch, 0, None) for epoch in (0, 1))
     assert waste(first, sizes) == 0
-    assert share_of_pairs_that_meet_again(first, second) < 0.15
+    assert repeated_pairs(first, second) < 0.15
 
 
-def test_images_in_a_row_meet_others() -> None:
+def test_increasing_sizes_are_regrouped() -> None:
     sizes = [(500 + number, 500) for number in range(200)]
     first, second = (epoch_batches(sizes, 10, epoch, 0, None) for epoch in (0, 1))
-    assert share_of_pairs_that_meet_again(first, second) < 0.6
+    assert repeated_pairs(first, second) < 0.6
     assert waste(first, sizes) < 0.03
 
 
-def test_two_shapes_do_not_meet() -> None:
+def test_two_shapes_are_not_mixed() -> None:
     sizes = [(300, 200), (200, 300)] * 48
     batches = epoch_batches(sizes, 16, 3, 0, None)
     assert waste(batches, sizes) == 0
     assert [len(group) for group in batches] == [16] * 6
 
 
-def test_one_image_more_than_whole_batches() -> None:
+def test_batch_lengths_are_balanced() -> None:
     assert sorted(len(group) for group in epoch_batches(random_sizes(33), 16, 0, 0, None)) == [11, 11, 11]
 
 
-def test_one_image_and_none() -> None:
+def test_one_image_and_no_images() -> None:
     assert epoch_batches([(5, 7)], 16, 2, 3, None) == [[Draw(0, (5, 7), "augment 3 2 0")]]
     assert epoch_batches([], 16, 0, 0, None) == epoch_batches([], 16, 0, 0, 64) == []
     assert epoch_batches([], 16, 0, 0, None, 100) == []
     assert count_batches([], 16) == count_batches([], 16, 100) == 0
 
 
-def test_like_shapes_meet_and_others_do_not() -> None:
+def test_similar_shapes_are_grouped() -> None:
     rng = np.random.default_rng(0)
     sizes = [(int(h), int(w)) for h, w in np.exp(rng.uniform(np.log(60), np.log(500), (1024, 2)))]
     random_order = [draws(*sizes)[first : first + 8] for first in range(0, 1024, 8)]
     assert waste(random_order, sizes) > 0.7
     epochs = [epoch_batches(sizes, 8, epoch, 0, None) for epoch in range(3)]
     assert all(waste(batches, sizes) < 0.16 for batches in epochs)
-    again = [share_of_pairs_that_meet_again(*pair) for pair in itertools.pairwise(epochs)]
-    assert all(pairs < 0.45 for pairs in again)
+    assert all(repeated_pairs(*pair) < 0.45 for pair in itertools.pairwise(epochs))
 
 
 @pytest.mark.parametrize("side", [None, 64])
 @pytest.mark.parametrize("budget", [None, 900_000])
-def test_batches_follow_from_seed_and_epoch(side: int | None, budget: int | None) -> None:
+def test_batches_depend_only_on_seed_and_epoch(side: int | None, budget: int | None) -> None:
     if side and budget:
         return
     sizes = random_sizes(200)
@@ -155,7 +155,7 @@ def test_batches_follow_from_seed_and_epoch(side: int | None, budget: int | None
 
 
 @pytest.mark.parametrize("budget", [None, 900_000])
-def test_the_first_batch_of_all_has_the_most_padded_pixels(budget: int | None) -> None:
+def test_first_batch_of_epoch_0_is_the_largest(budget: int | None) -> None:
     sizes = random_sizes(400)
     batches = epoch_batches(sizes, 8, 0, 5, None, budget)
     assert padded(batches[0]) == max(padded(batch) for batch in batches)
@@ -166,25 +166,25 @@ def test_the_first_batch_of_all_has_the_most_padded_pixels(budget: int | None) -
 
 
 @given(st.lists(st.tuples(sides, sides), max_size=40), st.integers(2, 12))
-def test_shares_make_up_the_batch(sizes: list[Size], world: int) -> None:
+def test_shares_partition_the_batch(sizes: list[Size], world: int) -> None:
     batch = draws(*sizes)
     parts = [share(batch, rank, world) for rank in range(world)]
     assert sorted(draw.index for part in parts for draw in part) == list(range(len(sizes)))
     lengths = [len(part) for part in parts]
     assert max(lengths) - min(lengths) <= 1
-    assert lengths == sorted(lengths, reverse=True)  # with fewer images than processes the last have none
+    assert lengths == sorted(lengths, reverse=True)  # with fewer images than processes, the last shares are empty
     together = list(itertools.chain(*parts))
     assert any([d.size[axis] for d in together] == sorted(s[axis] for s in sizes) for axis in (0, 1))
 
 
-def test_shares_are_sorted_by_the_side_that_saves_more() -> None:
-    low_and_high = draws((10, 90), (90, 80), (11, 81), (91, 90))
-    assert [[d.index for d in share(low_and_high, rank, 2)] for rank in (0, 1)] == [[0, 2], [1, 3]]
-    turned = [replace(draw, size=draw.size[::-1]) for draw in low_and_high]
-    assert [[d.index for d in share(turned, rank, 2)] for rank in (0, 1)] == [[0, 2], [1, 3]]
+def test_shares_are_sorted_by_the_side_with_less_padding() -> None:
+    batch = draws((10, 90), (90, 80), (11, 81), (91, 90))
+    assert [[d.index for d in share(batch, rank, 2)] for rank in (0, 1)] == [[0, 2], [1, 3]]
+    transposed = [replace(draw, size=draw.size[::-1]) for draw in batch]
+    assert [[d.index for d in share(transposed, rank, 2)] for rank in (0, 1)] == [[0, 2], [1, 3]]
 
 
-def test_a_batch_with_fewer_images_than_processes_leaves_the_last_without() -> None:
+def test_last_shares_are_empty_with_fewer_images_than_processes() -> None:
     batch = draws((10, 10), (20, 20))
     assert [len(share(batch, rank, 4)) for rank in range(4)] == [1, 1, 0, 0]
     assert [share([], rank, 2) for rank in range(2)] == [[], []]
@@ -198,22 +198,22 @@ def test_waste() -> None:
     assert waste([], sizes) == 0
 
 
-def test_wrong_arguments_are_named() -> None:
+def test_rejects_invalid_arguments() -> None:
     sizes = [(10, 10), (30, 50), (20, 20)]
     for call in (
         lambda: epoch_batches(sizes, 2, 0, 0, None, 1499),
         lambda: count_batches(sizes, 2, 1499),
     ):
-        with pytest.raises(ValueError, match=r"budget: image 1 of 30 x 50 .* expected 1500 or more; got 1499"):
+        with pytest.raises(
+            ValueError, match=r"budget: expected at least 1500 pixels, the area of image 1 with 30 x 50 .*, got 1499"
+        ):
             call()
     assert len(epoch_batches(sizes, 2, 0, 0, None, 1500)) == 2
-    with pytest.raises(
-        ValueError, match="budget: squares are bounded by batch alone, expected None; got 9 with side 8"
-    ):
+    with pytest.raises(ValueError, match="budget: expected None when side is given, got 9 with side 8"):
         epoch_batches(sizes, 2, 0, 0, 8, 9)
-    with pytest.raises(ValueError, match="batch: expected 1 or more; got 0"):
+    with pytest.raises(ValueError, match="batch: expected at least 1, got 0"):
         epoch_batches(sizes, 0, 0, 0, None)
-    with pytest.raises(ValueError, match="world: expected 1 or more; got 0"):
+    with pytest.raises(ValueError, match="world: expected at least 1, got 0"):
         epoch_batches(sizes, 2, 0, 0, None, world=0)
     for rank, world in ((2, 2), (-1, 2), (0, 0)):
         with pytest.raises(ValueError, match=f"rank: expected 0..world - 1 .* got rank {rank} of world {world}"):
@@ -231,6 +231,6 @@ def test_schedules() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "large", "224-180", "0", "9000", "180,", "180-224,300", "-180"])
-def test_wrong_schedules_are_named(text: str) -> None:
+def test_rejects_invalid_schedules(text: str) -> None:
     with pytest.raises(ValueError, match="sizes: expected"):
         Schedule.parse(text)

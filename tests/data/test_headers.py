@@ -1,4 +1,4 @@
-"""What headers tell: decompression bombs, without filling the memory, and EXIF data behind the pixels."""
+"""Checks before decoding: decompression bombs, pixel layout, and EXIF data after the pixels."""
 
 import io
 import struct
@@ -16,6 +16,7 @@ from sppnet.data.headers import describe_bomb, raw_mode
 from sppnet.data.images import exif_turn, image_size, load_image, open_image
 from sppnet.errors import ImageError
 from tests.helpers.defects import bomb
+from tests.helpers.image_bytes import encode
 
 MODES = ("1", "L", "P", "P;1", "LA", "I;16", "RGB", "RGB;16", "RGBA")
 
@@ -45,17 +46,17 @@ print(peak() - before)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_small_bomb_is_an_image_like_any_other(mode: str) -> None:
+def test_small_uniform_images_are_accepted(mode: str) -> None:
     assert load_image(bomb(1_500, mode)).size == (1_500, 1_500)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_bomb_is_refused_before_it_is_decoded(mode: str, tmp_path: Path) -> None:
+def test_rejects_bombs(mode: str, tmp_path: Path) -> None:
     data = bomb(9_000, mode)
     (tmp_path / "bomb.png").write_bytes(data)
     reason = (
         rf"decompression bomb: 9000 x 9000 pixels \(height x width\), 243 MB as RGB, in a file of {len(data):,} bytes;"
-        " no photograph shrinks 500 times"
+        " no photograph compresses 500-fold"
     )
     with pytest.raises(ImageError, match=rf"bomb\.png: {reason}"):
         load_image(tmp_path / "bomb.png")
@@ -64,7 +65,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(mode: str, tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-def test_refusing_bombs_takes_less_than_50_mb(tmp_path: Path) -> None:
+def test_rejecting_bombs_takes_less_than_50_mb(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "good.png")
     paths = [tmp_path / f"{side} {mode}.png" for side in (9_000, 14_000) for mode in MODES]
     for path in paths:
@@ -75,9 +76,9 @@ def test_refusing_bombs_takes_less_than_50_mb(tmp_path: Path) -> None:
         options = {"compression": "tiff_adobe_deflate"} if form == "TIFF" else {"lossless": True}
         Image.new("L", (6_000, 6_000)).save(paths[-1], form, **options)
     command = [sys.executable, "-c", _MEMORY, str(tmp_path / "good.png"), *map(str, paths)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert not done.stderr
-    assert int(done.stdout) < 50_000_000
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert not finished.stderr
+    assert int(finished.stdout) < 50_000_000
 
 
 @pytest.mark.parametrize(
@@ -92,23 +93,43 @@ def test_refusing_bombs_takes_less_than_50_mb(tmp_path: Path) -> None:
         ("RGBA", 324_000_000),
     ],
 )
-def test_500_times_the_file_is_the_limit(mode: str, stored: int) -> None:
+def test_compression_ratio_limit_is_500(mode: str, stored: int) -> None:
     image = Image.open(io.BytesIO(bomb(9_000, mode)))
     assert describe_bomb(image, stored // 500) is None
     assert describe_bomb(image, stored // 500 - 1) is not None
 
 
-def test_nothing_below_50_mb_is_a_bomb() -> None:
+def test_images_below_50_mb_are_not_bombs() -> None:
     assert describe_bomb(Image.open(io.BytesIO(bomb(4_082, "RGB"))), 1) is None
     assert describe_bomb(Image.open(io.BytesIO(bomb(4_083, "RGB"))), 1) is not None
 
 
-def test_masks_may_be_all_alike(tmp_path: Path) -> None:
+def test_rejects_jpeg_with_1000_scans() -> None:
+    data = encode(Image.new("RGB", (400, 300)), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    load_image(data[:-2] + data[last:-2] * 50 + data[-2:])
+    with pytest.raises(ImageError, match=r"decompression bomb: 1[0-9]{3} scans over the same pixels"):
+        load_image(data[:-2] + data[last:-2] * 1_000 + data[-2:])
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("order", "<>")
+def test_rejects_tiff_with_a_million_tiles(order: str, big: bool) -> None:
+    mark, form = (b"II" if order == "<" else b"MM"), ("HHQQ" if big else "HHII")
+    head = struct.pack(f"{order}HHHQ", 43, 8, 0, 16) if big else struct.pack(f"{order}HI", 42, 8)
+    tags = ((256, 4, 1, 1000), (257, 4, 1, 1000), (322, 4, 1, 1), (323, 4, 1, 1), (324, 4, 1_000_000, 0))
+    entries = b"".join(struct.pack(f"{order}{form}", *tag) for tag in tags)
+    data = mark + head + struct.pack(f"{order}{'Q' if big else 'H'}", len(tags)) + entries + bytes(8)
+    with pytest.raises(ImageError, match="decompression bomb: 1,000,000 strips or tiles"):
+        image_size(data)
+
+
+def test_masks_may_be_uniform(tmp_path: Path) -> None:
     (tmp_path / "mask.png").write_bytes(bomb(9_000, "1"))
     assert read_raw(tmp_path / "mask.png").shape == (9_000, 9_000)
 
 
-def test_raw_mode_is_that_of_the_file() -> None:
+def test_raw_mode() -> None:
     assert [raw_mode(Image.open(io.BytesIO(bomb(9, mode)))) for mode in ("P;1", "I;16", "RGB;16")] == [
         "P;1",
         "I;16B",
@@ -118,13 +139,11 @@ def test_raw_mode_is_that_of_the_file() -> None:
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_exif_data_behind_the_pixels_of_a_png_are_found_without_decoding_them(late: bool, tmp_path: Path) -> None:
+def test_exif_data_after_png_pixels_are_found_without_decoding(late: bool, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (300, 200, 3), np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG", **({} if late else {"exif": exif}))
-    data = stream.getvalue()
+    data = encode(Image.fromarray(pixels), "PNG", **({} if late else {"exif": exif}))
     if late:
         body = exif.tobytes().removeprefix(b"Exif\0\0")
         chunk = struct.pack(">I", len(body)) + b"eXIf" + body + struct.pack(">I", zlib.crc32(b"eXIf" + body))
@@ -134,16 +153,14 @@ def test_exif_data_behind_the_pixels_of_a_png_are_found_without_decoding_them(la
     assert image_size(path) == (200, 300)
     with open_image(str(path)) as image:
         assert image.fp
-        place = image.fp.tell()
+        position = image.fp.tell()
         assert exif_turn(image) == Image.Transpose.ROTATE_270
-        assert image.fp.tell() == place
-        assert image.tile, "it has been decoded"
-        np.testing.assert_array_equal(np.asarray(image), pixels)  # and still can be
+        assert image.fp.tell() == position
+        assert image.tile, "the image has been decoded"
+        np.testing.assert_array_equal(np.asarray(image), pixels)  # decoding still works
     np.testing.assert_array_equal(np.asarray(load_image(path)), np.rot90(pixels, -1))
 
 
-def test_a_png_cut_short_has_a_size(tmp_path: Path) -> None:
-    stream = io.BytesIO()
-    Image.new("RGB", (30, 20)).save(stream, "PNG")
-    (tmp_path / "cut.png").write_bytes(stream.getvalue()[:-20])
+def test_truncated_png_has_a_size(tmp_path: Path) -> None:
+    (tmp_path / "cut.png").write_bytes(encode(Image.new("RGB", (30, 20)), "PNG")[:-20])
     assert image_size(tmp_path / "cut.png") == (20, 30)

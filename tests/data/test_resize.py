@@ -1,3 +1,5 @@
+"""Resize policies: target sizes, limits, pixels, and parsing."""
+
 import math
 
 import numpy as np
@@ -45,7 +47,7 @@ def test_target_size(text: str, size: tuple[int, int], expected: tuple[int, int]
 
 @given(resize=RESIZES, height=SIDES, width=SIDES, interpolation=st.sampled_from(["bilinear", "bicubic"]))
 @settings(deadline=None)
-def test_target_size_is_the_size_of_the_result(resize: Resize, height: int, width: int, interpolation: str) -> None:
+def test_result_has_the_target_size(resize: Resize, height: int, width: int, interpolation: str) -> None:
     result = resize(Image.new("RGB", (width, height)), interpolation)
     assert (result.height, result.width) == resize.target_size(height, width)
     assert result.mode == "RGB"
@@ -64,7 +66,7 @@ def test_max_pixels_is_never_exceeded(height: int, width: int, max_pixels: int, 
 
 
 @given(st.integers(1, 10**5), st.integers(1, 10**5), st.integers(1, 10**7))
-def test_native_keeps_the_aspect_within_a_pixel(height: int, width: int, max_pixels: int) -> None:
+def test_native_keeps_the_aspect_ratio_within_a_pixel(height: int, width: int, max_pixels: int) -> None:
     h, w = Resize("native", None, max_pixels).target_size(height, width)
     if height * width <= max_pixels:
         assert (h, w) == (height, width)
@@ -76,7 +78,7 @@ def test_native_keeps_the_aspect_within_a_pixel(height: int, width: int, max_pix
 
 
 @given(height=SIDES, width=SIDES, spare=st.integers(0, 100))
-def test_native_leaves_small_images_as_they_are(height: int, width: int, spare: int) -> None:
+def test_native_does_not_change_small_images(height: int, width: int, spare: int) -> None:
     image = noise(height, width)
     assert Resize("native", None, height * width + spare)(image).tobytes() == image.tobytes()
 
@@ -85,17 +87,17 @@ def test_native_leaves_small_images_as_they_are(height: int, width: int, spare: 
     ("text", "size"),
     [("shorter-side:20", (20, 31)), ("square-min", (20, 20)), ("warp:20", (20, 20))],
 )
-def test_same_size_gives_the_same_pixels(text: str, size: tuple[int, int]) -> None:
+def test_unchanged_size_keeps_the_pixels(text: str, size: tuple[int, int]) -> None:
     image = noise(*size)
     assert Resize.parse(text)(image).tobytes() == image.tobytes()
 
 
 @given(height=SIDES, width=SIDES, side=st.integers(1, 40), interpolation=st.sampled_from(["bilinear", "bicubic"]))
 @settings(deadline=None, max_examples=100)
-def test_center_crop_equals_resize_then_crop(height: int, width: int, side: int, interpolation: str) -> None:
+def test_center_crop_matches_resize_then_crop(height: int, width: int, side: int, interpolation: str) -> None:
     assume(max(height, width) < 20 * min(height, width))
-    # Pillow picks the order of its two passes by the size of the result. Each pass rounds, which makes up to
-    # 2 levels; it clips too, so the contrast is kept so low that bicubic does not overshoot the range.
+    # Pillow chooses the order of its two passes by the size of the result. Rounding in each pass causes differences of
+    # up to 2 levels; low contrast keeps bicubic overshoot within the range, so that nothing is clipped.
     image = noise(height, width).point([90 + value // 4 for value in range(256)] * 3)
     short = math.floor(side / 0.875 + 0.5)
     full = Resize("shorter-side", short, 10**9)(image, interpolation)
@@ -105,14 +107,14 @@ def test_center_crop_equals_resize_then_crop(height: int, width: int, side: int,
     assert np.abs(result - expected).max() <= 2
 
 
-def test_center_crop_at_its_own_size_is_the_centre() -> None:
+def test_center_crop_without_scaling_is_the_center() -> None:
     image = noise(256, 300)
     result = Resize("center-crop", 224)(image)
     assert result.tobytes() == image.crop((38, 16, 262, 240)).tobytes()
 
 
-def test_center_crop_of_a_long_thin_image_takes_little_memory() -> None:
-    # Resized as a whole it would have 256 x 15,360,000 pixels.
+def test_center_crop_of_a_long_thin_image_needs_little_memory() -> None:
+    # The whole image would be resized to 256 x 15,360,000 pixels.
     assert Resize("center-crop", 224)(Image.new("RGB", (60_000, 1))).size == (224, 224)
 
 
@@ -123,7 +125,7 @@ def test_shrinking_is_antialiased() -> None:
     assert 100 < result.min() <= result.max() < 160
 
 
-def test_interpolation_is_used() -> None:
+def test_interpolation_modes_match_pillow() -> None:
     image = noise(10, 10)
     bicubic, bilinear = (image.resize((7, 7), f) for f in (Image.Resampling.BICUBIC, Image.Resampling.BILINEAR))
     assert Resize("warp", 7)(image).tobytes() == bicubic.tobytes()
@@ -146,13 +148,13 @@ def test_parse(text: str, expected: Resize) -> None:
     assert Resize.parse(text) == expected
 
 
-def test_parse_takes_the_default_side_and_max_pixels() -> None:
+def test_parse_uses_the_default_side_and_max_pixels() -> None:
     assert Resize.parse("warp", default_side=96, max_pixels=5) == Resize("warp", 96, 5)
     assert Resize.parse("native", default_side=96) == Resize("native")
 
 
 @given(RESIZES)
-def test_parse_of_str_gives_the_same(resize: Resize) -> None:
+def test_parse_inverts_str(resize: Resize) -> None:
     assert Resize.parse(str(resize), max_pixels=resize.max_pixels) == resize
 
 
@@ -163,33 +165,36 @@ def test_str() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("shortest-side", r"one of native, shorter-side, .* got 'shortest-side'; did you mean shorter-side"),
-        ("zzz:3", r"resize policy must be one of native, .*, center-crop, got 'zzz'$"),
-        ("", "resize policy must be one of"),
+        (
+            "shortest-side",
+            r"one of native, shorter-side, .*, got 'shortest-side'; did you mean shorter-side",
+        ),
+        ("zzz:3", r"resize: expected one of native, .*, center-crop, got 'zzz'$"),
+        ("", "resize: expected one of"),
         ("Warp", "did you mean warp"),
-        ("native:224", "resize policy native takes no side, got 224"),
-        ("square-min 3", "resize policy square-min takes no side, got 3"),
-        ("warp:0", "resize policy warp needs a side of 1 to 8192 pixels, got 0"),
-        ("warp:8193", "needs a side of 1 to 8192 pixels, got 8193"),
-        ("warp:-3", "resize must be POLICY or POLICY:SIDE, such as warp:256, got 'warp:-3'"),
-        ("warp:", "resize must be POLICY or POLICY:SIDE"),
-        ("warp:2:3", "resize must be POLICY or POLICY:SIDE"),
-        ("warp:1.5", "resize must be POLICY or POLICY:SIDE"),
+        ("native:224", "resize: expected no side for native, got 224"),
+        ("square-min 3", "resize: expected no side for square-min, got 3"),
+        ("warp:0", "resize: expected a side of 1..8192 pixels for warp, got 0"),
+        ("warp:8193", "expected a side of 1..8192 pixels for warp, got 8193"),
+        ("warp:-3", "resize: expected POLICY or POLICY:SIDE, such as warp:256, got 'warp:-3'"),
+        ("warp:", "resize: expected POLICY or POLICY:SIDE"),
+        ("warp:2:3", "resize: expected POLICY or POLICY:SIDE"),
+        ("warp:1.5", "resize: expected POLICY or POLICY:SIDE"),
     ],
 )
-def test_parse_refuses(text: str, message: str) -> None:
+def test_parse_rejects_invalid_text(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Resize.parse(text)
 
 
-def test_other_errors() -> None:
-    with pytest.raises(ValueError, match="needs a side of 1 to 8192 pixels, got None"):
+def test_rejects_other_invalid_arguments() -> None:
+    with pytest.raises(ValueError, match=r"expected a side of 1\.\.8192 pixels for warp, got None"):
         Resize("warp")
-    with pytest.raises(ValueError, match="max_pixels must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="max_pixels: expected at least 1, got 0"):
         Resize("native", None, 0)
-    with pytest.raises(ValueError, match="height and width must be 1 or more, got 0 x 5"):
+    with pytest.raises(ValueError, match="height, width: expected at least 1, got 0 x 5"):
         Resize("native").target_size(0, 5)
-    with pytest.raises(ValueError, match="interpolation must be one of bilinear, bicubic, got 'nearest'"):
+    with pytest.raises(ValueError, match="interpolation: expected one of bilinear, bicubic, got 'nearest'"):
         Resize("native")(noise(2, 2), "nearest")
-    with pytest.raises(ValueError, match=r"image must be of mode RGB, .* got mode P"):
+    with pytest.raises(ValueError, match=r"image: expected mode RGB, .* got mode P"):
         Resize("native")(Image.new("P", (2, 2)))

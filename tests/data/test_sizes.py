@@ -1,4 +1,4 @@
-"""Sizes of image files: as the loaded images have them, read once, and no bad file lost."""
+"""Sizes of image files: agreement with loaded images, caching, and unreadable files."""
 
 import json
 import os
@@ -19,13 +19,8 @@ def write_image(path: Path, height: int, width: int) -> Path:
     return path
 
 
-def touch(path: Path, nanoseconds: int) -> None:
-    status = path.stat()
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + nanoseconds))
-
-
-def lie(cache: Path, height: int) -> None:
-    """Replaces all heights in a cache, so that what comes from it can be told."""
+def set_heights(cache: Path, height: int) -> None:
+    """Replace all heights in a cache, to make its sizes differ from those of the files."""
     content = json.loads(cache.read_text())
     for entry in content["sizes"].values():
         entry[2] = height
@@ -39,29 +34,27 @@ def paths(tmp_path: Path) -> list[Path]:
 
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), max_size=6))
 @settings(max_examples=20)
-def test_sizes_are_those_of_the_loaded_images(
-    tmp_path_factory: pytest.TempPathFactory, sizes: list[tuple[int, int]]
-) -> None:
+def test_sizes_match_loaded_images(tmp_path_factory: pytest.TempPathFactory, sizes: list[tuple[int, int]]) -> None:
     folder = tmp_path_factory.mktemp("images")
     paths = [write_image(folder / f"{number}.png", *size) for number, size in enumerate(sizes)]
-    for _ in range(2):  # read, then kept
-        found, failures = read_sizes(paths, folder / "sizes.json")
-        assert list(found) == paths
+    for _ in range(2):  # from the files, then from the cache
+        result, failures = read_sizes(paths, folder / "sizes.json")
+        assert list(result) == paths
         assert not failures
-        assert found == {path: load_image(path).size[::-1] for path in paths}
+        assert result == {path: load_image(path).size[::-1] for path in paths}
 
 
-def test_turned_photographs_have_their_upright_size(tmp_path: Path) -> None:
+def test_rotated_photographs_have_their_upright_size(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (20, 10)).save(tmp_path / "turned.jpg", exif=exif)
     assert read_sizes([tmp_path / "turned.jpg"], None) == ({tmp_path / "turned.jpg": (20, 10)}, [])
 
 
-def test_known_files_are_not_read_again(paths: list[Path], tmp_path: Path) -> None:
+def test_cached_files_are_not_read_again(paths: list[Path], tmp_path: Path) -> None:
     cache = tmp_path / "made" / "sizes.json"
     assert read_sizes(paths, cache)[0][paths[0]] == (3, 6)
-    lie(cache, 99)
+    set_heights(cache, 99)
     written = cache.stat().st_mtime_ns
     assert read_sizes([*paths, paths[0]], cache)[0] == {
         path: (99, width) for path, width in zip(paths, (6, 10, 8), strict=True)
@@ -73,43 +66,41 @@ def test_known_files_are_not_read_again(paths: list[Path], tmp_path: Path) -> No
 def test_changed_files_are_read_again(paths: list[Path], tmp_path: Path, change: str) -> None:
     cache = tmp_path / "sizes.json"
     read_sizes(paths, cache)
-    lie(cache, 99)
+    set_heights(cache, 99)
     before = paths[1].stat()
     if change == "time":
-        touch(paths[1], 1)
+        os.utime(paths[1], ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     else:
         paths[1].write_bytes(paths[1].read_bytes() + b"more")
         os.utime(paths[1], ns=(before.st_atime_ns, before.st_mtime_ns))
-    for _ in range(2):  # the new entry is kept
+    for _ in range(2):  # the new entry is cached
         assert read_sizes(paths, cache)[0] == {paths[0]: (99, 6), paths[1]: (5, 10), paths[2]: (99, 8)}
 
 
-def test_entries_of_other_files_stay(paths: list[Path], tmp_path: Path) -> None:
+def test_entries_of_other_files_are_kept(paths: list[Path], tmp_path: Path) -> None:
     cache = tmp_path / "sizes.json"
     read_sizes(paths[:1], cache)
     read_sizes(paths[1:], cache)
-    lie(cache, 99)
+    set_heights(cache, 99)
     assert [size[0] for size in read_sizes(paths, cache)[0].values()] == [99, 99, 99]
 
 
-def test_a_relative_path_names_the_same_file(
-    paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_paths_use_the_same_entry(paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "sizes.json"
     read_sizes(paths, cache)
-    lie(cache, 99)
+    set_heights(cache, 99)
     monkeypatch.chdir(tmp_path)
     assert read_sizes([Path("3.png")], cache) == ({Path("3.png"): (99, 6)}, [])
 
 
-def test_bad_files_come_back_and_are_looked_at_again(paths: list[Path], tmp_path: Path) -> None:
+def test_unreadable_files_are_reported_and_not_cached(paths: list[Path], tmp_path: Path) -> None:
     cache = tmp_path / "sizes.json"
     empty, text, missing = tmp_path / "empty.png", tmp_path / "text.png", tmp_path / "missing.png"
     empty.touch()
-    text.write_text("no image at all")
+    text.write_text("not an image")
     for _ in range(2):
-        found, failures = read_sizes([empty, paths[0], text, missing, paths[1], empty], cache)
-        assert list(found) == paths[:2]
+        result, failures = read_sizes([empty, paths[0], text, missing, paths[1], empty], cache)
+        assert list(result) == paths[:2]
         assert [failure.path for failure in failures] == [str(empty), str(text), str(missing)]
         assert [failure.reason.split(":")[0] for failure in failures] == [
             "file is empty",
@@ -138,27 +129,25 @@ def test_bad_files_come_back_and_are_looked_at_again(paths: list[Path], tmp_path
         b'{"format": 1, "sizes": {"a.png": null}}',
     ],
 )
-def test_a_damaged_cache_is_named_and_replaced(
+def test_damaged_cache_is_reported_and_replaced(
     paths: list[Path], tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cache = tmp_path / "sizes.json"
     cache.write_bytes(content)
     assert [size[0] for size in read_sizes(paths, cache)[0].values()] == [3, 5, 4]
-    assert f"{cache} is no cache of image sizes and is replaced" in capsys.readouterr().err
+    assert f"{cache} is not a valid cache of image sizes and is replaced" in capsys.readouterr().err
     assert len(json.loads(cache.read_text())["sizes"]) == 3
     read_sizes(paths, cache)
     assert not capsys.readouterr().err
 
 
-def test_a_cache_that_cannot_be_written_is_named(
-    paths: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    cache = paths[0] / "sizes.json"  # a file is no folder
+def test_unwritable_cache_is_reported(paths: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cache = paths[0] / "sizes.json"  # not possible: its parent is a file
     assert len(read_sizes(paths, cache)[0]) == 3
-    assert f"{cache}: sizes of images are not kept: " in capsys.readouterr().err
+    assert f"{cache}: image sizes cannot be cached: " in capsys.readouterr().err
 
 
-def test_what_was_read_before_an_interruption_is_kept(
+def test_sizes_read_before_an_interruption_are_cached(
     paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def size_or_stop(path: Path) -> tuple[int, int]:
@@ -174,12 +163,12 @@ def test_what_was_read_before_an_interruption_is_kept(
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_many_files_show_a_bar(
+def test_many_files_show_a_progress_bar(
     paths: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     read_sizes(paths, None)
     assert "sizes" not in capsys.readouterr().err
-    monkeypatch.setattr(sizes, "_MANY", 2)
-    monkeypatch.setattr(sizes, "_QUEUED", 2)  # and they are read in turns
+    monkeypatch.setattr(sizes, "_BAR_THRESHOLD", 2)
+    monkeypatch.setattr(sizes, "_QUEUE_SIZE", 2)
     assert [size[0] for size in read_sizes(paths, None)[0].values()] == [3, 5, 4]
-    assert "sizes of the images" in capsys.readouterr().err
+    assert "image sizes" in capsys.readouterr().err

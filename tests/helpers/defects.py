@@ -1,4 +1,4 @@
-"""A folder of class folders with everything in it that goes wrong with image files, and how each is to be named."""
+"""A data set of class folders with all kinds of defective image files."""
 
 import shutil
 import struct
@@ -15,8 +15,8 @@ _PNG_FORMS |= {"I;16": (16, 0, 16), "RGB;16": (16, 2, 48), "P;1": (1, 3, 1)}
 
 
 def bomb(side: int, mode: str) -> bytes:
-    """A PNG of one colour, made without its pixels: zeros deflate to the same block again and again."""
-    depth, colour, bits = _PNG_FORMS[mode]
+    """Return a PNG of a single color, built from one repeated deflate block instead of all its pixels."""
+    depth, color, bits = _PNG_FORMS[mode]
     total = side * (1 + (side * bits + 7) // 8)
     deflate = zlib.compressobj(9, wbits=-15)
     size = 1 << 20
@@ -25,8 +25,8 @@ def bomb(side: int, mode: str) -> bytes:
     rest = deflate.compress(bytes(total % size)) + deflate.flush()
     adler = struct.pack(">I", (total % 65_521) << 16 | 1)
     pixels = b"\x78\xda" + block * (total // size) + rest + adler
-    header = struct.pack(">IIBBBBB", side, side, depth, colour, 0, 0, 0)
-    palette = _chunk(b"PLTE", b"\x80\x90\xa0") if colour == 3 else b""
+    header = struct.pack(">IIBBBBB", side, side, depth, color, 0, 0, 0)
+    palette = _chunk(b"PLTE", b"\x80\x90\xa0") if color == 3 else b""
     return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + palette + _chunk(b"IDAT", pixels) + _chunk(b"IEND", b"")
 
 
@@ -35,10 +35,10 @@ def _chunk(name: bytes, data: bytes) -> bytes:
 
 
 def write_defects(root: Path) -> dict[str, str]:
-    """Three classes of four good images each, and what is wrong beside them.
+    """Write three classes of four good images each, and defective files.
 
     Returns:
-        kind of problem of each file and folder that has one, by its path in the root.
+        Problem kind by path in the root, for each defective file or folder.
     """
     write_classes(root, 4)
     rng = np.random.default_rng(0)
@@ -50,7 +50,7 @@ def write_defects(root: Path) -> dict[str, str]:
     (blue / "page.jpg").write_bytes(b"<!DOCTYPE html><title>404 Not Found</title>")
     (blue / "noise.png").write_bytes(bytes(rng.integers(0, 256, 999, np.uint8)))
     photo.save(blue / "damaged.png")
-    _spoil(blue / "damaged.png")
+    _corrupt(blue / "damaged.png")
     (green / "bomb9000.png").write_bytes(bomb(9_000, "RGB"))
     (green / "bomb14000.png").write_bytes(bomb(14_000, "RGB"))
     Image.fromarray(rng.integers(0, 1 << 16, (50, 60), np.uint16)).save(blue / "deep.png")
@@ -92,7 +92,7 @@ def write_defects(root: Path) -> dict[str, str]:
     }
 
 
-def _spoil(path: Path) -> None:
+def _corrupt(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0xFF
     path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""A small detection data set in VOC layout: bright discs and squares on noise, written as real files."""
+"""Writer of a small detection data set in VOC layout: bright discs and squares on noise."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ CLASSES = ("disc", "square")
 
 
 def write_voc(root: Path, train: int, test: int, side: int = 96) -> Path:
-    """Images with two to four objects each, and one without any in each split."""
+    """Write images with two to four objects each, except for the first image of each split, which has none."""
     rng = np.random.default_rng(0)
     (root / "JPEGImages").mkdir(parents=True)
     (root / "Annotations").mkdir()
@@ -27,7 +27,7 @@ def write_voc(root: Path, train: int, test: int, side: int = 96) -> Path:
 
 
 def _draw(pixels: np.ndarray, rng: np.random.Generator) -> str:
-    """Objects in a corner of their own each, so that none covers another."""
+    """Draw objects in different quadrants, so that they do not overlap, and return their XML."""
     height, width = pixels.shape[:2]
     text = ""
     for corner in rng.permutation(4)[: rng.integers(2, 5)]:
@@ -37,9 +37,9 @@ def _draw(pixels: np.ndarray, rng: np.random.Generator) -> str:
         name = CLASSES[int(rng.integers(2))]
         rows, columns = np.mgrid[:size, :size] - (size - 1) / 2
         inside = rows**2 + columns**2 <= (size / 2) ** 2 if name == "disc" else np.ones((size, size), dtype=bool)
-        colour = (230, 210, 60) if name == "disc" else (60, 90, 220)
-        pixels[top : top + size, left : left + size][inside] = colour
+        color = (230, 210, 60) if name == "disc" else (60, 90, 220)
+        pixels[top : top + size, left : left + size][inside] = color
         corners = (left + 1, top + 1, left + size, top + size)
-        named = "".join(f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True))
-        text += f"<object><name>{name}</name><difficult>0</difficult><bndbox>{named}</bndbox></object>"
+        box = "".join(f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True))
+        text += f"<object><name>{name}</name><difficult>0</difficult><bndbox>{box}</bndbox></object>"
     return text

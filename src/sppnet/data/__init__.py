@@ -1,1 +1,1 @@
-"""Reading images and data sets."""
+"""Reading of images and data sets."""

@@ -1,4 +1,4 @@
-"""Where images are that a file names: below a folder on this machine, or below a URL."""
+"""Listing and lookup of image files in local folders and object stores."""
 
 import os
 import re
@@ -13,9 +13,7 @@ from sppnet.io import remote
 from sppnet.io.remote import WILDCARDS, filesystem, is_url, read_bytes, store_errors
 
 _HEADER_BYTES = 1 << 16
-
-
-_REQUESTS = 32  # headers of images in a store that are read at a time
+_REQUESTS = 32  # concurrent reads of image headers in a store
 
 
 class LocalImages:
@@ -23,68 +21,68 @@ class LocalImages:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.bare: dict[str, list[Path]] = {}
+        self.by_file_name: dict[str, list[Path]] = {}
 
     def find(self, name: str) -> list[Path]:
-        """The image of that name relative to the folder; otherwise all that have this bare name.
+        """Return the image with this path relative to the folder, or else all images with the same file name.
 
         Raises:
-            ValueError: it lies outside.
+            ValueError: the image is outside the folder.
         """
         if self.root.is_file():
             return [self.root] if Path(name).name == self.root.name else []
         if (self.root / name).is_file():
             inside = os.path.relpath(self.root / name, self.root)
             if inside.startswith(os.pardir):
-                raise ValueError(f"{name} lies outside {self.root}; name images in it")
+                raise ValueError(f"{name} is outside {self.root}; name only images in this folder")
             return [self.root / inside]
-        if not self.bare:
+        if not self.by_file_name:
             for path in list_images(self.root):
-                self.bare.setdefault(path.name, []).append(path)
-        return self.bare.get(Path(name).name, [])
+                self.by_file_name.setdefault(path.name, []).append(path)
+        return self.by_file_name.get(Path(name).name, [])
 
     def size(self, path: Path | str) -> tuple[int, int]:
-        """As :func:`sppnet.data.images.image_size`."""
+        """Return the (height, width) of an image, as :func:`sppnet.data.images.image_size`."""
         return image_size(path)
 
     def names(self) -> list[str]:
-        """All names."""
+        """Return all image names, relative to the folder."""
         present = [str(path.relative_to(self.root)) for path in list_images(self.root) if path != self.root]
         return present or [self.root.name]
 
 
 class RemoteImages:
-    """The images below a URL, listed once; :meth:`read_sizes` asks for many headers at a time."""
+    """The images below a URL, listed once; :meth:`read_sizes` reads many headers concurrently."""
 
     def __init__(self, root: str) -> None:
         self.root = root.rstrip("/")
         self.urls: dict[str, str] = {}
-        self.bare: dict[str, list[str]] = {}
+        self.by_file_name: dict[str, list[str]] = {}
         self.sizes: dict[str, tuple[int, int] | ImageError] = {}
         for url in image_names(self.root):
             name = remote.relative(url, self.root)
             self.urls[name] = url
-            self.bare.setdefault(name.rpartition("/")[2], []).append(url)
+            self.by_file_name.setdefault(name.rpartition("/")[2], []).append(url)
 
     def find(self, name: str) -> list[str]:
-        """As :meth:`LocalImages.find`."""
-        return [self.urls[name]] if name in self.urls else self.bare.get(name.rpartition("/")[2], [])
+        """Return the matching images, as :meth:`LocalImages.find`."""
+        return [self.urls[name]] if name in self.urls else self.by_file_name.get(name.rpartition("/")[2], [])
 
     def read_sizes(self, names: Iterable[str]) -> None:
-        """Read the headers of the images that these names mean."""
-        urls = [found[0] for name in names if len(found := self.find(name)) == 1]
+        """Read the sizes of the images with these names; ambiguous and missing names are skipped."""
+        urls = [matches[0] for name in names if len(matches := self.find(name)) == 1]
         with ThreadPoolExecutor(_REQUESTS) as pool:
             self.sizes = dict(zip(urls, pool.map(_size_or_error, urls), strict=True))
 
     def size(self, path: Path | str) -> tuple[int, int]:
-        """(height, width) of an image that :meth:`read_sizes` was asked for."""
-        found = self.sizes[str(path)]
-        if isinstance(found, ImageError):
-            raise found
-        return found
+        """Return the (height, width) of an image; call :meth:`read_sizes` with its name first."""
+        size = self.sizes[str(path)]
+        if isinstance(size, ImageError):
+            raise size
+        return size
 
     def names(self) -> list[str]:
-        """All names."""
+        """Return all image names, relative to the URL."""
         return list(self.urls)
 
 
@@ -96,13 +94,13 @@ def _size_or_error(url: str) -> tuple[int, int] | ImageError:
 
 
 def list_images(path: str | os.PathLike[str]) -> list[Path]:
-    """Lists the image files of a folder and of the folders in it, in sorted order.
+    """List the image files of a folder and its subfolders, in the order of `walk_files`.
 
-    A file counts as an image by its extension, in either case; hidden files and folders are left out. A path
-    to a file is listed whatever its extension, for it was named on purpose.
+    Images are recognized by their extension, ignoring case; hidden files and folders are skipped. A single
+    file is returned unchanged, whatever its extension.
 
     Raises:
-        ImageError: if the path does not exist or the folder holds no image.
+        ImageError: the path does not exist, or the folder contains no images.
     """
     path = Path(path)
     if path.is_file():
@@ -112,84 +110,85 @@ def list_images(path: str | os.PathLike[str]) -> list[Path]:
     extensions = image_extensions()
     images = [file for file in walk_files(path) if file.suffix.lower() in extensions]
     if not images:
-        raise ImageError(str(path), "the folder holds no image (no file ends in .jpg, .png or the like)")
+        raise ImageError(str(path), "the folder contains no images (no file ends in .jpg, .png or similar)")
     return images
 
 
 def walk_files(folder: Path) -> Iterator[Path]:
-    """Yields the files of a folder, then those of the folders in it, each in sorted order.
+    """Yield the files of a folder, then those of its subfolders, each in sorted order.
 
-    Hidden files and folders are left out. Links are followed, and every folder is entered once.
+    Hidden files and folders are skipped. Links are followed; every folder is visited once.
 
     Raises:
-        OSError: if a folder cannot be read.
+        OSError: a folder cannot be read.
     """
 
     def stop(error: OSError) -> None:
         raise error
 
-    seen = set()
+    visited = set()
     for current, folders, files in os.walk(folder, onerror=stop, followlinks=True):
         real = os.path.realpath(current)
-        if real in seen:  # a link back up would go round for ever
+        if real in visited:  # otherwise a link to a parent folder would recurse forever
             folders.clear()
             continue
-        seen.add(real)
+        visited.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(current, name) for name in sorted(files) if not name.startswith("."))
 
 
 def image_names(name: str) -> list[str]:
-    """The image files of a folder or a pattern, as :func:`sppnet.data.listing.list_images` lists those of a folder.
+    """List the image files of a path, URL or pattern, in the order of `list_images`.
 
     Args:
-        name: path or URL of a file or a folder, or such a pattern as ``s3://bucket/photos/**/*.jpg``.
+        name: path or URL of a file or folder, or a pattern such as ``s3://bucket/photos/**/*.jpg``.
 
     Raises:
-        ImageError: there is no such file or folder, or it holds no image.
-        OSError: it cannot be read.
+        ImageError: the file or folder does not exist, or contains no images.
+        OSError: the file or folder cannot be read.
     """
-    wild = any(character in name for character in WILDCARDS)
-    if not is_url(name) and (Path(name).exists() or not wild):
+    is_pattern = any(character in name for character in WILDCARDS)
+    if not is_url(name) and (Path(name).exists() or not is_pattern):
         return [str(path) for path in list_images(name)]
     files, path = filesystem(name)
     try:
         with store_errors(name):
             if files.isfile(path):
                 return [name]
-            found = files.glob(path) if wild else files.find(path)
+            matches = files.glob(path) if is_pattern else files.find(path)
     except FileNotFoundError:
-        found = []
-    # Of a pattern, all before the first wild character was named on purpose, hidden folders included.
-    root = re.split(f"[{re.escape(WILDCARDS)}]", path)[0].rpartition("/")[0] if wild else path
-    if not found:
-        raise ImageError(name, "no file fits the pattern" if wild else "no such file or folder")
+        matches = []
+    # Hidden folders before the first wildcard were named explicitly, so they are not skipped.
+    root = re.split(f"[{re.escape(WILDCARDS)}]", path)[0].rpartition("/")[0] if is_pattern else path
+    if not matches:
+        raise ImageError(name, "no file matches the pattern" if is_pattern else "no such file or folder")
     extensions = image_extensions()
-    kept = []
-    for file in found:
+    images = []
+    for file in matches:
         parts = PurePosixPath(file[len(root) :].lstrip("/")).parts
         if PurePosixPath(file).suffix.lower() in extensions and not any(part.startswith(".") for part in parts):
-            kept.append((_walk_order(parts), file))
-    if not kept:
-        raise ImageError(name, "the folder holds no image (no file ends in .jpg, .png or the like)")
-    return [files.unstrip_protocol(file) if is_url(name) else file for _, file in sorted(kept)]
+            images.append((_walk_order(parts), file))
+    if not images:
+        raise ImageError(name, "the folder contains no images (no file ends in .jpg, .png or similar)")
+    return [files.unstrip_protocol(file) if is_url(name) else file for _, file in sorted(images)]
 
 
 def image_source(where: Path | str) -> Path | bytes:
-    """What :func:`sppnet.data.images.load_image` takes for this image.
+    """Return a source for :func:`sppnet.data.images.load_image`: the path of a local image, the bytes of a remote one.
 
     Raises:
-        ImageError: there is no such file, or it may not be read.
-        OSError: the store does not answer. That says nothing about the image.
+        ImageError: the file does not exist, or reading it is not permitted.
+        OSError: the store does not respond, which is not an error of the image.
     """
     return where if isinstance(where, Path) else _read_image(where)
 
 
 def header_size(where: Path | str) -> tuple[int, int]:
-    """As :func:`sppnet.data.images.image_size`; of an image in a store the first 64 KB are read, and all if need be.
+    """Return the (height, width) of an image; in a store, only the first 64 KB are read if they suffice.
 
     Raises:
-        ImageError, OSError: as :func:`image_source`; or it is not an image.
+        ImageError: as `image_source`, or the file is not an image.
+        OSError: as `image_source`.
     """
     if isinstance(where, Path):
         return image_size(where)
@@ -218,5 +217,5 @@ def _read_image(url: str, end: int | None = None) -> bytes:
 
 
 def _walk_order(parts: tuple[str, ...]) -> tuple[tuple[bool, str], ...]:
-    """The files of a folder before those of the folders in it."""
+    """Return a sort key that puts the files of a folder before those of its subfolders."""
     return tuple((number < len(parts) - 1, part) for number, part in enumerate(parts))

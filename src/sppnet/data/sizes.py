@@ -1,4 +1,4 @@
-"""Sizes of many image files, read from their headers once and kept in a file."""
+"""Sizes of many image files, read from their headers and cached in a file."""
 
 import itertools
 import json
@@ -12,7 +12,7 @@ from sppnet.data.images import image_size
 from sppnet.errors import ImageError
 from sppnet.io.files import write_text
 
-# Shorter side in pixels and width over height: the first bound that a value stays below names its group.
+# Groups of shorter sides (pixels) and aspect ratios (width / height): (exclusive upper bound, name).
 SIDES = ((128, "shorter side < 128"), (224, "128-223"), (320, "224-319"), (512, "320-511"), (1 << 30, "512 and more"))
 ASPECTS = (
     (0.5, "width/height < 1:2"),
@@ -23,61 +23,59 @@ ASPECTS = (
 )
 
 _FORMAT = 1
-_MANY = 5000  # files; of more a bar is shown
-_THREADS = 16  # they wait for the disk
-_QUEUED = 10_000  # files that wait for a thread
+_BAR_THRESHOLD = 5000  # a progress bar is shown for more files
+_THREADS = 16  # they mostly wait for the disk
+_QUEUE_SIZE = 10_000
 
-# Bytes of the file, nanoseconds of its last change, height, width.
-_Entry = tuple[int, int, int, int]
+_Entry = tuple[int, int, int, int]  # file size in bytes, modification time in ns, height, width
 
 
 def read_sizes(
     paths: Iterable[Path], cache: Path | None = None
 ) -> tuple[dict[Path, tuple[int, int]], list[ImageError]]:
-    """Sizes of image files, as `load_image` gives them, without decoding anything.
+    """Return the sizes of image files as loaded by `load_image`, without decoding them.
 
     Args:
-        paths: of the files; one that comes twice counts once.
-        cache: a JSON file that keeps sizes by path. A file whose length or time of last change differs is read again;
-            entries of other files stay. A damaged cache counts as empty and is replaced, one that cannot be written
-            is left; the console says so. Only one process may use it at a time. None keeps nothing.
+        paths: image files; duplicates are ignored.
+        cache: JSON file that stores sizes by path; None for no cache. Files whose length or modification time changed
+            are read again; entries of files not in `paths` are kept. A damaged cache is replaced, and failure to write
+            it is not an error; both print a message. Must not be used by several processes at the same time.
 
     Returns:
-        (height, width) by path, in the order of the paths, and what is wrong with the files that have none. These are
-        not kept, and looked at again each time.
+        (height, width) by path, in the order of `paths`, and the errors of the unreadable files. Errors are not cached.
     """
     unique = list(dict.fromkeys(paths))
     known = {} if cache is None else _read_cache(cache)
     sizes, failures, fresh = {}, [], {}
-    found: Iterable[_Entry | ImageError] = _look_at_all(unique, known)
-    if len(unique) > _MANY:
-        found = track(found, "sizes of the images", len(unique))
+    entries: Iterable[_Entry | ImageError] = _read_entries(unique, known)
+    if len(unique) > _BAR_THRESHOLD:
+        entries = track(entries, "image sizes", len(unique))
     try:
-        for path, entry in zip(unique, found, strict=True):
+        for path, entry in zip(unique, entries, strict=True):
             if isinstance(entry, ImageError):
                 failures.append(entry)
                 continue
             sizes[path] = entry[2:]
             if known.get(_key(path)) != entry:
                 fresh[_key(path)] = entry
-    finally:  # what has been read is kept where the rest is interrupted
+    finally:  # also when interrupted, so that the work done so far is not lost
         if cache is not None and fresh:
             _write_cache(cache, known | fresh)
     return sizes, failures
 
 
-def _look_at_all(paths: Sequence[Path], known: dict[str, _Entry]) -> Iterator[_Entry | ImageError]:
+def _read_entries(paths: Sequence[Path], known: dict[str, _Entry]) -> Iterator[_Entry | ImageError]:
     with ThreadPoolExecutor(_THREADS, "sizes") as pool:
-        for begin in range(0, len(paths), _QUEUED):
-            yield from pool.map(_look_at, paths[begin : begin + _QUEUED], itertools.repeat(known))
+        for begin in range(0, len(paths), _QUEUE_SIZE):
+            yield from pool.map(_read_entry, paths[begin : begin + _QUEUE_SIZE], itertools.repeat(known))
 
 
-def _look_at(path: Path, known: dict[str, _Entry]) -> _Entry | ImageError:
+def _read_entry(path: Path, known: dict[str, _Entry]) -> _Entry | ImageError:
     try:
         status = path.stat()  # before the header: a file that changes in between is read again next time
         stamp = status.st_size, status.st_mtime_ns
     except OSError:
-        stamp = 0, 0  # no image is empty; what is wrong is said below
+        stamp = 0, 0  # matches no cached image; image_size reports the problem
     entry = known.get(_key(path))
     if entry is not None and entry[:2] == stamp:
         return entry
@@ -97,18 +95,18 @@ def _read_cache(cache: Path) -> dict[str, _Entry]:
     try:
         content = json.loads(cache.read_text(encoding="utf-8"))
         if content["format"] != _FORMAT:
-            raise ValueError(f"its format is {content['format']!r}, not {_FORMAT}")
-        return {path: _checked(entry) for path, entry in content["sizes"].items()}
+            raise ValueError(f"format: expected {_FORMAT}, got {content['format']!r}")
+        return {path: _check_entry(entry) for path, entry in content["sizes"].items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        _say(f"{cache} is no cache of image sizes and is replaced: {type(error).__name__}: {error}")
+        _print(f"{cache} is not a valid cache of image sizes and is replaced: {type(error).__name__}: {error}")
         return {}
 
 
-def _checked(entry: Any) -> _Entry:
-    length, changed, height, width = entry
+def _check_entry(entry: Any) -> _Entry:
+    length, modified, height, width = entry
     if not all(type(number) is int for number in entry) or min(height, width) < 1:
-        raise ValueError(f"expected bytes, time of change, height and width of a file; got {entry}")
-    return length, changed, height, width
+        raise ValueError(f"expected [bytes, mtime in ns, height, width], got {entry}")
+    return length, modified, height, width
 
 
 def _write_cache(cache: Path, entries: dict[str, _Entry]) -> None:
@@ -116,13 +114,13 @@ def _write_cache(cache: Path, entries: dict[str, _Entry]) -> None:
         cache.parent.mkdir(parents=True, exist_ok=True)
         write_text(json.dumps({"format": _FORMAT, "sizes": entries}) + "\n", cache)
     except OSError as error:
-        _say(f"{cache}: sizes of images are not kept: {error.strerror or error}")
+        _print(f"{cache}: image sizes cannot be cached: {error.strerror or error}")
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def group_of(value: float, bounds: Sequence[tuple[float, str]]) -> str:
-    """The name of the group that a value is in, by `SIDES` or `ASPECTS`."""
+    """Return the name of the group of a value, by `SIDES` or `ASPECTS`."""
     return next(name for bound, name in bounds if value < bound)

@@ -1,1 +1,1 @@
-"""Files: atomic writes, tensors, remote file systems."""
+"""Atomic file writes, safetensors files, and local and remote storage."""

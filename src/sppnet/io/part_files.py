@@ -1,4 +1,4 @@
-"""Answers for many images as JSON lines in numbered files, with an index that says what they answer."""
+"""Predictions for many images as shards of JSON lines, with an index of the settings that produced them."""
 
 import hashlib
 import json
@@ -15,13 +15,13 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Parts:
-    """A list of images cut into parts of equal length, and the folder that has a file of answers for each.
+    """A list of images cut into shards of equal length, with one file of predictions per shard.
 
     Attributes:
-        folder: where the files are, a path or a URL.
-        names: of the images, as they were listed.
-        size: images of a file, >= 1.
-        settings: all that the answers depend on, the images apart, as JSON gives it back.
+        folder: path or URL of the folder of the files.
+        names: image names, in listing order.
+        size: number of images per file, at least 1.
+        settings: everything except the images that the predictions depend on, as JSON values.
     """
 
     folder: Path | str
@@ -33,55 +33,58 @@ class Parts:
         return -(-len(self.names) // self.size)
 
     def file(self, number: int) -> str:
-        """Name of a file, such as ``part-00012.jsonl``."""
+        """Return the name of a shard file, such as ``part-00012.jsonl``."""
         return f"part-{number:05d}.jsonl"
 
     def images(self, number: int) -> list[str]:
-        """Names of the images of a file."""
+        """Return the names of the images of a shard."""
         return list(self.names[number * self.size : (number + 1) * self.size])
 
     def open(self) -> list[int]:
-        """Make the folder and its index if need be; the numbers of the files that are missing.
+        """Create the folder and its index if needed, and return the numbers of the missing files.
 
         Raises:
-            ValueError: the folder has answers to something else.
+            ValueError: the folder contains the predictions of another job.
         """
         if self.size < 1:
-            raise ValueError(f"shard: expected at least 1 image; got {self.size}")
+            raise ValueError(f"shard: expected at least 1 image, got {self.size}")
         content = self._content()
         present = remote.list_names(self.folder)
         if INDEX in present:
-            found = _read_index(self.folder)["settings"]
-            other = [
-                f"{name} {found.get(name)}, not {value}"
+            existing = _read_index(self.folder)["settings"]
+            differences = [
+                f"{name} {existing.get(name)}, not {value}"
                 for name, value in content["settings"].items()
-                if found.get(name) != value
+                if existing.get(name) != value
             ]
-            if other:
+            if differences:
                 raise ValueError(
-                    f"out: {self.folder} has answers of another job: {'; '.join(other)}; take another folder"
+                    f"out: {self.folder} contains predictions of another job: {'; '.join(differences)};"
+                    " choose another folder"
                 )
         elif any(self.file(number) in present for number in range(len(self))):
-            raise ValueError(f"out: {self.folder} has {self.file(0)} or the like but no {INDEX}; take another folder")
-        todo = [number for number in range(len(self)) if self.file(number) not in present]
-        if todo or INDEX not in present:
+            raise ValueError(
+                f"out: {self.folder} contains files such as {self.file(0)} but no {INDEX}; choose another folder"
+            )
+        missing = [number for number in range(len(self)) if self.file(number) not in present]
+        if missing or INDEX not in present:
             remote.make_folder(self.folder)
-            self._write(content)
-        return todo
+            self._write_index(content)
+        return missing
 
     def close(self, failures: Sequence[tuple[str, str]]) -> None:
-        """Write the index of the whole, and delete what killed workers left."""
+        """Write the final index, with (name, reason) of each failed image, and delete leftover temporary files."""
         content = self._content()
         content["complete"] = True
         content["shards"] = [
             {"file": self.file(number), "images": len(self.images(number))} for number in range(len(self))
         ]
         content["failures"] = [{"source": name, "reason": reason} for name, reason in failures]
-        self._write(content)
+        self._write_index(content)
         remote.remove_parts(self.folder)
 
     def lines(self, number: int) -> list[str]:
-        """The lines of a file; a line a image, in order."""
+        """Return the lines of a shard, one per image, in order."""
         text = remote.read_bytes(remote.join(self.folder, self.file(number))).decode()
         return text.splitlines()
 
@@ -98,17 +101,17 @@ class Parts:
             "failures": [],
         }
 
-    def _write(self, content: dict[str, Any]) -> None:
+    def _write_index(self, content: dict[str, Any]) -> None:
         remote.write_text(json.dumps(content, indent=1, ensure_ascii=True) + "\n", remote.join(self.folder, INDEX))
 
 
 def failure_line(name: str, reason: str) -> str:
-    """The line of an image that could not be read."""
+    """Return the JSON line for an image that could not be read."""
     return json.dumps({"source": name, "failure": reason})
 
 
 def failure_of(line: str) -> tuple[str, str] | None:
-    """Name and reason of an image that could not be read; None for an answer."""
+    """Return (name, reason) from the line of an image that could not be read, or None for a prediction."""
     if '"failure": ' not in line:
         return None
     content = json.loads(line)
@@ -116,42 +119,42 @@ def failure_of(line: str) -> tuple[str, str] | None:
 
 
 def read_answers(folder: str | Path) -> Iterator[dict[str, Any]]:
-    """The answers that ``sppnet predict --engine ray`` wrote, image by image; memory holds one file.
+    """Iterate over the predictions written by ``sppnet predict --engine ray``, holding one file in memory at a time.
 
     Args:
-        folder: a path, or a URL such as ``s3://bucket/answers``.
+        folder: path, or URL such as ``s3://bucket/answers``.
 
     Yields:
-        In the order of the images what ``sppnet predict --json`` prints of each; of one that could not be read
-        ``source`` and ``failure``, which is the reason.
+        For each image, in order, the object that ``sppnet predict --json`` prints; for an image that could not be
+        read, ``source`` and ``failure`` (the reason).
 
     Raises:
-        ValueError: no such folder, or one whose answers are not complete.
+        ValueError: the folder does not exist, or its predictions are incomplete.
         OSError: a file cannot be read.
     """
-    where = remote.place(str(folder))
-    index = _read_index(where)
+    root = remote.place(str(folder))
+    index = _read_index(root)
     if not index["complete"]:
-        raise ValueError(f"folder: the answers in {where} are not complete; the same command goes on with them")
-    return _read_files([remote.join(where, shard["file"]) for shard in index["shards"]])
+        raise ValueError(f"folder: the predictions in {root} are incomplete; run the same command again to resume")
+    return _read_files([remote.join(root, shard["file"]) for shard in index["shards"]])
 
 
-def _read_files(places: Sequence[Path | str]) -> Iterator[dict[str, Any]]:
-    for where in places:
-        for line in remote.read_bytes(where).decode().splitlines():
+def _read_files(files: Sequence[Path | str]) -> Iterator[dict[str, Any]]:
+    for file in files:
+        for line in remote.read_bytes(file).decode().splitlines():
             yield json.loads(line)
 
 
 def _read_index(folder: Path | str) -> dict[str, Any]:
-    where = remote.join(folder, INDEX)
+    file = remote.join(folder, INDEX)
     try:
-        content = json.loads(remote.read_bytes(where))
+        content = json.loads(remote.read_bytes(file))
     except FileNotFoundError as error:
         raise ValueError(
-            f"folder: expected one that `sppnet predict --engine ray` wrote; {folder} has no {INDEX}"
+            f"folder: expected output of `sppnet predict --engine ray`, got {folder}, which has no {INDEX}"
         ) from error
     except ValueError as error:
-        raise ValueError(f"folder: {where} is not JSON: {error}") from error
+        raise ValueError(f"folder: {file} is not JSON: {error}") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT or "settings" not in content:
-        raise ValueError(f"folder: {where} is no index of answers that this version reads")
+        raise ValueError(f"folder: {file} is not an index that this version of sppnet can read")
     return content

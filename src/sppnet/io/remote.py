@@ -1,4 +1,4 @@
-"""Files on disks and in object stores: names with :// go through fsspec, all others are local paths."""
+"""Local files and object stores: names with :// go through fsspec, all others are local paths."""
 
 import tempfile
 import uuid
@@ -12,34 +12,34 @@ WILDCARDS = "*?["
 
 
 def is_url(name: str | Path) -> bool:
-    """Whether a name goes through fsspec."""
+    """Return whether a name is a URL, to be opened with fsspec."""
     return "://" in str(name)
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """The file system of fsspec that a URL names, and the path on it.
+    """Return the fsspec file system of a URL, and the path on it.
 
     Raises:
-        ModuleNotFoundError: its package is not installed.
-        ValueError: there is no such protocol.
+        ModuleNotFoundError: the package for the protocol is not installed.
+        ValueError: unknown protocol.
     """
     from fsspec.core import url_to_fs
 
     protocol = url.partition("://")[0]
     try:
-        found: tuple[Any, str] = url_to_fs(url)
+        resolved: tuple[Any, str] = url_to_fs(url)
     except ImportError as error:
         package = _PACKAGES.get(protocol)
         hint = f"install it with pip install {package}" if package else str(error)
         raise ModuleNotFoundError(f"{protocol}:// needs {package or 'another package'}; {hint}") from error
     except ValueError as error:
         raise ValueError(f"{url}: expected a path, or a URL such as s3://bucket/folder; {error}") from error
-    return found
+    return resolved
 
 
 @contextmanager
 def store_errors(url: str) -> Iterator[None]:
-    """What goes wrong has the name of the place and is an OSError, as with files."""
+    """Convert errors of a store into OSErrors that name the URL, as for local files."""
     try:
         yield
     except FileNotFoundError as error:
@@ -50,27 +50,27 @@ def store_errors(url: str) -> Iterator[None]:
         raise IsADirectoryError(f"{url}: a folder, not a file") from error
     except PermissionError as error:
         raise PermissionError(f"{url}: {error}") from error
-    except Exception as error:  # stores have errors of their own, of every class
+    except Exception as error:  # stores raise their own, unrelated exception types
         raise OSError(f"{url}: {type(error).__name__}: {error}") from error
 
 
 def join(folder: Path | str, name: str) -> Path | str:
-    """A place in a folder."""
+    """Return the path or URL of a name in a folder."""
     return folder / name if isinstance(folder, Path) else f"{folder.rstrip('/')}/{name}"
 
 
 def place(name: str, folder: Path | None = None) -> Path | str:
-    """A name as it was typed, as a URL or an absolute path.
+    """Resolve a name: a URL is returned unchanged, a path is made absolute.
 
     Args:
         name: URL or path.
-        folder: that the path is relative to; None for the working directory.
+        folder: base of relative paths; None for the working directory.
     """
     return name if is_url(name) else (folder or Path.cwd()) / name
 
 
 def relative(where: Path | str, folder: Path | str) -> str:
-    """The place as seen from a folder that it is in, with slashes; its bare name if it is the folder itself."""
+    """Return a path or URL relative to a folder that contains it, with slashes; its last part if both are the same."""
     if isinstance(where, Path):
         return where.name if where == folder else where.relative_to(folder).as_posix()
     root = str(folder).rstrip("/")
@@ -78,14 +78,14 @@ def relative(where: Path | str, folder: Path | str) -> str:
 
 
 def read_bytes(where: Path | str, end: int | None = None) -> bytes:
-    """The content of a file.
+    """Return the content of a file.
 
     Args:
-        where: it is.
-        end: so many bytes from its beginning; None for all.
+        where: path or URL.
+        end: maximum number of bytes to read from the start; None for all.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     if isinstance(where, Path):
         with where.open("rb") as file:
@@ -93,7 +93,7 @@ def read_bytes(where: Path | str, end: int | None = None) -> bytes:
     files, path = filesystem(where)
     with store_errors(where):
         size = None if end is None else files.size(path)
-        # Not every store cuts a range at the end of the file.
+        # Not every store clips a range at the end of the file.
         content: bytes = (
             files.cat_file(path) if end is None or size is None or size <= end else files.cat_file(path, 0, end)
         )
@@ -101,17 +101,17 @@ def read_bytes(where: Path | str, end: int | None = None) -> bytes:
 
 
 def exists(where: Path | str) -> bool:
-    """Whether there is such a file."""
+    """Return whether a file exists."""
     if isinstance(where, Path):
         return where.exists()
     files, path = filesystem(where)
     with store_errors(where):
-        found: bool = files.exists(path)
-    return found
+        present: bool = files.exists(path)
+    return present
 
 
 def list_names(folder: Path | str) -> set[str]:
-    """Names of the files of a folder, none where there is no such folder."""
+    """Return the names of the files in a folder; empty if the folder does not exist."""
     if isinstance(folder, Path):
         return {file.name for file in folder.iterdir()} if folder.is_dir() else set()
     files, path = filesystem(folder)
@@ -131,7 +131,7 @@ def remove(where: Path | str) -> None:
 
 
 def make_folder(folder: Path | str) -> None:
-    """Make a folder where there are folders: object stores have none."""
+    """Create a folder and its parents; does nothing in object stores, which have no folders."""
     if isinstance(folder, Path):
         folder.mkdir(parents=True, exist_ok=True)
         return
@@ -142,17 +142,17 @@ def make_folder(folder: Path | str) -> None:
 
 
 def write_text(text: str, where: Path | str) -> None:
-    """Write text so that the file is either the old one or the new one."""
+    """Write text atomically, as `whole_file` does."""
     with whole_file(where) as file:
         file.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def whole_file(where: Path | str) -> Iterator[Path]:
-    """A local file to write to, which takes its place when the block ends; until then the old one is there.
+    """Write a file atomically: yields a local temporary path whose content replaces `where` when the block ends.
 
-    Several processes may do so at a time. One that is killed leaves a name with ``.part`` in it, or nothing: an object
-    appears in its store when all of it is there.
+    Several processes may write the same file at the same time. A killed process leaves a temporary file with ``.part``
+    in its name, or nothing in object stores, where an object appears only once its upload is complete.
     """
     if isinstance(where, Path):
         part = where.with_name(f"{where.stem}.{uuid.uuid4().hex}.part{where.suffix}")
@@ -176,7 +176,7 @@ def whole_file(where: Path | str) -> Iterator[Path]:
 
 
 def remove_parts(folder: Path | str) -> None:
-    """Delete what killed processes left of :func:`whole_file`, when none is at work."""
+    """Delete temporary files left by killed processes in :func:`whole_file`; call only while no process is writing."""
     for name in list_names(folder):
         if ".part" in name:
             remove(join(folder, name))
@@ -184,7 +184,7 @@ def remove_parts(folder: Path | str) -> None:
 
 @contextmanager
 def local_copy(where: Path | str) -> Iterator[Path]:
-    """A file as a local one: itself, or a copy that is deleted afterwards."""
+    """Yield a local path to a file: its own path, or for a URL a copy that is deleted afterwards."""
     if isinstance(where, Path):
         yield where
         return
@@ -197,7 +197,7 @@ def local_copy(where: Path | str) -> Iterator[Path]:
 
 
 def state(where: Path | str) -> tuple[int, int | str]:
-    """Size in bytes and time of change of a file, or what its store has in place of the time; -1 where it is not."""
+    """Return (size in bytes, modification time in ns or a store's tag such as an ETag); (-1, -1) for a missing file."""
     if isinstance(where, Path):
         try:
             stat = where.stat()
@@ -210,8 +210,8 @@ def state(where: Path | str) -> tuple[int, int | str]:
             info = files.info(path)
     except FileNotFoundError:
         return -1, -1
-    marks = (info.get(name) for name in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created"))
-    return info["size"], next((str(mark) for mark in marks if mark), "")
+    tags = (info.get(name) for name in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created"))
+    return info["size"], next((str(tag) for tag in tags if tag), "")
 
 
 def _stores_objects(url: str) -> bool:

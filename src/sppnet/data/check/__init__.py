@@ -1,1 +1,1 @@
-"""Validation of data sets (`sppnet check`)."""
+"""Data set validation (`sppnet check`)."""

@@ -1,4 +1,4 @@
-"""What a check finds: images with all that is said of them, and problems by kind."""
+"""Images and problems collected during a check."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from sppnet.data.formats.masks import LabelMap
 from sppnet.data.formats.voc import read_list
 
-# Worst first. Errors cannot be used or are wrong, warnings can but are hardly meant, notes the loader deals with.
+# Most severe first. error: unusable or wrong; warning: usable, but probably a mistake; note: the loader handles it.
 KINDS = {
     "missing": "error",
     "empty-file": "error",
@@ -46,12 +46,12 @@ KINDS = {
 
 
 class Problem(NamedTuple):
-    """What is wrong with a file or folder.
+    """A problem with a file or folder.
 
     Attributes:
-        path: of the file or folder.
+        path: path of the file or folder.
         kind: a key of `KINDS`.
-        reason: in plain words.
+        reason: description for the user.
     """
 
     path: Path
@@ -60,30 +60,30 @@ class Problem(NamedTuple):
 
     @property
     def severity(self) -> str:
-        """``error``, ``warning`` or ``note``."""
+        """Severity of the kind: ``error``, ``warning`` or ``note``."""
         return KINDS[self.kind]
 
 
 class Box(NamedTuple):
-    """Edges x1, y1, x2, y2 in pixels, of which class, and which file has it where."""
+    """An annotated box."""
 
-    name: str
-    edges: tuple[float, float, float, float]
+    name: str  # of the class
+    edges: tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels
     file: Path
-    where: str
+    where: str  # location in the file, for messages
 
 
 @dataclass
 class Item:
-    """An image file and all that a data set says of it.
+    """An image file and its annotations.
 
     Attributes:
-        path: of the image.
-        splits: that name it; none where there are no splits.
+        path: path of the image.
+        splits: splits that contain the image; empty if the data set has none.
         label: class of the image, if it has one.
-        boxes: with an area.
-        stated: the (height, width) that an annotation gives it, and its file.
-        masks: and what their ids mean; None if that is not known.
+        boxes: boxes with nonzero area.
+        stated: (height, width) stated by an annotation, and the annotation file.
+        masks: mask files and their label maps; None for an unknown label map.
     """
 
     path: Path
@@ -95,7 +95,7 @@ class Item:
 
 
 class Gathered:
-    """What is found while reading: the images by path, and the problems."""
+    """Images (by path), problems and layouts collected while reading a data set."""
 
     def __init__(self) -> None:
         self.items: dict[Path, Item] = {}
@@ -103,37 +103,37 @@ class Gathered:
         self.layouts: list[str] = []
 
     def item(self, path: Path, split: str | None = None, label: str | None = None) -> Item:
-        """The item of an image, made if need be."""
-        found = self.items.setdefault(path, Item(path, label=label))
-        if split is not None and split not in found.splits:
-            found.splits.append(split)
-        return found
+        """Return the item of an image, creating it if needed."""
+        item = self.items.setdefault(path, Item(path, label=label))
+        if split is not None and split not in item.splits:
+            item.splits.append(split)
+        return item
 
     def report(self, path: Path, kind: str, reason: str) -> None:
-        """Note a problem."""
+        """Record a problem."""
         self.problems.append(Problem(path, kind, reason))
 
 
 def listed_names(file: Path, files: dict[str, list[Path]], gathered: Gathered) -> list[str]:
-    """The names of a list, each once; none if it cannot be read."""
+    """Return the names in a list without repetitions, or nothing if the list cannot be read."""
     try:
         names = read_list(file, files)
     except ValueError as error:
         gathered.report(file, "bad-annotation", str(error))
         return []
     counts = Counter(names)
-    twice = [name for name, count in counts.items() if count > 1]
-    if twice:
-        gathered.report(file, "bad-annotation", f"must name each image once; these come again: {', '.join(twice)}")
+    repeated = [name for name, count in counts.items() if count > 1]
+    if repeated:
+        gathered.report(file, "bad-annotation", f"expected each image once, got repeated names: {', '.join(repeated)}")
     return list(counts)
 
 
-def one_image(name: str, files: dict[str, list[Path]], photos: Path, of: Path, gathered: Gathered) -> bool:
-    """Whether there is one image of a name; the problem is noted if not."""
-    found = files.get(name, [])
-    if not found:
-        gathered.report(photos / name, "missing", f"no image of this name, but {of} has it")
-    elif len(found) > 1:
-        others = ", ".join(str(path) for path in found[1:])
-        gathered.report(found[0], "bad-annotation", f"the name that {of} has is also that of {others}")
-    return len(found) == 1
+def one_image(name: str, files: dict[str, list[Path]], photos: Path, source: Path, gathered: Gathered) -> bool:
+    """Return whether a name listed in `source` matches exactly one image; otherwise report a problem."""
+    matches = files.get(name, [])
+    if not matches:
+        gathered.report(photos / name, "missing", f"no image of this name, but {source} lists it")
+    elif len(matches) > 1:
+        others = ", ".join(str(path) for path in matches[1:])
+        gathered.report(matches[0], "bad-annotation", f"ambiguous name in {source}: it also matches {others}")
+    return len(matches) == 1

@@ -1,4 +1,4 @@
-"""Which layout a data set has, and which images, classes and masks it names."""
+"""Detection of the layout of a data set, and collection of its images, classes and masks."""
 
 from pathlib import Path
 
@@ -25,15 +25,15 @@ from sppnet.errors import ImageError, suggest
 
 
 def gather(root: Path) -> Gathered:
-    """Recognise the layout of a data set and read what it names; images are not decoded.
+    """Detect the layout of a data set and collect its files and annotations without decoding images.
 
     Args:
-        root: class folders, splits of these, a CSV file, VOC or COCO, images with masks, or a folder of images; see
-            `sppnet.data.formats.class_folders`, `sppnet.data.formats.detection` and `sppnet.data.formats.segmentation`. A set may have both boxes
-            and masks.
+        root: class folders, splits of class folders, a CSV file, VOC or COCO boxes, images with masks, or a folder of
+            images; see `sppnet.data.formats.class_folders`, `sppnet.data.formats.detection` and
+            `sppnet.data.formats.segmentation`. A data set may have both boxes and masks.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: the layout is not recognized.
         OSError: a folder or file cannot be read.
     """
     if not root.exists():
@@ -49,9 +49,9 @@ def gather(root: Path) -> Gathered:
     elif root.is_dir():
         _folder(root, gathered)
     else:
-        raise ValueError(f"data: expected a folder, a .csv file of path,label or a .json file of COCO; got {root}")
+        raise ValueError(f"data: expected a folder, a .csv file of path,label or a COCO .json file, got {root}")
     if not gathered.items and not gathered.problems:
-        raise ValueError(f"data: expected images; {root} holds none (no file ends in .jpg, .png or the like)")
+        raise ValueError(f"data: expected at least one image, got none in {root} (no .jpg, .png or similar)")
     compare_classes(gathered)
     return gathered
 
@@ -73,11 +73,11 @@ def _folder(root: Path, gathered: Gathered) -> None:
 
 
 def _images(root: Path, gathered: Gathered) -> None:
-    """Class folders, in splits or not, or a folder of images."""
+    """Collect the images of class folders, with or without splits, or of a folder of images."""
     names = splits(root)
     parts: dict[str | None, Path] = {split: root / split for split in names} if names else {None: root}
-    folders = {split: _inner_folders(folder) for split, folder in parts.items()}
-    if not any(_are_classes(inner) for inner in folders.values()):
+    folders = {split: _subfolders(folder) for split, folder in parts.items()}
+    if not any(_are_classes(subfolders) for subfolders in folders.values()):
         folders = {split: [] for split in parts}
         gathered.layouts.append("images")
     else:
@@ -86,51 +86,51 @@ def _images(root: Path, gathered: Gathered) -> None:
     for split, folder in parts.items():
         classes = folders[split]
         for path in walk_files(folder):
-            inner = path.relative_to(folder).parts
-            label = inner[0] if classes and len(inner) > 1 else None
+            relative = path.relative_to(folder).parts
+            label = relative[0] if classes and len(relative) > 1 else None
             if path.suffix.lower() not in extensions:
                 if label or not classes:
-                    gathered.report(path, *_why_no_image(path))
+                    gathered.report(path, *_explain_skipped(path))
             elif classes and label is None:
-                gathered.report(path, "left-out", "an image beside the class folders, which no command reads")
+                gathered.report(path, "left-out", "an image outside the class folders; no command reads it")
             else:
                 gathered.item(path, split, label)
-        held = {item.label for item in gathered.items.values() if split is None or split in item.splits}
-        for one in classes:
-            if one.name not in held:
-                gathered.report(one, "empty-class", "a class folder without an image; it is no class")
+        labels = {item.label for item in gathered.items.values() if split is None or split in item.splits}
+        for class_folder in classes:
+            if class_folder.name not in labels:
+                gathered.report(class_folder, "empty-class", "class folder without images, not used as a class")
     trained = {folder.name for folder in folders[names[0]]} if names and names[0].lower() == SPLITS[0] else set()
-    for folder in [folder for inner in folders.values() for folder in inner]:
+    for folder in [folder for subfolders in folders.values() for folder in subfolders]:
         if trained and folder.name not in trained:
             close = suggest(folder.name, trained)
-            gathered.report(folder, "unknown-class", f"{names[0]} has no class of this name{close}")
+            gathered.report(folder, "unknown-class", f"no class of this name in {names[0]}{close}")
 
 
-def _why_no_image(path: Path) -> tuple[str, str]:
-    """Kind and reason of a file whose extension is none of images."""
-    extension = f"its extension ({path.suffix or 'none'})"
+def _explain_skipped(path: Path) -> tuple[str, str]:
+    """Return kind and reason for a file without an image extension."""
+    extension = f"extension {path.suffix}" if path.suffix else "no extension"
     try:
         with open_image(str(path)) as image:
-            # Readers that know no file by its first bytes take much for an image.
+            # Formats without a signature check accept files that are not images.
             if Image.OPEN[image.format or ""][1] is not None:
-                return "left-out", f"an image ({image.format}), but no command reads it because of {extension}"
+                return "left-out", f"{image.format} image without an image extension ({extension}); no command reads it"
     except ImageError as error:
         if error.reason == NO_HEIC:
             return "left-out", NO_HEIC
     except KeyError:
         pass
-    return "passed-over", f"no image by {extension}"
+    return "passed-over", f"not an image file ({extension})"
 
 
-def _inner_folders(folder: Path) -> list[Path]:
+def _subfolders(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
 
 
 def _are_classes(folders: list[Path]) -> bool:
-    """Whether there are two or more, of which one holds an image."""
+    """Return whether there are at least two folders and at least one of them contains an image."""
     extensions = image_extensions()
-    held = (path for one in folders for path in walk_files(one) if path.suffix.lower() in extensions)
-    return len(folders) > 1 and next(held, None) is not None
+    images = (path for folder in folders for path in walk_files(folder) if path.suffix.lower() in extensions)
+    return len(folders) > 1 and next(images, None) is not None
 
 
 def _csv(file: Path, gathered: Gathered) -> None:
@@ -145,8 +145,8 @@ def _csv(file: Path, gathered: Gathered) -> None:
         if path in lines:
             first = gathered.items[path].label
             kind = "duplicate" if first == row.label else "duplicate-across-classes"
-            also = "" if first == row.label else f" of the class {first}; here it is {row.label}"
-            gathered.report(path, kind, f"{file}, line {row.line} names the file of line {lines[path]} again{also}")
+            labels = "" if first == row.label else f", which has the class {first} instead of {row.label}"
+            gathered.report(path, kind, f"{file}, line {row.line} repeats the file of line {lines[path]}{labels}")
             continue
         lines[path] = row.line
         gathered.item(path, None, row.label)
@@ -169,24 +169,23 @@ def _masks(root: Path, layout: MaskLayout, gathered: Gathered) -> None:
             if not one_image(name, images, part.images, part.listed or part.masks, gathered):
                 continue
             item = gathered.item(images[name][0], split)
-            found = [path for ending in MASK_ENDINGS for path in masks.get(name + ending, [])]
-            used.update(found)
-            if not found:
-                gathered.report(item.path, "no-mask", f"no mask of this name in {part.masks}; left out")
-            elif len(found) > 1:
-                others = ", ".join(map(str, found))
-                gathered.report(item.path, "bad-annotation", f"an image must have one mask, got {others}")
+            matches = [path for ending in MASK_ENDINGS for path in masks.get(name + ending, [])]
+            used.update(matches)
+            if not matches:
+                gathered.report(item.path, "no-mask", f"no mask of this name in {part.masks}; skipped")
+            elif len(matches) > 1:
+                gathered.report(item.path, "bad-annotation", f"expected one mask, got {', '.join(map(str, matches))}")
             else:
-                pairs.append((item, found[0]))
+                pairs.append((item, matches[0]))
         if part.listed is None:
             for mask in sorted({path for paths in masks.values() for path in paths} - used):
-                gathered.report(mask, "no-image", f"no image of this name in {part.images}; left out")
-        if labels is None and pairs:  # of the training part, for that is what others must fit
+                gathered.report(mask, "no-image", f"no image of this name in {part.images}; skipped")
+        if labels is None and pairs:  # of the first split, training: the others must match it
             samples = [SegmentationSample(item.path, mask) for item, mask in pairs]
             try:
                 labels = layout_labels(layout, samples, rows, None, None, [])
             except ValueError as error:
                 gathered.report(part.masks, "bad-annotation", str(error))
         for item, mask in pairs:
-            if not item.masks:  # two lists may name an image
+            if not item.masks:  # an image may be in several lists
                 item.masks.append((mask, labels))

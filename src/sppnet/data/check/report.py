@@ -1,4 +1,4 @@
-"""Sizes of images counted, and what they suggest for training."""
+"""Statistics of image sizes, and the training settings they suggest."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from sppnet.data.batching import epoch_batches, waste
 from sppnet.data.sizes import ASPECTS, SIDES, group_of
 
 BATCH = 32
-_MOST_BUCKETS = 8
-_LEAST_GAIN = 0.01  # of the images' own pixels: what a bucket more must save in padding
+_MAX_BUCKETS = 8
+_MIN_GAIN = 0.01  # padding that another bucket must save, as a fraction of the pixels of all images
 
 Sizes = Int64[np.ndarray, "_ 2"]
 
 
 class Range(NamedTuple):
-    """Least, middle and greatest, in pixels."""
+    """Minimum, median and maximum, in pixels."""
 
     least: float
     median: float
@@ -27,12 +27,12 @@ class Range(NamedTuple):
 
 
 class Bucket(NamedTuple):
-    """Images of like shape.
+    """A group of images of similar shape.
 
     Attributes:
-        images: how many.
-        size: median (height, width), pixels.
-        canvas: greatest (height, width), to which a batch of them may have to be padded.
+        images: number of images.
+        size: median (height, width), in pixels.
+        canvas: maximum (height, width): the largest padded size of a batch of these images.
     """
 
     images: int
@@ -41,12 +41,12 @@ class Bucket(NamedTuple):
 
 
 class Suggestions(NamedTuple):
-    """For training at native sizes.
+    """Buckets and padding for training at native sizes.
 
     Attributes:
-        buckets: the largest first.
-        waste_random: share of padded pixels that belong to no image, for batches of `BATCH` in random order.
-        waste_sorted: the same for the batches of like shape that training makes.
+        buckets: buckets, the one with the most images first.
+        waste_random: fraction of padding in batches of `BATCH` images in random order.
+        waste_sorted: fraction of padding in batches of similar shapes, as built for training.
     """
 
     buckets: tuple[Bucket, ...]
@@ -55,10 +55,10 @@ class Suggestions(NamedTuple):
 
 
 def histograms(sizes: Sequence[tuple[int, int]]) -> tuple[dict[str, int], dict[str, int]]:
-    """Number of images by shorter side and by aspect, in the groups of `sppnet.classify.evaluate`; empty groups included.
+    """Count images by shorter side and by aspect ratio, in the groups of `sppnet.data.sizes`, empty ones included.
 
     Args:
-        sizes: (height, width) of each image, pixels.
+        sizes: (height, width) of each image, in pixels.
     """
     sides = Counter(group_of(min(size), SIDES) for size in sizes)
     aspects = Counter(group_of(width / height, ASPECTS) for height, width in sizes)
@@ -66,7 +66,7 @@ def histograms(sizes: Sequence[tuple[int, int]]) -> tuple[dict[str, int], dict[s
 
 
 def ranges(sizes: Sequence[tuple[int, int]]) -> dict[str, Range]:
-    """Least, middle and greatest height and width; empty without images."""
+    """Compute minimum, median and maximum of height and width; empty without images."""
     columns = zip(*sizes, strict=True)
     return {
         name: Range(min(values), median(values), max(values))
@@ -75,37 +75,37 @@ def ranges(sizes: Sequence[tuple[int, int]]) -> dict[str, Range]:
 
 
 def suggest_training(sizes: Sequence[tuple[int, int]]) -> Suggestions:
-    """Buckets of like shape, and what batches of `BATCH` images waste by padding.
+    """Compute buckets of similar shapes and the padding in batches of `BATCH` images.
 
     Args:
-        sizes: (height, width) of each image, pixels.
+        sizes: (height, width) of each image, in pixels.
     """
-    # Only which images meet matters here: with a side they meet at random, without one by shape.
+    # The side only selects the grouping here: random order with a side, similar shapes without.
     wasted = [waste(epoch_batches(sizes, BATCH, 0, 0, side), sizes) for side in (1, None)]
     return Suggestions(find_buckets(sizes), wasted[0], wasted[1])
 
 
 def find_buckets(sizes: Sequence[tuple[int, int]]) -> tuple[Bucket, ...]:
-    """Groups images so that padding each group to its greatest sides wastes little.
+    """Group images so that padding each group to its maximum height and width wastes few pixels.
 
-    One group is cut in two again and again, by height or by width, where that saves the most padding: until there are
-    eight, or the next cut would save less than a hundredth of the images' own pixels. No group is smaller than `BATCH`.
+    Repeatedly splits one group in two, by height or by width, where this saves the most padding: until there are eight
+    groups, or the next split would save less than 1 % of the images' pixels. No split leaves fewer than `BATCH` images.
 
     Args:
-        sizes: (height, width) of each image, pixels.
+        sizes: (height, width) of each image, in pixels.
     """
     if not sizes:
         return ()
     groups = [np.array(sizes, dtype=np.int64)]
-    own = int(groups[0].prod(1).sum())
+    pixels = int(groups[0].prod(1).sum())
     cuts = [_best_cut(groups[0])]
-    while len(groups) < _MOST_BUCKETS:
-        number = max(range(len(groups)), key=lambda index: cuts[index][0])
-        saved, halves = cuts[number]
-        if saved < _LEAST_GAIN * own:
+    while len(groups) < _MAX_BUCKETS:
+        best = max(range(len(groups)), key=lambda index: cuts[index][0])
+        saved, halves = cuts[best]
+        if saved < _MIN_GAIN * pixels:
             break
-        groups[number : number + 1] = halves
-        cuts[number : number + 1] = [_best_cut(half) for half in halves]
+        groups[best : best + 1] = halves
+        cuts[best : best + 1] = [_best_cut(half) for half in halves]
     return tuple(
         sorted(
             (Bucket(len(group), _pair(np.median(group, axis=0).round()), _pair(group.max(0))) for group in groups),
@@ -115,20 +115,20 @@ def find_buckets(sizes: Sequence[tuple[int, int]]) -> tuple[Bucket, ...]:
 
 
 def _best_cut(group: Sizes) -> tuple[int, list[Sizes]]:
-    """The padded pixels that the best cut saves, and its two parts; nothing for what is too small to cut."""
+    """Return the padding pixels saved by the best cut, and its two parts; 0 and no parts if no cut helps."""
     best: tuple[int, list[Sizes]] = (0, [])
     whole = len(group) * int(group.max(0).prod())
     for axis in (0, 1):
         ordered = group[np.argsort(group[:, axis], kind="stable")]
-        places = np.arange(BATCH, len(ordered) - BATCH + 1)
-        if not len(places):
+        positions = np.arange(BATCH, len(ordered) - BATCH + 1)
+        if not len(positions):
             continue
-        first = np.maximum.accumulate(ordered).prod(1)[places - 1] * places
-        second = np.maximum.accumulate(ordered[::-1])[::-1].prod(1)[places] * (len(ordered) - places)
-        number = int((first + second).argmin())
-        saved = whole - int((first + second)[number])
+        first = np.maximum.accumulate(ordered).prod(1)[positions - 1] * positions
+        second = np.maximum.accumulate(ordered[::-1])[::-1].prod(1)[positions] * (len(ordered) - positions)
+        index = int((first + second).argmin())
+        saved = whole - int((first + second)[index])
         if saved > best[0]:
-            best = saved, [ordered[: places[number]], ordered[places[number] :]]
+            best = saved, [ordered[: positions[index]], ordered[positions[index] :]]
     return best
 
 

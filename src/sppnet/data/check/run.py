@@ -1,4 +1,4 @@
-"""One look at every file of a data set: what cannot be used, what is hardly meant, and what the loader deals with."""
+"""Data set validation: decode every file once, and report errors, warnings and notes."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from sppnet.data.headers import raw_mode
 from sppnet.data.images import exif_turn, load_image, open_image
 from sppnet.errors import ImageError
 
-# Half a cell of a map at stride 32, the coarsest that networks usually have.
+# Half a cell of a stride-32 feature map, the coarsest in common use.
 MIN_SIDE = 16
 _KIND_OF_REASON = {
     "no such file": "missing",
@@ -29,25 +29,25 @@ _KIND_OF_REASON = {
     "file is damaged": "damaged",
     "decompression bomb": "bomb",
     "too many pixels": "too-many-pixels",
-    "too long a side": "too-many-pixels",
-    "ids that stand for no class": "unknown-id",
-    "colours that stand for no class": "unknown-id",
-    "the mask is of": "mask-size",
+    "side too long": "too-many-pixels",
+    "ids without a class": "unknown-id",
+    "colors without a class": "unknown-id",
+    "mask size": "mask-size",
 }
 _SAME_FORMATS = {"MPO": "JPEG", "DIB": "BMP"}
-_ROWS = 256
+_ROWS = 256  # image rows that are hashed at a time
 
 
 @dataclass(frozen=True)
 class Check:
-    """What a check has found.
+    """The result of a data set check.
 
     Attributes:
-        root: the data set.
-        layout: its layout in words, such as ``class folders``.
-        images: number of image files that it names.
-        sizes: (height, width) of each image that can be used, upright.
-        problems: errors first, then by kind and file.
+        root: path of the data set.
+        layout: name of its layout, such as ``class folders``.
+        images: number of image files in the data set.
+        sizes: upright (height, width) of each usable image.
+        problems: problems sorted by severity, kind and path.
     """
 
     root: Path
@@ -58,13 +58,13 @@ class Check:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of problems by kind, of the kinds that there are."""
+        """Number of problems by kind, without kinds that did not occur."""
         kinds = [problem.kind for problem in self.problems]
         return {kind: kinds.count(kind) for kind in KINDS if kind in kinds}
 
 
-class _Seen(NamedTuple):
-    """An image after decoding; neither size nor digest if it cannot be used."""
+class _Checked(NamedTuple):
+    """A checked image; without size and digest if it is unusable."""
 
     item: Item
     size: tuple[int, int] | None
@@ -73,43 +73,43 @@ class _Seen(NamedTuple):
 
 
 def check_data(root: str | Path, workers: int = 2) -> Check:
-    """Decode every image and mask of a data set once and name all that is wrong.
+    """Decode every image and mask of a data set once and report all problems.
 
     Args:
-        root: see `sppnet.data.check.layouts.gather`.
-        workers: threads that decode, >= 1; each holds one image at a time.
+        root: data set; see `sppnet.data.check.layouts.gather`.
+        workers: number of decoding threads, >= 1; each holds one image at a time.
 
     Raises:
-        ValueError: the layout is none that is known, or workers is below 1.
+        ValueError: the layout is not recognized, or `workers` is below 1.
         OSError: a folder cannot be read.
     """
     if workers < 1:
-        raise ValueError(f"workers: expected 1 thread or more; got {workers}")
+        raise ValueError(f"workers: expected at least 1, got {workers}")
     root = Path(root)
     gathered = gather(root)
     items = list(gathered.items.values())
     problems = list(gathered.problems)
-    seen = []
+    results = []
     pool = ThreadPoolExecutor(workers, "check")
     try:
-        for one in track(pool.map(_look, items), "checking", len(items)):
-            problems += one.problems
-            seen.append(one._replace(problems=[]))
+        for checked in track(pool.map(_check_item, items), "checking", len(items)):
+            problems += checked.problems
+            results.append(checked._replace(problems=[]))
     finally:
-        pool.shutdown(cancel_futures=True)  # after Ctrl-C only the images under way are finished
-    problems += [*_duplicates(seen), *_shared_files(items), *_spoilt_classes(root, seen)]
+        pool.shutdown(cancel_futures=True)  # on Ctrl-C, finish only the images that are being decoded
+    problems += [*_duplicates(results), *_shared_files(items), *_unusable_classes(root, results)]
     order = {kind: number for number, kind in enumerate(KINDS)}
     unique = sorted(dict.fromkeys(problems), key=lambda problem: (order[problem.kind], problem.path))
-    sizes = tuple(one.size for one in seen if one.size)
+    sizes = tuple(checked.size for checked in results if checked.size)
     return Check(root, " and ".join(gathered.layouts), len(items), sizes, tuple(unique))
 
 
 def kind_of(error: ImageError) -> str:
-    """The kind of problem that an error of the loader is; ``unreadable`` if it has no kind of its own."""
+    """Return the problem kind of a loader error; ``unreadable`` if no other kind matches."""
     return next((kind for start, kind in _KIND_OF_REASON.items() if error.reason.startswith(start)), "unreadable")
 
 
-def _look(item: Item) -> _Seen:
+def _check_item(item: Item) -> _Checked:
     size, digest, problems = None, b"", []
     try:
         with open_image(str(item.path)) as opened:
@@ -118,33 +118,31 @@ def _look(item: Item) -> _Seen:
         size, digest = (image.height, image.width), _digest(image)
         problems = [*notes, *_boxes(item, size)]
         if min(size) < MIN_SIDE:
-            text = (
-                f"{size[0]} x {size[1]} pixels (height x width); a shorter side below {MIN_SIDE} shows a network little"
-            )
+            text = f"{size[0]} x {size[1]} pixels (height x width); the shorter side is below {MIN_SIDE}"
             problems.append(Problem(item.path, "too-small", text))
     except ImageError as error:
         problems = [Problem(item.path, kind_of(error), error.reason)]
-    return _Seen(item, size, digest, [*problems, *_masks(item, size)])
+    return _Checked(item, size, digest, [*problems, *_masks(item, size)])
 
 
 def _notes(image: ImageFile.ImageFile, path: Path) -> Iterator[tuple[str, str]]:
-    """Kind and reason of what the loader deals with, by the header."""
+    """Yield kind and reason of each peculiarity in the header that the loader handles."""
     if image.mode.startswith("I") or ";16" in raw_mode(image):
-        yield "16-bit", f"16 bits a channel (mode {raw_mode(image) or image.mode}), scaled to 8"
+        yield "16-bit", f"16 bits per channel (mode {raw_mode(image) or image.mode}), scaled to 8"
     if image.mode == "CMYK":
-        yield "cmyk", "CMYK, converted to RGB without its colour profile"
+        yield "cmyk", "CMYK, converted to RGB without its color profile"
     if image.has_transparency_data:
-        yield "alpha", f"with transparency (mode {image.mode}), composed over white"
+        yield "alpha", f"transparency (mode {image.mode}), composited over white"
     if exif_turn(image) is not None:
-        yield "exif-turned", "turned upright, as its EXIF orientation says"
-    named = Image.registered_extensions().get(path.suffix.lower())
-    real = image.format
-    if named and real and _SAME_FORMATS.get(named, named) != _SAME_FORMATS.get(real, real):
-        yield "other-format", f"a {real} file by its content, read as that"
+        yield "exif-turned", "turned upright according to its EXIF orientation"
+    expected = Image.registered_extensions().get(path.suffix.lower())
+    actual = image.format
+    if expected and actual and _SAME_FORMATS.get(expected, expected) != _SAME_FORMATS.get(actual, actual):
+        yield "other-format", f"the content is {actual} and is read as such"
 
 
 def _digest(image: Image.Image) -> bytes:
-    """Of size and pixels, in strips, for their bytes are a copy."""
+    """Hash size and pixels, strip by strip because ``tobytes`` copies."""
     digest = hashlib.sha256(f"{image.height} {image.width} ".encode())
     for top in range(0, image.height, _ROWS):
         digest.update(image.crop((0, top, image.width, min(top + _ROWS, image.height))).tobytes())
@@ -152,23 +150,20 @@ def _digest(image: Image.Image) -> bytes:
 
 
 def _boxes(item: Item, size: tuple[int, int]) -> Iterator[Problem]:
-    """Boxes that leave the image by more than the pixel that readers let pass, and a wrong size in an annotation."""
+    """Yield boxes that exceed the image by more than the readers' tolerance of 1 pixel, and a wrong stated size."""
     height, width = size
-    of = f"the image of {height} x {width} (height x width)"
     for box in item.boxes:
         x1, y1, x2, y2 = box.edges
-        wholly = x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0
-        if wholly or max(-x1, -y1, x2 - width, y2 - height) > 1:
+        outside = x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0
+        if outside or max(-x1, -y1, x2 - width, y2 - height) > 1:
             edges = f"({', '.join(f'{value:g}' for value in box.edges)})"
-            how = "lies wholly outside" if wholly else "leaves"
-            yield Problem(box.file, "box-outside", f"{box.where}: the box with edges {edges} {how} {of}")
+            relation = "is outside" if outside else "exceeds"
+            reason = f"{box.where}: the box {edges} {relation} the image of {height} x {width} (height x width)"
+            yield Problem(box.file, "box-outside", reason)
     if item.stated and item.stated[0] != size:
         stated, file = item.stated
-        yield Problem(
-            file,
-            "stated-size",
-            f"gives {item.path} {stated[0]} x {stated[1]} (height x width); it has {height} x {width}, upright",
-        )
+        text = f"states {stated[0]} x {stated[1]} (height x width) for {item.path}; upright it has {height} x {width}"
+        yield Problem(file, "stated-size", text)
 
 
 def _masks(item: Item, size: tuple[int, int] | None) -> Iterator[Problem]:
@@ -181,53 +176,53 @@ def _masks(item: Item, size: tuple[int, int] | None) -> Iterator[Problem]:
             yield Problem(path, kind_of(error), error.reason)
 
 
-def _duplicates(seen: Sequence[_Seen]) -> Iterator[Problem]:
-    first: dict[bytes, Item] = {}
-    for one in seen:
-        if not one.digest:
+def _duplicates(results: Sequence[_Checked]) -> Iterator[Problem]:
+    first_items: dict[bytes, Item] = {}
+    for checked in results:
+        if not checked.digest:
             continue
-        other = first.setdefault(one.digest, one.item)
-        if other is not one.item:
-            yield _duplicate(one.item, other)
+        first = first_items.setdefault(checked.digest, checked.item)
+        if first is not checked.item:
+            yield _duplicate(checked.item, first)
 
 
 def _duplicate(item: Item, other: Item) -> Problem:
-    """What repeats an image of another class misleads training, and one of another split its validation."""
-    kind, reason = "duplicate", f"the same pixels as {other.path}"
+    """Classify a duplicate: across classes it corrupts training, across splits it corrupts validation."""
+    kind, reason = "duplicate", f"same pixels as {other.path}"
     if item.splits and other.splits and not set(item.splits) & set(other.splits):
         kind = "duplicate-across-splits"
-        reason += f"; this is in {', '.join(item.splits)}, that in {', '.join(other.splits)}"
+        reason += f"; this file is in {', '.join(item.splits)}, the other in {', '.join(other.splits)}"
     if item.label != other.label:
         kind = "duplicate-across-classes"
-        reason += f"; this is of the class {item.label}, that of {other.label}"
+        reason += f"; this file has the class {item.label}, the other {other.label}"
     return Problem(item.path, kind, reason)
 
 
 def _shared_files(items: Sequence[Item]) -> Iterator[Problem]:
-    """Images that two lists name, unless one list holds all of the other, as trainval does of train."""
+    """Yield images that are in two splits, unless one split contains the other, as trainval contains train."""
     members: dict[str, set[Path]] = {}
     for item in items:
         for split in item.splits:
             members.setdefault(split, set()).add(item.path)
     for item in items:
         pairs = combinations(item.splits, 2)
-        apart = {
+        conflicts = {
             name for a, b in pairs if not (members[a] <= members[b] or members[b] <= members[a]) for name in (a, b)
         }
-        if apart:
-            yield Problem(item.path, "duplicate-across-splits", f"named by {' and by '.join(sorted(apart))}")
+        if conflicts:
+            yield Problem(item.path, "duplicate-across-splits", f"listed in {', '.join(sorted(conflicts))}")
 
 
-def _spoilt_classes(root: Path, seen: Sequence[_Seen]) -> Iterator[Problem]:
-    """Classes of which no image can be used."""
+def _unusable_classes(root: Path, results: Sequence[_Checked]) -> Iterator[Problem]:
+    """Yield classes without a usable image."""
     groups: dict[tuple[str, str], list[bool]] = {}
-    for one in seen:
-        if one.item.label is not None:
-            groups.setdefault((one.item.splits[0] if one.item.splits else "", one.item.label), []).append(
-                one.size is not None
-            )
+    for checked in results:
+        item = checked.item
+        if item.label is not None:
+            key = item.splits[0] if item.splits else "", item.label
+            groups.setdefault(key, []).append(checked.size is not None)
     for (split, label), usable in groups.items():
         if not any(usable):
             folder = root / split / label
-            text = f"none of the {len(usable)} images of the class {label} can be used"
+            text = f"none of the {len(usable)} images of the class {label} is usable"
             yield Problem(folder if folder.is_dir() else root, "empty-class", text)

@@ -1,4 +1,4 @@
-"""Reading of classification data sets: folders of class folders, with or without splits, and CSV files."""
+"""Readers of classification data sets: class folders, with or without splits, and CSV files."""
 
 import os
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from sppnet.errors import list_some, suggest
 
 @dataclass(frozen=True)
 class Sample:
-    """An image file and the index of its class."""
+    """An image file and its class index."""
 
     path: Path
     label: int
@@ -22,14 +22,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class ClassificationData:
-    """A classification data set; the images themselves are not read.
+    """File names and labels of a classification data set.
 
     Attributes:
-        root: the folder of class folders, or the CSV file, that was read.
-        samples: in sorted order of class and file, or in the order of the CSV file.
-        classes: names of the classes; ``Sample.label`` is an index into them.
-        skipped: what was left out: images that lie beside the class folders, files in these that are no images by
-            their extension, and class folders without an image, which are no classes. Hidden files are not named.
+        root: the folder of class folders or the CSV file that was read.
+        samples: images sorted by class and file, or in the order of the CSV file.
+        classes: class names, indexed by ``Sample.label``.
+        skipped: images next to the class folders, non-image files in class folders (judged by extension), and class
+            folders without an image, which do not count as classes. Hidden files are not listed.
     """
 
     root: Path
@@ -41,22 +41,22 @@ class ClassificationData:
 def read_classification(
     root: str | os.PathLike[str], split: str | None = None, classes: Sequence[str] | None = None
 ) -> ClassificationData:
-    """Reads which images a data set has, and of which class each is.
+    """List the images of a classification data set and their classes; images are not opened.
 
     Args:
-        root: one of three layouts.
+        root: data set in one of three layouts.
 
-            - A folder of class folders. The classes are sorted by name, the files within each too, and
-              folders inside a class folder belong to the class.
+            - A folder of class folders. Classes are sorted by name, and so are the files of each class. Files in
+              subfolders of a class folder belong to that class.
             - A folder of splits (see `splits`), each a folder of class folders.
-            - A CSV file in UTF-8 with the columns path and label, others being ignored. Paths are relative
-              to the folder of the CSV file, and labels are class names.
-        split: the split to read; given exactly where ``root`` is a folder of splits.
-        classes: the class names that labels shall index, such as those of a trained network. The data may
-            lack some of them. Without it the classes are those of the data, of which there must be two.
+            - A UTF-8 CSV file with the columns path and label; other columns are ignored. Paths are relative to the
+              folder of the CSV file, and labels are class names.
+        split: name of the split to read; required if ``root`` is a folder of splits, otherwise None.
+        classes: class names in label order, such as those of a trained network. The data may lack some of them. By
+            default the sorted classes of the data, which must have at least two.
 
     Raises:
-        ValueError: if the data set is not as described; the message names what is wrong and where.
+        ValueError: if the data set does not have one of these layouts; the message names the file or folder.
         OSError: if a folder or the CSV file cannot be read.
     """
     root = Path(root)
@@ -67,9 +67,9 @@ def read_classification(
         folder = _split_folder(root, split)
         files, skipped = _read_folders(folder)
     elif split is not None:
-        raise ValueError(f"split must be left out for {root}, which is a file, got {split!r}")
+        raise ValueError(f"split: expected none for {root}, which is a file, got {split!r}")
     elif root.suffix.lower() != ".csv":
-        raise ValueError(f"a data set must be a folder or a .csv file, got {root}")
+        raise ValueError(f"root: expected a folder or a .csv file, got {root}")
     else:
         folder = root
         files, skipped = read_csv(root), ()
@@ -82,54 +82,51 @@ def _split_folder(root: Path, split: str | None) -> Path:
     present = splits(root)
     if split is None:
         if present:
-            raise ValueError(f"split must be one of {', '.join(present)} for {root}, got None")
+            raise ValueError(f"split: expected one of {', '.join(present)} for {root}, got None")
         return root
     if not present:
-        raise ValueError(f"split must be left out for {root}, which has no split folders, got {split!r}")
+        raise ValueError(f"split: expected none for {root}, which has no split folders, got {split!r}")
     if split not in present:
         hint = suggest(split, present)
-        raise ValueError(f"split must be one of {', '.join(present)} for {root}, got {split!r}{hint}")
+        raise ValueError(f"split: expected one of {', '.join(present)} for {root}, got {split!r}{hint}")
     return root / split
 
 
 def _read_folders(root: Path) -> tuple[list[tuple[Path, str]], tuple[Path, ...]]:
     extensions = image_extensions()
-    beside = [path for path in sorted(root.iterdir()) if path.is_file() and not path.name.startswith(".")]
-    skipped = [path for path in beside if path.suffix.lower() in extensions]
+    files = [path for path in sorted(root.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    skipped = [path for path in files if path.suffix.lower() in extensions]
     folders = list_folders(root)
     if not folders:
-        raise ValueError(
-            f"a folder of class folders was expected; found {len(skipped)} images directly in {root} and no folder"
-        )
+        raise ValueError(f"{root}: expected a folder of class folders, got {len(skipped)} images and no folder")
     images: list[tuple[Path, str]] = []
     for folder in folders:
-        before = len(images)
+        previous_count = len(images)
         for path in walk_files(folder):
             if path.suffix.lower() in extensions:
                 images.append((path, folder.name))
             else:
                 skipped.append(path)
-        if len(images) == before:
+        if len(images) == previous_count:
             skipped.append(folder)
     if not images:
-        raise ValueError(
-            f"the class folders of {root} must hold images; none in {list_some(folder.name for folder in folders)}"
-        )
+        names = list_some(folder.name for folder in folders)
+        raise ValueError(f"{root}: expected images in the class folders, got none in {names}")
     return images, tuple(skipped)
 
 
-def _class_names(root: Path, found: set[str], classes: Sequence[str] | None) -> tuple[str, ...]:
-    """Returns ``classes`` once it covers what was found, or else what was found, sorted."""
+def _class_names(root: Path, present: set[str], classes: Sequence[str] | None) -> tuple[str, ...]:
+    """Return ``classes`` after checking that they cover the present ones; by default the present ones, sorted."""
     if classes is None:
-        if len(found) < 2:
-            raise ValueError(f"training needs two classes or more; {root} has only {list_some(sorted(found))}")
-        return tuple(sorted(found))
+        if len(present) < 2:
+            raise ValueError(f"{root}: expected at least two classes, got only {list_some(sorted(present))}")
+        return tuple(sorted(present))
     if not classes or len(set(classes)) < len(classes):
-        raise ValueError(f"classes must be one or more different names, got {list(classes)}")
-    unknown = sorted(found - set(classes))
+        raise ValueError(f"classes: expected one or more unique names, got {list(classes)}")
+    unknown = sorted(present - set(classes))
     if unknown:
         hint = suggest(unknown[0], classes)
         raise ValueError(
-            f"{root} has classes that are not among the {len(classes)} of classes: {list_some(unknown)}{hint}"
+            f"classes: expected all classes of {root}, got {len(classes)} names that lack {list_some(unknown)}{hint}"
         )
     return tuple(classes)

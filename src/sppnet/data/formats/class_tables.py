@@ -1,4 +1,4 @@
-"""Names of the classes of segmentation masks: class files, the customary data sets' names, other orders."""
+"""Class tables of segmentation masks: names of known data sets, class files, and remapping to another class order."""
 
 import csv
 import re
@@ -12,7 +12,7 @@ from sppnet.errors import list_some, suggest
 CAMVID = (
     "Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist",
 )  # fmt: skip
-CAMVID_COLOURS: tuple[Colour, ...] = (  # in which SegNet's authors show them
+CAMVID_COLOURS: tuple[Colour, ...] = (  # the palette of SegNet's authors
     (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0), (192, 128, 128),
     (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
 )  # fmt: skip
@@ -26,7 +26,7 @@ _RGB = ("r", "g", "b")
 
 
 class ClassRow(NamedTuple):
-    """A class, or with the id -1 a colour that is ignored."""
+    """A class, or an ignored color if the id is -1."""
 
     name: str
     id: int
@@ -34,101 +34,105 @@ class ClassRow(NamedTuple):
 
 
 def find_class_file(*folders: Path) -> Path | None:
-    """The class file of a data set, if it has one.
+    """Return the class file in any of these folders, or None if there is none.
 
     Raises:
-        ValueError: if it has several.
+        ValueError: if there are several.
     """
-    found = list(dict.fromkeys(folder / name for folder in folders for name in CLASS_FILES if (folder / name).exists()))
-    if len(found) > 1:
-        raise ValueError(f"a data set must have one class file, got {list_some(str(file) for file in found)}")
-    return found[0] if found else None
+    paths = list(dict.fromkeys(folder / name for folder in folders for name in CLASS_FILES if (folder / name).exists()))
+    if len(paths) > 1:
+        raise ValueError(
+            f"class file: expected at most one in a data set, got {list_some(str(path) for path in paths)}"
+        )
+    return paths[0] if paths else None
 
 
 def numbered(names: Sequence[str]) -> list[ClassRow]:
-    """Classes whose ids count from 0; a name such as ``class 7`` has the id that it says."""
+    """Return classes with ids counted from 0; if all names have the form ``class 7``, their numbers are the ids."""
     if all(re.fullmatch(r"class \d+", name) for name in names):
         return [ClassRow(name, int(name.removeprefix("class "))) for name in names]
     return [ClassRow(name, number) for number, name in enumerate(names)]
 
 
 def read_class_file(file: Path) -> list[ClassRow]:
-    """Reads the names of classes, in the order of their ids.
+    """Read class names, sorted by id.
 
     Args:
-        file: in UTF-8, one of
+        file: UTF-8 file in one of two formats.
 
-            - .txt: a name a line; the id is the number of the line, from 0.
-            - .csv: with the columns name and perhaps id and r, g, b, others being ignored. Without the column id the
-              id is the number of the row, from 0. Rows with the id -1 are colours that are ignored.
+            - .txt: one name per line; the id is the line number, from 0.
+            - .csv: the column name and optionally id and r, g, b; other columns are ignored. Without the column id, the
+              id is the row number, from 0. Rows with the id -1 define colors to ignore.
 
     Raises:
-        ValueError: if it is no such file; the message names the line.
+        ValueError: if the file is malformed; the message names the line.
         OSError: if it cannot be read.
     """
     if file.suffix.lower() not in (".txt", ".csv"):
-        raise ValueError(f"a class file must be .txt or .csv, got {file}")
+        raise ValueError(f"class file: expected .txt or .csv, got {file}")
     try:
         rows = _read_lines(file) if file.suffix.lower() == ".txt" else _read_csv(file)
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} cannot be read as text in UTF-8: {error}") from error
-    named = [row for row in rows if row.id != IGNORE]
-    if not named:
-        raise ValueError(f"{file} must name a class or more, got none")
-    for what, values in (
-        ("name", [row.name for row in named]),
-        ("id", [str(row.id) for row in named]),
-        ("colour", [str(row.colour) for row in rows if row.colour]),
+        raise ValueError(f"{file} cannot be read as UTF-8 text: {error}") from error
+    classes = [row for row in rows if row.id != IGNORE]
+    if not classes:
+        raise ValueError(f"{file}: expected at least one class, got none")
+    for column, values in (
+        ("name", [row.name for row in classes]),
+        ("id", [str(row.id) for row in classes]),
+        ("color", [str(row.colour) for row in rows if row.colour]),
     ):
-        twice = sorted({value for value in values if values.count(value) > 1})
-        if twice:
-            raise ValueError(f"{file} must have each {what} once, {list_some(twice)} comes again")
+        duplicates = sorted({value for value in values if values.count(value) > 1})
+        if duplicates:
+            raise ValueError(f"{file}: {column}: expected unique values, got duplicates of {list_some(duplicates)}")
     return sorted(rows, key=lambda row: row.id)
 
 
 def label_map(rows: Sequence[ClassRow], ignore: Sequence[int] | None, usual: Sequence[int]) -> LabelMap:
-    """What masks stand for.
+    """Build the map from raw ids and colors to class indices.
 
     Args:
         rows: the classes.
-        ignore: raw ids that are ignored; classes that have them are left out.
-        usual: raw ids that are ignored where `ignore` is None and no class has them.
+        ignore: raw ids to ignore; classes with such an id are removed.
+        usual: raw ids to ignore if `ignore` is None and no class has them.
     """
     kept = [row for row in rows if row.id != IGNORE and row.id not in (ignore or ())]
     ids = {row.id: index for index, row in enumerate(kept)}
     ignored = tuple(value for value in usual if value not in ids) if ignore is None else tuple(ignore)
-    colours = {row.colour: ids.get(row.id, IGNORE) for row in rows if row.colour}
-    return LabelMap(tuple(row.name for row in kept), ids, ignored, colours or None)
+    colors = {row.colour: ids.get(row.id, IGNORE) for row in rows if row.colour}
+    return LabelMap(tuple(row.name for row in kept), ids, ignored, colors or None)
 
 
 def reorder(labels: LabelMap, names: Sequence[str], root: Path) -> LabelMap:
-    """The same ids and colours for classes in another order, such as a model's.
+    """Remap ids and colors to another class order, such as that of a model.
 
     Args:
-        labels: of the data.
-        names: of the classes; the data may lack some of them.
-        root: the data set, for the message.
+        labels: label map of the data.
+        names: class names in the new order; the data may lack some of them.
+        root: the data set, for error messages.
 
     Raises:
-        ValueError: if the data have classes with other names.
+        ValueError: if a class of the data is not in `names`.
     """
     index = {name: number for number, name in enumerate(names)}
     unknown = [name for name in labels.classes if name not in index]
     if unknown:
         raise ValueError(
-            f"{root} has classes that are not among the {len(names)} of classes: {list_some(unknown)}"
-            f"{suggest(unknown[0], names)}; a class file says which id has which name"
+            f"classes: expected all classes of {root}, got {len(names)} names that lack {list_some(unknown)}"
+            f"{suggest(unknown[0], names)}; a class file assigns names to ids"
         )
-    moved = {old: index[name] for old, name in enumerate(labels.classes)} | {IGNORE: IGNORE}
-    colours = None if labels.colours is None else {colour: moved[old] for colour, old in labels.colours.items()}
-    return LabelMap(tuple(names), {value: moved[old] for value, old in labels.ids.items()}, labels.ignore, colours)
+    new_index = {old: index[name] for old, name in enumerate(labels.classes)} | {IGNORE: IGNORE}
+    colors = None if labels.colours is None else {color: new_index[old] for color, old in labels.colours.items()}
+    return LabelMap(tuple(names), {value: new_index[old] for value, old in labels.ids.items()}, labels.ignore, colors)
 
 
 def _read_lines(file: Path) -> list[ClassRow]:
     names = file.read_text(encoding="utf-8-sig").rstrip().splitlines()
     empty = [str(number) for number, name in enumerate(names, start=1) if not name.strip()]
     if empty:
-        raise ValueError(f"{file} must have a name in every line, for its number is the id; empty: {list_some(empty)}")
+        raise ValueError(
+            f"{file}: expected a name on every line (the line number is the id), got none on {list_some(empty)}"
+        )
     return [ClassRow(name.strip(), number) for number, name in enumerate(names)]
 
 
@@ -137,15 +141,15 @@ def _read_csv(file: Path) -> list[ClassRow]:
     with file.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream, skipinitialspace=True, strict=True)
         header = [name.strip().lower() for name in next(reader, [])]
-        known = [name for name in ("name", "id", *_RGB) if name in header]
-        coloured = set(_RGB) <= set(known)
+        columns = [name for name in ("name", "id", *_RGB) if name in header]
+        has_colors = set(_RGB) <= set(columns)
         if (
-            "name" not in known
-            or any(header.count(name) > 1 for name in known)
-            or coloured != bool(set(_RGB) & set(known))
+            "name" not in columns
+            or any(header.count(name) > 1 for name in columns)
+            or has_colors != bool(set(_RGB) & set(columns))
         ):
             raise ValueError(
-                f"{file} must begin with a header of name and perhaps id and r, g, b, each once,"
+                f"{file}: expected a header with name and optionally id and r, g, b, each once,"
                 f" got {','.join(header)!r}"
             )
         for values in reader:
@@ -153,19 +157,19 @@ def _read_csv(file: Path) -> list[ClassRow]:
                 continue
             where = f"{file}, line {reader.line_num}"
             if len(values) != len(header):
-                raise ValueError(f"{where}: {len(values)} values for {len(header)} columns")
+                raise ValueError(f"{where}: expected {len(header)} values, got {len(values)}")
             cells = dict(zip(header, (value.strip() for value in values), strict=True))
             if not cells["name"]:
-                raise ValueError(f"{where}: the name is empty")
-            number = _whole(cells["id"], IGNORE, 65_535, f"{where}: id") if "id" in known else len(rows)
+                raise ValueError(f"{where}: expected a name, got none")
+            number = _parse_integer(cells["id"], IGNORE, 65_535, f"{where}: id") if "id" in columns else len(rows)
             red, green, blue = (
-                (_whole(cells[key], 0, 255, f"{where}: {key}") for key in _RGB) if coloured else (0, 0, 0)
+                (_parse_integer(cells[key], 0, 255, f"{where}: {key}") for key in _RGB) if has_colors else (0, 0, 0)
             )
-            rows.append(ClassRow(cells["name"], number, (red, green, blue) if coloured else None))
+            rows.append(ClassRow(cells["name"], number, (red, green, blue) if has_colors else None))
     return rows
 
 
-def _whole(text: str, low: int, high: int, where: str) -> int:
+def _parse_integer(text: str, low: int, high: int, where: str) -> int:
     if not re.fullmatch(r"-?\d{1,9}", text) or not low <= int(text) <= high:
-        raise ValueError(f"{where} must be a whole number of {low} to {high}, got {text!r}")
+        raise ValueError(f"{where}: expected an integer from {low} to {high}, got {text!r}")
     return int(text)

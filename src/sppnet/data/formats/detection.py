@@ -1,4 +1,4 @@
-"""Reading of detection data sets in the layouts of VOC and of COCO."""
+"""Readers of detection data sets in the VOC and COCO layouts."""
 
 import os
 from array import array
@@ -13,17 +13,12 @@ from torch import Tensor
 
 from sppnet.data.formats.annotations import AnnotatedImage, format_numbers
 from sppnet.data.formats.coco import coco_files, read_coco
-from sppnet.data.formats.voc import (
-    read_voc,
-    voc_folder,
-    voc_lists,
-    whole_lists,
-)
+from sppnet.data.formats.voc import read_voc, voc_folder, voc_lists, whole_lists
 from sppnet.data.images import image_size
 from sppnet.data.splits import sort_splits, usual_split
 from sppnet.errors import ImageError, list_some, suggest
 
-_UNKNOWN = 1 << 30  # pixels; the side of an image that cannot be read
+_UNKNOWN_SIDE = 1 << 30  # pixels; disables clipping for images whose header cannot be read
 
 
 @dataclass(frozen=True)
@@ -32,9 +27,10 @@ class DetectionSample:
 
     Attributes:
         path: the image file.
-        boxes: xyxy edges in pixels of the image as its EXIF orientation turns it; inside the image, with an area.
-        labels: indices of classes.
-        difficult: VOC's difficult objects and COCO's crowds; they count neither as missed nor, when found, as false.
+        boxes: xyxy edges in pixels of the image with its EXIF orientation applied; inside the image, with an area > 0.
+        labels: class indices.
+        difficult: flags of VOC's difficult objects and COCO's crowds, which evaluation ignores: they are neither
+            misses nor false positives.
     """
 
     path: Path
@@ -45,13 +41,13 @@ class DetectionSample:
 
 @dataclass(frozen=True)
 class DetectionData:
-    """A detection data set; of the images themselves only headers are read.
+    """Images, boxes and classes of a detection data set.
 
     Attributes:
         root: the folder or the .json file that was read.
-        samples: in the order of the split's list, or of the JSON file.
-        classes: names of the classes; labels are indices into them.
-        problems: what was left out, mended or doubted, each naming the file and the object.
+        samples: images in the order of the split's list or the JSON file.
+        classes: class names, indexed by labels.
+        problems: messages about dropped or clipped objects and inconsistent annotations, each with file and object.
     """
 
     root: Path
@@ -61,10 +57,10 @@ class DetectionData:
 
 
 def detection_splits(root: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Returns the names of the splits of a folder, training first; none if it has none or is no data set.
+    """Return the names of the splits of a data set, training first; empty if it has no splits or is not a data set.
 
     A split is a list ImageSets/Main/SPLIT.txt, or a file annotations/SPLIT.json or annotations/instances_SPLIT.json.
-    Lists of single classes such as cat_train.txt are not named beside train.txt, but can be read.
+    Per-class lists such as cat_train.txt are not returned if train.txt exists, but can be read.
     """
     root = Path(root)
     voc = voc_folder(root, "Annotations")
@@ -72,10 +68,10 @@ def detection_splits(root: str | os.PathLike[str]) -> tuple[str, ...]:
 
 
 def choose_split(root: str | os.PathLike[str], wanted: str | None, *usual: str) -> str | None:
-    """The split that is meant: the wanted one, else the first usual one that there is; None where there are no splits.
+    """Return `wanted` if given, else the first existing split among `usual`, or None if there are no splits.
 
     Raises:
-        ValueError: there are splits, none is wanted, and none is usual.
+        ValueError: if there are splits, `wanted` is None and none of `usual` exists.
     """
     return usual_split(root, detection_splits(root), wanted, *usual)
 
@@ -87,29 +83,29 @@ def read_detection(
     *,
     more_classes: bool = False,
 ) -> DetectionData:
-    """Reads which images a data set has, and which objects each shows.
+    """Read the images and annotated objects of a detection data set; only the headers of images are read.
 
-    Boxes are cut at the edges of their image, whose size is read from its header; images without an object are legal.
-    Objects without area, or with none inside the image, are left out and named in ``problems``, as are boxes that left
-    the image by more than a pixel, and annotations that give the image another size than it has.
+    Boxes are clipped to their image, whose size is read from its header. Images may have no objects. Objects without
+    area or outside the image are dropped. Dropped objects, boxes that extend beyond the image by more than a pixel, and
+    wrong stated image sizes are listed in ``problems``.
 
     Args:
-        root: one of three layouts.
+        root: data set in one of three layouts.
 
-            - VOC: a folder with JPEGImages, Annotations/ID.xml and ImageSets/Main/SPLIT.txt; or the one VOC* folder of
-              that kind in it or in its VOCdevkit. Corners count from 1 and are inclusive, so that the edges are
-              (xmin - 1, ymin - 1, xmax, ymax). Corners that coincide in x or y are an object without area. Without
-              ImageSets/Main every annotated image is read. An XML file without objects is an image without objects.
+            - VOC: a folder with JPEGImages, Annotations/ID.xml and ImageSets/Main/SPLIT.txt, or a folder with a single
+              such folder, VOC* or VOCdevkit/VOC*. Corners are 1-based and inclusive, so the edges are
+              (xmin - 1, ymin - 1, xmax, ymax); objects with equal corners in x or y count as having no area. Without
+              ImageSets/Main, every annotated image is read.
             - COCO: a folder with annotations/SPLIT.json or annotations/instances_SPLIT.json, and the images in SPLIT,
               images/SPLIT, images or the folder itself.
-            - A .json file of COCO, and the images in those folders beside it.
-        split: the split to read; given exactly where `detection_splits` names some.
-        classes: the class names that labels shall index, such as those of a trained detector. The data may lack some of
-            them. Without it they are the sorted names of the objects (VOC), or the categories by id (COCO).
-        more_classes: put other classes that the objects have behind `classes`; otherwise they are refused.
+            - A COCO .json file, with the images in the same folders next to it.
+        split: name of the split to read; required if `detection_splits` returns any, otherwise None.
+        classes: class names in label order, such as those of a trained detector. The data may lack some of them. The
+            default is the sorted names of all objects (VOC), or the categories sorted by id (COCO).
+        more_classes: append classes of the data that are missing from `classes` instead of raising an error.
 
     Raises:
-        ValueError: if the data set is not as described; the message names what is wrong and where.
+        ValueError: if the data set does not have one of these layouts; the message names the file or object.
         OSError: if a folder or file cannot be read.
     """
     root = Path(root)
@@ -117,13 +113,13 @@ def read_detection(
         siblings = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
         raise ValueError(f"no data set at {root}: no such folder or file{suggest(root.name, siblings)}")
     if classes is not None and (not classes or len(set(classes)) < len(classes)):
-        raise ValueError(f"classes must be one or more different names, got {list(classes)}")
+        raise ValueError(f"classes: expected one or more unique names, got {list(classes)}")
     problems: list[str] = []
     voc, files = voc_folder(root, "Annotations"), coco_files(root)
     if (voc is not None and files) or (voc is None and not files and root.suffix.lower() != ".json"):
         raise ValueError(
-            f"a detection data set must be a folder with JPEGImages and Annotations (VOC) or with annotations/*.json"
-            f" (COCO), not both, or a .json file, got {root}"
+            f"root: expected a folder with JPEGImages and Annotations (VOC) or annotations/*.json (COCO), but not both,"
+            f" or a .json file, got {root}"
         )
     if voc:
         root = voc
@@ -137,9 +133,9 @@ def read_detection(
     if more_classes:
         label |= {name: index for index, name in enumerate(sorted(unknown), len(label))}
     elif unknown:
-        named = list_some(f"{name} ({where})" for name, where in sorted(unknown.items()))
+        missing = list_some(f"{name} ({where})" for name, where in sorted(unknown.items()))
         raise ValueError(
-            f"{root} has objects of classes that are not among the {len(label)} of classes: {named}"
+            f"classes: expected all classes of {root}, got {len(label)} names that lack {missing}"
             f"{suggest(min(unknown), label)}"
         )
     samples = tuple(_sample(image, label, problems) for image in images)
@@ -150,39 +146,39 @@ def _split_file(root: Path, split: str | None, files: dict[str, Path]) -> Path |
     if split is None and not files:
         return None
     if not files:
-        raise ValueError(f"split must be left out for {root}, which has no splits, got {split!r}")
+        raise ValueError(f"split: expected none for {root}, which has no splits, got {split!r}")
     if split not in files:
         names = detection_splits(root)
         hint = suggest(split, files) if split else ""
-        raise ValueError(f"split must be one of {', '.join(names)} for {root}, got {split!r}{hint}")
+        raise ValueError(f"split: expected one of {', '.join(names)} for {root}, got {split!r}{hint}")
     return files[split]
 
 
 def _check_images(root: Path, images: list[AnnotatedImage]) -> None:
     if not images:
-        raise ValueError(f"{root} must name an image or more, got none")
-    twice = [str(path) for path, count in Counter(image.path for image in images).items() if count > 1]
-    if twice:
-        raise ValueError(f"{root} must name each image of a split once; these come again: {list_some(twice)}")
+        raise ValueError(f"{root}: expected at least one image, got none")
+    duplicates = [str(path) for path, count in Counter(image.path for image in images).items() if count > 1]
+    if duplicates:
+        raise ValueError(f"{root}: expected each image of a split once, got duplicates of {list_some(duplicates)}")
 
 
 def _sample(image: AnnotatedImage, label: dict[str, int], problems: list[str]) -> DetectionSample:
-    """The objects with their boxes cut at the edges of the image."""
+    """Convert annotations to tensors, with boxes clipped to the image."""
     height, width = _size(image, problems) if image.objects else (0, 0)
     boxes, kept = array("f"), []
     for item in image.objects:
         x1, y1, x2, y2 = item.edges
-        cut = array("f", (max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)))
-        empty = cut[0] >= cut[2] or cut[1] >= cut[3]
+        clipped = array("f", (max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)))
+        empty = clipped[0] >= clipped[2] or clipped[1] >= clipped[3]
         if empty or max(-x1, -y1, x2 - width, y2 - height) > 1:
-            done = "left out" if empty else f"cut to {format_numbers(cut)}"
+            action = "dropped" if empty else f"clipped to {format_numbers(clipped)}"
             problems.append(
-                f"{item.where}: the box with edges {format_numbers(item.edges)} leaves the image of {height} x {width}"
-                f" (height x width); {done}"
+                f"{item.where}: box with edges {format_numbers(item.edges)} extends beyond the image of"
+                f" {height} x {width} (height x width); {action}"
             )
         if empty:
             continue
-        boxes.extend(cut)
+        boxes.extend(clipped)
         kept.append(item)
     return DetectionSample(
         image.path,
@@ -193,17 +189,17 @@ def _sample(image: AnnotatedImage, label: dict[str, int], problems: list[str]) -
 
 
 def _size(image: AnnotatedImage, problems: list[str]) -> tuple[int, int]:
-    """The (height, width) by the header: what annotations say is often 0, or of the image before it was turned."""
+    """Return (height, width) from the image header, since stated sizes are often 0 or ignore the EXIF orientation."""
     try:
         height, width = image_size(image.path)
     except ImageError as error:
-        if image.size is None:  # whoever reads the image tells of it; until then nothing is cut
-            return _UNKNOWN, _UNKNOWN
-        problems.append(f"{error}; its size is taken from {image.where}")
+        if image.size is None:  # the error is reported when the image is loaded
+            return _UNKNOWN_SIDE, _UNKNOWN_SIDE
+        problems.append(f"{error}; using the size stated in {image.where}")
         return image.size
     if image.size not in (None, (height, width)):
         problems.append(
-            f"{image.where}: the size is given as {image.size[0]} x {image.size[1]} (height x width), but {image.path}"
-            f" has {height} x {width}, with its EXIF orientation applied; the boxes are taken as pixels of the latter"
+            f"{image.where}: the stated size is {image.size[0]} x {image.size[1]} (height x width), but {image.path}"
+            f" has {height} x {width} with its EXIF orientation applied; boxes are read as pixels of the latter"
         )
     return height, width

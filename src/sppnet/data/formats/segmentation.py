@@ -1,4 +1,4 @@
-"""Reading of segmentation data sets in the layouts of CamVid, of VOC, and of folders of images and masks."""
+"""Readers of segmentation data sets in the layouts of CamVid and VOC, and of folders of images and masks."""
 
 import os
 from collections import Counter
@@ -18,32 +18,25 @@ from sppnet.data.formats.class_tables import (
     reorder,
 )
 from sppnet.data.formats.masks import LabelMap, SegmentationSample, find_ids, ranges
-from sppnet.data.formats.voc import (
-    images_by_name,
-    read_list,
-    require_images,
-    voc_folder,
-    voc_lists,
-    whole_lists,
-)
+from sppnet.data.formats.voc import images_by_name, read_list, require_images, voc_folder, voc_lists, whole_lists
 from sppnet.data.splits import SPLITS, sort_splits, usual_split
 from sppnet.errors import list_some, suggest
 
 _IGNORED, _CAMVID_VOID = 255, 11
 _MASKS = ("masks", "annotations", "labels")
 MASK_ENDINGS = ("", "_mask", "_L", "_label")
-_MOST_CLASSES = 1000  # more are instances, or no ids at all
+_MAX_CLASSES = 1000  # larger ids are instance ids or not ids at all
 
 
 @dataclass(frozen=True)
 class SegmentationData:
-    """A segmentation data set; images are not read, and masks only where nothing else tells their classes.
+    """Files and classes of a segmentation data set.
 
     Attributes:
         root: the folder that was read.
-        samples: in the order of the split's list, or sorted by name.
-        labels: what the ids and colours of the masks stand for.
-        problems: what was left out.
+        samples: images and masks in the order of the split's list, or sorted by name.
+        labels: mapping from the ids and colors of the masks to classes.
+        problems: messages about skipped files and assumptions.
     """
 
     root: Path
@@ -53,12 +46,12 @@ class SegmentationData:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes."""
+        """Class names, in index order."""
         return self.labels.classes
 
 
 class _Part(NamedTuple):
-    """Where the images and masks of a split are."""
+    """Folders of the images and masks of a split, and its list of names, if any."""
 
     images: Path
     masks: Path
@@ -66,12 +59,12 @@ class _Part(NamedTuple):
 
 
 class MaskLayout(NamedTuple):
-    """How a data set lies in its folder.
+    """Folder layout of a segmentation data set.
 
     Attributes:
         kind: ``CamVid``, ``VOC`` or ``pairs``.
-        root: the folder that has the parts.
-        parts: by split; one of None where there are no splits.
+        root: the folder of the parts.
+        parts: folders by split; the only key is None if there are no splits.
     """
 
     kind: str
@@ -80,19 +73,19 @@ class MaskLayout(NamedTuple):
 
 
 def segmentation_splits(root: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Returns the names of the splits of a folder, training first; none if it has none or is no data set.
+    """Return the names of the splits of a data set, training first; empty if it has no splits or is not a data set.
 
-    See `read_segmentation` for what a split is.
+    See `read_segmentation` for the layouts of splits.
     """
     layout = find_layout(Path(root))
     return () if layout is None else layout_splits(layout)
 
 
 def choose_segmentation_split(root: str | os.PathLike[str], wanted: str | None, *usual: str) -> str | None:
-    """The split that is meant: the wanted one, else the first usual one that there is; None where there are no splits.
+    """Return `wanted` if given, else the first existing split among `usual`, or None if there are no splits.
 
     Raises:
-        ValueError: there are splits, none is wanted, and none is usual.
+        ValueError: if there are splits, `wanted` is None and none of `usual` exists.
     """
     return usual_split(root, segmentation_splits(root), wanted, *usual)
 
@@ -106,33 +99,34 @@ def read_segmentation(
     class_file: str | os.PathLike[str] | None = None,
     table: Sequence[ClassRow] = (),
 ) -> SegmentationData:
-    """Reads which images a data set has, where their masks are, and what the ids in them stand for.
+    """List the images and masks of a segmentation data set, and determine the classes of the mask ids.
 
-    Where it has a file classes.txt, classes.csv or class_dict.csv (see `sppnet.data.formats.class_tables.read_class_file`),
-    that names the classes. Otherwise VOC has its 20 and the background. CamVid has its 11 where the greatest id of the
-    masks is 10 or 11, and 11 is ignored. All others are ``class 0`` to the greatest id, for which all masks are read.
+    The classes come from the class file of the data set, if any: classes.txt, classes.csv or class_dict.csv, see
+    `sppnet.data.formats.class_tables.read_class_file`. Otherwise VOC data sets have the 20 VOC classes and background,
+    and CamVid data sets whose largest id is 10 or 11 have the 11 CamVid classes, with id 11 ignored. In other data sets
+    the classes are ``class 0`` up to the largest id, and all masks are read to find it.
 
     Args:
-        root: one of three layouts. Images and masks that lack the other are left out, and named in ``problems``.
+        root: data set in one of three layouts. Images without a mask and masks without an image are skipped and
+            reported in ``problems``.
 
             - CamVid: a folder with SPLIT and SPLITannot, in which images and masks have the same names.
-            - VOC: a folder with JPEGImages, SegmentationClass and ImageSets/Segmentation/SPLIT.txt or, without those,
-              ImageSets/Main/SPLIT.txt, of which the images that have a mask are read; or the one VOC* folder of that
-              kind in it or in its VOCdevkit. Without lists every image with a mask is read.
-            - A folder with images and masks (or annotations, or labels), in which masks have the names of the images
-              or those with _mask, _L or _label behind. Splits are SPLIT/images and SPLIT/masks, or images/SPLIT and
-              masks/SPLIT.
-        split: the split to read; given exactly where `segmentation_splits` names some.
-        classes: the names that class indices shall count, such as those of a trained network; or a class file, as
-            `class_file`. Names find the data's classes of the same name, and the data may lack some of them. Where
-            data have no names, these are the names of the ids 0, 1 and so on.
-        ignore: raw ids of pixels that do not count. None for 255, where no class of a class file has it, and CamVid's
-            void. A class with such an id is left out.
-        class_file: says which id has which name, in place of the data set's own class file.
-        table: says so where neither of these files does, such as the table that a network was trained with.
+            - VOC: a folder with JPEGImages, SegmentationClass and ImageSets/Segmentation/SPLIT.txt, or else
+              ImageSets/Main/SPLIT.txt; or a folder with a single such folder, VOC* or VOCdevkit/VOC*.
+              Without lists, all images with a mask are read.
+            - A folder with images and masks (or annotations or labels); a mask is named like its image, optionally with
+              the suffix _mask, _L or _label. Splits are SPLIT/images and SPLIT/masks, or images/SPLIT and masks/SPLIT.
+        split: name of the split to read; required if `segmentation_splits` returns any, otherwise None.
+        classes: class names in index order, such as those of a trained network, or the path of a class file. Names
+            are matched to the classes of the data, which may lack some of them; if the data have no class names, they
+            name the ids 0, 1 and so on.
+        ignore: raw ids of ignored pixels; classes with such an id are removed. The default is 255, unless the class
+            file uses it, and also 11 for CamVid.
+        class_file: class file that replaces the one of the data set.
+        table: classes to use if there is no class file, such as those that a network was trained with.
 
     Raises:
-        ValueError: if the data set is not as described; the message names what is wrong and where.
+        ValueError: if the data set does not have one of these layouts; the message names the file or folder.
         OSError: if a folder or file cannot be read.
     """
     root = Path(root)
@@ -141,17 +135,17 @@ def read_segmentation(
         raise ValueError(f"no data set at {root}: no such folder or file{suggest(root.name, siblings)}")
     if isinstance(classes, str | os.PathLike):
         if class_file is not None:
-            raise ValueError(f"classes must be names where class_file is given, got the file {os.fspath(classes)}")
+            raise ValueError(f"classes: expected names when class_file is given, got the file {os.fspath(classes)}")
         classes, class_file = None, classes
     if classes is not None and (not classes or len(set(classes)) < len(classes)):
-        raise ValueError(f"classes must be a class file, or one or more different names, got {list(classes)}")
+        raise ValueError(f"classes: expected a class file, or one or more unique names, got {list(classes)}")
     if ignore is not None and any(not 0 <= value <= 65_535 for value in ignore):
-        raise ValueError(f"ignore must be ids of 0 to 65535, got {list(ignore)}")
+        raise ValueError(f"ignore: expected ids from 0 to 65535, got {list(ignore)}")
     layout = find_layout(root)
     if layout is None:
         raise ValueError(
-            f"a segmentation data set must be a folder with SPLIT and SPLITannot (CamVid), with JPEGImages and"
-            f" SegmentationClass (VOC), or with images and {', '.join(_MASKS[:-1])} or {_MASKS[-1]}, got {root}"
+            f"root: expected a folder with SPLIT and SPLITannot (CamVid), with JPEGImages and SegmentationClass (VOC),"
+            f" or with images and {', '.join(_MASKS[:-1])} or {_MASKS[-1]}, got {root}"
         )
     problems: list[str] = []
     samples = _read_part(_choose_part(layout, split), problems)
@@ -162,7 +156,7 @@ def read_segmentation(
 
 
 def layout_splits(layout: MaskLayout) -> tuple[str, ...]:
-    """Names of the splits, training first; none if there are none."""
+    """Return the names of the splits, training first; empty if there are none."""
     names = [name for name in layout.parts if name is not None]
     return sort_splits(whole_lists(names) if layout.kind == "VOC" else names)
 
@@ -171,27 +165,27 @@ def _choose_part(layout: MaskLayout, split: str | None) -> _Part:
     names = layout_splits(layout)
     if split not in layout.parts:
         if not names:
-            raise ValueError(f"split must be left out for {layout.root}, which has no splits, got {split!r}")
+            raise ValueError(f"split: expected none for {layout.root}, which has no splits, got {split!r}")
         hint = suggest(split, names) if split else ""
-        raise ValueError(f"split must be one of {', '.join(names)} for {layout.root}, got {split!r}{hint}")
+        raise ValueError(f"split: expected one of {', '.join(names)} for {layout.root}, got {split!r}{hint}")
     return layout.parts[split]
 
 
 def find_layout(root: Path) -> MaskLayout | None:
-    """The layout of a data set with masks; None if the folder is none."""
+    """Detect the layout of a segmentation data set; None if the folder does not have one."""
     if not root.is_dir():
         return None
     folder = voc_folder(root, "SegmentationClass")
-    found = [
+    candidates = [
         MaskLayout("CamVid", root, _camvid_parts(root)),
         MaskLayout("VOC", folder or root, _voc_parts(folder) if folder else {}),
         MaskLayout("pairs", root, _pair_parts(root)),
     ]
-    found = [layout for layout in found if layout.parts]
-    if len(found) > 1:
-        places = list_some(f"{layout.parts[split].masks}" for layout in found for split in list(layout.parts)[:1])
-        raise ValueError(f"root must have one layout of segmentation data, got masks in {places}")
-    return found[0] if found else None
+    layouts = [layout for layout in candidates if layout.parts]
+    if len(layouts) > 1:
+        places = list_some(f"{layout.parts[split].masks}" for layout in layouts for split in list(layout.parts)[:1])
+        raise ValueError(f"root: expected one layout of segmentation data, got masks in {places}")
+    return layouts[0] if layouts else None
 
 
 def _camvid_parts(root: Path) -> dict[str | None, _Part]:
@@ -210,22 +204,22 @@ def _voc_parts(folder: Path) -> dict[str | None, _Part]:
 def _pair_parts(root: Path) -> dict[str | None, _Part]:
     masks = _mask_folder(root)
     if masks is not None:
-        images, inner = _folders(root / "images"), _folders(masks)
-        if not any(_is_split(name) and name in inner for name in images):
-            return {None: _Part(root / "images", masks)}  # folders of other names, such as those of towns, are one set
-        return {name: _Part(images[name], inner[name]) for name in images if name in inner}
-    found = {name: (folder, _mask_folder(folder)) for name, folder in _folders(root).items()}
-    return {name: _Part(folder / "images", masks) for name, (folder, masks) in found.items() if masks is not None}
+        image_folders, mask_folders = _folders(root / "images"), _folders(masks)
+        if not any(_is_split(name) and name in mask_folders for name in image_folders):
+            return {None: _Part(root / "images", masks)}  # other subfolders, such as one per city, are not splits
+        return {name: _Part(image_folders[name], mask_folders[name]) for name in image_folders if name in mask_folders}
+    pairs = {name: (folder, _mask_folder(folder)) for name, folder in _folders(root).items()}
+    return {name: _Part(folder / "images", masks) for name, (folder, masks) in pairs.items() if masks is not None}
 
 
 def _mask_folder(folder: Path) -> Path | None:
-    """The folder of masks beside a folder named images; COCO's annotations and YOLO's labels hold no image."""
+    """Find the mask folder next to an images folder; COCO's annotations and YOLO's labels contain no images."""
     if not (folder / "images").is_dir():
         return None
-    found = [folder / name for name in _MASKS if (folder / name).is_dir() and images_by_name(folder / name)]
-    if len(found) > 1:
-        raise ValueError(f"{folder} must have one folder of masks, got {list_some(str(path) for path in found)}")
-    return found[0] if found else None
+    paths = [folder / name for name in _MASKS if (folder / name).is_dir() and images_by_name(folder / name)]
+    if len(paths) > 1:
+        raise ValueError(f"{folder}: expected one folder of masks, got {list_some(str(path) for path in paths)}")
+    return paths[0] if paths else None
 
 
 def _is_split(name: str) -> bool:
@@ -242,29 +236,29 @@ def _read_part(part: _Part, problems: list[str]) -> list[SegmentationSample]:
     images, masks = images_by_name(part.images), images_by_name(part.masks)
     names = sorted(images) if part.listed is None else read_list(part.listed, images)
     require_images(names, images, part.images, part.listed or part.masks)
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise ValueError(f"{part.listed} must name each image of a split once; these come again: {list_some(twice)}")
-    samples, lonely, used = [], [], set()
+    duplicates = [name for name, count in Counter(names).items() if count > 1]
+    if duplicates:
+        raise ValueError(f"{part.listed}: expected each image once, got duplicates of {list_some(duplicates)}")
+    samples, without_mask, used = [], [], set()
     for name in names:
-        found = [path for ending in MASK_ENDINGS for path in masks.get(name + ending, [])]
-        if len(found) > 1:
-            named = list_some(str(path) for path in found)
-            raise ValueError(f"{part.masks} must have one mask for the image {images[name][0]}, got {named}")
-        if found:
-            samples.append(SegmentationSample(images[name][0], found[0]))
-            used.add(found[0])
+        matches = [path for ending in MASK_ENDINGS for path in masks.get(name + ending, [])]
+        if len(matches) > 1:
+            paths = list_some(str(path) for path in matches)
+            raise ValueError(f"{part.masks}: expected one mask for the image {images[name][0]}, got {paths}")
+        if matches:
+            samples.append(SegmentationSample(images[name][0], matches[0]))
+            used.add(matches[0])
         else:
-            lonely.append(name)
-    if lonely:
-        problems.append(f"{part.images}: images without a mask in {part.masks}: {list_some(lonely)}; left out")
-    spare = [str(path) for paths in masks.values() for path in paths if path not in used]
-    if spare and part.listed is None:
-        problems.append(f"{part.masks}: masks without an image in {part.images}: {list_some(spare)}; left out")
+            without_mask.append(name)
+    if without_mask:
+        problems.append(f"{part.images}: images without a mask in {part.masks}: {list_some(without_mask)}; skipped")
+    unused = [str(path) for paths in masks.values() for path in paths if path not in used]
+    if unused and part.listed is None:
+        problems.append(f"{part.masks}: masks without an image in {part.images}: {list_some(unused)}; skipped")
     if not samples:
         raise ValueError(
-            f"{part.masks} has no mask for any of the {len(names)} images of {part.listed or part.images}; a mask must"
-            " have its image's name, perhaps with _mask, _L or _label behind it"
+            f"{part.masks}: expected masks of the {len(names)} images of {part.listed or part.images}, got none; name a"
+            " mask like its image, optionally with the suffix _mask, _L or _label"
         )
     return samples
 
@@ -277,7 +271,7 @@ def layout_labels(
     ignore: Sequence[int] | None,
     problems: list[str],
 ) -> LabelMap:
-    """What the values of the masks mean: by class file, by layout, or numbered; doubts are added to `problems`."""
+    """Determine the classes of mask values from a class table, the layout or the ids; may append to `problems`."""
     usual: tuple[int, ...] = (_IGNORED,)
     if rows:
         pass
@@ -287,8 +281,8 @@ def layout_labels(
         rows, usual = numbered(CAMVID), (_CAMVID_VOID, _IGNORED)
         if names is None:
             problems.append(
-                f"{layout.root}: taken for CamVid, since no id of the masks is above {_CAMVID_VOID}: {_CAMVID_VOID}"
-                " does not count; a classes.txt beside the images would say otherwise"
+                f"{layout.root}: assumed to be CamVid, since no mask id is above {_CAMVID_VOID}; id {_CAMVID_VOID} is"
+                " ignored; add a classes.txt to this folder if the classes are different"
             )
     elif names is not None:
         rows = numbered(names)
@@ -299,25 +293,24 @@ def layout_labels(
 
 
 def _is_camvid(samples: Sequence[SegmentationSample]) -> bool:
-    """Whether the masks fit: a set of fewer classes is another one, though its folders have the same names."""
-    found, _ = find_ids(samples)
-    return max(found - {_IGNORED}, default=0) in (_CAMVID_VOID - 1, _CAMVID_VOID)
+    """Return whether the largest id fits CamVid, since other data sets use the same folder names."""
+    ids, _ = find_ids(samples)
+    return max(ids - {_IGNORED}, default=0) in (_CAMVID_VOID - 1, _CAMVID_VOID)
 
 
 def _number_names(root: Path, samples: Sequence[SegmentationSample], ignore: Sequence[int]) -> list[str]:
-    """A name for each id up to the greatest that the masks have."""
-    found, failures = find_ids(samples)
-    counted = found - set(ignore)
+    """Return a name for each id up to the largest id in the masks."""
+    ids, failures = find_ids(samples)
+    counted = ids - set(ignore)
     if max(counted, default=0) < 1:
-        reason = f"; the first of {len(failures)} that cannot be read: {failures[0]}" if failures else ""
+        reason = f"; the first of {len(failures)} unreadable masks: {failures[0]}" if failures else ""
         raise ValueError(
-            f"masks must show two classes or more; those of {root} have the ids {ranges(found) or 'none'}, of which"
-            f" {ranges(ignore) or 'none'} is ignored; a class file .csv with the columns name,id names classes of any"
-            f" ids{reason}"
+            f"{root}: expected masks of at least two classes, got ids {ranges(ids) or 'none'} (ignored:"
+            f" {ranges(ignore) or 'none'}); give a .csv class file with the columns name,id if the classes have"
+            f" other ids{reason}"
         )
-    if max(counted) >= _MOST_CLASSES:
+    if max(counted) >= _MAX_CLASSES:
         raise ValueError(
-            f"ids without names must be below {_MOST_CLASSES}; the masks of {root} have the ids {ranges(found)}; give a"
-            " class file if these are classes"
+            f"{root}: expected mask ids below {_MAX_CLASSES}, got {ranges(ids)}; give a class file if these are classes"
         )
     return [f"class {value}" for value in range(max(counted) + 1)]

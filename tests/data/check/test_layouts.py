@@ -1,0 +1,81 @@
+"""Layouts, and the images, classes and masks collected from them."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sppnet.data.check.run import check_data
+from tests.helpers.check_problems import kinds_by_path, reasons
+from tests.helpers.detection_data import write_voc
+from tests.helpers.images import write_classes
+from tests.helpers.segmentation_data import save_mask, write_shapes
+
+
+def test_recognizes_layouts(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_classes(tmp_path / "splits" / split, 1 if split == "val" else 2)
+    (tmp_path / "table.csv").write_text("path,label\nsplits/val/red/0.png,red\n")
+    (tmp_path / "flat").mkdir()
+    shutil.copy(tmp_path / "splits/val/red/0.png", tmp_path / "flat")
+    write_voc(tmp_path / "voc", 2, 2)
+    layouts = {"splits": "splits of class folders", "splits/train": "class folders", "table.csv": "CSV file"}
+    layouts |= {"flat": "images", "voc": "VOC boxes"}
+    for name in ("camvid", "voc", "pairs"):
+        write_shapes(tmp_path / f"masks-{name}", name, 2)
+    layouts |= {"masks-camvid": "CamVid masks", "masks-voc": "VOC masks", "masks-pairs": "folders of images and masks"}
+    for name, layout in layouts.items():
+        check = check_data(tmp_path / name)
+        assert check.layout == layout
+        assert not check.problems, check.problems
+    shutil.copytree(tmp_path / "masks-voc/SegmentationClass", tmp_path / "voc/SegmentationClass")
+    assert check_data(tmp_path / "voc").layout == "VOC boxes and VOC masks"
+
+
+def test_reports_problems_of_csv_files(tmp_path: Path) -> None:
+    write_classes(tmp_path, 1)
+    rows = ["path,label", "red/0.png,red", "blue/0.png,blue", "red/1.png,red", "red/0.png,blue", "blue/0.png,blue"]
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    check = check_data(tmp_path / "table.csv")
+    assert kinds_by_path(check) == [
+        ("blue/0.png", "duplicate"),
+        ("red/0.png", "duplicate-across-classes"),
+        ("red/1.png", "missing"),
+    ]
+    (reason,) = reasons(check, "duplicate-across-classes")
+    assert reason.endswith("table.csv, line 5 repeats the file of line 2, which has the class red instead of blue")
+    (tmp_path / "table.csv").write_text("path,label\nred/0.png\n")
+    assert kinds_by_path(check_data(tmp_path / "table.csv")) == [("table.csv", "bad-annotation")]
+
+
+def test_reports_problems_of_masks(tmp_path: Path) -> None:
+    root = write_shapes(tmp_path / "set", "camvid", {"train": 6, "val": 2}, (40, 50))
+    masks = root / "trainannot"
+    save_mask(np.zeros((50, 40), np.uint8), masks / "train_0.png")
+    ids = np.zeros((40, 50), np.uint8)
+    ids[:2, :3] = 9
+    save_mask(ids, masks / "train_1.png")
+    (masks / "train_2.png").unlink()
+    (masks / "train_3.png").write_bytes(b"")
+    Image.new("L", (50, 40)).save(masks / "train_4.png", "JPEG")
+    save_mask(np.zeros((40, 50), np.uint8), masks / "spare.png")
+    (root / "val/val_0.png").write_bytes(b"<html>")
+    check = check_data(root)
+    assert kinds_by_path(check) == [
+        ("train/train_2.png", "no-mask"),
+        ("trainannot/spare.png", "no-image"),
+        ("trainannot/train_0.png", "mask-size"),
+        ("trainannot/train_1.png", "unknown-id"),
+        ("trainannot/train_3.png", "empty-file"),
+        ("trainannot/train_4.png", "unreadable"),
+        ("val/val_0.png", "not-an-image"),
+    ]
+    assert reasons(check, "unknown-id")[0].startswith("ids without a class: 9 (6 pixels)")
+    assert reasons(check, "mask-size")[0].endswith("got 50 x 40")
+
+
+def test_reports_validation_masks_with_ids_unknown_from_training(tmp_path: Path) -> None:
+    root = write_shapes(tmp_path / "set", "pairs", 4, (40, 50), class_file=False)
+    save_mask(np.full((40, 50), 3, np.uint8), root / "val/masks/val_0_mask.png")
+    assert kinds_by_path(check_data(root)) == [("val/masks/val_0_mask.png", "unknown-id")]

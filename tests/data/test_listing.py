@@ -1,0 +1,66 @@
+"""Listing and lookup of images in folders, URLs and patterns."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sppnet.data.listing import LocalImages, RemoteImages, header_size, image_names, list_images
+from sppnet.errors import ImageError
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def test_lists_images_of_nested_folders(tmp_path: Path) -> None:
+    touch(tmp_path, "b.PNG", "a.jpg", ".hidden.jpg", "notes.txt", "z/c.webp", ".git/d.jpg", "film.mpg", "e.pdf")
+    (tmp_path / "z" / "up").symlink_to(tmp_path)
+    assert [str(path.relative_to(tmp_path)) for path in list_images(tmp_path)] == ["a.jpg", "b.PNG", "z/c.webp"]
+    assert list_images(str(tmp_path / "notes.txt")) == [tmp_path / "notes.txt"]
+    (tmp_path / ".git" / "d.jpg").unlink()
+    with pytest.raises(ImageError, match=r"\.git: the folder contains no images"):
+        list_images(tmp_path / ".git")
+    with pytest.raises(ImageError, match="gone: no such file or folder"):
+        list_images(tmp_path / "gone")
+
+
+def test_urls_and_patterns_are_listed_in_folder_order(tmp_path: Path) -> None:
+    touch(tmp_path, "b.png", "a/z.JPG", "a/b/c.png", "c/a.png", "B.jpeg", ".hidden.png", "a/.git/d.png")
+    touch(tmp_path, "note.txt", "text/a.txt")
+    assert image_names(str(tmp_path)) == [str(path) for path in list_images(tmp_path)]
+    assert image_names(f"file://{tmp_path}/") == [f"file://{path}" for path in list_images(tmp_path)]
+    assert image_names(f"file://{tmp_path}/note.txt") == [f"file://{tmp_path}/note.txt"]
+    assert image_names(f"{tmp_path}/**/*.png") == [str(tmp_path / name) for name in ("b.png", "a/b/c.png", "c/a.png")]
+    with pytest.raises(ImageError, match="no file matches the pattern"):
+        image_names(f"file://{tmp_path}/*.tif")
+    with pytest.raises(ImageError, match="no such file or folder"):
+        image_names(f"file://{tmp_path}/none")
+    with pytest.raises(ImageError, match="contains no images"):
+        image_names(f"file://{tmp_path}/text")
+
+
+def test_images_are_found_by_path_or_by_file_name(tmp_path: Path) -> None:
+    touch(tmp_path, "a/x.png", "b/x.png")
+    Image.new("RGB", (7, 5)).save(tmp_path / "b" / "y.png")
+    local, remote = LocalImages(tmp_path), RemoteImages(f"file://{tmp_path}")
+    assert local.names() == remote.names() == ["a/x.png", "b/x.png", "b/y.png"]
+    remote.read_sizes(["y.png", "a/x.png", "x.png", "gone.png"])
+    for name, expected in {"a/x.png": ["a/x.png"], "y.png": ["b/y.png"], "x.png": ["a/x.png", "b/x.png"]}.items():
+        assert local.find(name) == [tmp_path / path for path in expected]
+        assert remote.find(name) == [f"file://{tmp_path}/{path}" for path in expected]
+    assert not local.find("gone.png")
+    assert not remote.find("gone.png")
+    assert local.size(tmp_path / "b/y.png") == remote.size(f"file://{tmp_path}/b/y.png") == (5, 7)
+    with pytest.raises(ImageError, match=r"a/x\.png: file is empty"):
+        remote.size(f"file://{tmp_path}/a/x.png")
+    touch(tmp_path.parent, "outside.png")
+    with pytest.raises(ValueError, match=r"outside\.png is outside .*; name only images in this folder"):
+        local.find("../outside.png")
+
+
+def test_size_behind_a_long_header(tmp_path: Path) -> None:
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", comment=b"x" * 65_000, icc_profile=bytes(100_000))
+    assert header_size(f"file://{tmp_path}/a.jpg") == header_size(tmp_path / "a.jpg") == (20, 30)

@@ -1,0 +1,39 @@
+"""Argument checks, suggestions in messages, and the error of an unusable image."""
+
+import pickle
+from types import SimpleNamespace
+
+import pytest
+
+from sppnet.errors import ImageError, choose, list_some, require_positive, suggest
+
+
+def test_choose_lists_the_choices_and_suggests_the_closest() -> None:
+    choose("rule", "max", ["max", "avg"])
+    with pytest.raises(ValueError, match=r"^rule: expected one of max, avg, got 'mx'; did you mean 'max'\?$"):
+        choose("rule", "mx", ["max", "avg"])
+    with pytest.raises(ValueError, match=r"^rule: expected one of max, avg, got 'zzz'$"):
+        choose("rule", "zzz", ["max", "avg"])
+
+
+def test_image_error_can_be_pickled() -> None:
+    error = pickle.loads(pickle.dumps(ImageError("a.jpg", "file is empty")))
+    assert (error.path, error.reason, str(error)) == ("a.jpg", "file is empty", "a.jpg: file is empty")
+
+
+def test_suggest() -> None:
+    assert suggest("tset", ["train", "test"]) == "; did you mean test?"
+    assert suggest("zzz", ["train", "test"]) == ""
+
+
+def test_list_some_counts_names_after_the_tenth() -> None:
+    names = [str(number) for number in range(12)]
+    assert list_some(names[:10]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
+    assert list_some(names) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
+
+
+def test_require_positive() -> None:
+    options = SimpleNamespace(epochs=1, batch=0)
+    require_positive(options, "epochs")
+    with pytest.raises(ValueError, match="batch: expected at least 1, got 0"):
+        require_positive(options, "epochs", "batch")
