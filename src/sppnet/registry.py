@@ -1,4 +1,4 @@
-"""The tasks, and loading of a run folder of any of them."""
+"""Loading of trained models of all tasks."""
 
 import json
 from pathlib import Path
@@ -25,13 +25,13 @@ _TASKS: dict[str, tuple[type[Model], type]] = {
 
 
 def load(run: str | Path) -> Model:
-    """The model of a run folder, in evaluation mode, on the CPU.
+    """Load the model of a run folder, in evaluation mode, on the CPU.
 
     Args:
-        run: a folder that training wrote, or ``imagenet`` for the embedded network and its ImageNet head.
+        run: run folder written by training, or ``imagenet`` for the embedded ImageNet classifier.
 
     Raises:
-        ValueError: not such a folder, or one of another kind or a newer format.
+        ValueError: not a run folder, or an unknown task or format, or unusable weights.
     """
     if str(run) == IMAGENET and not Path(run).exists():
         return imagenet_classifier()
@@ -40,7 +40,7 @@ def load(run: str | Path) -> Model:
     if not (folder / WEIGHTS).is_file():
         raise ValueError(f"run: {folder} has no {WEIGHTS}: its training has not finished")
     try:
-        with torch.random.fork_rng(devices=[]):  # the weights that are drawn here are replaced at once
+        with torch.random.fork_rng(devices=[]):  # the random initial weights are replaced below
             model = _create(task, config)
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"run: {folder / CONFIG} does not describe a model of task {task!r}: {error}") from error
@@ -50,10 +50,10 @@ def load(run: str | Path) -> Model:
 
 
 def load_classifier(run: str | Path) -> Classifier:
-    """The classifier of a run folder, as :func:`load`; a model of another task is refused."""
+    """Load the classifier of a run folder with :func:`load`; a model of another task is a ValueError."""
     model = load(run)
     if not isinstance(model, Classifier):
-        raise ValueError(f"run: expected a classifier; {run} holds a {type(model).__name__.lower()}")
+        raise ValueError(f"run: expected a classifier, got a {type(model).__name__.lower()}: {run}")
     return model
 
 
@@ -67,18 +67,17 @@ def _create(task: str, config: Any) -> Model:
 def _read_config(folder: Path) -> tuple[str, Any]:
     file = folder / CONFIG
     if not file.is_file():
-        found = "no such folder" if not folder.is_dir() else f"it has no {CONFIG}"
-        raise ValueError(f"run: expected a folder that `sppnet train` wrote, or {IMAGENET!r}; got {folder}: {found}")
+        reason = "no such folder" if not folder.is_dir() else f"it has no {CONFIG}"
+        raise ValueError(f"run: expected a folder written by `sppnet train`, or {IMAGENET!r}, got {folder}; {reason}")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"run: {file} is not JSON: {error}") from error
     task = content.get("task") if isinstance(content, dict) else None
     if task not in _TASKS:
-        known = " or ".join(map(repr, _TASKS))
-        raise ValueError(f"run: {folder} is of another kind: expected the task {known}, got {task!r}")
+        raise ValueError(f"run: expected task {' or '.join(map(repr, _TASKS))} in {file}, got {task!r}")
     if content.get("format") != FORMAT:
-        raise ValueError(f"run: {file} has format {content.get('format')!r}; this version reads {FORMAT}")
+        raise ValueError(f"run: expected format {FORMAT} in {file}, got {content.get('format')!r}")
     try:
         values = {name: _tuples(value) for name, value in content["config"].items()}
         return task, _TASKS[task][1](**values)

@@ -1,1 +1,1 @@
-"""Metrics and figures that several tasks share."""
+"""Metrics and figures shared by several tasks."""

@@ -1,4 +1,7 @@
-"""How good a detector is: average precision by the rules of PASCAL VOC and of COCO."""
+"""Average precision of detectors by the rules of PASCAL VOC and COCO.
+
+"Overlap" is intersection over union; only objects that are not difficult count.
+"""
 
 import math
 from collections.abc import Sequence
@@ -14,18 +17,18 @@ from sppnet.data.formats.detection import DetectionSample
 from sppnet.inference.results import Detections
 from sppnet.ops.boxes import areas, overlaps
 
-_OVERLAP = 0.5  # least overlap of a find, in VOC's rule
+_OVERLAP = 0.5  # minimum overlap of a match by the VOC rule
 
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Average precisions of one class, 0 to 1; None where the class has no object that counts.
+    """Average precisions of one class, from 0 to 1; None if the class has no object that counts.
 
     Attributes:
         objects: number of objects that are not difficult.
-        ap50: area under the precision-recall curve at overlap 0.5 (VOC from 2010 on).
-        voc07: mean of the precision at recall 0, 0.1, ..., 1 at overlap 0.5 (VOC up to 2009).
-        ap: COCO's, the mean over the overlaps 0.5, 0.55, ..., 0.95.
+        ap50: area under the precision-recall curve at overlap 0.5 (VOC since 2010).
+        voc07: mean precision at recall 0, 0.1, ..., 1 and overlap 0.5 (VOC until 2009).
+        ap: COCO average precision, the mean over the overlaps 0.5, 0.55, ..., 0.95.
     """
 
     objects: int
@@ -36,27 +39,27 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class Curve:
-    """Recall and precision after each detection that counts, surest first; both empty without one."""
+    """Recall and precision after each detection that is not ignored, by descending score; empty without detections."""
 
     recall: NDArray[np.float64]
     precision: NDArray[np.float64]
 
     def envelope(self) -> NDArray[np.float64]:
-        """The best precision at this recall or a higher one, which never rises along the curve."""
+        """Return the highest precision at each recall or above; it never increases along the curve."""
         return np.maximum.accumulate(self.precision[::-1])[::-1]
 
 
 @dataclass(frozen=True)
 class DetectionScores:
-    """Means over the classes that have objects that count, and what they are means of.
+    """Mean scores over the classes with objects that count, and the scores of each class.
 
     Attributes:
         images: number of images.
         ap50: mean of the classes' `ap50`.
         voc07: mean of the classes' `voc07`.
         map: mean of the classes' `ap`.
-        per_class: by name, in the order of the classes, those without objects too.
-        curves: at overlap 0.5, of the classes that have objects.
+        per_class: scores by class name, in class order, including classes without objects.
+        curves: precision-recall curves at overlap 0.5, by name, of the classes with objects.
     """
 
     images: int
@@ -69,17 +72,17 @@ class DetectionScores:
 
 @dataclass(frozen=True)
 class Matches:
-    """What became of each detection by VOC's rule, surest first; one entry a detection in every array.
+    """Detections matched to objects by the VOC rule, by descending score; arrays have one entry per detection.
 
     Attributes:
-        image: index of its image.
-        index: of the detection in its image's :class:`Detections`.
-        label: its class.
-        score: as float64.
-        overlap: with the object of its class that it overlaps most; 0 where the image has none.
-        object: index of this object in its image; -1 where there is none.
-        hit: it is the first find of an object that counts.
-        ignored: it finds a difficult object, and counts neither for nor against the detector.
+        image: index of the image.
+        index: index of the detection in the :class:`Detections` of its image.
+        label: class index.
+        score: score as float64.
+        overlap: highest overlap with an object of the same class in the image; 0 without such an object.
+        object: index of that object in its image; -1 without such an object.
+        hit: whether this is the first match of an object that counts.
+        ignored: whether it matches a difficult object, and is neither a hit nor a false positive.
     """
 
     image: NDArray[np.intp]
@@ -95,29 +98,29 @@ class Matches:
 def score_detections(
     found: Sequence[Detections], samples: Sequence[DetectionSample], classes: Sequence[str]
 ) -> DetectionScores:
-    """Average precisions of what was found in images whose objects are known.
+    """Compute average precisions of detections in annotated images.
 
-    VOC's rule of matching is that of :func:`match_detections`. Recall is compared with 0, 0.1, ..., 1 as a fraction
-    of whole numbers: 3 of 10 objects reach 0.3, which they miss in binary floating point.
+    The VOC scores use the matching of :func:`match_detections`. Recall is compared with 0, 0.1, ..., 1 in integer
+    arithmetic: 3 of 10 objects reach a recall of 0.3, which rounding to binary floating point would miss.
 
-    COCO's rule is faster-coco-eval's: at each overlap a detection, surest first, takes the free object that it
-    overlaps most, at most 100 detections of a class in an image count, and precision is read at 101 recalls.
-    Difficult objects are ignored as COCO ignores objects of other sizes than those in question: by plain overlap,
-    once each, and only by detections that find no other object. They are not crowds, which swallow every detection
-    that lies inside.
+    The COCO scores are those of faster-coco-eval: for each overlap threshold, detections are matched by descending
+    score to the unmatched object with the highest overlap, at most 100 detections per class and image are used, and
+    precision is sampled at 101 recalls. Difficult objects are ignored the way COCO ignores objects outside a size
+    range: each can be matched once, by plain overlap, and only by a detection that matches no other object. They are
+    not treated as crowds, which absorb every detection inside them.
 
-    A class whose objects are all difficult counts as one without objects.
+    A class with only difficult objects is treated as a class without objects.
 
     Args:
-        found: one an image; labels are indices of `classes`, and the scores of a class are comparable over images.
-            Where scores are equal, the earlier image goes first, and in an image the earlier detection.
-        samples: the images' objects, in the same order.
-        classes: names.
+        found: detections of each image; labels are indices into `classes`, and the scores of a class are comparable
+            across images. Equal scores are ordered by image, then by detection.
+        samples: annotated objects of each image, in the same order.
+        classes: class names.
 
     Raises:
         ModuleNotFoundError: the extra `detect` is not installed.
-        ValueError: not one `found` a sample, labels that are no indices of `classes`, boxes or scores that are not
-            finite, or no object that counts.
+        ValueError: `found` and `samples` differ in length, a label is not an index into `classes`, a box or score is
+            not finite, or no object counts.
     """
     _check(found, samples, len(classes))
     matches = match_detections(found, samples)
@@ -141,15 +144,16 @@ def score_detections(
 
 
 def match_detections(found: Sequence[Detections], samples: Sequence[DetectionSample]) -> Matches:
-    """Finds of objects by the rule of the VOC development kit.
+    """Match detections to objects by the rule of the VOC development kit.
 
-    A detection goes to the object of its class that it overlaps most in its image, the earlier of two alike. An
-    overlap of 0.5 or more is a find: the surest of an object is a hit, all others of it are false. Finds of a
-    difficult object are ignored. Whatever overlaps less is false. A detection never turns to its second best object.
+    Each detection is assigned to the object of its class in its image with the highest overlap, the earlier one in a
+    tie. If the overlap is at least 0.5, it matches: the match with the highest score is the hit of the object, all
+    others are false positives. Matches of a difficult object are ignored. Detections with a smaller overlap are false
+    positives. A detection is never reassigned to its second-best object.
 
     Args:
-        found: one an image.
-        samples: the images' objects, in the same order.
+        found: detections of each image.
+        samples: annotated objects of each image, in the same order.
     """
     best = [_best(detections, sample) for detections, sample in zip(found, samples, strict=True)]
     overlap = np.concatenate([overlap for overlap, _ in best])
@@ -160,17 +164,17 @@ def match_detections(found: Sequence[Detections], samples: Sequence[DetectionSam
     label = torch.cat([detections.labels for detections in found]).numpy().astype(np.intp)
     score = torch.cat([detections.scores for detections in found]).double().numpy()
 
-    first = np.cumsum([0, *(len(sample.labels) for sample in samples)])[:-1]  # of an image, among all objects
+    first = np.cumsum([0, *(len(sample.labels) for sample in samples)])[:-1]  # global index of an image's first object
     difficult = np.append(torch.cat([sample.difficult for sample in samples]).numpy(), False)
     unique_target = np.where(target < 0, -1, first[image] + target)
-    finds = overlap >= _OVERLAP
-    ignored = finds & difficult[unique_target]
+    matched = overlap >= _OVERLAP
+    ignored = matched & difficult[unique_target]
 
     order = np.argsort(-score, kind="stable")
     hit = np.zeros(len(order), dtype=bool)
-    candidates = order[(finds & ~ignored)[order]]
-    _, surest = np.unique(unique_target[candidates], return_index=True)
-    hit[candidates[surest]] = True
+    candidates = order[(matched & ~ignored)[order]]
+    _, highest = np.unique(unique_target[candidates], return_index=True)
+    hit[candidates[highest]] = True
     return Matches(
         image[order],
         index[order],
@@ -184,26 +188,26 @@ def match_detections(found: Sequence[Detections], samples: Sequence[DetectionSam
 
 
 def curve(hits: NDArray[np.bool_], objects: int) -> Curve:
-    """Recall and precision after each detection.
+    """Compute recall and precision after each detection.
 
     Args:
-        hits: whether a detection is a hit, surest first, without those that are ignored.
+        hits: whether each detection is a hit, by descending score, without ignored detections.
         objects: number of objects that count, >= 1.
     """
-    found = np.cumsum(hits)
-    return Curve(found / objects, found / np.arange(1, len(hits) + 1))
+    true_positives = np.cumsum(hits)
+    return Curve(true_positives / objects, true_positives / np.arange(1, len(hits) + 1))
 
 
 def area_average_precision(hits: NDArray[np.bool_], objects: int) -> float:
-    """Area under the envelope of the precision-recall curve (VOC from 2010 on); arguments as of :func:`curve`."""
-    # Each hit widens the area by one object's share of recall.
+    """Compute the area under the precision-recall envelope (VOC since 2010); arguments as for :func:`curve`."""
+    # Each hit increases recall by 1 / objects.
     return float(curve(hits, objects).envelope()[hits].sum() / objects)
 
 
 def voc07(hits: NDArray[np.bool_], objects: int) -> float:
-    """Mean over recall 0, 0.1, ..., 1 of the best precision there or beyond, 0 where the recall is not reached.
+    """Compute the mean over recall 0, 0.1, ..., 1 of the highest precision at that recall or above (0 if not reached).
 
-    Arguments as of :func:`curve`.
+    Arguments as for :func:`curve`.
     """
     envelope = curve(hits, objects).envelope()
     tenths = np.searchsorted(10 * np.cumsum(hits), np.arange(11) * objects)
@@ -211,7 +215,7 @@ def voc07(hits: NDArray[np.bool_], objects: int) -> float:
 
 
 def json_content(scores: DetectionScores) -> dict[str, Any]:
-    """The scores as plain numbers and dictionaries, without the curves."""
+    """Convert the scores to a JSON-serializable dictionary, without the curves."""
     return {
         "images": scores.images,
         "ap50": scores.ap50,
@@ -223,68 +227,70 @@ def json_content(scores: DetectionScores) -> dict[str, Any]:
 
 def _check(found: Sequence[Detections], samples: Sequence[DetectionSample], classes: int) -> None:
     if len(found) != len(samples):
-        raise ValueError(f"found: expected one for each of the {len(samples)} samples; got {len(found)}")
+        raise ValueError(f"found: expected one entry per sample ({len(samples)}), got {len(found)}")
     for detections, sample in zip(found, samples, strict=True):
         for name, labels in (("found", detections.labels), ("samples", sample.labels)):
             if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
                 raise ValueError(
-                    f"{name}: expected labels 0 to {classes - 1}, indices of the {classes} classes; "
+                    f"{name}: expected labels 0 to {classes - 1}, indices of the {classes} classes, "
                     f"got {int(labels.min())} to {int(labels.max())} for {sample.path}"
                 )
         if not (detections.boxes.isfinite().all() and detections.scores.isfinite().all()):
-            raise ValueError(f"found: expected finite boxes and scores; got others for {sample.path}")
+            raise ValueError(f"found: expected finite boxes and scores, got non-finite values for {sample.path}")
     if not any((~sample.difficult).any() for sample in samples):
-        raise ValueError("samples: expected at least one object that is not difficult; got none to score against")
+        raise ValueError("samples: expected at least one object that is not difficult, got none")
 
 
 def _best(detections: Detections, sample: DetectionSample) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """The best overlap of each detection with an object of its class, and which object that is, else 0 and -1."""
+    """Return each detection's highest overlap with an object of its class and the object's index, or 0 and -1."""
     if not len(sample.labels):
         return np.zeros(len(detections.labels)), np.full(len(detections.labels), -1)
-    shared = overlaps(detections.boxes, sample.boxes).double()
-    table: NDArray[np.float64] = shared.masked_fill(detections.labels[:, None] != sample.labels[None], -1).numpy()
-    target = table.argmax(axis=1)
-    overlap = np.take_along_axis(table, target[:, None], axis=1)[:, 0]
+    pairs = overlaps(detections.boxes, sample.boxes).double()
+    same_class: NDArray[np.float64] = pairs.masked_fill(detections.labels[:, None] != sample.labels[None], -1).numpy()
+    target = same_class.argmax(axis=1)
+    overlap = np.take_along_axis(same_class, target[:, None], axis=1)[:, 0]
     return np.maximum(overlap, 0), np.where(overlap < 0, -1, target)
 
 
 def _coco(found: Sequence[Detections], samples: Sequence[DetectionSample], classes: int) -> list[float | None]:
-    """COCO's average precision of each class, None without objects."""
+    """Compute the COCO average precision of each class; None without objects."""
     try:
         from faster_coco_eval import COCO, COCOeval_faster
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('COCO\'s scores need faster-coco-eval: pip install "sppnet[detect]"') from error
+        raise ModuleNotFoundError('COCO scores need faster-coco-eval: pip install "sppnet[detect]"') from error
     objects = [
         {**row, "area": math.inf if difficult else row["area"]}
         for image, sample in enumerate(samples)
         for row, difficult in zip(_rows(image, sample.boxes, sample.labels), sample.difficult.tolist(), strict=True)
     ]
-    detections = [
+    scored = [
         {**row, "score": score}
-        for image, one in enumerate(found)
-        for row, score in zip(_rows(image, one.boxes, one.labels), one.scores.tolist(), strict=True)
+        for image, detections in enumerate(found)
+        for row, score in zip(
+            _rows(image, detections.boxes, detections.labels), detections.scores.tolist(), strict=True
+        )
     ]
     tables = [
         COCO(
             {
                 "images": [{"id": image} for image in range(len(samples))],
                 "categories": [{"id": label} for label in range(classes)],
-                "annotations": [{"id": number, **row} for number, row in enumerate(rows, 1)],  # 0 would be no match
+                "annotations": [{"id": number, **row} for number, row in enumerate(rows, 1)],  # id 0 means unmatched
             }
         )
-        for rows in (objects, detections)
+        for rows in (objects, scored)
     ]
     evaluation = COCOeval_faster(*tables, iouType="bbox")
     evaluation.params.areaRng, evaluation.params.maxDets = [[0, 1e10]], [100]
     evaluation.evaluate()
     evaluation.accumulate()
-    # Axes: overlaps, recalls, classes, ranges of areas, numbers of detections; -1 where there is no object.
+    # Axes: overlap, recall, class, area range, maximum detections; -1 for classes without objects.
     precision = evaluation.eval["precision"][:, :, :, 0, 0]
     return [None if values.min() < 0 else float(values.mean()) for values in np.moveaxis(precision, 2, 0)]
 
 
 def _rows(image: int, boxes: Tensor, labels: Tensor) -> list[dict[str, Any]]:
-    """Boxes of an image as annotations of COCO."""
+    """Convert the boxes of an image to COCO annotations."""
     x1, y1, x2, y2 = boxes.double().unbind(1)
     edges = torch.stack((x1, y1, x2 - x1, y2 - y1), dim=1).tolist()
     return [

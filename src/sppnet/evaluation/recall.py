@@ -12,11 +12,11 @@ from sppnet.ops.boxes import overlaps
 
 @dataclass(frozen=True)
 class Recall:
-    """How well proposals cover true boxes.
+    """Coverage of true boxes by proposals.
 
     Attributes:
-        fractions: of the true boxes that are covered, one for each threshold.
-        mean_best: mean over the true boxes of the best overlap that a proposal has with them.
+        fractions: fraction of covered true boxes, one for each threshold.
+        mean_best: mean over the true boxes of the highest overlap with a proposal.
     """
 
     fractions: tuple[float, ...]
@@ -28,25 +28,25 @@ def recall(
     truths: Sequence[Float[Tensor, "_ 4"]],
     thresholds: Sequence[float] = (0.5, 0.7, 0.9),
 ) -> Recall:
-    """The fraction of the true boxes that some proposal of their image overlaps enough.
+    """Compute the fraction of true boxes that are covered by a proposal in their image.
 
     Args:
-        proposals: of each image, xyxy edges.
-        truths: of each image, xyxy edges; an image may have none, but not all.
-        thresholds: least intersection over union; exactly as much counts.
+        proposals: xyxy edges of the proposals of each image.
+        truths: xyxy edges of the true boxes of each image; some images may have none.
+        thresholds: minimum overlaps (intersection over union) to be covered, inclusive.
 
     Raises:
-        ValueError: another number of images, or no true box at all.
+        ValueError: `proposals` and `truths` differ in length, or there is no true box.
     """
     if len(proposals) != len(truths):
-        raise ValueError(f"truths: expected those of {len(proposals)} images, as proposals has; got {len(truths)}")
+        raise ValueError(f"truths: expected one entry per image of proposals ({len(proposals)}), got {len(truths)}")
     best = [
-        overlaps(boxes, found).max(1).values if len(found) else torch.zeros(len(boxes))
-        for found, boxes in zip(proposals, truths, strict=True)
-        if len(boxes)
+        overlaps(truth, boxes).max(1).values if len(boxes) else torch.zeros(len(truth))
+        for boxes, truth in zip(proposals, truths, strict=True)
+        if len(truth)
     ]
     if not best:
-        raise ValueError("truths: expected at least one box in all images together; got none")
-    every = torch.cat(best)
-    fractions = tuple((every >= threshold).double().mean().item() for threshold in thresholds)
-    return Recall(fractions, every.double().mean().item())
+        raise ValueError("truths: expected at least one box, got none in any image")
+    best_overlaps = torch.cat(best)
+    fractions = tuple((best_overlaps >= threshold).double().mean().item() for threshold in thresholds)
+    return Recall(fractions, best_overlaps.double().mean().item())

@@ -1,1 +1,1 @@
-"""Results, tiling, memory limits and drawing that several tasks share."""
+"""Results, tiling, memory limits and drawing shared by several tasks."""

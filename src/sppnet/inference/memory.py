@@ -1,4 +1,4 @@
-"""How much memory a pass of a segmenter takes, and the greatest tiles that a limit allows."""
+"""Memory limits, and the memory needed for decoding and for a forward pass of a segmenter."""
 
 import copy
 import ctypes
@@ -19,41 +19,39 @@ from sppnet.data.images import exif_turn, open_image
 Size = tuple[int, int]
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-# Measured on the CPU, as most of seven networks took at 256 to 2,048 pixels a side beyond the tensors that live.
-_HOLES = 1.15  # what the allocator and oneDNN hold for the same maps
-_WEIGHT_COPIES = 3  # of the largest weight, in the orders of values that oneDNN wants
-_RESERVE = 150 * 10**6  # code and tables that the first pass brings in, small arrays
-
-
-_passes: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, int], int]] = weakref.WeakKeyDictionary()
+# Memory beyond the live tensors: the maximum over seven networks on the CPU, at sides of 256 to 2,048 pixels.
+_OVERHEAD = 1.15  # factor for what the allocator and oneDNN hold for the same maps
+_WEIGHT_COPIES = 3  # copies of the largest weight, in layouts of oneDNN
+_RESERVE = 150 * 10**6  # bytes for code and tables loaded by the first pass, and for small arrays
+_pass_sizes: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, int], int]] = weakref.WeakKeyDictionary()
 
 
 class MemoryLimitError(ValueError):
-    """What is asked for takes more memory than may be held; the message has how much would do."""
+    """A memory limit that is too low; the message states the required memory."""
 
 
 def parse_memory(memory: str | int, name: str = "memory") -> int:
-    """Bytes of a size like ``3GB``, ``1.5 GiB``, ``512MB`` or a number of bytes; at least 1.
+    """Parse a memory size such as ``3GB``, ``1.5 GiB``, ``512MB`` or a number of bytes, and return bytes.
 
     Args:
-        memory: the text or number.
-        name: of the option that it was given for.
+        memory: text, or number of bytes.
+        name: option name, for the message.
 
     Raises:
-        ValueError: anything else.
+        ValueError: the text is not a size, or the size is below 1 byte.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(memory).strip().lower())
-    size = int(float(found[1]) * _UNITS[found[2]]) if found and found[2] in _UNITS else 0
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(memory).strip().lower())
+    size = int(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
     if size < 1:
-        raise ValueError(f"{name}: expected a size such as 3GB, 512MB or 2GiB, or a number of bytes; got {memory!r}")
+        raise ValueError(f"{name}: expected a size such as 3GB, 512MB or 2GiB, or a number of bytes, got {memory!r}")
     return size
 
 
 def release_memory() -> None:
-    """Give freed memory back to the system.
+    """Release freed memory to the operating system.
 
-    glibc keeps blocks of less than 32 MB to give them out again. A copy of a decoded image is made of such, and after a
-    pass they lie between others where the next pass does not find room for larger ones. Elsewhere this does nothing.
+    glibc keeps freed blocks below 32 MB for reuse. Copies of decoded images consist of such blocks; after a pass they
+    fragment the heap, and the next pass finds no room for larger blocks. No effect outside Linux with glibc.
     """
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -62,9 +60,9 @@ def release_memory() -> None:
 
 
 def resident_bytes() -> int:
-    """What this process holds in memory now.
+    """Return the resident memory of this process, in bytes.
 
-    1 GB, about what the interpreter, torch and a model take, where there is no /proc to tell.
+    Without /proc, this is 1 GB, the approximate size of the interpreter, torch and a model.
     """
     statm = Path("/proc/self/statm")
     if not statm.exists():
@@ -73,77 +71,78 @@ def resident_bytes() -> int:
 
 
 def settled_bytes() -> int:
-    """What this process holds in memory after what it has freed is given back to the system."""
+    """Release freed memory, then return the resident memory of this process, in bytes."""
     release_memory()
     return resident_bytes()
 
 
 def pass_bytes(model: nn.Module, height: int, width: int) -> int:
-    """What one pass adds at most to what the process holds, from an image of this size to probabilities.
+    """Return an upper bound in bytes for the memory of one pass, from an image of this size to probabilities.
 
-    The tensors that live at a time are counted on the meta device, which costs no arithmetic and no memory, but about
-    as long as an answer for a small image; so it is done once a size.
+    Live tensors are counted in a pass on the meta device, which takes no memory but about as much time as a prediction
+    for a small image, so the result is cached for each size.
     """
-    known = _passes.setdefault(model, {})
-    if (height, width) not in known:
-        known[height, width] = _count_pass(model, height, width)
-    return known[height, width]
+    sizes = _pass_sizes.setdefault(model, {})
+    if (height, width) not in sizes:
+        sizes[height, width] = _count_pass(model, height, width)
+    return sizes[height, width]
 
 
 def _count_pass(model: nn.Module, height: int, width: int) -> int:
-    # deepcopy takes what it finds in the memo for copied already, so that no weight is.
+    # deepcopy treats the tensors in the memo as copied already, so it copies no weights.
     tensors = [*model.parameters(), *model.buffers()]
     meta: list[Tensor] = [
         nn.Parameter(tensor.to("meta"), requires_grad=False) if isinstance(tensor, nn.Parameter) else tensor.to("meta")
         for tensor in tensors
     ]
-    memo = {id(tensor): skeleton for tensor, skeleton in zip(tensors, meta, strict=True)}
+    memo = {id(tensor): replacement for tensor, replacement in zip(tensors, meta, strict=True)}
     skeleton = copy.deepcopy(model, memo).eval()
     live = _LiveBytes()
-    # Inside inference mode the dispatcher would not show the convolutions.
+    # Inference mode would hide the convolutions from the dispatch mode.
     with torch.inference_mode(mode=False), torch.no_grad(), live:
         x = torch.empty(1, 3, height, width, device="meta").to(memory_format=torch.channels_last)
         logits: Tensor = skeleton(x)
-    # Beside its result softmax makes a contiguous copy of logits that are channels last, as they are off this device.
+    # Softmax also makes a contiguous copy of channels-last logits, as they are on real devices.
     peak: int = max(live.peak, x.nbytes + 3 * logits.nbytes)
     largest = max(tensor.nbytes for tensor in tensors)
-    return round(_HOLES * peak) + _WEIGHT_COPIES * largest + _RESERVE
+    return round(_OVERHEAD * peak) + _WEIGHT_COPIES * largest + _RESERVE
 
 
 def check_decoding(path: Path, memory: int) -> None:
-    """Refuse an image file whose decoding alone would take more memory than there may be held.
+    """Check that an image file can be decoded within a memory limit.
 
     Args:
-        path: of the image; its header is read.
-        memory: bytes that the process may hold, with the interpreter and all else that it holds now.
+        path: path of the image; only its header is read.
+        memory: limit for the process in bytes, including the interpreter and everything already in memory.
 
     Raises:
-        MemoryLimitError: it would; the message has what would do.
+        MemoryLimitError: the limit is too low; the message states the required memory.
         sppnet.ImageError: the header cannot be read.
     """
-    held = settled_bytes()
+    in_use = settled_bytes()
     with open_image(str(path)) as image:
-        pixel = 10  # bytes: Pillow has 4 a pixel, the decoder and load_image a copy
+        pixel = 10  # bytes per pixel: 4 in Pillow, and copies of the decoder and of load_image
         if image.has_transparency_data or image.format in ("WEBP", "JPEG2000"):
             pixel = 20
         elif image.mode.startswith("I"):
             pixel = 24
         elif exif_turn(image) is not None:
             pixel = 12
-        needed = held + pixel * image.width * image.height
+        needed = in_use + pixel * image.width * image.height
         if needed > memory:
             raise MemoryLimitError(
-                f"memory: {format_bytes(memory)} are not enough to decode {path}, {image.height} x {image.width} pixels:"
-                f" {format_bytes(held)} are held already, by the interpreter and the model; expected at least {format_bytes(needed)}"
+                f"memory: expected at least {format_bytes(needed)} to decode {path}, {image.height} x {image.width}"
+                f" pixels, got {format_bytes(memory)}; the process already uses {format_bytes(in_use)}"
             )
 
 
 def format_bytes(size: int) -> str:
+    """Format bytes as megabytes, rounded up."""
     return f"{-(-size // 10**6)}MB"
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Adds up the storages of all tensors that operators give, for as long as they live."""
+    """Track the total size of the live storages that operators return, and its peak."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Results that several tasks share."""
+"""Results shared by several tasks."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ from sppnet.errors import ImageError
 
 @dataclass(frozen=True)
 class Detections:
-    """What a detector found in one image, best score first.
+    """Detections in one image, by descending score.
 
     Attributes:
         boxes: xyxy edges in pixels of the image.
-        scores: the higher, the surer; comparable within a class.
-        labels: indices of classes.
+        scores: confidence scores, comparable within a class.
+        labels: class indices.
     """
 
     boxes: Float[Tensor, "k 4"]
@@ -24,14 +24,14 @@ class Detections:
 
 
 def above(found: Detections, least: float) -> Detections:
-    """The detections with at least this score."""
-    good = found.scores >= least
-    return Detections(found.boxes[good], found.scores[good], found.labels[good])
+    """Return the detections with a score of at least `least`."""
+    keep = found.scores >= least
+    return Detections(found.boxes[keep], found.scores[keep], found.labels[keep])
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An image that could not be read, and why."""
+    """An image that could not be read, and the error."""
 
     source: str
     error: ImageError

@@ -1,4 +1,4 @@
-"""Overlapping tiles: where they lie, and how their outputs are blended."""
+"""Overlapping tiles of an image, and blending of their outputs."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -8,17 +8,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 OVERLAP = 64  # pixels
-Span = tuple[int, int]  # first pixel, and the one after the last
+Span = tuple[int, int]  # [start, end) in pixels
 
 
 class Block(NamedTuple):
-    """A part of an image, with the probabilities that its pixels have in the end.
+    """A part of an image with the final probabilities of its pixels.
 
     Attributes:
-        row: of tiles, counted from 0.
-        rows: first row of pixels, and the one after the last.
-        columns: the same of columns.
-        probabilities: (classes, height, width).
+        row: index of the row of tiles, from 0.
+        rows: [start, end) of the pixel rows.
+        columns: [start, end) of the pixel columns.
+        probabilities: class probabilities of shape (classes, height, width).
     """
 
     row: int
@@ -28,40 +28,39 @@ class Block(NamedTuple):
 
 
 def tile_spans(size: int, tile: int, overlap: int, stride: int) -> list[Span]:
-    """Where tiles lie along an axis: as few of at most `tile` pixels as cover it, and about equally long.
+    """Cover an axis with as few tiles of at most `tile` pixels as possible, of about equal length.
 
-    They start at multiples of the stride, and the remainders of their lengths by the stride are that of `size`, so
-    paddings that depend on an image's size (TensorFlow's SAME) are the whole image's, too. At most two tiles lie over
-    each other.
+    Tiles start at multiples of the stride, and their lengths have the same remainder modulo the stride as `size`, so
+    padding that depends on the image size (TensorFlow's SAME) is the same as for the whole image. No pixel is in more
+    than two tiles.
 
     Args:
-        size: of the image, pixels; at least 1.
-        tile: a multiple of the stride.
-        overlap: least pixels that neighbours have in common; a multiple of the stride, at most half of the tile less
-            one stride.
-        stride: from :func:`tile_stride`.
+        size: length of the axis in pixels, >= 1.
+        tile: maximum tile length in pixels, a multiple of the stride.
+        overlap: minimum overlap of neighbors in pixels, a multiple of the stride, at most ``tile / 2 - stride``.
+        stride: stride of the model, from :func:`sppnet.segment.tiles.tile_stride`.
 
     Raises:
-        ValueError: `tile` or `overlap` are no such numbers.
+        ValueError: `tile` or `overlap` is illegal.
     """
     for name, value in (("tile", tile), ("overlap", overlap)):
         if value < 0 or value % stride:
-            above = max(-(-value // stride), name == "tile") * stride
-            raise ValueError(f"{name}: expected a multiple of {stride}, the model's stride; got {value}, take {above}")
+            legal = max(-(-value // stride), name == "tile") * stride
+            raise ValueError(f"{name}: expected a multiple of {stride}, the model's stride, got {value}; use {legal}")
     if tile < 2 * (overlap + stride):
         raise ValueError(
-            f"tile: expected at least {2 * (overlap + stride)} pixels, twice the overlap of {overlap} and a stride of"
-            f" {stride}; got {tile}"
+            f"tile: expected at least {2 * (overlap + stride)} pixels, twice the sum of overlap {overlap} and stride"
+            f" {stride}, got {tile}"
         )
     if size <= tile:
         return [(0, size)]
     cells, rest = divmod(size, stride)
-    common = overlap // stride
-    widest = tile // stride - common - (rest > 0)  # cells from one start to the next
-    count = -(-(cells - common) // widest)
-    step = max(-(-(cells - common) // count), common + (rest > 0))  # no third tile over two
-    starts = range(0, cells - common, step)
-    return [(start * stride, min((start + step + common) * stride + rest, size)) for start in starts]
+    shared = overlap // stride
+    max_step = tile // stride - shared - (rest > 0)  # cells from one start to the next
+    count = -(-(cells - shared) // max_step)
+    step = max(-(-(cells - shared) // count), shared + (rest > 0))  # no pixel in three tiles
+    starts = range(0, cells - shared, step)
+    return [(start * stride, min((start + step + shared) * stride + rest, size)) for start in starts]
 
 
 def blend_tiles(
@@ -70,25 +69,25 @@ def blend_tiles(
     look: Callable[[Span, Span], Float[Tensor, "classes h w"]],
     first: int = 0,
 ) -> Iterator[Block]:
-    """Look at tiles row by row, and give each time the pixels that no later tile will change.
+    """Compute tiles row by row, and yield pixels as soon as no later tile changes them.
 
-    Where tiles lie over each other, the weight of the one falls from pixel to pixel as that of the other rises. Only
-    these strips are kept: the one under a row of tiles, and the one to the right of a tile.
+    Where two tiles overlap, the weight of one falls linearly while that of the other rises. Only the overlaps with
+    later tiles are kept in memory: the strip at the bottom of a row of tiles, and the strip at the right of a tile.
 
     Args:
-        down: spans of rows of tiles.
-        across: spans of columns of tiles.
-        look: from spans of rows and columns to probabilities, which may be changed in place.
-        first: row of tiles to start at. Its upper strip then lacks what the row above would add.
+        down: spans of the rows of tiles.
+        across: spans of the columns of tiles.
+        look: function from a row span and a column span to probabilities, which are modified in place.
+        first: row of tiles to start with. The top strip of this row then lacks the contribution of the row above.
     """
-    tall, wide = _strip(down), _strip(across)
-    rising = tuple((torch.arange(strip) + 0.5) / max(strip, 1) for strip in (tall, wide))
-    above = torch.empty(0)  # the strip of the row above, weighted: (classes, tall, width of the image)
+    tall, wide = _overlap_of(down), _overlap_of(across)
+    rising = tuple((torch.arange(length) + 0.5) / max(length, 1) for length in (tall, wide))
+    above = torch.empty(0)  # weighted bottom strip of the row above: (classes, tall, width of the image)
     for row, (top, bottom) in enumerate(down):
         if row < first:
             continue
         end = bottom if row + 1 == len(down) else bottom - tall
-        before = torch.empty(0)  # the strip of the tile before, weighted: (classes, height, wide)
+        before = torch.empty(0)  # weighted right strip of the previous tile: (classes, height, wide)
         for left, right in across:
             tile = look((top, bottom), (left, right))
             if left > 0:
@@ -104,9 +103,9 @@ def blend_tiles(
             if end < bottom:
                 above[:, :, left:right] = tile[:, end - top :] * (1 - rising[0][:, None])
             yield Block(row, (top, end), (left, right), tile[:, : end - top])
-            del tile  # before the next one comes
+            del tile  # free it before the next tile is computed
 
 
-def _strip(spans: list[Span]) -> int:
-    """What each span has in common with the next."""
+def _overlap_of(spans: list[Span]) -> int:
+    """Return the number of pixels that neighboring spans share."""
     return spans[0][1] - spans[1][0] if len(spans) > 1 else 0

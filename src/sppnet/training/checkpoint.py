@@ -1,4 +1,4 @@
-"""The state of a training that is under way: one file, replaced as a whole, with nothing in it but tensors and text."""
+"""Checkpoints of a training run: one file of tensors and text, replaced atomically."""
 
 import json
 import zlib
@@ -14,19 +14,19 @@ from sppnet.training.options import LoopOptions
 from sppnet.training.run import WEIGHTS
 
 CHECKPOINT, OPTIONS = "checkpoint.safetensors", "options.json"
-# What may change between the parts of one training without changing its outcome.
+# Options that a resumed training may change, because they do not affect the result.
 _FREE_OPTIONS = ("workers", "device", "devices", "nodes", "cache", "tensorboard")
 
 
 @dataclass
 class Progress:
-    """How far a training has come.
+    """Progress of a training run.
 
     Attributes:
-        epoch: the epoch under way, from 0.
-        step: batches of it that are done.
-        seen, correct, loss: images of these batches, right answers on them, and their summed loss.
-        seconds: spent on the epoch so far.
+        epoch: current epoch, from 0.
+        step: number of batches of this epoch that are done.
+        seen, correct, loss: number of targets in these batches, correct predictions for them, and their summed loss.
+        seconds: time spent on the epoch so far.
     """
 
     epoch: int = 0
@@ -38,7 +38,7 @@ class Progress:
 
 
 def save_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
-    """Write weights, optimiser and progress together, so that they never disagree."""
+    """Write weights, optimizer state and progress in one file, so that they are always consistent."""
     tensors = {f"module.{name}": tensor.contiguous() for name, tensor in module.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         states = {name: value for name, value in state.items() if isinstance(value, Tensor)}
@@ -47,7 +47,7 @@ def save_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer, progr
 
 
 def load_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer) -> Progress:
-    """Put weights and optimiser back as they were; a fresh start where there is no checkpoint.
+    """Restore weights and optimizer state from the checkpoint, if there is one, and return the progress.
 
     Raises:
         ValueError: the file is damaged or belongs to another network.
@@ -74,41 +74,41 @@ def load_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer) -> Pr
 def open_training(
     out: Path, data: Path, images: Sequence[str], options: LoopOptions, resume: bool, *, write: bool = True
 ) -> None:
-    """Make the run folder, or make sure that it belongs to the same training.
+    """Create the run folder of a training run, or check that it belongs to the same run.
 
     Args:
-        out: the run folder.
-        data: the data set.
-        images: a line for each image, with all that training takes from the data set.
-        options: of the training; it is resumed only under the same ones.
-        resume: whether there may be a training in the folder.
-        write: False for all processes of a training but the first, which only look.
+        out: run folder.
+        data: path of the data set.
+        images: one line per image, with everything that training reads from the data set.
+        options: training options; they must not change when a run is resumed.
+        resume: whether the folder may contain a training run.
+        write: False for every process except the first, to only check the folder.
 
     Raises:
-        ValueError: there is one and `resume` is False, or it is another one.
+        ValueError: the folder contains a training run and `resume` is False, or it contains a different run.
     """
     path = out / OPTIONS
-    # The number of epochs shapes the learning rates, so it belongs to the training as all options do.
     text = "\n".join(images)
-    counted = f"{len(images)} images, {zlib.crc32(text.encode(errors='surrogateescape')):08x}"
-    content = json.loads(json.dumps({"data": str(data.resolve()), "images": counted, **asdict(options)}))
+    checksum = f"{len(images)} images, {zlib.crc32(text.encode(errors='surrogateescape')):08x}"
+    # Epochs are included because the learning-rate schedule depends on them.
+    content = json.loads(json.dumps({"data": str(data.resolve()), "images": checksum, **asdict(options)}))
     if (out / CHECKPOINT).exists() or (out / WEIGHTS).exists():
         if not path.exists():
-            raise ValueError(f"out: {out} holds a model but no {OPTIONS}; name another folder")
+            raise ValueError(f"out: {out} contains a model but no {OPTIONS}; choose another folder")
         if not resume:
-            raise ValueError(f"out: {out} holds a training already; --resume goes on with it, or name another folder")
+            raise ValueError(f"out: {out} already contains a training run; use --resume or choose another folder")
         try:
-            # An option that an earlier version did not have was what it is by default.
+            # Options missing from the file of an earlier version had their default values.
             stored = asdict(type(options)()) | dict(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"out: {path} is damaged ({error}); name another folder") from error
+            raise ValueError(f"out: {path} is damaged ({error}); choose another folder") from error
         stored = json.loads(json.dumps(stored))
-        unlike = [name for name in content if stored.get(name) != content[name] and name not in _FREE_OPTIONS]
-        if unlike:
-            name = unlike[0]
+        changed = [name for name in content if stored.get(name) != content[name] and name not in _FREE_OPTIONS]
+        if changed:
+            name = changed[0]
             raise ValueError(
-                f"out: the training in {out} was begun with {name}={stored.get(name)!r}, now it is {content[name]!r};"
-                " a resumed training keeps its options and images; name another folder to begin anew"
+                f"{name}: expected {stored.get(name)!r}, as when the training in {out} started, got {content[name]!r};"
+                " resume with the same options and images, or choose another folder"
             )
     if write:
         out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The training loop: the same for whole networks and for heads on vectors that were computed before."""
+"""The training loop, for whole networks and for heads on precomputed vectors."""
 
 import json
 import math
@@ -27,29 +27,28 @@ from sppnet.training.processes import gather, launch, refuse_several, total
 METRICS = "metrics.jsonl"
 _SAVE_SECONDS = 120.0
 
-# From the module's output and the target: the loss to minimise, and how many answers are right (a share of an answer
-# counts as such).
+# Function from output and target to the loss to minimize and the number of correct predictions, possibly fractional.
 Objective = Callable[[Any, Any], tuple[Tensor, float]]
 
 
 @runtime_checkable
 class Batches(Protocol):
-    """What is trained on: batch k of epoch e is the same each time it is asked for."""
+    """Training batches; batch k of epoch e is the same on every call."""
 
     steps: int
 
     def epoch(self, epoch: int, start: int) -> Iterator[tuple[Any, Any, list[ImageError]]]:
-        """Input, target and unreadable files of each batch of an epoch, from the one numbered `start` on.
+        """Yield (input, target, errors of unreadable files) for each batch of an epoch, from batch `start`.
 
-        The target has a length, which is the number of answers; nothing is learned from an empty one.
+        A target has one entry per scored prediction; batches with an empty target are skipped.
         """
 
     def side(self, epoch: int) -> int | None:
-        """Side of the square images of an epoch; None where there is none."""
+        """Return the side of the images of an epoch; None if they are not square and of one size."""
 
 
 def classification(logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-    """Cross entropy."""
+    """Return the cross entropy and the number of correct predictions."""
     return F.cross_entropy(logits, labels), int((logits.argmax(1) == labels).sum())
 
 
@@ -64,86 +63,87 @@ def fit(
     right: str = "top1",
     fabric: Any = None,
 ) -> bool:
-    """Train to the last epoch, from the checkpoint in `out` if there is one.
+    """Train to the last epoch, starting from the checkpoint in `out` if there is one.
 
     Args:
-        module: a whole network or a head.
-        batches: what it is trained on.
-        options: how.
-        out: the run folder.
-        validate: called after each epoch; its scores go into the metrics.
-        failures: files that could not be read are added here.
-        objective: what is minimised.
-        right: name of the share of right answers in the metrics.
-        fabric: of :func:`sppnet.training.processes.launch`; None for one process. On several each has its own part of every
-            batch; gradients, batch norm and metrics are those of the whole batch, the first process validates and
-            writes.
+        module: whole network or head.
+        batches: training batches.
+        options: training options.
+        out: run folder.
+        validate: function called after each epoch; the scores it returns are added to the metrics.
+        failures: list to which files that cannot be read are added.
+        objective: function that computes the loss and the number of correct predictions.
+        right: name in the metrics for the fraction of correct predictions.
+        fabric: result of :func:`sppnet.training.processes.launch`; None for a single process. With several processes,
+            each trains on its part of every batch; gradients, batch norm and metrics are those of the whole batch, and
+            the first process validates and writes files.
 
     Returns:
-        False where the training was interrupted; the checkpoint then has everything that was done.
+        False if the training was interrupted; the checkpoint then contains all completed steps.
     """
     if fabric is None:
         refuse_several("this training")
         fabric = launch(options, out)
     raw = _optimizer(module, options)
     wrapped, optimizer = fabric.setup(module, raw)
-    # Only now is the module on its device, and the optimiser's state goes where the module is.
-    at, saved = load_checkpoint(out, module, raw), time.monotonic()
+    # Load after setup has moved the module to its device, because the optimizer state follows the module.
+    progress, saved = load_checkpoint(out, module, raw), time.monotonic()
     rank = fabric.global_rank
-    if rank > 0:  # what earlier processes had seen together is counted once
-        at = Progress(at.epoch, at.step)
-    everything = options.epochs * batches.steps
+    if rank > 0:  # the first process continues the counts, which are sums over all processes
+        progress = Progress(progress.epoch, progress.step)
+    total_steps = options.epochs * batches.steps
     with _interrupts() as interrupted, _shared_statistics(fabric), _deterministic(options.deterministic):
-        while at.epoch < options.epochs:
+        while progress.epoch < options.epochs:
             wrapped.train()
-            described = f"epoch {at.epoch + 1}/{options.epochs}"
-            since = time.monotonic() - at.seconds
-            for x, y, bad in track(batches.epoch(at.epoch, at.step), described, batches.steps, at.step):
-                failures.extend(bad)
-                step = at.epoch * batches.steps + at.step
+            description = f"epoch {progress.epoch + 1}/{options.epochs}"
+            started = time.monotonic() - progress.seconds
+            remaining = batches.epoch(progress.epoch, progress.step)
+            for x, y, errors in track(remaining, description, batches.steps, progress.step):
+                failures.extend(errors)
+                step = progress.epoch * batches.steps + progress.step
                 for group in raw.param_groups:
-                    group["lr"] = _rate(options, step / everything)
-                # Dropout draws the same in a resumed step as in an undisturbed one, and on each process its own.
+                    group["lr"] = _rate(options, step / total_steps)
+                # Seed each step, so that dropout is the same after resuming, and differs between processes.
                 torch.manual_seed(hash((options.seed, step) if not rank else (options.seed, step, rank)) % (1 << 63))
-                (answers,) = total(fabric, len(y))
-                if answers:
-                    loss, hits = _loss(wrapped, objective, fabric.to_device(x), fabric.to_device(y))
+                (targets,) = total(fabric, len(y))
+                if targets:
+                    loss, correct = _loss(wrapped, objective, fabric.to_device(x), fabric.to_device(y))
                     if not loss.isfinite():
-                        where = f"epoch {at.epoch + 1}, batch {at.step + 1}"
+                        where = f"epoch {progress.epoch + 1}, batch {progress.step + 1}"
                         raise RuntimeError(
-                            f"the loss is {float(loss.detach())} in {where}: lower the learning rate, --lr, which is"
-                            f" {options.rate}; {out} is as its last checkpoint left it"
+                            f"the loss is {float(loss.detach())} in {where}: lower the learning rate (--lr), currently"
+                            f" {options.rate}; {out} contains the last checkpoint"
                         )
                     optimizer.zero_grad()
-                    # Processes average their gradients; the loss is averaged over answers.
-                    fabric.backward(loss * (len(y) * fabric.world_size / answers) if fabric.world_size > 1 else loss)
+                    # Gradients are averaged over processes, but the loss must be averaged over targets.
+                    fabric.backward(loss * (len(y) * fabric.world_size / targets) if fabric.world_size > 1 else loss)
                     optimizer.step()
-                    at.seen += len(y)
-                    at.correct += hits
-                    at.loss += float(loss.detach()) * len(y)
-                at.step += 1
-                at.seconds = time.monotonic() - since
-                late = rank == 0 and time.monotonic() - saved > _SAVE_SECONDS
-                stop, save = total(fabric, interrupted(), late)
+                    progress.seen += len(y)
+                    progress.correct += correct
+                    progress.loss += float(loss.detach()) * len(y)
+                progress.step += 1
+                progress.seconds = time.monotonic() - started
+                due = rank == 0 and time.monotonic() - saved > _SAVE_SECONDS
+                stop, save = total(fabric, interrupted(), due)
                 if stop or save:
-                    _save(fabric, out, module, raw, at)
+                    _save(fabric, out, module, raw, progress)
                     saved = time.monotonic()
                 if stop:
                     failures[:] = gather(fabric, failures)
                     return False
-            done = _save(fabric, out, module, raw, at)
-            if not done.seen:
+            summed = _save(fabric, out, module, raw, progress)
+            if not summed.seen:
                 first = gather(fabric, failures)[0]
-                raise ValueError(f"data: none of the images can be read, the first is {first}")
+                raise ValueError(f"data: expected a readable image, got none; the first error is {first}")
             if rank == 0:
-                rate = _rate(options, (at.epoch * batches.steps + at.step - 1) / everything)
-                _log(fabric, out, done, batches.side(at.epoch), rate, right, validate())
+                rate = _rate(options, (progress.epoch * batches.steps + progress.step - 1) / total_steps)
+                _log(fabric, out, summed, batches.side(progress.epoch), rate, right, validate())
             fabric.barrier()
-            at = Progress(epoch=at.epoch + 1)
-            _save(fabric, out, module, raw, at)
+            progress = Progress(epoch=progress.epoch + 1)
+            _save(fabric, out, module, raw, progress)
             saved = time.monotonic()
             (stop,) = total(fabric, interrupted())
-            if stop and at.epoch < options.epochs:
+            if stop and progress.epoch < options.epochs:
                 failures[:] = gather(fabric, failures)
                 return False
     failures[:] = gather(fabric, failures)
@@ -151,19 +151,19 @@ def fit(
 
 
 def _loss(wrapped: nn.Module, objective: Objective, x: Any, y: Any) -> tuple[Tensor, float]:
-    """Loss and right answers; 0 where this process has no answer, whose part in the exchange must still be played."""
+    """Return loss and correct predictions; zeros without targets, since the process must still exchange gradients."""
     out = wrapped(*x) if isinstance(x, tuple) else wrapped(x)
     return objective(out, y) if len(y) else (out.sum() * 0, 0)
 
 
-def _save(fabric: Any, out: Path, module: nn.Module, optimizer: torch.optim.Optimizer, at: Progress) -> Progress:
-    """Write a checkpoint from the first process; the progress of all together."""
-    seen, correct, loss = total(fabric, at.seen, at.correct, at.loss)
-    together = replace(at, seen=int(seen), correct=correct, loss=loss)
+def _save(fabric: Any, out: Path, module: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> Progress:
+    """Write a checkpoint in the first process, and return the progress summed over all processes."""
+    seen, correct, loss = total(fabric, progress.seen, progress.correct, progress.loss)
+    summed = replace(progress, seen=int(seen), correct=correct, loss=loss)
     if fabric.global_rank == 0:
-        save_checkpoint(out, module, optimizer, together)
+        save_checkpoint(out, module, optimizer, summed)
     fabric.barrier()
-    return together
+    return summed
 
 
 def _shared_statistics(fabric: Any) -> AbstractContextManager[Any]:
@@ -171,13 +171,13 @@ def _shared_statistics(fabric: Any) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def _deterministic(wanted: bool) -> Iterator[None]:
-    """Only operators that give the same bits each time; one that cannot raises."""
-    if not wanted:
+def _deterministic(enabled: bool) -> Iterator[None]:
+    """Allow only deterministic operators; others raise an error."""
+    if not enabled:
         yield
         return
     before = torch.are_deterministic_algorithms_enabled()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for; read at its first use
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS, which reads it on first use
     torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -192,7 +192,7 @@ def _optimizer(module: nn.Module, options: LoopOptions) -> torch.optim.Optimizer
 
 
 def _rate(options: LoopOptions, done: float) -> float:
-    """Learning rate when a share of all steps is done."""
+    """Return the learning rate after the fraction `done` of all steps."""
     if options.schedule == "cosine":
         return options.rate * (1 + math.cos(math.pi * done)) / 2
     if options.schedule == "poly":  # DeepLab v2, section 4.1
@@ -201,39 +201,39 @@ def _rate(options: LoopOptions, done: float) -> float:
 
 
 def _log(
-    fabric: Any, out: Path, at: Progress, side: int | None, lr: float, right: str, val: Mapping[str, float] | None
+    fabric: Any, out: Path, progress: Progress, side: int | None, lr: float, right: str, val: Mapping[str, float] | None
 ) -> None:
-    """One line of metrics; lines of an epoch that is done again after a kill are replaced."""
-    seen = max(at.seen, 1)
-    line: dict[str, Any] = {"epoch": at.epoch + 1, "size": side, "lr": lr, "seconds": round(at.seconds, 2)}
-    line |= {"train_loss": at.loss / seen, f"train_{right}": at.correct / seen}
+    """Write a line of metrics, replacing the lines of epochs that are repeated after a kill."""
+    seen = max(progress.seen, 1)
+    line: dict[str, Any] = {"epoch": progress.epoch + 1, "size": side, "lr": lr, "seconds": round(progress.seconds, 2)}
+    line |= {"train_loss": progress.loss / seen, f"train_{right}": progress.correct / seen}
     line |= {f"val_{name}": value for name, value in (val or {}).items()}
     path = out / METRICS
-    old = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    kept = [text for text in old if json.loads(text)["epoch"] <= at.epoch]
+    previous = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    kept = [text for text in previous if json.loads(text)["epoch"] <= progress.epoch]
     write_text("\n".join([*kept, json.dumps(line)]) + "\n", path)
-    fabric.log_dict({name: value for name, value in line.items() if isinstance(value, float)}, step=at.epoch + 1)
+    fabric.log_dict({name: value for name, value in line.items() if isinstance(value, float)}, step=progress.epoch + 1)
     shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in line.items()}
     console.print("  ".join(f"{name} {value}" for name, value in shown.items() if value is not None), highlight=False)
 
 
 @contextmanager
 def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a flag, so that the step under way ends; a second one acts at once."""
-    seen: list[int] = []
+    """Turn the first Ctrl-C or SIGTERM into a flag, so that the current step finishes; a second one stops at once."""
+    received: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        if seen:
+    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        if received:
             raise KeyboardInterrupt
-        seen.append(number)
-        console.print("stopping after this step; once more stops at once", highlight=False)
+        received.append(number)
+        console.print("stopping after this step; interrupt again to stop immediately", highlight=False)
 
     try:
-        old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread, where signals cannot be had
+        old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # only the main thread can set signal handlers
         old = {}
     try:
-        yield lambda: bool(seen)
+        yield lambda: bool(received)
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""One training on several processes: how they are started, and what they tell each other."""
+"""Training in several processes: launching them, and communication between them."""
 
 import os
 from collections.abc import Sequence
@@ -13,29 +13,28 @@ from sppnet.training.options import LoopOptions
 
 T = TypeVar("T")
 
-# The others wait while the first process scores the validation images.
-_PATIENCE = timedelta(hours=24)
+# The other processes wait while the first one validates.
+_TIMEOUT = timedelta(hours=24)
 
 
 def launch(options: LoopOptions, out: Path, devices: int = 1, nodes: int = 1) -> Any:
-    """Start the processes of a training, or join those that torchrun has started.
+    """Start the processes of a training run, or join those started by torchrun.
 
-    All of them run the caller's program from its beginning.
+    Each process runs the caller's program from the beginning.
 
     Args:
-        options: device, precision and loggers.
-        out: the run folder.
-        devices: processes on each node, one for each GPU or, on the CPU, any number; 1 under torchrun, which has
-            numbers of its own.
-        nodes: machines; as `devices`.
+        options: training options, of which device, precision and tensorboard are used.
+        out: run folder.
+        devices: number of processes per node: one per GPU, or any number on the CPU; 1 under torchrun, which sets it.
+        nodes: number of machines; 1 under torchrun, which sets it.
 
     Returns:
         A ``lightning_fabric.Fabric``.
 
     Raises:
-        ValueError: torchrun started other numbers than were asked for.
+        ValueError: the number of processes differs from that of torchrun.
     """
-    from lightning_fabric import Fabric  # seconds to import, and only training needs it
+    from lightning_fabric import Fabric  # slow to import, and only needed for training
     from lightning_fabric.strategies.ddp import DDPStrategy
 
     world = int(os.environ.get("WORLD_SIZE", 1)) if "TORCHELASTIC_RUN_ID" in os.environ else None
@@ -43,7 +42,7 @@ def launch(options: LoopOptions, out: Path, devices: int = 1, nodes: int = 1) ->
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         if devices * nodes not in (1, world):
             raise ValueError(
-                f"devices: torchrun has started {world} processes; leave devices and nodes out; got {devices} * {nodes}"
+                f"devices: expected {world}, as started by torchrun, got {devices} * {nodes}; omit devices and nodes"
             )
         devices, nodes = local, world // local
     single = devices * nodes == 1
@@ -51,7 +50,7 @@ def launch(options: LoopOptions, out: Path, devices: int = 1, nodes: int = 1) ->
         accelerator=options.device,
         devices=devices,
         num_nodes=nodes,
-        strategy="auto" if single else DDPStrategy(timeout=_PATIENCE),
+        strategy="auto" if single else DDPStrategy(timeout=_TIMEOUT),
         precision=options.precision,
         loggers=_loggers(options, out),
     )
@@ -60,17 +59,18 @@ def launch(options: LoopOptions, out: Path, devices: int = 1, nodes: int = 1) ->
 
 
 def refuse_several(task: str) -> None:
-    """Refuse what torchrun has started for a training that knows nothing of other processes.
+    """Check that this is the only process, for tasks that do not support several.
 
     Raises:
-        ValueError: this is one of several processes.
+        ValueError: torchrun has started several processes.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise ValueError(f"devices: {task} runs in one process; start it without torchrun")
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        raise ValueError(f"devices: expected 1 process for {task}, got {world}; start it without torchrun")
 
 
 def total(fabric: Any, *values: float) -> list[float]:
-    """Sums over all processes of what each of them has."""
+    """Sum values over all processes."""
     if fabric.world_size == 1:
         return list(values)
     sums: torch.Tensor = fabric.all_reduce(
@@ -80,7 +80,7 @@ def total(fabric: Any, *values: float) -> list[float]:
 
 
 def gather(fabric: Any, items: Sequence[T]) -> list[T]:
-    """The items of all processes, in the order of their ranks."""
+    """Concatenate the items of all processes, in rank order."""
     if fabric.world_size == 1:
         return list(items)
     parts: list[list[T]] = [[] for _ in range(fabric.world_size)]

@@ -1,4 +1,4 @@
-"""The run folder: weights as safetensors, everything else as JSON; no pickle is ever read."""
+"""Run folders: weights as safetensors, everything else as JSON; pickles are never read."""
 
 import dataclasses
 from pathlib import Path
@@ -16,8 +16,8 @@ def save_run(model: nn.Module, folder: str | Path) -> None:
     """Write a model into a run folder, atomically replacing each existing file.
 
     Args:
-        model: a classifier, detector or segmenter.
-        folder: the run folder; created if missing.
+        model: classifier, detector or segmenter.
+        folder: run folder; created if missing.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,36 +12,36 @@ _SCALES = torch.logspace(-1, 2, 121)
 def fit_linear_svm(
     vectors: Float[Tensor, "n d"], labels: Int[Tensor, " n"], num_classes: int, c: float = 1.0, seed: int = 0
 ) -> nn.Linear:
-    """One-versus-rest linear SVMs on l2-normalised vectors (SPP-net, section 3.2), by scikit-learn's liblinear.
+    """Fit one-versus-rest linear SVMs to l2-normalized vectors with liblinear (SPP-net, section 3.2).
 
-    The margins are scaled so that their softmax has the best log-likelihood on a held-out fifth, which leaves
-    the ranking as it is and makes scores that can be read as probabilities.
+    Margins are scaled to maximize the log-likelihood of their softmax on a held-out fifth of the samples. This keeps
+    the ranking and makes the scores usable as probabilities.
 
     Args:
         vectors: pyramid vectors.
-        labels: 0..num_classes - 1; a class without samples gets a margin below every other's.
-        num_classes: outputs of the layer, >= 2.
-        c: penalty of the squared hinge loss, > 0; the smaller, the stronger the regularisation.
-        seed: of liblinear's order.
+        labels: class indices 0..num_classes - 1; classes without samples get a constant low margin.
+        num_classes: number of outputs of the layer, >= 2.
+        c: penalty of the squared hinge loss, > 0; smaller values regularize more.
+        seed: random seed of liblinear.
 
     Returns:
-        A layer for vectors scaled to unit mean square, as the ``linear`` head scales them.
+        A layer for vectors of unit mean square, as normalized by the ``linear`` head.
 
     Raises:
-        ValueError: fewer than two classes have samples.
+        ValueError: `c` is not positive, or fewer than two classes have samples.
     """
     if c <= 0:
-        raise ValueError(f"svm_c: expected a penalty above 0; got {c}")
+        raise ValueError(f"svm_c: expected a penalty above 0, got {c}")
     present = labels.unique()
     if len(present) < 2:
-        raise ValueError(f"labels: an SVM needs samples of at least 2 classes; got {len(present)}")
+        raise ValueError(f"labels: expected samples of at least 2 classes, got {len(present)}")
     unit = nn.functional.normalize(vectors.float(), dim=1)
-    # With fewer vectors than numbers in each, they are taken in an orthonormal basis of their span: inner products,
-    # and so the SVM, stay the same.
+    # With fewer vectors than dimensions, use coordinates in an orthonormal basis of their span. Inner products, and
+    # therefore the SVM, stay the same.
     basis, coordinates = None, unit
     if len(unit) < unit.shape[1]:
-        basis, triangle = torch.linalg.qr(unit.T)
-        coordinates = triangle.T.contiguous()
+        basis, upper = torch.linalg.qr(unit.T)
+        coordinates = upper.T.contiguous()
     held_out = _every_fifth(labels)
     scale = 1.0
     if held_out.any() and len(labels[~held_out].unique()) == len(present):
@@ -53,20 +53,20 @@ def fit_linear_svm(
         layer.weight.zero_()
         layer.bias.fill_(-2.0 * scale)
         # A vector of unit mean square is sqrt(d) times the unit vector.
-        in_place = weight if basis is None else weight @ basis.T
-        layer.weight[present] = in_place * (scale / vectors.shape[1] ** 0.5)
+        full_weight = weight if basis is None else weight @ basis.T
+        layer.weight[present] = full_weight * (scale / vectors.shape[1] ** 0.5)
         layer.bias[present] = bias * scale
     return layer
 
 
 def linear_svc(extra: str) -> Any:
-    """scikit-learn's class; long work that ends in it asks for it first.
+    """Return scikit-learn's LinearSVC; call this before long computations to detect a missing installation early.
 
     Args:
-        extra: of this package that brings it.
+        extra: extra of this package that installs scikit-learn.
 
     Raises:
-        ModuleNotFoundError: it is not installed.
+        ModuleNotFoundError: scikit-learn is not installed.
     """
     try:
         from sklearn.svm import LinearSVC
@@ -84,7 +84,7 @@ def _fit(x: Float[Tensor, "n k"], labels: Int[Tensor, " n"], c: float, seed: int
 
 
 def _every_fifth(labels: Int[Tensor, " n"]) -> Tensor:
-    """Every fifth sample of each class."""
+    """Return a mask of every fifth sample of each class."""
     mask = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():
         mask[torch.nonzero(labels == label)[4::5, 0]] = True

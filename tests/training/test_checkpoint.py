@@ -1,0 +1,85 @@
+"""Checkpoints, and run folders of interrupted trainings."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from sppnet.classify.options import TrainOptions
+from sppnet.training.checkpoint import Progress, load_checkpoint, open_training, save_checkpoint
+
+OPTIONS = TrainOptions(batch=4)
+IMAGES = ["0.png 0", "1.png 1"]
+
+
+def network() -> tuple[nn.Module, torch.optim.Optimizer]:
+    module = nn.Linear(3, 2)
+    return module, torch.optim.AdamW(module.parameters(), 0.1)
+
+
+def step(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    module(torch.arange(6.0).reshape(2, 3)).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder with a checkpoint of an unfinished training."""
+    open_training(tmp_path / "run", tmp_path, IMAGES, OPTIONS, resume=False)
+    module, optimizer = network()
+    step(module, optimizer)
+    save_checkpoint(tmp_path / "run", module, optimizer, Progress(epoch=1, step=1))
+    return tmp_path / "run"
+
+
+def test_checkpoint_restores_weights_optimizer_and_progress(tmp_path: Path) -> None:
+    (module, optimizer), (resumed, resumed_optimizer) = network(), network()
+    step(module, optimizer)
+    progress = Progress(epoch=3, step=2, seen=7, correct=4.5, loss=1.25, seconds=9.5)
+    save_checkpoint(tmp_path, module, optimizer, progress)
+    assert load_checkpoint(tmp_path, resumed, resumed_optimizer) == progress
+    for _ in range(2):
+        step(module, optimizer)
+        step(resumed, resumed_optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), resumed.parameters(), strict=True))
+
+
+def test_training_without_a_checkpoint_starts_from_the_beginning(tmp_path: Path) -> None:
+    assert load_checkpoint(tmp_path, *network()) == Progress()
+
+
+def test_rejects_checkpoint_of_another_network(run: Path) -> None:
+    module = nn.Linear(3, 4)
+    with pytest.raises(ValueError, match="belongs to another network"):
+        load_checkpoint(run, module, torch.optim.AdamW(module.parameters()))
+
+
+def test_rejects_folder_with_a_training(run: Path) -> None:
+    with pytest.raises(ValueError, match="already contains a training run; use --resume"):
+        open_training(run, run.parent, IMAGES, OPTIONS, resume=False)
+
+
+def test_rejects_changed_options_and_images(run: Path) -> None:
+    with pytest.raises(ValueError, match=r"batch: expected 4, as when the training in .* started, got 8"):
+        open_training(run, run.parent, IMAGES, replace(OPTIONS, batch=8), resume=True)
+    with pytest.raises(ValueError, match=r"images: expected '2 images, .*, got '1 images, "):
+        open_training(run, run.parent, IMAGES[:1], OPTIONS, resume=True)
+
+
+def test_accepts_options_that_do_not_affect_the_result(run: Path) -> None:
+    open_training(run, run.parent, IMAGES, replace(OPTIONS, workers=2, devices=2), resume=True)
+    assert json.loads((run / "options.json").read_text())["devices"] == 2
+
+
+def test_resumes_training_of_a_version_with_fewer_options(run: Path) -> None:
+    stored = json.loads((run / "options.json").read_text())
+    del stored["deterministic"], stored["batch_pixels"]
+    (run / "options.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match=r"deterministic: expected False, as when .* started, got True"):
+        open_training(run, run.parent, IMAGES, replace(OPTIONS, deterministic=True), resume=True)
+    open_training(run, run.parent, IMAGES, OPTIONS, resume=True)
+    assert json.loads((run / "options.json").read_text())["deterministic"] is False
