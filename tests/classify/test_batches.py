@@ -1,4 +1,4 @@
-"""Training at the images' own sizes: whole images, padded batches, bounds, and what is refused."""
+"""Training batches at native sizes: whole padded images, limits on pixels, and rejected networks and images."""
 
 import json
 import math
@@ -13,14 +13,14 @@ from PIL import Image
 from sppnet.backbones.backbone import Backbone, create_backbone
 from sppnet.backbones.padded.ledger import PaddingError
 from sppnet.classify.batches import ImageBatches, Padded
+from sppnet.classify.options import TrainOptions
 from sppnet.classify.train import train_classifier
 from sppnet.data.formats.class_folders import read_classification
 from sppnet.data.images import load_image, to_tensor
-from sppnet.training.options import TrainOptions
 from tests.helpers.images import write_classes
 
 TINY = TrainOptions(sizes="native", epochs=1, batch=4, levels=(1,), backbone="test_resnet", weights="none")
-ALONE = SimpleNamespace(global_rank=0, world_size=1, rank_zero_first=lambda: torch.no_grad())
+SINGLE_PROCESS = SimpleNamespace(global_rank=0, world_size=1, rank_zero_first=lambda: torch.no_grad())
 
 
 @pytest.fixture(scope="module")
@@ -31,91 +31,89 @@ def backbone() -> Backbone:
 def batches_of(
     data: Path, backbone: Backbone, options: TrainOptions, rank: int = 0, world: int = 1
 ) -> list[tuple[Padded, torch.Tensor]]:
-    fabric = SimpleNamespace(**{**vars(ALONE), "global_rank": rank, "world_size": world})
+    fabric = SimpleNamespace(**{**vars(SINGLE_PROCESS), "global_rank": rank, "world_size": world})
     samples = read_classification(data).samples
     batches = ImageBatches(samples, backbone, options, data.parent / "sizes.json", fabric)
-    found = []
+    collected = []
     for x, y, failures in batches.epoch(0, 0):
         assert isinstance(x, Padded)
         assert not failures
-        found.append((x, y))
-    assert len(found) == batches.steps
-    return found
+        collected.append((x, y))
+    assert len(collected) == batches.steps
+    return collected
 
 
-def test_images_come_whole_at_their_own_size_or_mirrored(tmp_path: Path, backbone: Backbone) -> None:
+def test_images_are_whole_and_possibly_mirrored(tmp_path: Path, backbone: Backbone) -> None:
     data = write_classes(tmp_path / "data", 3)
-    wanted = [
+    originals = [
         to_tensor(load_image(sample.path), backbone.mean, backbone.std) for sample in read_classification(data).samples
     ]
-    taken = []
+    indices = []
     for x, labels in batches_of(data, backbone, TINY):
         assert x.images.is_contiguous(memory_format=torch.channels_last)
         assert x.images.shape[2:] == tuple(map(max, zip(*x.sizes, strict=True)))
         for padded, (height, width), label in zip(x.images, x.sizes, labels.tolist(), strict=True):
-            inside = padded[:, :height, :width]
-            same = [torch.equal(inside, one) or torch.equal(inside.flip(2), one) for one in wanted]
-            assert same.count(True) == 1
-            assert same.index(True) // 3 == label
-            taken.append(same.index(True))
-            assert padded.count_nonzero() == inside.count_nonzero()  # zeros all around
-    assert sorted(taken) == list(range(9))
+            image = padded[:, :height, :width]
+            equal = [torch.equal(image, original) or torch.equal(image.flip(2), original) for original in originals]
+            assert equal.count(True) == 1
+            assert equal.index(True) // 3 == label
+            indices.append(equal.index(True))
+            assert padded.count_nonzero() == image.count_nonzero(), "padding must be zero"
+    assert sorted(indices) == list(range(9))
 
 
-def test_what_padding_wastes_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_prints_the_share_of_padding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_classes(tmp_path / "data", 3)
     train_classifier(data, tmp_path / "run", replace(TINY, batch=9))
     sizes = [load_image(path).size for path in data.rglob("*.png")]
-    widest, highest = (max(size[axis] for size in sizes) for axis in (0, 1))
-    share = 100 * (1 - sum(width * height for width, height in sizes) / (9 * widest * highest))
-    text = f"9 images at their own sizes in 1 batches an epoch; {share:.1f} % of the pixels are padding"
+    max_width, max_height = (max(size[axis] for size in sizes) for axis in (0, 1))
+    share = 100 * (1 - sum(width * height for width, height in sizes) / (9 * max_width * max_height))
+    text = f"9 images at native size in 1 batches per epoch; {share:.1f} % of the pixels are padding"
     assert text in " ".join(capsys.readouterr().err.split())
 
 
-def test_larger_images_are_shrunk_to_the_bound(tmp_path: Path, backbone: Backbone) -> None:
+def test_images_above_max_pixels_are_shrunk(tmp_path: Path, backbone: Backbone) -> None:
     data = write_classes(tmp_path / "data", 3)
     sizes = [size for x, _ in batches_of(data, backbone, replace(TINY, max_pixels=2500)) for size in x.sizes]
     assert max(height * width for height, width in sizes) <= 2500
     assert len(set(sizes)) > 3
 
 
-def test_a_bound_of_pixels_makes_batches_of_fewer_images(tmp_path: Path, backbone: Backbone) -> None:
+def test_batch_pixels_limits_the_padded_batch(tmp_path: Path, backbone: Backbone) -> None:
     data = write_classes(tmp_path / "data", 3)
     bounded = batches_of(data, backbone, replace(TINY, max_pixels=8100, batch_pixels=12_000))
     assert len(bounded) > 3
     assert sum(len(labels) for _, labels in bounded) == 9
     assert all(math.prod(x.images.shape) / 3 <= 12_000 for x, _ in bounded)
-    text = "batch_pixels: expected at least max_pixels, 8100, and native sizes; got 8000 with sizes native"
+    text = r"batch_pixels: expected at least max_pixels \(8100\) and native sizes, got 8000 with sizes native"
     with pytest.raises(ValueError, match=text):
         replace(TINY, max_pixels=8100, batch_pixels=8000)
-    with pytest.raises(ValueError, match="and native sizes; got 2000000 with sizes 224"):
+    with pytest.raises(ValueError, match="and native sizes, got 2000000 with sizes 224"):
         TrainOptions(batch_pixels=2_000_000)
 
 
-def test_two_processes_take_each_image_once(tmp_path: Path, backbone: Backbone) -> None:
+def test_two_processes_share_the_images_of_each_batch(tmp_path: Path, backbone: Backbone) -> None:
     data = write_classes(tmp_path / "data", 3)
     whole = batches_of(data, backbone, TINY)
     parts = [batches_of(data, backbone, TINY, rank, 2) for rank in (0, 1)]
     for (x, y), (x0, y0), (x1, y1) in zip(whole, *parts, strict=True):
         assert sorted(x0.sizes + x1.sizes) == sorted(x.sizes)
         assert sorted(y0.tolist() + y1.tolist()) == sorted(y.tolist())
-    # A batch of one image leaves nothing to the second process, which must take its part in the step all the same.
-    ones = batches_of(data, backbone, replace(TINY, batch=1), rank=1, world=2)
-    assert all(len(x.images) == 1 and len(y) == 0 for x, y in ones)
+    # With one image per batch, the second process gets an image without a label, as it must take part in the step.
+    unlabeled = batches_of(data, backbone, replace(TINY, batch=1), rank=1, world=2)
+    assert all(len(x.images) == 1 and len(y) == 0 for x, y in unlabeled)
 
 
-def test_a_network_that_cannot_take_padded_batches_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_rejects_network_without_padding_support_before_writing_files(tmp_path: Path) -> None:
     data = write_classes(tmp_path / "data", 2)
     options = replace(TINY, backbone="resnest14d")
-    text = (
-        r"cannot take images of different sizes in one batch: .* \(SplitAttn\).*as sizes such as 180,224 or 180-224 do"
-    )
+    text = r"does not support images of different sizes .* \(SplitAttn\).*for example with sizes 180,224 or 180-224"
     with pytest.raises(PaddingError, match=text):
         train_classifier(data, tmp_path / "run", options)
     assert not (tmp_path / "run").exists()
 
 
-def test_images_too_small_for_the_network_are_named_and_left_out(tmp_path: Path) -> None:
+def test_images_too_small_for_the_network_are_skipped_and_reported(tmp_path: Path) -> None:
     data = write_classes(tmp_path / "data", 2)
     Image.new("RGB", (30, 20)).save(data / "red" / "small.png")
     options = replace(TINY, backbone="zf5", batch=3)
@@ -123,7 +121,7 @@ def test_images_too_small_for_the_network_are_named_and_left_out(tmp_path: Path)
     assert training.finished
     (failure,) = training.failures
     assert failure.path.endswith("small.png")
-    assert failure.reason.startswith("20 x 30 pixels are too few for zf5; the smallest size is")
+    assert failure.reason.startswith("20 x 30 pixels is too small for zf5, which needs at least")
     assert set(json.loads((tmp_path / "run" / "sizes.json").read_text())["sizes"]) == {
         str(path) for path in data.rglob("*.png")
     }

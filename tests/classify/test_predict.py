@@ -1,9 +1,8 @@
-"""Prediction of mixed sizes: order, equal answers, every kind of source, and files that cannot be read."""
+"""Prediction for images of mixed sizes: order, batch independence, resizing, views, and unreadable files."""
 
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +21,7 @@ Pixels = NDArray[np.uint8]
 
 @pytest.fixture(scope="module")
 def small() -> Classifier:
-    """Untrained but for the embedded backbone, which tells images apart."""
+    """Classifier with an untrained head; its trained backbone gives different vectors for different images."""
     torch.manual_seed(0)
     classes = tuple(f"class {index}" for index in range(7))
     return Classifier(ClassifierConfig(classes, max_pixels=100_000), create_backbone()).eval()
@@ -38,8 +37,8 @@ def noise(height: int, width: int) -> Pixels:
     return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
 
 
-def answers(results: list[Prediction] | list[Prediction | Failure]) -> torch.Tensor:
-    """Probabilities of the five likeliest classes, in the order of the classes' names."""
+def top_probabilities(results: list[Prediction] | list[Prediction | Failure]) -> torch.Tensor:
+    """Return the probabilities of the five most probable classes in class order, and 0 for the others."""
     tops = [dict.fromkeys(range(7), 0.0) for _ in results]
     for top, result in zip(tops, results, strict=True):
         assert isinstance(result, Prediction)
@@ -47,43 +46,42 @@ def answers(results: list[Prediction] | list[Prediction | Failure]) -> torch.Ten
     return torch.tensor([list(top.values()) for top in tops])
 
 
-def test_an_answer_does_not_depend_on_the_other_images(small: Classifier) -> None:
-    """33 images of 30 sizes: alone, in batches of 33 and of 5, and in another order."""
+def test_predictions_do_not_depend_on_batch_or_order(small: Classifier) -> None:
     rng = np.random.default_rng(0)
     images = [noise(*rng.integers(20, 90, 2)) for _ in range(29)]
     images += [noise(64, 48) for _ in range(4)]
-    alone = torch.cat([answers(small.predict(image)) for image in images])
+    single = torch.cat([top_probabilities(small.predict(image)) for image in images])
     for batch in (33, 5):
-        together = answers(list(predict_images(small, images, batch=batch)))
-        torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-7)
+        batched = top_probabilities(list(predict_images(small, images, batch=batch)))
+        torch.testing.assert_close(batched, single, rtol=1e-5, atol=1e-7)
     order = rng.permutation(33)
-    shuffled = answers(small.predict([images[i] for i in order]))
-    torch.testing.assert_close(shuffled, alone[torch.from_numpy(order)], rtol=1e-5, atol=1e-7)
-    assert len({tuple(row) for row in alone.tolist()}) == 33, "the images must differ in their answers"
+    shuffled = top_probabilities(small.predict([images[i] for i in order]))
+    torch.testing.assert_close(shuffled, single[torch.from_numpy(order)], rtol=1e-5, atol=1e-7)
+    assert len({tuple(row) for row in single.tolist()}) == 33, "the images must differ in their predictions"
 
 
-def test_logits_of_mixed_sizes_are_those_of_each_image_alone(small: Classifier) -> None:
+def test_logits_of_mixed_sizes_match_single_images(small: Classifier) -> None:
     images = [Image.fromarray(noise(height, width)) for height, width in ((40, 60), (60, 40), (40, 60), (33, 80))]
     backbone = small.backbone
     with torch.inference_mode():
         vectors = image_vectors(small, images)
-        alone = [small.vectors(to_tensor(image, backbone.mean, backbone.std)[None]) for image in images]
-        torch.testing.assert_close(small.head(vectors), small.head(torch.cat(alone)), rtol=1e-5, atol=1e-5)
+        single = [small.vectors(to_tensor(image, backbone.mean, backbone.std)[None]) for image in images]
+        torch.testing.assert_close(small.head(vectors), small.head(torch.cat(single)), rtol=1e-5, atol=1e-5)
 
 
-def test_large_images_of_one_size_go_a_few_at_a_time(small: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_images_of_one_size_need_several_passes(small: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sppnet.classify.predict, "_PASS_PIXELS", 2 * 50 * 60)
     images = [noise(50, 60) for _ in range(5)] + [noise(150, 100)]
-    expected = torch.cat([answers(small.predict(image)) for image in images])
+    expected = torch.cat([top_probabilities(small.predict(image)) for image in images])
     passes: list[int] = []
     hook = small.backbone.register_forward_hook(lambda _module, inputs, _map: passes.append(len(inputs[0])))
-    found = answers(small.predict(images))
+    predicted = top_probabilities(small.predict(images))
     hook.remove()
     assert passes == [2, 2, 1, 1]
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(predicted, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_fields_of_a_prediction(small: Classifier) -> None:
+def test_prediction_fields_are_consistent(small: Classifier) -> None:
     (prediction,) = small.predict(noise(50, 80))
     labels, scores = zip(*prediction.top, strict=True)
     assert (prediction.label, prediction.score) == prediction.top[0]
@@ -94,58 +92,25 @@ def test_fields_of_a_prediction(small: Classifier) -> None:
     assert prediction.size == prediction.network_size == (50, 80)
 
 
-def test_every_kind_of_source_gives_the_same(small: Classifier, tmp_path: Path) -> None:
-    pixels = noise(45, 70)
-    image = Image.fromarray(pixels)
-    file = tmp_path / "image.png"
-    image.save(file)
-    with Image.open(file) as opened:
-        sources: list[Any] = [file, str(file), file.read_bytes(), image, opened, pixels, pixels.copy("F")]
-        results = small.predict(sources)
-        singles = [result for source in sources for result in small.predict(source)]
-    assert [result.top for result in results] == [results[0].top] * 7
-    assert [single.top for single in singles] == [results[0].top] * 7
-    named = [str(file), str(file), "image 2", "image 3", str(file), "image 5", "image 6"]
-    assert [result.source for result in results] == named
-
-
-def test_one_image_a_list_and_any_iterable(small: Classifier) -> None:
-    images = [noise(40, 50), noise(50, 40)]
-    expected = small.predict(images)
-    assert len(expected) == 2
-    assert small.predict(tuple(images)) == small.predict(image for image in images) == expected
-    assert small.predict(images[0]) == small.predict(images[:1]) == expected[:1]
-    assert small.predict([]) == list(predict_images(small, [])) == []
-
-
-def test_the_same_image_twice(small: Classifier) -> None:
-    image = noise(40, 50)
-    first, second = small.predict([image, image])
-    assert first.top == second.top
-    assert (first.source, second.source) == ("image 0", "image 1")
-
-
-def test_an_array_s_flipped_view_is_another_image(small: Classifier) -> None:
+def test_flipped_view_of_an_array_is_read_in_its_order(small: Classifier) -> None:
     pixels = noise(40, 50)
     flipped, copied = small.predict([pixels[:, ::-1], np.ascontiguousarray(pixels[:, ::-1])])
     assert flipped.top == copied.top != small.predict(pixels)[0].top
 
 
-@pytest.mark.parametrize(("orientation", "turn"), [(3, 180), (6, 270), (8, 90)])
-def test_a_turned_photograph_gives_the_upright_answer(
-    small: Classifier, tmp_path: Path, orientation: int, turn: int
-) -> None:
+@pytest.mark.parametrize(("orientation", "angle"), [(3, 180), (6, 270), (8, 90)])
+def test_exif_orientation_is_applied(small: Classifier, tmp_path: Path, orientation: int, angle: int) -> None:
     upright = Image.fromarray(noise(40, 66))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    # What the camera stores comes upright when it is turned as the tag says.
-    upright.rotate(-turn, expand=True).save(tmp_path / "turned.png", exif=exif)
-    (found,), (expected,) = small.predict(tmp_path / "turned.png"), small.predict(upright)
-    assert found.size == (40, 66)
-    assert found.top == expected.top
+    # The stored image becomes upright when rotated as the tag says.
+    upright.rotate(-angle, expand=True).save(tmp_path / "rotated.png", exif=exif)
+    (prediction,), (expected,) = small.predict(tmp_path / "rotated.png"), small.predict(upright)
+    assert prediction.size == (40, 66)
+    assert prediction.top == expected.top
 
 
-def test_bad_files_are_failures_in_their_place(small: Classifier, tmp_path: Path) -> None:
+def test_unreadable_files_are_failures_in_order(small: Classifier, tmp_path: Path) -> None:
     contents: dict[str, bytes] = {"empty.jpg": b"", "page.png": b"<html>no image</html>"}
     for number in range(5):
         buffer = io.BytesIO()
@@ -176,39 +141,39 @@ def test_bad_files_are_failures_in_their_place(small: Classifier, tmp_path: Path
         small.predict(paths)
 
 
-def test_an_array_that_is_no_image_is_named_by_its_number(small: Classifier) -> None:
+def test_failures_name_unnamed_images_by_their_index(small: Classifier) -> None:
     results = list(predict_images(small, [noise(30, 30), noise(30, 30) / 255, b"<html>"]))
     assert [str(result.error)[:20] for result in results[1:] if isinstance(result, Failure)] == [
-        "image 1: must be uin",
+        "image 1: expected ui",
         "image 2: not an imag",
     ]
-    with pytest.raises(ImageError, match="image 0: must be uint8"):
+    with pytest.raises(ImageError, match="image 0: expected uint8"):
         small.predict(np.stack([noise(30, 30)] * 2))
 
 
-def test_an_image_too_small_for_the_network_is_a_failure(zf5: Classifier) -> None:
+def test_image_too_small_for_the_network_is_a_failure(zf5: Classifier) -> None:
     images = [noise(40, 50), noise(30, 50), noise(50, 40)]
     first, failure, last = predict_images(zf5, images)
     assert isinstance(first, Prediction)
     assert isinstance(last, Prediction)
     assert isinstance(failure, Failure)
-    assert str(failure.error) == "image 1: 30 x 50 pixels are too few for zf5; the smallest size is 31 x 31"
+    assert str(failure.error) == "image 1: 30 x 50 pixels is too small for zf5, which needs at least 31 x 31"
     for resize in ("warp:64", "shorter-side:31"):
         assert len(zf5.predict(images, resize=resize)) == 3
-    assert len(zf5.predict(images[1], views="10")) == 1, "views enlarge it"
+    assert len(zf5.predict(images[1], views="10")) == 1, "views enlarge the image"
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 4000), (4000, 3)])
-def test_tiny_and_long_images(small: Classifier, size: tuple[int, int]) -> None:
+def test_accepts_tiny_and_elongated_images(small: Classifier, size: tuple[int, int]) -> None:
     (prediction,) = small.predict(np.full((*size, 3), 90, np.uint8))
     assert prediction.size == prediction.network_size == size
     assert np.isfinite(prediction.score)
 
 
-def test_views_of_a_long_thin_image_are_a_failure(zf5: Classifier) -> None:
+def test_views_of_an_elongated_image_are_a_failure(zf5: Classifier) -> None:
     failure, other = predict_images(zf5, [noise(3, 31), noise(300, 300)], views="10")
     assert isinstance(failure, Failure)
-    assert failure.error.reason.startswith("3 x 31 pixels are too long and thin for views")
+    assert failure.error.reason.startswith("3 x 31 pixels is too elongated for views")
     assert isinstance(other, Prediction)
 
 
@@ -226,17 +191,19 @@ def test_views_of_a_long_thin_image_are_a_failure(zf5: Classifier) -> None:
         (Resize("native", max_pixels=1000), (20, 50)),
     ],
 )
-def test_sizes(small: Classifier, resize: Resize | str | None, network_size: tuple[int, int]) -> None:
-    seen: list[tuple[int, ...]] = []
-    hook = small.backbone.register_forward_hook(lambda _module, inputs, _map: seen.append(tuple(inputs[0].shape)))
+def test_images_are_resized_by_the_policy(
+    small: Classifier, resize: Resize | str | None, network_size: tuple[int, int]
+) -> None:
+    shapes: list[tuple[int, ...]] = []
+    hook = small.backbone.register_forward_hook(lambda _module, inputs, _map: shapes.append(tuple(inputs[0].shape)))
     (prediction,) = small.predict(noise(40, 100), resize=resize)
     hook.remove()
     assert prediction.size == (40, 100)
     assert prediction.network_size == network_size
-    assert seen == [(1, 3, *network_size)]
+    assert shapes == [(1, 3, *network_size)]
 
 
-def test_views_are_an_average_of_their_own(small: Classifier) -> None:
+def test_views_give_another_prediction_than_the_full_image(small: Classifier) -> None:
     image = Image.fromarray(noise(224, 224))
     full, ten = small.predict(image)[0], small.predict(image, views="10")[0]
     assert full.top != ten.top
@@ -244,7 +211,7 @@ def test_views_are_an_average_of_their_own(small: Classifier) -> None:
     assert small.predict([image, image], views="10")[1].top == ten.top
 
 
-def test_a_model_in_training_mode_predicts_in_evaluation_mode_and_goes_back(small: Classifier) -> None:
+def test_prediction_restores_training_mode(small: Classifier) -> None:
     image = noise(40, 50)
     expected = small.predict(image)
     before = {name: tensor.clone() for name, tensor in small.state_dict().items()}
@@ -255,7 +222,7 @@ def test_a_model_in_training_mode_predicts_in_evaluation_mode_and_goes_back(smal
     assert all(torch.equal(tensor, before[name]) for name, tensor in small.state_dict().items())
 
 
-def test_images_are_read_a_batch_at_a_time(small: Classifier) -> None:
+def test_reads_one_batch_at_a_time(small: Classifier) -> None:
     read = 0
 
     def images() -> Iterator[Pixels]:
@@ -271,11 +238,11 @@ def test_images_are_read_a_batch_at_a_time(small: Classifier) -> None:
     assert [result.source for result in (first, *results)] == [f"image {number}" for number in range(7)]
 
 
-def test_wrong_options_are_named(small: Classifier, unchecked: None) -> None:
+def test_rejects_wrong_options(small: Classifier, unchecked: None) -> None:
     image = noise(20, 20)
-    with pytest.raises(ValueError, match=r"views: expected one of full, 10, 18, 96, 96\+2; got '12'"):
+    with pytest.raises(ValueError, match=r"views: expected one of full, 10, 18, 96, 96\+2, got '12'"):
         small.predict(image, views="12")
-    with pytest.raises(ValueError, match=r"resize policy must be one of .*, got 'wrap'; did you mean warp"):
+    with pytest.raises(ValueError, match=r"resize: expected one of .*, got 'wrap'; did you mean warp"):
         small.predict(image, resize="wrap")
-    with pytest.raises(ValueError, match="batch: expected at least 1 image; got 0"):
+    with pytest.raises(ValueError, match="batch: expected at least 1, got 0"):
         list(predict_images(small, [image], batch=0))

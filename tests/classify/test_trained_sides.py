@@ -1,4 +1,4 @@
-"""The range of sizes that a training leaves, what is said outside of it, and accuracy by shorter side."""
+"""Range of shorter sides in training, warnings outside this range, and accuracy by shorter side."""
 
 import json
 import warnings
@@ -9,12 +9,12 @@ from PIL import Image
 
 from sppnet import Classifier, ClassifierConfig, Resize, create_backbone
 from sppnet.classify.evaluate import evaluate_classifier
+from sppnet.classify.options import TrainOptions
 from sppnet.classify.train import train_classifier
 from sppnet.classify.trained_sides import trained_sides
 from sppnet.cli.main import run
 from sppnet.data.formats.class_folders import Sample, read_classification
 from sppnet.registry import load_classifier
-from sppnet.training.options import TrainOptions
 from sppnet.training.run import save_run
 from tests.helpers.images import write_classes
 
@@ -24,8 +24,8 @@ def build(sides: tuple[int, int] | None, resize: str = "native", classes: tuple[
     return Classifier(config, create_backbone("test_resnet", weights=None)).eval()
 
 
-def grey(height: int, width: int) -> Image.Image:
-    return Image.new("RGB", (width, height), "grey")
+def gray(height: int, width: int) -> Image.Image:
+    return Image.new("RGB", (width, height), "gray")
 
 
 @pytest.fixture(scope="module")
@@ -48,29 +48,29 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("sizes", "expected"),
     [("224", (224, 256)), ("180,224", (180, 256)), ("224,180", (180, 256)), ("180-224", (180, 256)), ("48", (48, 55))],
 )
-def test_square_crops_cover_the_side_and_8_7_of_it(sizes: str, expected: tuple[int, int]) -> None:
+def test_range_of_square_crops_extends_to_8_7_of_the_side(sizes: str, expected: tuple[int, int]) -> None:
     assert trained_sides([], TrainOptions(sizes=sizes), Resize("native")) == expected
 
 
-def test_native_sizes_are_those_of_the_files_within_max_pixels(tmp_path: Path) -> None:
+def test_range_of_native_sizes_is_that_of_the_files_within_max_pixels(tmp_path: Path) -> None:
     samples = []
     for number, size in enumerate(((50, 70), (90, 61), (200, 200))):
         samples.append(Sample(tmp_path / f"{number}.png", 0))
-        grey(*size).save(samples[-1].path)
+        gray(*size).save(samples[-1].path)
     unbounded, policy = TrainOptions(sizes="native"), Resize("native")
     assert trained_sides(samples, unbounded, policy) == (50, 200)
     assert trained_sides(samples, TrainOptions(sizes="native", max_pixels=10_000), policy) == (50, 100)
     (tmp_path / "broken.png").write_bytes(b"<html>")
     assert trained_sides([*samples, Sample(tmp_path / "broken.png", 0)], unbounded, policy) == (50, 200)
     assert trained_sides([Sample(tmp_path / "broken.png", 0)], unbounded, policy) is None
-    # A frozen backbone sees images as its policy gives them, whatever the sizes of training.
+    # With a frozen backbone, images are resized by the policy, and the training sizes are not used.
     frozen = TrainOptions(freeze_backbone=True, sizes="224")
     assert trained_sides(samples, frozen, policy) == (50, 200)
     assert trained_sides(samples, frozen, Resize("shorter-side", 96)) == (96, 96)
     assert trained_sides(samples, frozen, Resize("native", max_pixels=10_000)) == (50, 100)
 
 
-def test_a_run_knows_its_sides_and_an_older_one_does_not(trained: Path, tmp_path: Path) -> None:
+def test_run_stores_the_range_and_older_runs_load_without_it(trained: Path, tmp_path: Path) -> None:
     model = load_classifier(trained)
     assert model.config.trained_sides == (42, 64)
     save_run(model, tmp_path)
@@ -79,42 +79,42 @@ def test_a_run_knows_its_sides_and_an_older_one_does_not(trained: Path, tmp_path
     (tmp_path / "run.json").write_text(json.dumps(content))
     older = load_classifier(tmp_path)
     assert older.config.trained_sides is None
-    older.predict(grey(20, 20))  # a warning would be an error
+    older.predict(gray(20, 20))  # a warning would be an error
 
 
-def test_a_frozen_backbone_leaves_the_sides_of_its_policy(data: Path, tmp_path: Path) -> None:
+def test_frozen_backbone_has_the_range_of_its_policy(data: Path, tmp_path: Path) -> None:
     options = TrainOptions(freeze_backbone=True, levels=(1,), resize="warp:48")
     train_classifier(data / "train", tmp_path / "run", options)
     assert load_classifier(tmp_path / "run").config.trained_sides == (48, 48)
 
 
 @pytest.mark.parametrize("size", [(40, 90), (90, 40), (50, 50), (60, 70), (70, 60)])
-def test_sides_in_the_range_and_at_its_edges_are_no_warning(size: tuple[int, int]) -> None:
+def test_no_warning_for_sides_in_the_range_or_at_its_limits(size: tuple[int, int]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        build((40, 60)).predict(grey(*size))
-        build(None).predict(grey(*size))
+        build((40, 60)).predict(gray(*size))
+        build(None).predict(gray(*size))
 
 
 @pytest.mark.parametrize("size", [(39, 90), (90, 39), (61, 70), (70, 61)])
-def test_a_side_outside_the_range_is_a_warning(size: tuple[int, int]) -> None:
-    message = r"1 of 1 images were seen at a shorter side outside the 40 to 60 pixels .* evaluate RUN DATA --sizes"
+def test_warns_about_sides_outside_the_range(size: tuple[int, int]) -> None:
+    message = r"1 of 1 images were classified at a shorter side outside the 40 to 60 pixels .* RUN DATA --sizes"
     with pytest.warns(UserWarning, match=message):
-        build((40, 60)).predict(grey(*size))
+        build((40, 60)).predict(gray(*size))
 
 
-def test_one_call_gives_one_warning_and_counts_what_the_network_saw() -> None:
-    images = [grey(30, 90), grey(50, 50), grey(61, 61)]
-    with pytest.warns(UserWarning, match="2 of 3 images") as caught:
+def test_warns_once_per_call_about_sizes_after_resizing() -> None:
+    images = [gray(30, 90), gray(50, 50), gray(61, 61)]
+    with pytest.warns(UserWarning, match="2 of 3 images") as warned:
         build((40, 60)).predict(images)
-    assert len(caught) == 1
+    assert len(warned) == 1
     build((40, 60), "shorter-side:60").predict(images)
-    build((40, 60)).predict(images, views="10")  # views have sizes of their own
+    build((40, 60)).predict(images, views="10")  # views have fixed sizes
     with pytest.warns(UserWarning, match="3 of 3 images"):
         build((40, 60), "shorter-side:61").predict(images)
 
 
-def test_evaluation_counts_what_is_outside(data: Path) -> None:
+def test_evaluation_counts_images_outside_the_range(data: Path) -> None:
     samples = read_classification(data, "val").samples
     model = build((40, 60), classes=("blue", "green", "red"))
     outside = [evaluate_classifier(model, samples, resize=f"warp:{side}").outside for side in (39, 40, 60, 61)]
@@ -122,32 +122,34 @@ def test_evaluation_counts_what_is_outside(data: Path) -> None:
     assert evaluate_classifier(model, samples, views="10").outside == 0
 
 
-def told(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+def read_output(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
     captured = capsys.readouterr()
     return captured.out, " ".join(captured.err.split())
 
 
-def test_the_commands_say_at_the_end_how_many_images_were_outside(
+def test_commands_report_images_outside_the_range(
     trained: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = "6 of 6 images were seen at a shorter side outside the 42 to 64 pixels"
+    line = "6 of 6 images were classified at a shorter side outside the 42 to 64 pixels"
     for command in (["predict", str(trained), str(data / "val")], ["evaluate", str(trained), str(data), "--json"]):
         assert run([*command, "--resize", "warp:65"]) == 0
-        out, err = told(capsys)
+        out, err = read_output(capsys)
         assert line in err
         assert line not in out
         for inside in (["--resize", "warp:64"], ["--resize", "warp:42"], ["--views", "10"]):
             assert run([*command, *inside]) == 0
-            assert "outside" not in told(capsys)[1]
+            assert "outside" not in read_output(capsys)[1]
     assert run(["evaluate", str(trained), str(data), "--compare", "warp:64,warp:41"]) == 0
-    err = told(capsys)[1]
+    err = read_output(capsys)[1]
     assert f"warp:41: {line}" in err
     assert "warp:64: " not in err
 
 
-def test_evaluate_at_several_shorter_sides(trained: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_of_several_sides_matches_single_evaluations(
+    trained: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["evaluate", str(trained), str(data), "--sizes", "48,64,65", "--json"]) == 0
-    out, err = told(capsys)
+    out, err = read_output(capsys)
     content = json.loads(out)
     assert list(content) == ["sizes", "failures"]
     model, samples = load_classifier(trained), read_classification(data, "val").samples
@@ -161,39 +163,39 @@ def test_evaluate_at_several_shorter_sides(trained: Path, data: Path, capsys: py
         }
         assert sum(group["images"] for group in part["by_size"].values()) == 6
     assert [part["outside"] for part in content["sizes"].values()] == [0, 0, 6]
-    assert "outside" not in err  # the table is what the line would point to
+    assert "outside" not in err  # the warning would recommend this very command
 
 
-def test_the_table_of_sizes_has_a_row_a_side_and_a_column_an_aspect(
+def test_table_has_a_row_per_side_and_a_column_per_aspect_ratio(
     trained: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["evaluate", str(trained), str(data), "--sizes", "48,65"]) == 0
-    text = told(capsys)[0]
+    text = read_output(capsys)[0]
     rows = [line for line in text.splitlines() if line.startswith("│")]
     model, samples = load_classifier(trained), read_classification(data, "val").samples
-    for row, side, shown in zip(rows, (48, 65), ("48", "65 *"), strict=True):
+    for row, side, label in zip(rows, (48, 65), ("48", "65 *"), strict=True):
         evaluation = evaluate_classifier(model, samples, resize=f"shorter-side:{side}")
         parts = [evaluation.scores, *evaluation.by_aspect.values()]
         cells = [cell.strip() for cell in row.strip("│").split("│")]
-        assert cells == [shown, *(f"{100 * part.top1:.2f} ({part.images})" for part in parts)]
+        assert cells == [label, *(f"{100 * part.top1:.2f} ({part.images})" for part in parts)]
     assert "42 to 64 pixels" in " ".join(text.split())
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--sizes", "48", "--resize", "native"], "sizes: it takes the place of --resize"),
-        (["--sizes", "48", "--views", "10"], "sizes: it takes the place of --resize, and views have sizes"),
-        (["--sizes", "48", "--compare", "native"], "sizes: it takes shorter sides where --compare takes"),
-        (["--sizes", "48,big"], "sizes: expected numbers of at least 1, separated by commas; got '48,big'"),
-        (["--sizes", "0"], "sizes: expected numbers of at least 1"),
-        (["--sizes", "9000"], "needs a side of 1 to 8192 pixels, got 9000"),
+        (["--sizes", "48", "--resize", "native"], "sizes: expected neither --resize nor --views, got --resize"),
+        (["--sizes", "48", "--views", "10"], "sizes: expected neither --resize nor --views, got --views"),
+        (["--sizes", "48", "--compare", "native"], "sizes: expected either --sizes or --compare, got both"),
+        (["--sizes", "48,big"], "sizes: expected comma-separated numbers of at least 1, got '48,big'"),
+        (["--sizes", "0"], "sizes: expected comma-separated numbers of at least 1"),
+        (["--sizes", "9000"], "expected a side of 1..8192 pixels for shorter-side, got 9000"),
     ],
 )
-def test_wrong_sizes_are_refused(
+def test_rejects_wrong_sizes(
     arguments: list[str], message: str, trained: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["evaluate", str(trained), str(data), *arguments]) == 2
-    out, err = told(capsys)
+    out, err = read_output(capsys)
     assert message in err
     assert not out

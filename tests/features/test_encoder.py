@@ -1,4 +1,4 @@
-"""Vectors of boxes: the laws of the encoder, literals of scales, and what it says of wrong arguments."""
+"""Region encoder: invariances of the vectors, choice of scales, and error messages."""
 
 import re
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from sppnet.ops.boxes import mirror
 from sppnet.ops.reference import Reduce
 
 RULES: tuple[CellRule, ...] = ("paper", "released", "roi_pool")
-PLAIN: tuple[tuple[CellRule, Reduce], ...] = (("paper", "max"), ("paper", "avg"), ("released", "max"))
+ADAPTIVE: tuple[tuple[CellRule, Reduce], ...] = (("paper", "max"), ("paper", "avg"), ("released", "max"))
 RELEASED_SCALES = (480, 576, 688, 874, 1200)
 
 
@@ -47,106 +47,106 @@ def zf5() -> RegionEncoder:
 
 
 @pytest.mark.parametrize("backbone", ["tf_efficientnet_lite0", "zf5", "resnet18"])
-def test_the_box_of_the_whole_image_gets_the_images_own_vector(backbone: str) -> None:
-    """The first cell's centre lies in the image, far in it, and on its very border."""
+def test_box_of_the_whole_image_gets_the_vector_of_the_image(backbone: str) -> None:
+    """The networks differ in the center of the first cell: near the border, far inside, and on the border."""
     network = create_backbone(backbone, weights="auto" if backbone != "resnet18" else None)
     for height, width in ((101, 150), (173, 90), (64, 64)):
         image = noise(height, width)
         boxes = torch.tensor([[0.0, 0, width, height], [-5, -3, width + 4, height + 900]])
-        for rule, reduce in PLAIN:
+        for rule, reduce in ADAPTIVE:
             encoder = RegionEncoder(network, scales=(160,), rule=rule, reduce=reduce)
-            (found,) = encoder(image, boxes)
+            (vectors,) = encoder(image, boxes)
             with torch.inference_mode():
                 data = encoder.prepare(image).maps[0].data
             assert min(data.shape[2:]) > 1
             expected = pyramid_pool(data, (6, 3, 2, 1), reduce=reduce)
-            torch.testing.assert_close(found, expected.expand(2, -1), rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(vectors, expected.expand(2, -1), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("stage", [None, 3])
-def test_boxes_off_the_border_equal_the_operator_on_scaled_boxes(rule: CellRule, stage: int | None) -> None:
+def test_inner_boxes_match_region_pyramid_pool_of_scaled_boxes(rule: CellRule, stage: int | None) -> None:
     encoder = RegionEncoder(create_backbone(stage=stage), levels=(3, 1), scales=(203,), rule=rule)
     image, boxes = noise(101, 150), inner_boxes(60, 101, 150)
-    (found,) = encoder(image, boxes)
+    (vectors,) = encoder(image, boxes)
     with torch.inference_mode():
         features = encoder.prepare(image).maps[0]
     scaled = boxes * torch.tensor([301 / 150, 203 / 101, 301 / 150, 203 / 101])
     scale = (1 / features.stride[0], 1 / features.stride[1])
     expected = region_pyramid_pool(features.data, [scaled], (3, 1), scale, rule, offset=features.offset)
-    assert torch.equal(found, expected)
+    assert torch.equal(vectors, expected)
 
 
-def test_a_mirrored_image_has_mirrored_grids() -> None:
-    """Of a network whose filters are symmetric; at sides of 32 k + 1 pixels its padding is the same on both sides."""
+def test_mirrored_image_has_mirrored_grids() -> None:
+    """The filters are made symmetric; for sides of 32 k + 1 pixels, the padding is symmetric too."""
     encoder = RegionEncoder(scales=(225,), levels=(3,))
     for module in encoder.modules():
         if isinstance(module, nn.Conv2d):
             module.weight.data = (module.weight.data + module.weight.data.flip(3)) / 2
     image = noise(225, 289)
     boxes = torch.tensor([[0.0, 0, 289, 225], [20, 30, 170, 190], [100, 0, 289, 170], [60, 64, 200, 225]])
-    (found,) = encoder(image, boxes)
+    (original,) = encoder(image, boxes)
     (mirrored,) = encoder(ImageOps.mirror(image), mirror(boxes, 289))
-    grids, expected = (part.unflatten(1, (-1, 3, 3)) for part in (mirrored.flatten(1), found.flatten(1)))
+    grids, expected = (part.unflatten(1, (-1, 3, 3)) for part in (mirrored.flatten(1), original.flatten(1)))
     torch.testing.assert_close(grids, expected.flip(3), rtol=1e-3, atol=1e-3)
     assert not torch.allclose(grids, expected, rtol=1e-1, atol=1e-1)
 
 
-def test_the_same_box_in_a_file_that_is_turned(small: RegionEncoder, tmp_path: Path) -> None:
+def test_exif_orientation_does_not_change_the_vectors(small: RegionEncoder, tmp_path: Path) -> None:
     image, boxes = noise(80, 120), inner_boxes(9, 80, 120)
-    turns = {1: None, 3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
-    found = []
-    for orientation, turn in turns.items():
+    transposes = {1: None, 3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    vectors = []
+    for orientation, transpose in transposes.items():
         exif = Image.Exif()
         exif[ExifTags.Base.Orientation] = orientation
-        stored = image if turn is None else image.transpose(turn)
+        stored = image if transpose is None else image.transpose(transpose)
         stored.save(tmp_path / f"{orientation}.png", exif=exif)
-        found += small(tmp_path / f"{orientation}.png", boxes)
-    assert all(torch.equal(part, found[0]) for part in found)
+        vectors += small(tmp_path / f"{orientation}.png", boxes)
+    assert all(torch.equal(part, vectors[0]) for part in vectors)
 
 
-def test_all_sources_of_an_image_give_the_same(small: RegionEncoder, tmp_path: Path) -> None:
+def test_all_image_source_types_give_the_same_vectors(small: RegionEncoder, tmp_path: Path) -> None:
     image, boxes = noise(70, 90), inner_boxes(3, 70, 90)
     image.save(tmp_path / "a.png")
     sources: list[Any] = [tmp_path / "a.png", (tmp_path / "a.png").read_bytes(), image, np.asarray(image)]
-    found = [*small(sources, [boxes] * 4), *small(str(tmp_path / "a.png"), [boxes])]
-    assert all(torch.equal(part, found[0]) for part in found)
+    vectors = [*small(sources, [boxes] * 4), *small(str(tmp_path / "a.png"), [boxes])]
+    assert all(torch.equal(part, vectors[0]) for part in vectors)
 
 
-def test_distinct_vectors_equal_those_of_each_box_alone(small: RegionEncoder) -> None:
+def test_distinct_vectors_match_those_of_single_boxes(small: RegionEncoder) -> None:
     image, boxes = noise(101, 150), inner_boxes(80, 101, 150)
     with torch.inference_mode():
         maps = small.prepare(image)
-        found = small.distinct(maps, boxes)
-        alone = torch.cat([small.vectors(maps, box[None]) for box in boxes])
-        assert torch.equal(small.vectors(maps, boxes), alone)
-    assert len(found.data) < len(boxes)
-    assert len(found.data.unique(dim=0)) == len(found.data)
-    assert torch.equal(found.data[found.index], alone)
+        distinct = small.distinct(maps, boxes)
+        single = torch.cat([small.vectors(maps, box[None]) for box in boxes])
+        assert torch.equal(small.vectors(maps, boxes), single)
+    assert len(distinct.data) < len(boxes)
+    assert len(distinct.data.unique(dim=0)) == len(distinct.data)
+    assert torch.equal(distinct.data[distinct.index], single)
 
 
 @pytest.mark.parametrize("rule", ["paper", "released"])
-def test_of_several_scales_each_box_has_the_vector_of_its_own(rule: ScaleRule) -> None:
+def test_each_box_is_pooled_at_its_chosen_scale(rule: ScaleRule) -> None:
     backbone, scales = create_backbone(), (96, 160, 320)
     image = noise(101, 150)
     boxes = torch.cat((inner_boxes(20, 101, 150), torch.tensor([[0.0, 0, 150, 101], [70, 50, 74, 53]])))
-    (found,) = RegionEncoder(backbone, (2, 1), scales, scale_rule=rule)(image, boxes)
+    (vectors,) = RegionEncoder(backbone, (2, 1), scales, scale_rule=rule)(image, boxes)
     single = torch.stack([RegionEncoder(backbone, (2, 1), (scale,))(image, boxes)[0] for scale in scales])
     chosen = choose_scales(boxes, (101, 150), scales, rule)
     assert len(chosen.unique()) > 1
-    assert torch.equal(found, single[chosen, torch.arange(len(boxes))])
+    assert torch.equal(vectors, single[chosen, torch.arange(len(boxes))])
 
 
-def test_images_of_one_call_equal_each_alone(small: RegionEncoder) -> None:
+def test_several_images_match_single_images(small: RegionEncoder) -> None:
     images = [noise(101, 150), noise(64, 50), noise(90, 90)]
     boxes = [inner_boxes(5, 101, 150), torch.empty(0, 4), inner_boxes(3, 90, 90).double()]
     together = small(images, boxes)
     assert [part.shape for part in together] == [(5, 64000), (0, 64000), (3, 64000)]
-    for image, part, found in zip(images, boxes, together, strict=True):
-        assert torch.equal(found, small(image, part)[0])
+    for image, part, vectors in zip(images, boxes, together, strict=True):
+        assert torch.equal(vectors, small(image, part)[0])
 
 
-def test_many_boxes_in_parts_equal_all_at_once(small: RegionEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_of_boxes_match_all_boxes_at_once(small: RegionEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     image, boxes = noise(101, 150), inner_boxes(300, 101, 150)
     (whole,) = small(image, boxes)
     for count in (1, 7, 299, 300):
@@ -158,25 +158,25 @@ def test_many_boxes_in_parts_equal_all_at_once(small: RegionEncoder, monkeypatch
     assert torch.equal(out, whole.half())
 
 
-def test_many_thousand_boxes() -> None:
+def test_encodes_20000_boxes() -> None:
     encoder = RegionEncoder(create_backbone(stage=3), (1,), (160,))
     boxes = inner_boxes(20_000, 101, 150)
-    (found,) = encoder(noise(101, 150), boxes)
+    (vectors,) = encoder(noise(101, 150), boxes)
     rows = torch.randint(20_000, (50,))
-    assert torch.equal(found[rows], encoder(noise(101, 150), boxes[rows])[0])
+    assert torch.equal(vectors[rows], encoder(noise(101, 150), boxes[rows])[0])
 
 
-def test_cells_are_those_that_vectors_are_pooled_from(zf5: RegionEncoder) -> None:
+def test_vectors_are_pooled_from_the_reported_cells(zf5: RegionEncoder) -> None:
     boxes = torch.cat((inner_boxes(20, 101, 150), torch.tensor([[-9.0, 0, 60, 101]])))
     with torch.inference_mode():
         maps = zf5.prepare(noise(101, 150))
-        found = zf5.vectors(maps, boxes)
-    for box, vector in zip(boxes, found, strict=True):
-        place = zf5.cells(box, (101, 150))
-        left, top, right, bottom = place.cells
+        vectors = zf5.vectors(maps, boxes)
+    for box, vector in zip(boxes, vectors, strict=True):
+        covered = zf5.cells(box, (101, 150))
+        left, top, right, bottom = covered.cells
         crop = maps.maps[0].data[:, :, top:bottom, left:right]
-        assert (place.scale, place.network_size) == (180, maps.network_sizes[0])
-        assert place.map_size == tuple(maps.maps[0].data.shape[2:])
+        assert (covered.scale, covered.network_size) == (180, maps.network_sizes[0])
+        assert covered.map_size == tuple(maps.maps[0].data.shape[2:])
         assert torch.equal(pyramid_pool(crop, (6, 3, 2, 1))[0], vector)
 
 
@@ -189,15 +189,15 @@ def test_cells_are_those_that_vectors_are_pooled_from(zf5: RegionEncoder) -> Non
         ("paper", (864, 480, 864), {100: 864}),
     ],
 )
-def test_scales_of_square_boxes_counted_by_hand(
+def test_choose_scales_matches_values_computed_by_hand(
     rule: ScaleRule, scales: tuple[int, ...], expected: dict[int, int]
 ) -> None:
-    """In images whose shorter side has 375 pixels, landscape and portrait."""
+    """Square boxes in landscape and portrait images with a shorter side of 375 pixels; keys are box sides."""
     boxes = torch.tensor([[20.0, 30, 20 + side, 30 + side] for side in expected])
     for size in ((375, 500), (500, 375)):
         chosen = choose_scales(boxes, size, scales, rule).tolist()
         assert [scales[number] for number in chosen] == list(expected.values())
-        assert all(number == scales.index(scales[number]) for number in chosen)  # ties go to the first
+        assert all(number == scales.index(scales[number]) for number in chosen)  # a repeated scale: the first wins
 
 
 @pytest.mark.parametrize(
@@ -209,16 +209,16 @@ def test_scales_of_square_boxes_counted_by_hand(
         ((1, 5000), 688, (1, 2000)),
     ],
 )
-def test_sizes_that_the_network_sees(
+def test_network_size_keeps_the_aspect_ratio_within_limits(
     small: RegionEncoder, size: tuple[int, int], scale: int, expected: tuple[int, int]
 ) -> None:
-    least = max(small.backbone.geometry.smallest())
-    assert small.network_size(size, scale) == tuple(max(side, least) for side in expected)
+    smallest = max(small.backbone.geometry.smallest())
+    assert small.network_size(size, scale) == tuple(max(side, smallest) for side in expected)
 
 
-def test_a_thin_strip_is_taken(zf5: RegionEncoder) -> None:
-    (found,) = zf5(noise(3, 900), torch.tensor([[0.0, 0, 900, 3], [400, 1, 402, 2]]))
-    assert found.isfinite().all()
+def test_accepts_very_thin_images(zf5: RegionEncoder) -> None:
+    (vectors,) = zf5(noise(3, 900), torch.tensor([[0.0, 0, 900, 3], [400, 1, 402, 2]]))
+    assert vectors.isfinite().all()
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -228,35 +228,35 @@ def test_a_thin_strip_is_taken(zf5: RegionEncoder) -> None:
         ([[5.0, 5, 3, 9]], ValueError, r"boxes[0][0]: expected finite xyxy with x1 < x2 and y1 < y2"),
         ([[1.0, 1, 9, 9], [5, 5, 9, 5]], ValueError, r"boxes[0][1]: expected finite xyxy"),
         ([[1.0, 1, float("nan"), 9]], ValueError, "boxes[0][0]: expected finite xyxy"),
-        ([[90.0, 1, 99, 9]], ValueError, "touches the image of 90 x 70 (width x height) pixels; got [90.0"),
-        ([[-9.0, 1, 0, 9]], ValueError, "touches the image"),
-        ([1.0, 1, 9, 9], ValueError, "boxes[0]: expected a float32 tensor (K, 4), xyxy in pixels; got shape (4,)"),
+        ([[90.0, 1, 99, 9]], ValueError, "overlaps the image of 70 x 90 (height x width) pixels, got [90.0"),
+        ([[-9.0, 1, 0, 9]], ValueError, "overlaps the image"),
+        ([1.0, 1, 9, 9], ValueError, "boxes[0]: expected a float32 tensor (K, 4), xyxy in pixels, got shape (4,)"),
         (torch.ones(1, 4).half(), TypeError, "boxes[0]: expected a float32 tensor (K, 4)"),
         (torch.ones(1, 4).long(), TypeError, "got a tensor of torch.int64"),
-        ([np.ones((1, 4))], TypeError, "boxes[0]: expected a float32 tensor (K, 4), xyxy in pixels; got ndarray"),
-        ([torch.ones(1, 4)] * 2, ValueError, "boxes: expected one tensor for each of the 1 images; got 2"),
+        ([np.ones((1, 4))], TypeError, "boxes[0]: expected a float32 tensor (K, 4), xyxy in pixels, got ndarray"),
+        ([torch.ones(1, 4)] * 2, ValueError, "boxes: expected one tensor for each of the 1 images, got 2"),
     ],
 )
-def test_bad_boxes_are_named(small: RegionEncoder, boxes: Any, error: type[Exception], message: str) -> None:
-    given = torch.tensor(boxes) if isinstance(boxes, list) and isinstance(boxes[0], list | float) else boxes
+def test_rejects_invalid_boxes(small: RegionEncoder, boxes: Any, error: type[Exception], message: str) -> None:
+    argument = torch.tensor(boxes) if isinstance(boxes, list) and isinstance(boxes[0], list | float) else boxes
     with pytest.raises(error, match=re.escape(message)):
-        small(noise(70, 90), given)
+        small(noise(70, 90), argument)
 
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"levels": (2, 0)}, r"levels\[1\]: expected at least 1 bin a side"),
-        ({"rule": "papr"}, "rule: expected one of paper, released, roi_pool; got 'papr'; did you mean 'paper'"),
+        ({"levels": (2, 0)}, r"levels\[1\]: expected at least 1 bin per side"),
+        ({"rule": "papr"}, "rule: expected one of paper, released, roi_pool, got 'papr'; did you mean 'paper'"),
         ({"reduce": "mean"}, "reduce: expected one of max, avg"),
         ({"scale_rule": "best"}, "scale_rule: expected one of paper, released"),
-        ({"scales": ()}, r"scales: zf5 takes shorter sides of at least \d+ pixels; got \(\)"),
-        ({"scales": (180, 2)}, r"scales: zf5 takes shorter sides of at least \d+ pixels; got \(180, 2\)"),
-        ({"scales": (180, 2400)}, "max_side: expected at least the largest scale, 2400; got 2000"),
+        ({"scales": ()}, r"scales: expected shorter sides of at least \d+ pixels for zf5, got \(\)"),
+        ({"scales": (180, 2)}, r"scales: expected shorter sides of at least \d+ pixels for zf5, got \(180, 2\)"),
+        ({"scales": (180, 2400)}, "max_side: expected at least the largest scale, 2400, got 2000"),
     ],
 )
-def test_wrong_options_are_named(zf5: RegionEncoder, options: dict[str, Any], message: str) -> None:
-    make: Callable[..., RegionEncoder] = RegionEncoder
+def test_rejects_invalid_options(zf5: RegionEncoder, options: dict[str, Any], message: str) -> None:
+    create: Callable[..., RegionEncoder] = RegionEncoder
     with pytest.raises(ValueError, match=message):
-        make(zf5.backbone, **options)
+        create(zf5.backbone, **options)

@@ -1,4 +1,4 @@
-"""What the tests of the server's page share: a browser, the real application, photographs and how they are given."""
+"""Shared helpers for tests of the server's page: a browser, the application, photographs, and actions on the page."""
 
 import base64
 import io
@@ -40,21 +40,21 @@ ARGUMENTS = (
 )
 CLASSES = ("ash", "birch", "cedar", "date", "elm", "fir")
 LIMITS = Limits(bytes=300_000, pixels=400_000, queue=8)
-TOKEN = "a-token-of-a-page"
+TOKEN = "page-token"
 Ask = Callable[..., Any]
 
 
-def browser_path(own: str) -> str:
-    """A Chromium of this machine, or Playwright's own."""
-    found = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
-    if found is None and not Path(own).exists():
-        pytest.skip("no Chromium: install the system's package chromium, or run `playwright install chromium`")
-    return found or own
+def browser_path(bundled: str) -> str:
+    """Path of the system's Chromium, or else of Playwright's."""
+    system = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
+    if system is None and not Path(bundled).exists():
+        pytest.skip("no Chromium: install the system package chromium, or run `playwright install chromium`")
+    return system or bundled
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Closed with this module: Playwright's event loop would be in the way of other tests that run one."""
+    """Browser that is closed after each module: Playwright's event loop conflicts with other tests that run one."""
     with api.sync_playwright() as playwright:
         path = browser_path(playwright.chromium.executable_path)
         browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS.split())
@@ -64,16 +64,16 @@ def browser() -> Iterator[Any]:
 
 @contextmanager
 def serving(task: Task, token: str | None = None, limits: Limits = LIMITS) -> Iterator[str]:
-    """The real application on a free port; gives its address."""
+    """Serve the application on a free port; yields its URL."""
     kinds: dict[type, Kind] = {ClassifyTask: "classify", DetectTask: "detect", SegmentTask: "segment"}
     service = Service("tiny", lambda: task, "eager", limits, Batching())
     app = create_app(service, kinds.get(type(task), "regions"), token)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=2))
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         try:
             deadline = time.monotonic() + 30
             while not server.started or httpx.get(f"{url}/ready").status_code != 200:
@@ -128,18 +128,18 @@ def regions_url() -> Iterator[str]:
 
 @dataclass
 class Watched:
-    """What a page said and asked for while it was open."""
+    """Console messages and requested hosts of an open page."""
 
     url: str = ""
     hosts: set[str] = field(default_factory=set)
-    said: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
 
 
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Ask]:
-    """Opens an address; when the test is done, no page may have complained or asked another host for anything.
+    """Function that opens a URL. After the test, checks that no page logged an error or contacted another host.
 
-    Status codes of refusals, which browsers report too, are `allowed` by their numbers.
+    Error status codes, which browsers log too, must be listed as `allowed`.
     """
     opened: list[tuple[Any, Watched, tuple[int, ...]]] = []
 
@@ -148,8 +148,8 @@ def visit(browser: Any) -> Iterator[Ask]:
         context.set_default_timeout(10_000)
         page, watched = context.new_page(), Watched(url)
         page.on("request", lambda request: watched.hosts.add(re.match(r"[a-z]+:(//[^/]*)?", request.url)[0]))  # type: ignore[index]
-        page.on("console", lambda message: watched.said.append(message.text))
-        page.on("pageerror", lambda error: watched.said.append(str(error)))
+        page.on("console", lambda message: watched.messages.append(message.text))
+        page.on("pageerror", lambda error: watched.messages.append(str(error)))
         opened.append((context, watched, allowed))
         page.goto(url)
         return page
@@ -157,13 +157,13 @@ def visit(browser: Any) -> Iterator[Ask]:
     yield open_page
     for context, watched, allowed in opened:
         context.close()
-        complaints = [text for text in watched.said if not any(f"status of {code}" in text for code in allowed)]
-        assert complaints == []
+        unexpected = [text for text in watched.messages if not any(f"status of {code}" in text for code in allowed)]
+        assert unexpected == []
         assert watched.hosts <= {watched.url, "blob:"}
 
 
 def photograph(height: int = 120, width: int = 180, seed: int = 0) -> Image.Image:
-    """Noise about a bright disc: no part is like another."""
+    """A noisy image of a bright disc, in which all parts differ."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:height, :width]
     disc = (rows - height / 2) ** 2 + (columns - width / 3) ** 2 < (height / 4) ** 2
@@ -177,14 +177,14 @@ def as_file(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     return file.getvalue()
 
 
-def give(page: Any, *files: tuple[str, bytes]) -> None:
+def add(page: Any, *files: tuple[str, bytes]) -> None:
     payload = [{"name": name, "mimeType": "application/octet-stream", "buffer": data} for name, data in files]
     page.get_by_label("Choose photographs").set_input_files(payload)
 
 
-def one(page: Any, data: bytes | None = None, name: str = "a.png") -> Any:
-    """Gives a photograph; its card."""
-    give(page, (name, as_file(photograph()) if data is None else data))
+def add_one(page: Any, data: bytes | None = None, name: str = "a.png") -> Any:
+    """Add a photograph and return its card."""
+    add(page, (name, as_file(photograph()) if data is None else data))
     return page.get_by_role("article", name=name)
 
 
@@ -195,36 +195,37 @@ def ask(url: str, path: str, data: bytes, **form: str) -> Any:
 
 
 def painted(canvas: Any) -> np.ndarray:
-    """Pixels of a canvas, uint8 (height, width, 4)."""
+    """Pixels of a canvas, as uint8 RGBA (height, width, 4)."""
     url = canvas.evaluate("node => node.toDataURL()")
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("RGBA"))
 
 
-def colourful(pixels: np.ndarray) -> float:
-    """Share of the pixels that are not grey."""
+def color_share(pixels: np.ndarray) -> float:
+    """Share of the pixels that are not gray."""
     rgb = pixels[..., :3].astype(int)
     return float((rgb.max(2) - rgb.min(2) > 12).mean())
 
 
 def signed(value: float) -> str:
-    size = abs(value)
-    digits = 2 if size >= 0.1 or size == 0 else min(6, 1 - int(np.floor(np.log10(size))))
-    text = f"{size:.{digits}f}"
+    """Contribution in the page's number format."""
+    magnitude = abs(value)
+    digits = 2 if magnitude >= 0.1 or magnitude == 0 else min(6, 1 - int(np.floor(np.log10(magnitude))))
+    text = f"{magnitude:.{digits}f}"
     return "0" if float(text) == 0 else ("−" if value < 0 else "+") + text
 
 
 def grid(rows: int, columns: int) -> str:
-    """Cells as the page counts them."""
+    """Number of cells in the page's format."""
     return f"{rows} × {columns} cells" if rows == columns else f"{rows} rows × {columns} columns of cells"
 
 
 def check_names(page: Any) -> int:
-    """Every control in view has a name for screen readers; how many there are."""
+    """Check that every visible control has an accessible name; return their number."""
     controls = page.locator("button, input, select, textarea, summary, [tabindex='0'], canvas:not([aria-hidden])")
-    seen = [control for control in controls.all() if control.is_visible()]
-    for control in seen:
+    visible = [control for control in controls.all() if control.is_visible()]
+    for control in visible:
         if control.evaluate("node => node.tagName") == "SUMMARY":
             assert control.inner_text()
         else:
             expect(control).to_have_accessible_name(re.compile("."))
-    return len(seen)
+    return len(visible)

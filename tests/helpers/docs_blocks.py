@@ -1,4 +1,4 @@
-"""The fenced blocks of a page, and how each is run: commands as typed, code in one namespace a page."""
+"""Parse the fenced blocks of documentation pages and run them: shell commands, and Python in one namespace per page."""
 
 import ast
 import contextlib
@@ -35,10 +35,10 @@ class Block:
     """A fenced block.
 
     Attributes:
-        language: the word behind the fence; a directive of the site has braces.
-        text: what is in it.
-        line: of its first line in the page, from 1.
-        follows: whether nothing stands between it and the block before.
+        language: word after the fence; directives have braces.
+        text: contents.
+        line: line number of the first line of the contents, from 1.
+        follows: whether the block directly follows the previous one.
     """
 
     language: str
@@ -48,46 +48,46 @@ class Block:
 
     @property
     def first(self) -> str:
-        """The first line, by which tables name the block."""
+        """First line, which identifies the block in tables."""
         return self.text.strip().splitlines()[0]
 
 
 def read_blocks(page: str) -> list[Block]:
-    """The fenced blocks of a page's text, in order."""
+    """Return the fenced blocks of a page in order."""
     blocks: list[Block] = []
     end = 0
-    for found in _FENCE.finditer(page):
-        line = page.count("\n", 0, found.start("text")) + 1
-        follows = bool(blocks) and not page[end : found.start()].strip()
-        blocks.append(Block(found["info"].strip().split(" ")[0], found["text"], line, follows))
-        end = found.end()
+    for match in _FENCE.finditer(page):
+        line = page.count("\n", 0, match.start("text")) + 1
+        follows = bool(blocks) and not page[end : match.start()].strip()
+        blocks.append(Block(match["info"].strip().split(" ")[0], match["text"], line, follows))
+        end = match.end()
     return blocks
 
 
 def read_commands(text: str) -> list[str]:
-    """The commands of a block: a line each, or several that end in a backslash; comments are left out."""
+    """Return the commands of a block without comments; a backslash continues a command on the next line."""
     lines = [line.strip() for line in text.replace("\\\n", " ").splitlines()]
     return [re.sub(r"\s+", " ", re.sub(r"\s+#.*$", "", line)) for line in lines if line and not line.startswith("#")]
 
 
 def spans(page: str) -> list[str]:
-    """The inline code of a page's text."""
+    """Return the inline code of a page."""
     return [" ".join(span.split()) for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", _FENCE.sub("", page))]
 
 
 def links(page: str) -> list[str]:
-    """The targets of the links of a page's text."""
+    """Return the link targets of a page."""
     return re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "`code`", _FENCE.sub("", page)))
 
 
 def anchors(page: str) -> set[str]:
-    """The anchors of a page's headings, as they are made from them."""
+    """Return the anchors generated from the headings of a page."""
     titles = re.findall(r"^#+ (.*)$", _FENCE.sub("", page), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def options_of(*command: str) -> set[str]:
-    """The options that the help of a command names."""
+    """Return the options in the help of a command."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         run([*command, "--help"])
@@ -95,7 +95,7 @@ def options_of(*command: str) -> set[str]:
 
 
 def keys_of(value: Any) -> Any:
-    """The form of an answer: its keys and whose they are, no values."""
+    """Return the nested keys of a JSON value without the values."""
     if isinstance(value, dict):
         return {name: keys_of(part) for name, part in value.items()}
     if isinstance(value, list):
@@ -105,14 +105,14 @@ def keys_of(value: Any) -> Any:
 
 @dataclass
 class Runner:
-    """Runs the blocks of one page in the working folder.
+    """Runner of the blocks of one page in the working folder.
 
     Attributes:
-        page: its name, for messages.
-        smaller: by the first words of a command, options that make it short; they stand behind its own and win.
-        warns: how the one warning begins that the page's code may give; any other is an error.
-        namespace: of the page's code.
-        printed: what the last block wrote on standard output.
+        page: name of the page, for messages.
+        smaller: options that make a command fast, by its first words; they are appended and override its own.
+        warns: beginning of the only warning that the code of the page may raise; others are errors.
+        namespace: namespace of the code of the page.
+        printed: standard output of the last block.
     """
 
     page: str
@@ -124,20 +124,20 @@ class Runner:
     server: "subprocess.Popen[str] | None" = None
 
     def shell(self, command: str) -> None:
-        """Run a command: sppnet's own in this process, a server beside it, any other in bash."""
+        """Run a command: sppnet in this process, servers as subprocesses, everything else in bash."""
         if self.address:
             command = _SERVER.sub(self.address, command)
         words = shlex.split(command)
         if words[:2] == ["sppnet", "serve"]:
             self._serve(words)
-        elif words[0] == "sppnet" and "ray" not in words:  # Ray wants processes, and gives warnings, of its own
+        elif words[0] == "sppnet" and "ray" not in words:  # Ray starts processes and raises warnings
             target = words[words.index(">") + 1] if ">" in words else None
             words = words[1 : words.index(">")] if target else words[1:]
             out = io.StringIO()
             with contextlib.redirect_stdout(out):
                 try:
                     code: Any = run(self._shorter(words))
-                except SystemExit as end:  # as --version and --print_config have it
+                except SystemExit as end:  # --version and --print_config exit
                     code = end.code or 0
             assert code == 0, f"{self.page}: exit code {code}: {command}"
             self.printed += "" if target else out.getvalue()
@@ -157,7 +157,7 @@ class Runner:
             self.printed += done.stdout
 
     def python(self, block: Block) -> None:
-        """Run code statement by statement, warnings as errors, and compare what its comments say with what came."""
+        """Run code statement by statement, with warnings as errors, and compare values and output with its comments."""
         block = replace(block, text=_SERVER.sub(self.address, block.text) if self.address else block.text)
         tree = ast.parse(block.text)
         comments = _comments(block.text)
@@ -167,18 +167,20 @@ class Runner:
             where = f"{self.page}, line {block.line + last - 1}"
             value, printed = self._execute(node, block)
             self.printed += printed
-            said = comments.get(last, "")
-            if _VALUE.match(said):
-                assert isinstance(node, ast.Expr), f"{where}: # {said}: no value is there that could be compared"
-                shown = printed.strip() if value is None else _show(value)
-                same = shown and re.match(rf"{re.escape(shown)}($|[ ,:;])", said)
-                assert same, f"{where}: the comment says {said}; got {shown or 'nothing'}"
-            below = [comments[at] for at in _run_of(comments, last + 1, starts)]
-            if printed and below:
-                assert printed.splitlines() == below, f"{where}: {below} was to be printed; got {printed}"
+            comment = comments.get(last, "")
+            if _VALUE.match(comment):
+                assert isinstance(node, ast.Expr), f"{where}: # {comment}: expected an expression"
+                actual = printed.strip() if value is None else _show(value)
+                same = actual and re.match(rf"{re.escape(actual)}($|[ ,:;])", comment)
+                assert same, f"{where}: expected {comment}, got {actual or 'nothing'}"
+            expected = [comments[line] for line in _comment_lines(comments, last + 1, starts)]
+            if printed and expected:
+                assert printed.splitlines() == expected, (
+                    f"{where}: expected {expected} on standard output, got {printed}"
+                )
 
     def stop(self) -> None:
-        """End the page's server."""
+        """Stop the server of the page."""
         if self.server:
             self.server.terminate()
             try:
@@ -198,23 +200,23 @@ class Runner:
             if self.warns:
                 warnings.filterwarnings("ignore", self.warns)
             if isinstance(node, ast.Expr):
-                value = eval(compile(_moved(ast.Expression(node.value), block), name, "eval"), self.namespace)
+                value = eval(compile(_with_page_lines(ast.Expression(node.value), block), name, "eval"), self.namespace)
             else:
-                exec(compile(_moved(ast.Module([node], []), block), name, "exec"), self.namespace)
+                exec(compile(_with_page_lines(ast.Module([node], []), block), name, "exec"), self.namespace)
         return value, out.getvalue()
 
     def _shorter(self, words: list[str]) -> list[str]:
-        typed = " ".join(words) + " "
+        command_line = " ".join(words) + " "
         for command, options in self.smaller.items():
-            if typed.startswith(f"{command} "):
+            if command_line.startswith(f"{command} "):
                 words = words + shlex.split(options)
         if words[0] in ("train", "compare-sizes", "compare-detectors") and "--resume" not in words:
-            # The trainings of a page are alternatives: none goes on with another one's folder.
+            # The trainings of a page are alternatives, so none resumes another.
             shutil.rmtree(words[words.index("--out") + 1], ignore_errors=True)
         return words
 
     def _serve(self, words: list[str]) -> None:
-        """Start a server at a free port, and wait until it answers; the page's 8000 then means that one."""
+        """Start a server on a free port, which replaces port 8000 in the page, and wait until it is ready."""
         self.stop()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -223,13 +225,13 @@ class Runner:
         code = "from sppnet.cli.main import main; main()"
         words = [*words[1:], *shlex.split(self.smaller.get("serve", "")), "--port", str(port)]
         self.server = subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE, text=True)
-        end = time.monotonic() + 120
+        deadline = time.monotonic() + 120
         while True:
-            assert self.server.poll() is None, f"{self.page}: the server ended with {self.server.returncode}: {words}"
+            assert self.server.poll() is None, f"{self.page}: the server exited with {self.server.returncode}: {words}"
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(f"http://{self.address}/ready", timeout=5).close()
                 return
-            assert time.monotonic() < end, f"{self.page}: the server was not ready in two minutes: {words}"
+            assert time.monotonic() < deadline, f"{self.page}: the server was not ready after two minutes: {words}"
             time.sleep(0.2)
 
 
@@ -238,13 +240,13 @@ def _show(value: Any) -> str:
 
 
 def _comments(text: str) -> dict[int, str]:
-    """Comments by their line."""
+    """Return the comments by line number."""
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
 
 
-def _run_of(comments: Mapping[int, str], line: int, starts: set[int]) -> list[int]:
-    """The lines from this one on that hold a comment and no statement."""
+def _comment_lines(comments: Mapping[int, str], line: int, starts: set[int]) -> list[int]:
+    """Return the consecutive line numbers from `line` on that have a comment and no statement."""
     lines = []
     while line in comments and line not in starts:
         lines.append(line)
@@ -252,15 +254,15 @@ def _run_of(comments: Mapping[int, str], line: int, starts: set[int]) -> list[in
     return lines
 
 
-def _moved(tree: Any, block: Block) -> Any:
-    """With the line numbers of the page."""
+def _with_page_lines(tree: Any, block: Block) -> Any:
+    """Shift the line numbers of the tree to those of the page."""
     return ast.increment_lineno(tree, block.line - 1)
 
 
 def compare_json(page: str, block: Block, printed: str) -> None:
-    """What a page shows of an answer has the keys of the answer that came."""
-    shown = keys_of(json.loads(block.text))
+    """Check that the JSON of a block has the keys of the last JSON line that was printed."""
+    expected = keys_of(json.loads(block.text))
     lines = [line for line in printed.splitlines() if line.startswith("{")]
-    assert lines, f"{page}, line {block.line}: no answer came that could be compared with the one shown"
-    came = keys_of(json.loads(lines[-1]))
-    assert came == shown, f"{page}, line {block.line}: the page shows {shown}; the answer has {came}"
+    assert lines, f"{page}, line {block.line}: expected JSON on standard output, got none"
+    actual = keys_of(json.loads(lines[-1]))
+    assert actual == expected, f"{page}, line {block.line}: expected the keys {expected}, got {actual}"

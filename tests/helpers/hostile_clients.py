@@ -1,4 +1,4 @@
-"""A server as a process, and clients that speak to its socket byte by byte."""
+"""`sppnet serve` in a subprocess, and clients that send raw bytes to its socket."""
 
 import http.client
 import io
@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,13 +22,14 @@ from sppnet.classify.model import Classifier
 from sppnet.classify.network import ClassifierConfig
 from sppnet.serving.limits import CODES
 from sppnet.training.run import save_run
+from tests.helpers.polling import TIMEOUT, wait_until
 
 COMMAND = [sys.executable, "-c", "from sppnet.cli.main import main; main()", "serve"]
 FORM = b"multipart/form-data; boundary=b"
 
 
 def save_small_classifier(folder: Path) -> Path:
-    """A run folder of a classifier of two classes."""
+    """Save an untrained classifier of two classes in a run folder, and return the folder."""
     torch.manual_seed(0)
     save_run(Classifier(ClassifierConfig(("cat", "dog"), backbone="zf5"), create_backbone("zf5")), folder)
     return folder
@@ -42,8 +42,8 @@ class Answer:
     body: bytes
     headers: dict[str, str]
 
-    def refused(self, code: str) -> str:
-        """The message of a refusal with this code; its status and form are the documented ones."""
+    def refusal(self, code: str) -> str:
+        """Check that this is a documented error response with this code, and return its message."""
         content = json.loads(self.body)
         assert set(content) == {"code", "message"}
         assert (content["code"], self.status) == (code, CODES[code][0]), content
@@ -57,51 +57,48 @@ class Server:
     pid: int
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=TIMEOUT)
 
     def raw(self, request: bytes) -> Answer:
-        """Send bytes as they are and read one answer."""
+        """Send raw bytes and read one response."""
         with self.connect() as connection:
-            with suppress(BrokenPipeError, ConnectionResetError):  # it may have answered already
+            with suppress(BrokenPipeError, ConnectionResetError):  # the server may already have responded
                 connection.sendall(request)
-            return read(connection)
+            return read_answer(connection)
 
-    def ask(self, method: str, path: str, body: bytes = b"", type: bytes = FORM, *more: bytes) -> Answer:
+    def ask(self, method: str, path: str, body: bytes = b"", type: bytes = FORM, *headers: bytes) -> Answer:
         head = [f"{method} {path} HTTP/1.1".encode(), b"Host: a", b"Content-Length: %d" % len(body)]
         head += [b"Content-Type: " + type] if type else []
-        return self.raw(b"\r\n".join([*head, *more, b"", body]))
+        return self.raw(b"\r\n".join([*head, *headers, b"", body]))
 
-    def send(self, file: bytes, path: str = "/v1/predict", *more: bytes, **fields: str) -> Answer:
-        return self.ask("POST", path, form(file, **fields), FORM, *more)
+    def send(self, file: bytes, path: str = "/v1/predict", *headers: bytes, **fields: str) -> Answer:
+        return self.ask("POST", path, form(file, **fields), FORM, *headers)
 
     def metric(self, name: str) -> float:
         lines = self.ask("GET", "/metrics").body.decode().splitlines()
         return float(next(line for line in lines if line.startswith(name + " ")).split()[1])
 
-    def is_unharmed(self) -> None:
-        """It holds no request back, and answers a good photograph."""
-        end = time.monotonic() + 10
-        while self.metric("sppnet_requests_taken") > 0:
-            assert time.monotonic() < end
-            time.sleep(0.05)
+    def check_health(self) -> None:
+        """Check that no request is stuck, and that a valid photograph is classified."""
+        wait_until(lambda: self.metric("sppnet_requests_taken") == 0)
         answer = self.send(PHOTOGRAPH)
         assert (answer.status, json.loads(answer.body)["size"]) == (200, [90, 120])
 
-    def sockets(self) -> int:
-        """How many the process holds."""
+    def socket_count(self) -> int:
+        """Return the number of open sockets of the process."""
         count = 0
         for path in Path(f"/proc/{self.pid}/fd").iterdir():
             with suppress(FileNotFoundError):  # closed in the meantime
                 count += "socket" in str(path.readlink())
         return count
 
-    def peak(self) -> int:
-        """Bytes of the largest memory that the process has had."""
+    def peak_memory(self) -> int:
+        """Return the peak resident memory of the process, in bytes."""
         lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 
 
-def read(connection: socket.socket) -> Answer:
+def read_answer(connection: socket.socket) -> Answer:
     with http.client.HTTPResponse(connection) as response:
         response.begin()
         headers = {name.lower(): value for name, value in response.getheaders()}
@@ -133,7 +130,7 @@ PHOTOGRAPH = encoded(noise(90, 120), "PNG")
 
 @contextmanager
 def serving(*options: str) -> Iterator[Server]:
-    """`sppnet serve` as a process; it must not die, nor fill its log with errors."""
+    """Run `sppnet serve` in a subprocess; it must not exit or log errors."""
     command = [*COMMAND, *options, "--port", "0", "--workers", "1"]
     with (
         tempfile.TemporaryFile("w+") as log,
@@ -142,12 +139,9 @@ def serving(*options: str) -> Iterator[Server]:
         assert process.stdout is not None
         try:
             server = Server(int(process.stdout.readline().rsplit(":", 1)[1]), process.pid)
-            end = time.monotonic() + 90
-            while server.ask("GET", "/ready").status != 200:
-                assert time.monotonic() < end
-                time.sleep(0.1)
+            wait_until(lambda: server.ask("GET", "/ready").status == 200)
             yield server
-            assert process.poll() is None, "the server has died"
+            assert process.poll() is None, "the server has exited"
         finally:
             process.kill()
         log.seek(0)

@@ -1,7 +1,7 @@
-"""The server's HTTP interface in this process: its tasks on tiny networks, and what is asked of them."""
+"""Clients of the server's application in this process, with tasks on small untrained networks."""
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,10 +21,10 @@ from sppnet.serving.app import Batching, Service, create_app
 from sppnet.serving.engines import torch_probabilities
 from sppnet.serving.limits import CODES, Limits
 from sppnet.serving.tasks import ClassifyTask, DetectTask, Kind, RegionTask, SegmentTask, Task
+from tests.helpers.polling import wait_until
 
-LIMITS = Limits(bytes=200_000, pixels=40_000, boxes=5, queue=4, upload_seconds=5)
+LIMITS = Limits(bytes=200_000, pixels=40_000, boxes=5, queue=4, upload_seconds=120)
 BOX = "[10, 20, 90, 80]"
-Ask = Callable[..., Any]
 
 
 def photograph(height: int = 97, width: int = 131, seed: int = 0) -> bytes:
@@ -63,48 +63,50 @@ def detector(backbone: Backbone) -> Detector:
 def client(
     task: Task, *, limits: Limits = LIMITS, token: str | None = None, batching: Batching | None = None
 ) -> TestClient:
-    """A client that enters and leaves the application, so that it is started and stopped."""
+    """Return a client that starts the application on entry and stops it on exit."""
     service = Service("run", lambda: task, "eager", limits, batching or Batching())
     kinds: dict[type, Kind] = {ClassifyTask: "classify", DetectTask: "detect", SegmentTask: "segment"}
     return TestClient(create_app(service, kinds.get(type(task), "regions"), token), raise_server_exceptions=False)
 
 
-def ready(web: TestClient) -> TestClient:
-    while web.get("/ready").status_code != 200:
-        pass
-    return web
+def wait_ready(web: TestClient) -> None:
+    wait_until(lambda: web.get("/ready").status_code == 200)
 
 
 @pytest.fixture(scope="module")
 def classify(classifier: Classifier) -> Iterator[TestClient]:
     with client(ClassifyTask(classifier, LIMITS, torch_probabilities(classifier))) as web:
-        yield ready(web)
+        wait_ready(web)
+        yield web
 
 
 @pytest.fixture(scope="module")
 def detect(detector: Detector) -> Iterator[TestClient]:
     with client(DetectTask(detector, LIMITS, -0.5)) as web:
-        yield ready(web)
+        wait_ready(web)
+        yield web
 
 
 @pytest.fixture(scope="module")
 def segment(segmenter: Segmenter) -> Iterator[TestClient]:
     with client(SegmentTask(segmenter, LIMITS, 2**35)) as web:
-        yield ready(web)
+        wait_ready(web)
+        yield web
 
 
 @pytest.fixture(scope="module")
 def regions(backbone: Backbone) -> Iterator[TestClient]:
     with client(RegionTask(RegionEncoder(backbone, (2, 1), (120,), 300), LIMITS)) as web:
-        yield ready(web)
+        wait_ready(web)
+        yield web
 
 
 def post(web: TestClient, path: str, data: bytes | None = None, **form: str) -> Any:
     return web.post(path, files={"image": ("a.png", photograph() if data is None else data)}, data=form)
 
 
-def refused(response: Any, status: int, code: str) -> str:
-    """The message of a refusal that has this status and code."""
+def refusal(response: Any, status: int, code: str) -> str:
+    """Check the status and code of an error response, and return its message."""
     content = response.json()
     assert (response.status_code, content["code"]) == (status, code), content
     assert CODES[code][0] == status

@@ -1,5 +1,3 @@
-"""Palette masks, overlays, probabilities, and the best and the worst images."""
-
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +7,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sppnet.data.formats.class_tables import CAMVID, CAMVID_COLOURS
 from sppnet.data.formats.masks import IGNORE, LabelMap, load_mask, load_pair, read_raw
 from sppnet.data.formats.segmentation import SegmentationData, read_segmentation
 from sppnet.segment.evaluate import SegmentationScores, SegmentEvaluation
@@ -21,11 +18,10 @@ from sppnet.segment.pictures import (
     write_overlay,
     write_probabilities,
 )
-from sppnet.segment.train import _colours
 from tests.helpers.segmentation_data import CLASSES, write_shapes
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-GREY = Image.new("RGB", (40, 30), (100, 100, 100))
+GRAY = Image.new("RGB", (40, 30), (100, 100, 100))
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -35,13 +31,13 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def halves(height: int = 30, width: int = 40, classes: tuple[int, int] = (0, 1)) -> np.ndarray:
-    """One class on the left and another on the right."""
+    """Return labels with one class on the left and another on the right."""
     labels = np.full((height, width), classes[0], np.int64)
     labels[:, width // 2 :] = classes[1]
     return labels
 
 
-def test_colours_are_vocs() -> None:
+def test_default_palette_is_that_of_voc() -> None:
     expected = {
         0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 4: (0, 0, 128), 7: (128, 128, 128),
         8: (64, 0, 0), 15: (192, 128, 128), 20: (0, 64, 128), 255: (224, 224, 192),
@@ -52,23 +48,14 @@ def test_colours_are_vocs() -> None:
     assert len(np.unique(palette(size=1000), axis=0)) == 1000
 
 
-def test_given_colours_come_first() -> None:
+def test_given_colors_precede_the_default_ones() -> None:
     table = palette((RED, GREEN))
     assert table[:4].tolist() == [[255, 0, 0], [0, 255, 0], [0, 128, 0], [128, 128, 0]]
     assert palette((RED, GREEN, BLUE), 2).tolist() == [[255, 0, 0], [0, 255, 0]]
 
 
-def test_camvid_has_its_customary_colours() -> None:
-    shown = dict(zip(CAMVID, _colours(LabelMap(CAMVID, {})), strict=True))
-    assert shown["Road"] == (128, 64, 128)
-    assert shown["Bicyclist"] == (0, 128, 192)
-    assert len(set(CAMVID_COLOURS)) == 11
-    assert _colours(LabelMap(CAMVID[:2], {})) == ()
-    assert _colours(LabelMap(CAMVID[:2], {}, (), {RED: 1, BLUE: 0, GREEN: IGNORE})) == (BLUE, RED)
-
-
 @pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint16, np.int64])
-def test_a_mask_has_indices_and_colours(kind: Any, tmp_path: Path) -> None:
+def test_mask_has_indices_and_a_palette(kind: Any, tmp_path: Path) -> None:
     labels, file = np.arange(15).reshape(3, 5).astype(kind), tmp_path / "mask.png"
     write_labels(labels, file, (RED,))
     with Image.open(file) as mask:
@@ -80,15 +67,15 @@ def test_a_mask_has_indices_and_colours(kind: Any, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mask.png"]
 
 
-def test_ignored_pixels_are_255_and_read_as_ignored(tmp_path: Path) -> None:
+def test_ignored_pixels_are_written_as_255_and_read_as_ignored(tmp_path: Path) -> None:
     labels, file = np.array([[0, IGNORE], [254, 3]], np.int16), tmp_path / "mask.png"
     write_labels(labels, file)
     assert read_raw(file).tolist() == [[0, 255], [254, 3]]
-    known = LabelMap(tuple(map(str, range(255))), {index: index for index in range(255)})
-    assert np.array_equal(load_mask(file, known), labels)
+    label_map = LabelMap(tuple(map(str, range(255))), {index: index for index in range(255)})
+    assert np.array_equal(load_mask(file, label_map), labels)
 
 
-def test_indices_above_254_take_16_bits(tmp_path: Path) -> None:
+def test_writes_16_bits_for_indices_above_254(tmp_path: Path) -> None:
     labels, file = np.array([[0, 255, 299], [1, IGNORE, 65_534]], np.int64), tmp_path / "mask.png"
     write_labels(labels, file, (RED,) * 300)
     with Image.open(file) as mask:
@@ -100,27 +87,27 @@ def test_indices_above_254_take_16_bits(tmp_path: Path) -> None:
             assert mask.mode == mode
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "mask.png"
     write_labels(halves(), file)
     before = file.read_bytes()
 
     def fail(image: Image.Image, path: Path, **_: object) -> None:
-        path.write_bytes(b"half of it")
+        path.write_bytes(b"incomplete")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", fail)
     with pytest.raises(OSError, match="No space left"):
         write_labels(1 - halves(), file)
     with pytest.raises(OSError, match="No space left"):
-        write_overlay(GREY, halves(), file, ("a", "b"))
+        write_overlay(GRAY, halves(), file, ("a", "b"))
     assert file.read_bytes() == before
 
 
-def test_an_overlay_mixes_the_photograph_with_the_colours_of_its_classes(tmp_path: Path) -> None:
+def test_overlay_blends_the_image_with_the_class_colors(tmp_path: Path) -> None:
     labels, file = halves(), tmp_path / "overlay.png"
     labels[:10] = IGNORE
-    write_overlay(GREY, labels, file, ("left", "right"), (RED, BLUE))
+    write_overlay(GRAY, labels, file, ("left", "right"), (RED, BLUE))
     shown = pixels(file)
     assert shown.shape[1] > 40
     assert (shown[:10, :40] == 100).all()
@@ -128,28 +115,28 @@ def test_an_overlay_mixes_the_photograph_with_the_colours_of_its_classes(tmp_pat
     assert (shown[10:30, 20:40] == [45, 45, 185]).all()
 
 
-def test_the_legend_has_the_classes_that_are_there_the_largest_first(tmp_path: Path) -> None:
+def test_legend_lists_present_classes_by_descending_area(tmp_path: Path) -> None:
     labels, file = halves(classes=(1, 3)), tmp_path / "overlay.png"
     labels[:, 15:] = 3
-    write_overlay(GREY, labels, file, ("a", "b", "c", "d"), (RED, GREEN, BLUE))
+    write_overlay(GRAY, labels, file, ("a", "b", "c", "d"), (RED, GREEN, BLUE))
     legend = pixels(file)[:, 40:]
-    squares = [tuple(colour) for colour in legend[[8 + 11, 8 + 24 + 11], 8 + 12].tolist()]
+    squares = [tuple(color) for color in legend[[8 + 11, 8 + 24 + 11], 8 + 12].tolist()]
     assert squares == [(128, 128, 0), GREEN]
-    assert not any((legend == colour).all(2).any() for colour in (RED, BLUE))
-    for top in (8, 8 + 24):  # and each has its text
+    assert not any((legend == color).all(2).any() for color in (RED, BLUE))
+    for top in (8, 8 + 24):  # text of the entries
         assert (legend[top : top + 24, 8 + 28 :] > 200).all(2).any()
 
 
-def test_a_class_above_255_has_a_colour_in_overlays(tmp_path: Path) -> None:
+def test_overlay_supports_class_indices_above_255(tmp_path: Path) -> None:
     file = tmp_path / "overlay.png"
-    write_overlay(GREY, halves(classes=(255, 299)), file, tuple(map(str, range(300))))
+    write_overlay(GRAY, halves(classes=(255, 299)), file, tuple(map(str, range(300))))
     shown, table = pixels(file), palette(size=300).astype(float)
     assert shown[5, 5].tolist() == (0.45 * 100 + 0.55 * table[255]).round().tolist()
     assert shown[5, 35].tolist() == (0.45 * 100 + 0.55 * table[299]).round().tolist()
 
 
 @pytest.mark.parametrize("size", [(3000, 1500), (30, 4001), (2000, 100), (2001, 1)])
-def test_overlays_have_sides_of_at_most_2000_pixels(size: tuple[int, int], tmp_path: Path) -> None:
+def test_overlay_sides_are_at_most_2000_pixels(size: tuple[int, int], tmp_path: Path) -> None:
     file, (height, width) = tmp_path / "overlay.png", size
     write_overlay(
         Image.new("RGB", (width, height)), halves(height, width).astype(np.uint8), file, ("a", "b"), (RED, BLUE)
@@ -158,10 +145,10 @@ def test_overlays_have_sides_of_at_most_2000_pixels(size: tuple[int, int], tmp_p
     tall, wide = max(1, round(height * scale)), max(1, round(width * scale))
     assert len(shown) == max(tall, 2 * 24 + 16)
     middle = shown[tall // 2, :wide]
-    assert ((middle[:, 0] > 0).sum(), (middle[:, 2] > 0).sum()) == ((wide) // 2, wide - wide // 2)
+    assert ((middle[:, 0] > 0).sum(), (middle[:, 2] > 0).sum()) == (wide // 2, wide - wide // 2)
 
 
-def test_labels_are_counted(tmp_path: Path) -> None:
+def test_counts_labels_of_arrays_and_memory_maps(tmp_path: Path) -> None:
     labels = np.random.default_rng(0).integers(-1, 5, (700, 9))
     expected = [int((labels == index).sum()) for index in range(6)]
     assert count_labels(labels, 6).tolist() == expected
@@ -170,7 +157,7 @@ def test_labels_are_counted(tmp_path: Path) -> None:
     assert count_labels(np.load(tmp_path / "labels.npy", mmap_mode="r"), 6).tolist() == expected
 
 
-def test_probabilities_are_halves(tmp_path: Path) -> None:
+def test_writes_probabilities_as_float16(tmp_path: Path) -> None:
     values, file = torch.rand(3, 4, 5), tmp_path / "probabilities.npy"
     write_probabilities(values, file)
     assert np.array_equal(np.load(file), values.numpy().astype(np.float16))
@@ -182,70 +169,71 @@ def data(tmp_path: Path) -> SegmentationData:
     return read_segmentation(write_shapes(tmp_path / "data", "voc", {"train": 3}), "train", CLASSES)
 
 
-def evaluation_of(data: SegmentationData, *values: float | None) -> SegmentEvaluation:
+def create_evaluation(data: SegmentationData, *values: float | None) -> SegmentEvaluation:
     scores = SegmentationScores(0.5, 0.5, 0.5, {}, {})
     return SegmentEvaluation(scores, values, data.samples, ())
 
 
-def background(image: Image.Image) -> Tensor:
+def predict_background(image: Image.Image) -> Tensor:
     return torch.zeros(image.height, image.width, dtype=torch.long)
 
 
-def test_the_worst_images_come_first_and_the_best_apart(data: SegmentationData, tmp_path: Path) -> None:
-    asked: list[np.ndarray] = []
+def test_mosaics_show_the_worst_and_the_best_images(data: SegmentationData, tmp_path: Path) -> None:
+    inputs: list[np.ndarray] = []
 
-    def answer(image: Image.Image) -> Tensor:
-        asked.append(np.asarray(image))
-        return background(image)
+    def predict(image: Image.Image) -> Tensor:
+        inputs.append(np.asarray(image))
+        return predict_background(image)
 
-    write_mosaic(evaluation_of(data, 0.7, 0.2, 0.4), data, answer, tmp_path / "new" / "pictures", count=2)
+    write_mosaic(create_evaluation(data, 0.7, 0.2, 0.4), data, predict, tmp_path / "new" / "pictures", count=2)
     images = [np.asarray(load_pair(sample, data.labels)[0]) for sample in data.samples]
-    for found, expected in zip(asked, (1, 2, 0, 2), strict=True):
-        assert np.array_equal(found, images[expected])
+    for image, index in zip(inputs, (1, 2, 0, 2), strict=True):
+        assert np.array_equal(image, images[index])
     assert sorted(path.name for path in (tmp_path / "new" / "pictures").iterdir()) == ["best.png", "worst.png"]
     worst = pixels(tmp_path / "new" / "pictures" / "worst.png")
     assert np.array_equal(worst[24 : 24 + 64, :80], images[1])
-    second = 24 + 64 + 8 + 24
-    assert np.array_equal(worst[second : second + 64, :80], images[2])
+    second_top = 24 + 64 + 8 + 24
+    assert np.array_equal(worst[second_top : second_top + 64, :80], images[2])
 
 
-def test_a_row_of_the_mosaic_shows_what_is_wrong(data: SegmentationData, tmp_path: Path) -> None:
-    write_mosaic(evaluation_of(data, 0.7, None, None), data, background, tmp_path, (RED, GREEN, BLUE))
+def test_mosaic_row_shows_image_mask_prediction_and_errors(data: SegmentationData, tmp_path: Path) -> None:
+    write_mosaic(create_evaluation(data, 0.7, None, None), data, predict_background, tmp_path, (RED, GREEN, BLUE))
     image, mask = load_pair(data.samples[0], data.labels)
     shown = pixels(tmp_path / "best.png")
-    width = int(np.flatnonzero((shown == [46, 46, 52]).all(2).any(0))[0]) // 3  # the fourth picture begins with them
-    photograph = np.asarray(image).astype(float)
+    width = (
+        int(np.flatnonzero((shown == [46, 46, 52]).all(2).any(0))[0]) // 3
+    )  # color of the errors picture, which is the fourth
+    original = np.asarray(image).astype(float)
     parts = [shown[24 : 24 + 64, index * width : index * width + 80] for index in range(4)]
-    counts = mask != IGNORE
-    colours = np.array([RED, GREEN, BLUE])[np.where(counts, mask, 0)]
-    masked = np.where(counts[..., None], 0.45 * photograph + 0.55 * colours, photograph)
-    np.testing.assert_allclose(parts[1], masked, atol=0.51)
-    np.testing.assert_allclose(parts[2], 0.45 * photograph + 0.55 * np.array(RED), atol=0.51)
-    assert np.array_equal((parts[3] == [240, 90, 60]).all(2), counts & (mask != 0))
-    assert np.array_equal((parts[3] == [215, 215, 220]).all(2), ~counts)
+    labeled = mask != IGNORE
+    colors = np.array([RED, GREEN, BLUE])[np.where(labeled, mask, 0)]
+    blended = np.where(labeled[..., None], 0.45 * original + 0.55 * colors, original)
+    np.testing.assert_allclose(parts[1], blended, atol=0.51)
+    np.testing.assert_allclose(parts[2], 0.45 * original + 0.55 * np.array(RED), atol=0.51)
+    assert np.array_equal((parts[3] == [240, 90, 60]).all(2), labeled & (mask != 0))
+    assert np.array_equal((parts[3] == [215, 215, 220]).all(2), ~labeled)
     assert np.array_equal((parts[3] == [46, 46, 52]).all(2), mask == 0)
-    assert (~counts).any()
+    assert (~labeled).any()
 
 
-def test_the_mosaics_legend_has_the_classes_that_are_shown(data: SegmentationData, tmp_path: Path) -> None:
-    colours = ((9, 99, 199), (9, 199, 99), (199, 9, 99))
+def test_mosaic_legend_lists_only_classes_that_occur(data: SegmentationData, tmp_path: Path) -> None:
+    colors = ((9, 99, 199), (9, 199, 99), (199, 9, 99))
     for value, expected in ((0, {0}), (2, {0, 2})):
         for sample in data.samples:
             Image.new("L", (80, 64), value).save(sample.mask)
-        write_mosaic(evaluation_of(data, 0.1, 0.2, 0.3), data, background, tmp_path, colours)
+        write_mosaic(create_evaluation(data, 0.1, 0.2, 0.3), data, predict_background, tmp_path, colors)
         shown = pixels(tmp_path / "best.png")
-        assert {index for index, colour in enumerate(colours) if (shown == colour).all(2).any()} == expected
+        assert {index for index, color in enumerate(colors) if (shown == color).all(2).any()} == expected
 
 
-def test_heads_of_small_images_do_not_run_into_each_other(data: SegmentationData, tmp_path: Path) -> None:
-    """A line of background parts them, though the head is wider than the image."""
-    write_mosaic(evaluation_of(data, 0.7, None, None), data, background, tmp_path)
-    head = (pixels(tmp_path / "worst.png")[:24] == [22, 22, 26]).all((0, 2))
-    gaps = np.split(np.flatnonzero(head), np.flatnonzero(np.diff(np.flatnonzero(head)) > 1) + 1)
+def test_captions_wider_than_their_images_do_not_overlap(data: SegmentationData, tmp_path: Path) -> None:
+    write_mosaic(create_evaluation(data, 0.7, None, None), data, predict_background, tmp_path)
+    empty = np.flatnonzero((pixels(tmp_path / "worst.png")[:24] == [22, 22, 26]).all((0, 2)))
+    gaps = np.split(empty, np.flatnonzero(np.diff(empty) > 1) + 1)
     assert sum(len(gap) >= 8 for gap in gaps) >= 4
 
 
-def test_a_reduced_overlay_shows_the_label_in_the_middle_of_what_a_pixel_stands_for(tmp_path: Path) -> None:
+def test_reduced_overlay_uses_the_labels_at_pixel_centers(tmp_path: Path) -> None:
     labels = np.zeros((60, 6000), np.uint8)
     labels[1::3, 1::3] = 1
     write_overlay(Image.new("RGB", (6000, 60)), labels, tmp_path / "overlay.png", ("a", "b"), (RED, BLUE))

@@ -1,4 +1,4 @@
-"""Batches for the training loop; batch k of epoch e is the same in every run with the same seed."""
+"""Batches for the training loop: batch k of epoch e depends only on the data, the options and the seed."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sppnet.backbones.backbone import Backbone
+from sppnet.classify.options import TrainOptions
 from sppnet.data.batching import (
     Draw,
     Schedule,
@@ -25,7 +26,6 @@ from sppnet.data.images import load_image, to_tensor
 from sppnet.data.resize import Resize
 from sppnet.data.sizes import read_sizes
 from sppnet.errors import ImageError
-from sppnet.training.options import TrainOptions
 
 Batch = tuple["Tensor | Padded", Int[Tensor, " n"], list[ImageError]]
 
@@ -34,7 +34,7 @@ _CROP = 224 / 256
 
 
 class VectorBatches:
-    """Batches of vectors that were computed before."""
+    """Shuffled batches of precomputed vectors."""
 
     def __init__(self, vectors: Float[Tensor, "n d"], labels: Int[Tensor, " n"], batch: int, seed: int) -> None:
         self.vectors, self.labels = vectors, labels
@@ -42,24 +42,24 @@ class VectorBatches:
         self.steps = -(-len(labels) // batch)
 
     def epoch(self, epoch: int, start: int) -> Iterator[Batch]:
-        """The batches of an epoch from the one numbered `start` on."""
+        """Yield the batches of an epoch, starting from batch `start`."""
         order = list(range(len(self.labels)))
         random.Random(f"order {self.seed} {epoch}").shuffle(order)  # noqa: S311
         for step in range(start, self.steps):
-            chosen = torch.tensor(order[step * self.batch : (step + 1) * self.batch])
-            yield self.vectors[chosen].float(), self.labels[chosen], []
+            indices = torch.tensor(order[step * self.batch : (step + 1) * self.batch])
+            yield self.vectors[indices].float(), self.labels[indices], []
 
     def side(self, epoch: int) -> int | None:  # noqa: ARG002
-        """Vectors have no size."""
+        """Return None: vectors have no image size."""
         return None
 
 
 class Padded(NamedTuple):
-    """Images of different sizes in one tensor.
+    """Images of different sizes in one zero-padded tensor.
 
     Attributes:
-        images: (N, 3, H, W), each at the top left, zeros below and to the right of it.
-        sizes: (height, width) of each.
+        images: tensor (N, 3, H, W) with each image in its top left corner.
+        sizes: (height, width) of each image.
     """
 
     images: Tensor
@@ -67,18 +67,18 @@ class Padded(NamedTuple):
 
 
 class ImageBatches:
-    """Batches of images, decoded, augmented and brought to the sizes of their schedule.
+    """Batches of decoded and augmented images, at the sizes of the training schedule.
 
-    Square images are crops of 7/8 of the shorter side at a random place, resized (SPP-net, sections 2.3 and
-    3.1.1). Where sizes are native, whole images of like shape share a batch, padded and not resized, but for those
-    with more than `options.max_pixels`. Half of the images are mirrored.
+    Square images are random crops with 7/8 of the shorter side, resized (SPP-net, sections 2.3 and 3.1.1). At native
+    sizes, whole images of similar shape share a padded batch; only images with more than `options.max_pixels` are
+    resized. Each image is mirrored with probability 0.5.
 
     Args:
-        samples: what there is to learn.
-        backbone: whose normalisation, interpolation and smallest size are used.
-        options: sizes, bounds, seed and workers.
-        cache: file that keeps the images' sizes, see :func:`sppnet.data.sizes.read_sizes`.
-        fabric: the processes, each of which gets its part of every batch.
+        samples: training images and labels.
+        backbone: backbone that defines normalization, interpolation and minimum image size.
+        options: training options.
+        cache: file that caches image sizes, see :func:`sppnet.data.sizes.read_sizes`.
+        fabric: Lightning Fabric; each of its processes gets its share of every batch.
     """
 
     def __init__(
@@ -90,28 +90,28 @@ class ImageBatches:
         self.failures: list[ImageError] = []
         self.samples, self.sizes = list(samples), [(1, 1)] * len(samples)
         if not self.schedule.sides:
-            with fabric.rank_zero_first():  # the others read what the first has written
+            with fabric.rank_zero_first():  # the other processes read the cache written by the first
                 self._read_sizes(backbone, cache)
         self.steps = count_batches(self.sizes, options.batch, options.batch_pixels, self.world)
         self.images = _Images(self.samples, backbone, crop=bool(self.schedule.sides))
 
     def _read_sizes(self, backbone: Backbone, cache: Path) -> None:
-        """Keep the images that can be taken at their own sizes."""
+        """Keep the samples whose native size can be read and suits the network; record the others as failures."""
         native = Resize("native", max_pixels=self.options.max_pixels)
-        found, failures = read_sizes([sample.path for sample in self.samples], cache)
-        sizes = {path: native.target_size(*size) for path, size in found.items()}
-        small = {path for path, size in sizes.items() if min(backbone.geometry.map_size(*size)) < 1}
+        original_sizes, failures = read_sizes([sample.path for sample in self.samples], cache)
+        sizes = {path: native.target_size(*size) for path, size in original_sizes.items()}
+        too_small = {path for path, size in sizes.items() if min(backbone.geometry.map_size(*size)) < 1}
         smallest = " x ".join(map(str, backbone.geometry.smallest()))
         self.failures += failures
-        for path in small:
+        for path in too_small:
             height, width = sizes[path]
-            reason = f"{height} x {width} pixels are too few for {backbone.name}; the smallest size is {smallest}"
+            reason = f"{height} x {width} pixels is too small for {backbone.name}, which needs at least {smallest}"
             self.failures.append(ImageError(str(path), reason))
-        self.samples = [sample for sample in self.samples if sample.path in sizes and sample.path not in small]
+        self.samples = [sample for sample in self.samples if sample.path in sizes and sample.path not in too_small]
         self.sizes = [sizes[sample.path] for sample in self.samples]
 
     def epoch(self, epoch: int, start: int) -> Iterator[Batch]:
-        """What this process takes of the batches of an epoch, from the one numbered `start` on."""
+        """Yield this process's share of the batches of an epoch, starting from batch `start`."""
         batches = self.plan(epoch)
         loader: DataLoader[Any] = DataLoader(
             self.images,
@@ -120,23 +120,23 @@ class ImageBatches:
             num_workers=self.options.workers,
         )
         for batch, (x, y, failures) in zip(batches[start:], loader, strict=True):
-            spare = len(batch) <= self.rank  # the image was only lent, see above
-            yield x, y[:0] if spare else y, [] if spare else failures
+            no_share = len(batch) <= self.rank  # the process takes part in the step with an unlabeled image
+            yield x, y[:0] if no_share else y, [] if no_share else failures
 
     def plan(self, epoch: int) -> list[list[Draw]]:
-        """The batches of an epoch, of all processes."""
+        """Return the batches of an epoch, before they are divided among the processes."""
         options = self.options
         return epoch_batches(
             self.sizes, options.batch, epoch, options.seed, self.side(epoch), options.batch_pixels, self.world
         )
 
     def waste(self) -> float:
-        """The share of the pixels of the first epoch that are padding; 0 for squares."""
+        """Return the fraction of pixels in the first epoch that are padding; 0 for square images."""
         parts = (share(batch, rank, self.world) for batch in self.plan(0) for rank in range(self.world))
         return waste(parts, self.sizes)
 
     def side(self, epoch: int) -> int | None:
-        """Side of the square images of an epoch, None for native sizes."""
+        """Return the side of the square images of an epoch, or None for native sizes."""
         return self.schedule.side(epoch, self.options.seed)
 
 
@@ -168,29 +168,29 @@ def _augment(image: Image.Image, draw: Draw, resampling: Image.Resampling, crop:
 
 
 def _collate(items: list[tuple[Tensor, int] | ImageError]) -> Batch:
-    good, labels, failures = _readable(items)
-    x = torch.stack(good or [_stand_in()])
+    good, labels, failures = _split_failures(items)
+    x = torch.stack(good or [_placeholder()])
     return x.contiguous(memory_format=torch.channels_last), labels, failures
 
 
 def _collate_padded(items: list[tuple[Tensor, int] | ImageError]) -> Batch:
-    good, labels, failures = _readable(items)
-    good = good or [_stand_in()]
+    good, labels, failures = _split_failures(items)
+    good = good or [_placeholder()]
     sizes = tuple((image.shape[1], image.shape[2]) for image in good)
     shape = len(good), 3, max(height for height, _ in sizes), max(width for _, width in sizes)
     x = torch.empty(shape, memory_format=torch.channels_last).zero_()
-    for place, image in zip(x, good, strict=True):
-        place[:, : image.shape[1], : image.shape[2]] = image
+    for target, image in zip(x, good, strict=True):
+        target[:, : image.shape[1], : image.shape[2]] = image
     return Padded(x, sizes), labels, failures
 
 
-def _stand_in() -> Tensor:
-    """An image without a label, for a process whose images cannot be read but that must take its part in the step."""
+def _placeholder() -> Tensor:
+    """Return an image without a label, for a process that cannot read its images but must take part in the step."""
     return torch.zeros(3, 224, 224)
 
 
-def _readable(items: list[tuple[Tensor, int] | ImageError]) -> tuple[list[Tensor], Tensor, list[ImageError]]:
-    """Images, labels, and the files that could not be read."""
+def _split_failures(items: list[tuple[Tensor, int] | ImageError]) -> tuple[list[Tensor], Tensor, list[ImageError]]:
+    """Separate the decoded images and their labels from the errors."""
     good = [item for item in items if not isinstance(item, ImageError)]
     failures = [item for item in items if isinstance(item, ImageError)]
     return [image for image, _ in good], torch.tensor([label for _, label in good], dtype=torch.long), failures

@@ -1,4 +1,4 @@
-"""How often a classifier is right: in all, by class, by size and by aspect ratio."""
+"""Accuracy of a classifier: overall, per class, by image size and by aspect ratio."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ from sppnet.inference.results import Failure
 
 @dataclass(frozen=True)
 class Scores:
-    """Shares of right answers, 0 to 1.
+    """Accuracies, from 0 to 1.
 
     Attributes:
-        images: number of images that the shares are taken over.
-        top1: the likeliest class is right.
-        top5: the right class is among the five likeliest.
-        mean_per_class_accuracy: top1 of each class that has images, averaged over these classes.
+        images: number of scored images.
+        top1: fraction of images whose most probable class is correct.
+        top5: fraction of images whose correct class is among the five most probable.
+        mean_per_class_accuracy: mean of the top-1 accuracies of the classes that have images.
     """
 
     images: int
@@ -37,14 +37,14 @@ class Scores:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of one size policy, in all and by group.
+    """Scores with one resize policy, overall and by group.
 
     Attributes:
-        resize: the size policy, or the views.
-        scores: of all images.
-        by_size, by_aspect: by the images' own shorter side and aspect ratio.
-        failures: of the files that could not be read.
-        outside: images that the network saw at a shorter side outside those of its training.
+        resize: resize policy or views, as text.
+        scores: scores of all images.
+        by_size, by_aspect: scores by the original shorter side and aspect ratio.
+        failures: errors of the unreadable files.
+        outside: number of images classified at a shorter side outside `ClassifierConfig.trained_sides`.
     """
 
     resize: str
@@ -56,11 +56,11 @@ class Evaluation:
 
 
 def scores_of(ranked: Int[Tensor, "n k"], labels: Int[Tensor, " n"]) -> Scores:
-    """Scores of ranked answers.
+    """Compute the scores of ranked predictions.
 
     Args:
-        ranked: classes, likeliest first; k is 5, or the number of classes where there are fewer.
-        labels: the right classes.
+        ranked: class indices, most probable first; k is 5, or the number of classes if smaller.
+        labels: correct class indices.
     """
     if not len(labels):
         return Scores(0, 0.0, 0.0, 0.0)
@@ -73,45 +73,47 @@ def scores_of(ranked: Int[Tensor, "n k"], labels: Int[Tensor, " n"]) -> Scores:
 
 
 def rank(logits: Float[Tensor, "n c"]) -> Int[Tensor, "n k"]:
-    """The five likeliest classes, or all where there are fewer."""
+    """Return the indices of the five most probable classes (all classes if there are fewer), in descending order."""
     return logits.topk(min(5, logits.shape[1])).indices
 
 
 def evaluate_classifier(
     model: Classifier, samples: Sequence[Sample], *, resize: Resize | str | None = None, views: str = "full"
 ) -> Evaluation:
-    """Classify every sample and count.
+    """Classify all samples and compute the scores.
 
     Args:
-        model: its `config.classes` are what the labels index.
-        samples: files and labels.
-        resize: None for the model's own size policy.
-        views: see :func:`sppnet.classify.views.view_probabilities`.
+        model: classifier.
+        samples: image files and labels, which are indices into `model.config.classes`.
+        resize: resize policy; None for the model's default.
+        views: views to average, see :func:`sppnet.classify.views.view_probabilities`.
     """
     policy = size_policy(model, resize)
     paths = [sample.path for sample in samples]
     results = predict_images(model, paths, resize=policy if views == "full" else None, views=views)
     description = f"evaluating, {policy}" + ("" if views == "full" else f", {views} views")
     index = {name: number for number, name in enumerate(model.config.classes)}
-    answers: list[tuple[Prediction, int]] = []
+    predictions: list[Prediction] = []
+    targets: list[int] = []
     failures: list[ImageError] = []
     for sample, result in zip(samples, track(results, description, len(paths)), strict=True):
         if isinstance(result, Failure):
             failures.append(result.error)
         else:
-            answers.append((result, sample.label))
+            predictions.append(result)
+            targets.append(sample.label)
     k = min(5, len(index))
-    ranked = torch.tensor([[index[name] for name, _ in answer.top] for answer, _ in answers]).reshape(-1, k)
-    labels = torch.tensor([label for _, label in answers], dtype=torch.long)
-    sides = [group_of(min(answer.size), SIDES) for answer, _ in answers]
-    aspects = [group_of(answer.size[1] / answer.size[0], ASPECTS) for answer, _ in answers]
+    ranked = torch.tensor([[index[name] for name, _ in prediction.top] for prediction in predictions]).reshape(-1, k)
+    labels = torch.tensor(targets, dtype=torch.long)
+    sides = [group_of(min(prediction.size), SIDES) for prediction in predictions]
+    aspects = [group_of(prediction.size[1] / prediction.size[0], ASPECTS) for prediction in predictions]
     return Evaluation(
         str(policy) if views == "full" else f"{views} views",
         scores_of(ranked, labels),
         _by_group(ranked, labels, sides, [name for _, name in SIDES]),
         _by_group(ranked, labels, aspects, [name for _, name in ASPECTS]),
         tuple(failures),
-        count_outside(model.config, (answer for answer, _ in answers), views),
+        count_outside(model.config, predictions, views),
     )
 
 

@@ -1,4 +1,4 @@
-"""The SPP-net classifier: backbone, pyramid, head; every image at its own size."""
+"""The SPP-net classifier, which predicts each image at its own size."""
 
 import os
 import warnings
@@ -25,23 +25,23 @@ class Classifier(ClassifierNetwork):
         resize: Resize | str | None = None,
         views: str = "full",
     ) -> list[Prediction]:
-        """Classify images or files, each at its own size, whatever the sizes of the others.
+        """Classify one or more images, each at its own size.
 
         Args:
-            images: one or several: paths, bytes of files, Pillow images, uint8 arrays.
-            resize: None for the model's own policy.
-            views: ``full``, or the paper's ``10``, ``18``, ``96``, ``96+2``, see
+            images: one image or several: paths, bytes of files, Pillow images or uint8 arrays.
+            resize: resize policy; None for the model's default.
+            views: ``full``, or the paper's ``10``, ``18``, ``96`` or ``96+2``, see
                 :func:`sppnet.classify.views.view_probabilities`.
 
         Returns:
-            One prediction an image, in order. An image's answer does not depend on what else is given, but for the
-            rounding of a larger convolution where images share a size.
+            One prediction per image, in order. Predictions do not depend on the other images, except for rounding
+            differences in convolutions of larger batches when images have the same size.
 
         Raises:
-            sppnet.ImageError: the first image that cannot be read.
+            sppnet.ImageError: an image cannot be read; the first such error is raised.
 
         Warns:
-            UserWarning: once, where images were seen at a shorter side outside `config.trained_sides`.
+            UserWarning: images were classified at a shorter side outside `config.trained_sides`; at most once per call.
         """
         from sppnet.classify.predict import predict_images
         from sppnet.classify.trained_sides import count_outside, outside_text
@@ -59,14 +59,12 @@ class Classifier(ClassifierNetwork):
 
 
 def imagenet_classifier() -> Classifier:
-    """The embedded network with its own ImageNet head, for images of any size; nothing is trained or downloaded.
+    """Create the ImageNet classifier from the embedded weights, without training or download.
 
-    Its global average is the pyramid of the one level 1. It was trained on crops of 224 pixels, and is less sure of
-    photographs much larger than that: `shorter-side:256` takes them nearer to what it knows.
+    Its global average pooling is a pyramid with the single level 1. It was trained on crops of 224 pixels; on much
+    larger photographs, ``resize="shorter-side:256"`` is closer to its training sizes.
     """
-    from torchvision.models import (
-        EfficientNet_B0_Weights,  # seconds to import, and it has the classes' names
-    )
+    from torchvision.models import EfficientNet_B0_Weights  # for the class names; takes seconds to import
 
     backbone = create_backbone()
     classes = tuple(EfficientNet_B0_Weights.IMAGENET1K_V1.meta["categories"])

@@ -23,21 +23,21 @@ Head = Literal["linear", "fc", "plain"]
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """All that rebuilds a classifier, its weights apart.
+    """Configuration of a classifier: everything needed to rebuild it, except the weights.
 
     Attributes:
-        classes: names, in the order of the logits.
-        backbone: see :func:`sppnet.backbones.backbone.create_backbone`.
-        stage: which feature map of the backbone; None for the last.
-        levels: of the pyramid.
+        classes: class names, in logit order.
+        backbone: name of the backbone, see :func:`sppnet.backbones.backbone.create_backbone`.
+        stage: index of the backbone's feature map; None for the last.
+        levels: pyramid levels.
         reduce: ``max`` or ``avg``.
-        rule: how maps are cut into bins.
-        head: ``linear``: the vector scaled to unit mean square, one linear layer; ``plain``: one linear layer on
-            the vector as it is; ``fc``: the paper's fc6, fc7, fc8 with dropout.
-        resize: the size at which images are taken unless something else is asked for.
-        max_pixels: bound of that size.
-        trained_sides: least and greatest shorter side of the training images as the network saw them, in pixels, see
-            :func:`sppnet.classify.trained_sides.trained_sides`; None where that is not known.
+        rule: rule that divides feature maps into bins.
+        head: ``linear``: one linear layer on the vector scaled to unit mean square; ``plain``: one linear layer on
+            the unscaled vector; ``fc``: the paper's fc6, fc7 and fc8 with dropout.
+        resize: default resize policy.
+        max_pixels: maximum number of pixels after resizing.
+        trained_sides: (smallest, largest) shorter side of the network's training images in pixels, see
+            :func:`sppnet.classify.trained_sides.trained_sides`; None if unknown.
     """
 
     task: ClassVar[str] = "classify"
@@ -55,54 +55,54 @@ class ClassifierConfig:
 
 
 class ClassifierNetwork(nn.Module):
-    """Backbone, spatial pyramid and head: images of any size to one logit per class (SPP-net, section 3)."""
+    """Network that maps images of any size to one logit per class (SPP-net, section 3)."""
 
     def __init__(self, config: ClassifierConfig, backbone: Backbone) -> None:
         super().__init__()
         choose("head", config.head, get_args(Head))
         if not config.classes or len(set(config.classes)) < len(config.classes):
-            found = f"{len(config.classes)}, {len(set(config.classes))} of them different"
-            raise ValueError(f"classes: expected one or more different names; got {found}")
-        Resize.parse(config.resize, backbone.side, config.max_pixels)  # refuses a wrong one here, not at an image
+            counts = f"{len(config.classes)} names, {len(set(config.classes))} of them distinct"
+            raise ValueError(f"classes: expected one or more distinct names, got {counts}")
+        Resize.parse(config.resize, backbone.side, config.max_pixels)  # report an invalid policy early
         self.config = config
         self.backbone = backbone
         self.pool = SpatialPyramidPool(config.levels, config.reduce, config.rule)
         self.head = create_head(config.head, backbone.channels * self.pool.bins, len(config.classes))
 
     def forward(self, x: Float[Tensor, "n 3 h w"], sizes: Sizes | None = None) -> Float[Tensor, "n classes"]:
-        """Logits of a normalised batch.
+        """Compute the logits of a batch.
 
         Args:
-            x: RGB in [0, 1], minus `backbone.mean`, over `backbone.std`.
-            sizes: valid (height, width) in pixels of each image of a padded batch.
+            x: RGB images in [0, 1], normalized with `backbone.mean` and `backbone.std`.
+            sizes: (height, width) of each image in pixels, for a padded batch.
         """
         logits: Tensor = self.head(self.vectors(x, sizes))
         return logits
 
     def vectors(self, x: Float[Tensor, "n 3 h w"], sizes: Sizes | None = None) -> Float[Tensor, "n d"]:
-        """Pyramid vectors of a normalised batch: what the head sees."""
+        """Compute the pyramid vectors of a batch, which are the input of the head."""
         features = self.backbone(x, sizes)
         vectors: Tensor = self.pool(features.data, features.sizes)
         return vectors
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights, and of the images that they take."""
+        """Dtype of the weights and the input."""
         return next(self.parameters()).dtype
 
     @property
     def resize(self) -> Resize:
-        """The size at which images are taken by default."""
+        """Default resize policy."""
         return Resize.parse(self.config.resize, self.backbone.side, self.config.max_pixels)
 
 
 def create_head(kind: Head, in_features: int, num_classes: int) -> nn.Module:
-    """A head of `ClassifierConfig.head`'s kind, freshly initialised."""
+    """Create a newly initialized head; for the kinds see `ClassifierConfig.head`."""
     if kind == "fc":
         return paper_head(in_features, num_classes)
     linear = nn.Linear(in_features, num_classes)

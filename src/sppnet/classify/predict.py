@@ -1,4 +1,4 @@
-"""Answers for images of mixed sizes, in order, with a line for every file that could not be read."""
+"""Prediction for a stream of images of mixed sizes; unreadable images yield failures in their place."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from sppnet.backbones.modes import evaluation_mode
 from sppnet.classify.network import ClassifierNetwork
 from sppnet.classify.views import Views, view_probabilities
 from sppnet.data.images import ImageSource, load_image, to_tensor
@@ -21,23 +22,22 @@ from sppnet.inference.results import Failure
 T = TypeVar("T")
 
 _CHUNK = 32
-# A pass of the embedded network takes about 500 bytes a pixel.
-_PASS_PIXELS = 2_000_000
-# The largest of the 96 views' scales of a longer image would have more than 3 million pixels.
+_PASS_PIXELS = 2_000_000  # per forward pass; the embedded network needs about 500 bytes per pixel
+# At a larger ratio of sides, the largest scale of the 96 views would exceed 3 million pixels.
 _MAX_VIEWS_ASPECT = 10
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one image.
+    """Prediction for one image.
 
     Attributes:
-        source: the path, or a name for an image that has none.
-        label: the likeliest class.
-        score: its probability.
-        top: up to five classes with their probabilities, likeliest first.
-        size: (height, width) of the image, EXIF orientation applied.
-        network_size: (height, width) at which the network saw it.
+        source: path, or a generated name for an image without one.
+        label: most probable class.
+        score: probability of `label`.
+        top: up to five (class, probability) pairs, most probable first.
+        size: (height, width) of the image, after applying the EXIF orientation.
+        network_size: (height, width) of the network's input.
     """
 
     source: str
@@ -56,53 +56,48 @@ def predict_images(
     views: str = "full",
     batch: int = _CHUNK,
 ) -> Iterator[Prediction | Failure]:
-    """Classify images as they come; memory holds one batch.
+    """Yield a prediction or failure for each image, in order, with one batch in memory at a time.
 
-    The images of a batch that have one size go through the network together, no other ones do, and nothing is
-    padded: each answer is the one that the image gets alone, to the last bit where no other image of the batch has its
-    size, and to the rounding of a larger convolution where one has.
+    Predictions are batch-independent: only images of equal size share a forward pass, without padding. If no other
+    image of the batch has the same size, the result is bit-identical to that of the image alone; otherwise it may
+    differ by the rounding of larger convolutions.
 
     Args:
-        model: in evaluation mode while this runs.
+        model: classifier; put into evaluation mode for each batch.
         images: paths, bytes, Pillow images or arrays.
-        resize: None for the model's own policy; views other than ``full`` have sizes of their own.
-        views: ``full`` or several, see :func:`sppnet.classify.views.view_probabilities`.
-        batch: images read at a time, >= 1.
+        resize: resize policy; None for the model's default. Must be None for views other than ``full``.
+        views: ``full`` or the views to average, see :func:`sppnet.classify.views.view_probabilities`.
+        batch: number of images read at a time, at least 1.
     """
     choose("views", views, get_args(Views))
     if batch < 1:
-        raise ValueError(f"batch: expected at least 1 image; got {batch}")
+        raise ValueError(f"batch: expected at least 1, got {batch}")
     if views != "full" and resize is not None:
-        raise ValueError(f"resize: {views} views have sizes of their own; leave resize out, or take views='full'")
+        raise ValueError(f"resize: expected None for {views} views, which have fixed sizes, got {resize}")
     policy = size_policy(model, resize)
-    training = model.training
-    model.eval()
-    try:
-        for number, chunk in enumerate(_chunks(images, batch)):
-            names = [_name(source, number * batch + index) for index, source in enumerate(chunk)]
-            loaded = [_load(model, source, name, policy, views) for name, source in zip(names, chunk, strict=True)]
-            good = [item.image for item in loaded if isinstance(item, Loaded)]
-            with torch.inference_mode():
-                answers = iter(probabilities(model, good, views))
-            for name, item in zip(names, loaded, strict=True):
-                yield answer_of(model, name, item, next(answers)) if isinstance(item, Loaded) else item
-    finally:
-        model.train(training)
+    for number, chunk in enumerate(_chunks(images, batch)):
+        names = [_name(source, number * batch + index) for index, source in enumerate(chunk)]
+        loaded = [_load(model, source, name, policy, views) for name, source in zip(names, chunk, strict=True)]
+        good = [item.image for item in loaded if isinstance(item, Loaded)]
+        with evaluation_mode(model), torch.inference_mode():
+            outputs = iter(probabilities(model, good, views))
+        for name, item in zip(names, loaded, strict=True):
+            yield answer_of(model, name, item, next(outputs)) if isinstance(item, Loaded) else item
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """An image as the network is to see it, and the (height, width) that it had."""
+    """An image at the size of the network's input, and its original (height, width)."""
 
     image: Image.Image
     size: tuple[int, int]
 
 
 def read_image(model: ClassifierNetwork, source: ImageSource, policy: Resize, views: str = "full") -> Loaded:
-    """Load an image and bring it to the size that the policy gives it; views have their own sizes.
+    """Load an image and resize it by the policy, or keep its size for views other than ``full``.
 
     Raises:
-        sppnet.ImageError: it cannot be read, is too small for the network, or too long and thin for views.
+        sppnet.ImageError: the image cannot be read, is too small for the network, or too elongated for views.
     """
     image = load_image(source)
     geometry = model.backbone.geometry
@@ -111,12 +106,12 @@ def read_image(model: ClassifierNetwork, source: ImageSource, policy: Resize, vi
     if views != "full":
         if max(image.size) > _MAX_VIEWS_ASPECT * min(image.size):
             reason = (
-                f"{image.height} x {image.width} pixels are too long and thin for views;"
-                f" the sides may differ {_MAX_VIEWS_ASPECT} times"
+                f"{image.height} x {image.width} pixels is too elongated for views; the longer side may be at most"
+                f" {_MAX_VIEWS_ASPECT} times the shorter"
             )
     elif min(geometry.map_size(height, width)) < 1:
         smallest = " x ".join(map(str, geometry.smallest()))
-        reason = f"{height} x {width} pixels are too few for {model.backbone.name}; the smallest size is {smallest}"
+        reason = f"{height} x {width} pixels is too small for {model.backbone.name}, which needs at least {smallest}"
     if reason:
         raise ImageError(str(source) if isinstance(source, str | os.PathLike) else "<image>", reason)
     size = (image.height, image.width)
@@ -131,17 +126,17 @@ def _load(model: ClassifierNetwork, source: ImageSource, name: str, policy: Resi
 
 
 def image_vectors(model: ClassifierNetwork, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
-    """Pyramid vectors of RGB images as they are, in order; images of equal size share passes."""
+    """Compute the pyramid vectors of RGB images, without resizing; images of equal size share forward passes."""
     backbone = model.backbone
     groups: dict[tuple[int, int], list[int]] = {}
     for index, image in enumerate(images):
         groups.setdefault((image.height, image.width), []).append(index)
     vectors: list[Tensor | None] = [None] * len(images)
     for (height, width), group in groups.items():
-        share = max(1, _PASS_PIXELS // (height * width))
-        for part in _chunks(group, share):
+        per_pass = max(1, _PASS_PIXELS // (height * width))
+        for part in _chunks(group, per_pass):
             x = torch.stack([to_tensor(images[index], backbone.mean, backbone.std) for index in part])
-            # In this layout the convolutions of small batches take some 15 % less time on the CPU.
+            # Channels last makes convolutions of small batches about 15 % faster on the CPU.
             x = x.to(model.device, model.dtype, memory_format=torch.channels_last)
             for index, vector in zip(part, model.vectors(x), strict=True):
                 vectors[index] = vector
@@ -151,31 +146,31 @@ def image_vectors(model: ClassifierNetwork, images: Sequence[Image.Image]) -> Fl
 def probabilities(
     model: ClassifierNetwork, images: Sequence[Image.Image], views: str = "full"
 ) -> list[Float[Tensor, " classes"]]:
-    """Probabilities of the classes for RGB images as they are, in order, on the CPU; images of equal size share passes.
+    """Compute class probabilities of RGB images, without resizing; images of equal size share forward passes.
 
-    Call it in inference mode.
+    Call it in inference mode. The results are on the CPU.
     """
     if not images:
         return []
     if views != "full":
         return [view_probabilities(model, image, views).cpu() for image in images]  # type: ignore[arg-type]
-    # One vector at a time: a product of another height sums in another order, and the answer of an image that has
-    # its size to itself is then equal to the last bit, whatever it is asked together with.
+    # One vector at a time: the summation order of a matrix product depends on its number of rows, and predictions must
+    # not depend on the other images.
     return [model.head(vector[None]).softmax(1)[0].cpu() for vector in image_vectors(model, images)]
 
 
 def answer_of(
     model: ClassifierNetwork, name: str, loaded: Loaded, probabilities: Float[Tensor, " classes"]
 ) -> Prediction:
-    """The answer for an image, by the probabilities of its classes."""
+    """Build the prediction of an image from its class probabilities."""
     scores, order = probabilities.topk(min(5, len(probabilities)))
     top = tuple((model.config.classes[i], s) for i, s in zip(order.tolist(), scores.tolist(), strict=True))
-    seen = (loaded.image.height, loaded.image.width)
-    return Prediction(name, top[0][0], top[0][1], top, loaded.size, seen)
+    network_size = (loaded.image.height, loaded.image.width)
+    return Prediction(name, top[0][0], top[0][1], top, loaded.size, network_size)
 
 
 def size_policy(model: ClassifierNetwork, resize: Resize | str | None) -> Resize:
-    """The policy asked for: None for the model's own, text as :meth:`sppnet.Resize.parse` reads it."""
+    """Return a resize policy from text, see :meth:`sppnet.Resize.parse`; None gives the model's default."""
     if isinstance(resize, Resize):
         return resize
     if resize is None:

@@ -1,4 +1,4 @@
-"""Training of a classifier, from a folder of images to a run folder."""
+"""Training of a classifier from a folder of images."""
 
 import time
 from collections.abc import Sequence
@@ -9,11 +9,13 @@ from typing import Any
 import torch
 
 from sppnet.backbones.backbone import create_backbone
+from sppnet.backbones.modes import evaluation_mode
 from sppnet.backbones.padded.ledger import PaddingError
 from sppnet.classify.batches import ImageBatches, VectorBatches
 from sppnet.classify.evaluate import Scores, evaluate_classifier, rank, scores_of
 from sppnet.classify.model import Classifier
 from sppnet.classify.network import ClassifierConfig
+from sppnet.classify.options import TrainOptions
 from sppnet.classify.trained_sides import trained_sides
 from sppnet.classify.vectors import Vectors, compute_vectors
 from sppnet.console import console
@@ -25,7 +27,6 @@ from sppnet.errors import ImageError
 from sppnet.ops.bins import bin_edges, parse_levels
 from sppnet.training.checkpoint import open_training
 from sppnet.training.loop import fit
-from sppnet.training.options import TrainOptions
 from sppnet.training.processes import launch
 from sppnet.training.run import save_run
 from sppnet.training.svm import fit_linear_svm, linear_svc
@@ -35,15 +36,15 @@ SIZES = "sizes.json"
 
 @dataclass(frozen=True)
 class Training:
-    """What became of a training.
+    """Result of a training.
 
     Attributes:
-        run: the run folder.
-        finished: False where it was interrupted; it can be resumed.
-        scores: on the training images of a frozen backbone or, where there are some, the validation images.
-        failures: images that could not be read and were left out.
-        skipped: files beside the images that are none.
-        seconds: of this call.
+        run: run folder.
+        finished: False if the training was interrupted; it can be resumed.
+        scores: scores by set, with keys ``validation images`` and, for a frozen backbone, ``training images``.
+        failures: errors of images that could not be used and were skipped.
+        skipped: files in the data set that are not images.
+        seconds: duration of this call.
     """
 
     run: Path
@@ -54,6 +55,7 @@ class Training:
     seconds: float
 
 
+@torch.random.fork_rng(devices=[])
 def train_classifier(
     data: str | Path,
     out: str | Path,
@@ -62,22 +64,22 @@ def train_classifier(
     val: str | Path | None = None,
     resume: bool = False,
 ) -> Training:
-    """Train a classifier on a folder of class folders, a folder of splits or a CSV file.
+    """Train a classifier on class folders, a folder of splits or a CSV file.
 
-    The run folder holds the model (see :func:`sppnet.load`), the options, the metrics of each epoch as JSON
-    Lines, and a checkpoint. An interrupted or killed training, resumed, gives the weights that it would have given
-    undisturbed.
+    The run folder contains the model (see :func:`sppnet.load`), the options, the metrics of each epoch as JSON
+    Lines, and a checkpoint. Resuming an interrupted or killed training gives the same weights as an uninterrupted one.
 
     Args:
-        data: see :func:`sppnet.data.formats.class_folders.read_classification`; of a folder of splits, ``train`` is used.
-        out: the run folder; made if need be.
-        options: how to train; None for the defaults.
-        val: images for validation after each epoch; None for the split ``val`` where `data` has one.
-        resume: go on with the training in `out` if there is one.
+        data: training data, see :func:`sppnet.data.formats.class_folders.read_classification`; a folder of splits must
+            contain ``train``.
+        out: run folder; created if missing.
+        options: training options; None for the defaults.
+        val: images for validation after each epoch; None for the split ``val`` of `data`, if there is one.
+        resume: whether to continue the training in `out`, if there is one.
 
     Raises:
         ModuleNotFoundError: a package of an extra is missing.
-        ValueError: a wrong option or data set, or a run folder that is in use.
+        ValueError: an option or the data set is invalid, or the run folder contains another training.
     """
     started = time.monotonic()
     options = options or TrainOptions()
@@ -85,11 +87,11 @@ def train_classifier(
     if options.kind == "svm":
         linear_svc("svm")
     train_set = read_classification(data, find_split(data, "train"))
-    held_out = find_split(data, "val", "valid", "validation")
+    val_split = find_split(data, "val", "valid", "validation")
     val_samples: tuple[Sample, ...] = ()
     skipped = train_set.skipped
-    if val is not None or held_out is not None:
-        val_set = read_classification(val or data, None if val else held_out, train_set.classes)
+    if val is not None or val_split is not None:
+        val_set = read_classification(val or data, None if val else val_split, train_set.classes)
         val_samples, skipped = val_set.samples, skipped + val_set.skipped
     torch.manual_seed(options.seed)
     config = ClassifierConfig(
@@ -106,14 +108,14 @@ def train_classifier(
     model = Classifier(config, create_backbone(options.backbone, options.stage, options.weights))
     _check_sizes(model, options)
     fabric = None if options.freeze_backbone else launch(options, out, options.devices, options.nodes)
-    first = fabric is None or fabric.global_rank == 0
-    listed = [f"{sample.path.name} {sample.label}" for sample in train_set.samples]
-    open_training(out, train_set.root, listed, options, resume, write=first)
+    is_first = fabric is None or fabric.global_rank == 0
+    image_lines = [f"{sample.path.name} {sample.label}" for sample in train_set.samples]
+    open_training(out, train_set.root, image_lines, options, resume, write=is_first)
     if fabric is None:
         finished, scores, failures = _train_head(model, train_set.samples, val_samples, options, out)
     else:
         finished, scores, failures = _train_whole(model, train_set.samples, val_samples, options, out, fabric)
-    if finished and first:
+    if finished and is_first:
         cache = None if options.freeze_backbone else _cache_folder(options, out) / SIZES
         sides = trained_sides(train_set.samples, options, model.resize, cache)
         model.config = replace(model.config, trained_sides=sides)
@@ -128,14 +130,14 @@ Outcome = tuple[bool, dict[str, Scores], list[ImageError]]
 def _train_head(
     model: Classifier, samples: Sequence[Sample], val_samples: Sequence[Sample], options: TrainOptions, out: Path
 ) -> Outcome:
-    """Compute every image's vector once, then fit the head on them."""
+    """Compute the vector of each image once, then fit the head on the vectors."""
     folder = Path(options.cache) if options.cache else out / "features"
     model.to(pick_device(options.device))
-    vectors = compute_vectors(model, samples, model.resize, folder, "vectors of the training images")
+    vectors = compute_vectors(model, samples, model.resize, folder, "computing training vectors")
     parts = {"training images": vectors}
     if val_samples:
-        described = "vectors of the validation images"
-        parts["validation images"] = compute_vectors(model, val_samples, model.resize, folder, described)
+        label = "computing validation vectors"
+        parts["validation images"] = compute_vectors(model, val_samples, model.resize, folder, label)
     failures = [failure for part in parts.values() for failure in part.failures]
     _require_two_classes(vectors.labels.tolist(), failures)
     finished = True
@@ -147,9 +149,9 @@ def _train_head(
         model.cpu()
     else:
         batches = VectorBatches(vectors.data, vectors.labels, options.batch, options.seed)
-        held = parts.get("validation images")
+        val = parts.get("validation images")
         finished = fit(
-            model.head, batches, options, out, lambda: _shown(_vector_scores(model, held)) if held else None, failures
+            model.head, batches, options, out, lambda: _metrics(_vector_scores(model, val)) if val else None, failures
         )
     return finished, {name: _vector_scores(model, part) for name, part in parts.items()}, failures
 
@@ -162,12 +164,12 @@ def _train_whole(
     out: Path,
     fabric: Any,
 ) -> Outcome:
-    """Train all weights on images of the schedule's sizes."""
+    """Train all weights, on images at the sizes of the schedule."""
     batches = ImageBatches(samples, model.backbone, options, _cache_folder(options, out) / SIZES, fabric)
     model.to(memory_format=torch.channels_last)
     if not batches.schedule.sides:
         console.print(
-            f"{len(batches.samples)} images at their own sizes in {batches.steps} batches an epoch;"
+            f"{len(batches.samples)} images at native size in {batches.steps} batches per epoch;"
             f" {100 * batches.waste():.1f} % of the pixels are padding",
             highlight=False,
         )
@@ -181,7 +183,7 @@ def _train_whole(
         evaluation = evaluate_classifier(model, val_samples)
         failures.extend(evaluation.failures)
         scores["validation images"] = evaluation.scores
-        return _shown(evaluation.scores)
+        return _metrics(evaluation.scores)
 
     finished = fit(model, batches, options, out, validate, failures, fabric=fabric)
     return finished, scores, failures
@@ -191,20 +193,21 @@ def _cache_folder(options: TrainOptions, out: Path) -> Path:
     return Path(options.cache) if options.cache else out
 
 
-def _shown(scores: Scores) -> dict[str, float]:
+def _metrics(scores: Scores) -> dict[str, float]:
     return {"top1": scores.top1, "mean_per_class_accuracy": scores.mean_per_class_accuracy}
 
 
 def _require_two_classes(labels: Sequence[int], failures: Sequence[ImageError]) -> None:
     if len(set(labels)) < 2:
-        named = "; ".join(str(failure) for failure in failures[:10])
+        errors = "; ".join(str(failure) for failure in failures[:10])
         raise ValueError(
-            f"data: images of at least 2 classes must be readable; {len(failures)} cannot be read: {named}"
+            f"data: expected readable images of at least 2 classes, got {len(set(labels))}; {len(failures)} images"
+            f" cannot be used: {errors}"
         )
 
 
 def _check_sizes(model: Classifier, options: TrainOptions) -> None:
-    """Refuse training sizes that the network or the rule of the bins does not take, before anything is written."""
+    """Check that the network and the pooling rule support the training sizes, before any file is written."""
     if options.freeze_backbone:
         return
     if not Schedule.parse(options.sizes).sides:
@@ -213,27 +216,24 @@ def _check_sizes(model: Classifier, options: TrainOptions) -> None:
         rows, columns = model.backbone.geometry.map_size(side, side)
         if min(rows, columns) < 1:
             smallest = max(model.backbone.geometry.smallest())
-            raise ValueError(f"sizes: {options.backbone} takes sides of at least {smallest} pixels; got {side}")
+            raise ValueError(f"sizes: expected at least {smallest} pixels for {options.backbone}, got {side}")
         for level_rows, level_columns in parse_levels(options.levels):
             bin_edges(rows, level_rows, options.rule)
             bin_edges(columns, level_columns, options.rule)
 
 
 def _check_padding(model: Classifier) -> None:
-    """Refuse a network that cannot take images of different sizes in one batch."""
+    """Check that the network supports images of different sizes in one batch."""
     height, width = model.backbone.geometry.smallest()
     x = torch.zeros(2, 3, height + 5, width + 7)
-    model.eval()
     try:
-        with torch.inference_mode():
+        with evaluation_mode(model), torch.inference_mode():
             model.backbone(x, [(height, width + 7), (height + 5, width)])
     except PaddingError as error:
-        raise PaddingError(f"{error}, as sizes such as 180,224 or 180-224 do") from error
-    model.train()
+        raise PaddingError(f"{error}, for example with sizes 180,224 or 180-224") from error
 
 
 def _vector_scores(model: Classifier, vectors: Vectors) -> Scores:
-    model.head.eval()
-    with torch.inference_mode():
+    with evaluation_mode(model.head), torch.inference_mode():
         logits = [model.head(part.float().to(model.device)).cpu() for part in vectors.data.split(1024)]
     return scores_of(rank(torch.cat(logits)), vectors.labels)

@@ -1,4 +1,4 @@
-"""Pyramid vectors of many images, computed once and kept on disk."""
+"""Pyramid vectors of a data set, computed once and cached on disk."""
 
 import hashlib
 import json
@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float16, Int
 from torch import Tensor
 
+from sppnet.backbones.modes import evaluation_mode
 from sppnet.backbones.weights import weights_digest
 from sppnet.classify.model import Classifier
 from sppnet.classify.predict import image_vectors, read_image
@@ -25,7 +26,7 @@ _SHARD = 64
 
 @dataclass(frozen=True)
 class Vectors:
-    """Pyramid vectors and labels of the images that could be read, and the errors of those that could not."""
+    """Pyramid vectors and class indices of the readable images of a data set, and the errors of the others."""
 
     data: Float16[Tensor, "n d"]
     labels: Int[Tensor, " n"]
@@ -35,25 +36,24 @@ class Vectors:
 def compute_vectors(
     model: Classifier, samples: Sequence[Sample], policy: Resize, folder: Path, description: str
 ) -> Vectors:
-    """Vectors of the samples in half precision, read from the folder where an earlier call has left them.
+    """Compute the vectors of the samples in half precision, or read them from the cache.
 
-    They are written in shards as they are made, so a killed run goes on where it stopped. A change of the
-    network, its weights, the pyramid, the size policy or any file begins a new set.
+    Vectors are written in shards, and a killed call resumes at the first missing shard. The cache key covers the
+    backbone, its weights, the pyramid, the resize policy and the files with their labels.
 
     Args:
-        model: its head plays no part.
+        model: classifier; its head is not used.
         samples: images and labels.
-        policy: the size at which each image is taken.
-        folder: sets of vectors lie here side by side.
-        description: in front of the progress bar.
+        policy: resize policy.
+        folder: cache folder, with a subfolder for each key.
+        description: label of the progress bar.
     """
-    model.eval()
-    place = folder / _digest(model, samples, policy)
-    place.mkdir(parents=True, exist_ok=True)
+    cache = folder / _cache_key(model, samples, policy)
+    cache.mkdir(parents=True, exist_ok=True)
     shards = [samples[start : start + _SHARD] for start in range(0, len(samples), _SHARD)]
-    paths = [place / f"{number:05d}.safetensors" for number in range(len(shards))]
+    paths = [cache / f"{number:05d}.safetensors" for number in range(len(shards))]
     todo = [number for number, path in enumerate(paths) if not path.exists()]
-    with torch.inference_mode():
+    with evaluation_mode(model), torch.inference_mode():
         for number in track(todo, description, len(shards), len(shards) - len(todo)):
             _compute_shard(model, shards[number], policy, paths[number])
     parts = [read_tensors(path) for path in paths]
@@ -79,8 +79,8 @@ def _compute_shard(model: Classifier, samples: Sequence[Sample], policy: Resize,
     save_tensors(tensors, path, {"failures": json.dumps(failures)})
 
 
-def _digest(model: Classifier, samples: Sequence[Sample], policy: Resize) -> str:
-    """A name for exactly these vectors: of the network with its weights, the pyramid, the sizes and the files."""
+def _cache_key(model: Classifier, samples: Sequence[Sample], policy: Resize) -> str:
+    """Return a digest of everything that determines the vectors."""
     digest = hashlib.sha256(weights_digest(model.backbone).encode())
     config = model.config
     parts = (config.backbone, config.stage, config.levels, config.reduce, config.rule, str(policy), policy.max_pixels)

@@ -1,4 +1,4 @@
-"""Several views of one image, pooled from its feature maps: one convolutional pass a scale and flip."""
+"""Multi-view prediction: views are pooled from feature maps, one forward pass per scale and mirroring."""
 
 from typing import Literal
 
@@ -15,49 +15,49 @@ from sppnet.ops.bins import window_cells
 
 Views = Literal["full", "10", "18", "96", "96+2"]
 
-# The paper's sides for views of 224 pixels (section 3.1.4); other view sides scale them.
+# Shorter sides in the paper for views of 224 pixels (section 3.1.4); they scale with the side of the view.
 _VIEW, _SINGLE, _SCALES = 224, 256, (224, 256, 300, 360, 448, 560)
 
 
 def view_windows(height: int, width: int, side: int, places: int) -> Float[Tensor, "k 4"]:
-    """Square windows of an image: its centre and corners, and with 9 places the middles of its sides too.
+    """Return square windows at the center and the corners of an image, and for 9 places also at the edge midpoints.
 
-    Windows that coincide are given once: an image whose shorter side is the window's has 3, a square one 1.
+    Duplicate windows are dropped: if the image's shorter side equals `side`, 3 windows remain, or 1 if it is square.
 
     Args:
-        height: of the image, at least `side`, in pixels.
-        width: of the image, at least `side`, in pixels.
-        side: of the windows, in pixels.
+        height: image height in pixels, at least `side`.
+        width: image width in pixels, at least `side`.
+        side: side of the windows in pixels.
         places: 5 or 9.
 
     Returns:
-        xyxy edges in pixels, from top to bottom and left to right.
+        xyxy edges in pixels, sorted by top, then left.
     """
     tops = (0, (height - side) // 2, height - side)
     lefts = (0, (width - side) // 2, width - side)
     corners = {(top, left) for top in (tops[0], tops[2]) for left in (lefts[0], lefts[2])}
-    chosen = corners | {(tops[1], lefts[1])} if places == 5 else {(top, left) for top in tops for left in lefts}
-    return torch.tensor([(left, top, left + side, top + side) for top, left in sorted(chosen)]).float()
+    positions = corners | {(tops[1], lefts[1])} if places == 5 else {(top, left) for top in tops for left in lefts}
+    return torch.tensor([(left, top, left + side, top + side) for top, left in sorted(positions)]).float()
 
 
 def pool_windows(model: ClassifierNetwork, features: FeatureMap, windows: Float[Tensor, "k 4"]) -> Float[Tensor, "k d"]:
-    """Pyramid vectors of windows of one image, taken from its map (SPP-net, section 3.1.3 and Appendix A)."""
+    """Compute the pyramid vectors of windows of one image from its feature map (SPP-net, 3.1.3 and Appendix A)."""
     rows, columns = features.data.shape[2:]
-    # Half a pixel wider, so that a centre on a window's first or last pixel counts: without it the whole image, as a
-    # window, would lose the border cells of networks whose first centre is the first pixel.
-    wider = windows + torch.tensor([-0.5, -0.5, 0.5, 0.5])
-    cells = window_cells(wider, (rows, columns), features.stride, features.offset)
+    # Expand by half a pixel to include cells centered on the first or last pixel of a window. Otherwise a window of the
+    # whole image would lose the border cells of networks whose first cell is centered on the first pixel.
+    expanded = windows + torch.tensor([-0.5, -0.5, 0.5, 0.5])
+    cells = window_cells(expanded, (rows, columns), features.stride, features.offset)
     crops = [features.data[:, :, top:bottom, left:right] for left, top, right, bottom in cells.tolist()]
     return torch.cat([model.pool(crop) for crop in crops])
 
 
 def view_probabilities(model: ClassifierNetwork, image: Image.Image, views: Views) -> Float[Tensor, " classes"]:
-    """Mean of the softmax over the views of one image (SPP-net, sections 3.1.3 and 3.1.4).
+    """Return the mean class probabilities over the views of one image (SPP-net, sections 3.1.3 and 3.1.4).
 
-    ``10``: centre and corners and their mirror images, shorter side 256 for views of 224. ``18``: the middles
-    of the sides too. ``96``: 18 at each of six scales, 6 at the smallest (a square image has fewer). ``96+2``:
-    and the full image with its mirror image at 256. Other view sides, as the backbone's weights have them,
-    scale with 224.
+    ``10``: center, corners and their mirror images, from the image at shorter side 256, for views of 224 pixels.
+    ``18``: also the edge midpoints. ``96``: 18 views at each of six scales, except 6 at the smallest (fewer for a
+    square image). ``96+2``: also the full image at 256 and its mirror image. Views have the side of the training
+    images of the backbone's weights; if it is not 224, all sizes scale with it.
     """
     view = model.backbone.side
     scales = _SCALES if views.startswith("96") else (_SINGLE,)

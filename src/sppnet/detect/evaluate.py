@@ -1,4 +1,4 @@
-"""How good a detector is on a data set, and how good its proposals can let it be."""
+"""Evaluation of detectors and of their proposals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ class DetectEvaluation:
     """Scores of a detector.
 
     Attributes:
-        scores: over the images that could be read.
-        recall: of the proposals, at overlaps of 0.5, 0.7 and 0.9; of objects that are not difficult.
-        samples: the images that could be read.
-        found: the detections in each.
-        failures: the images that could not be read.
+        scores: average precision over the readable images.
+        recall: recall of the proposals at overlaps of 0.5, 0.7 and 0.9, over objects that are not difficult.
+        samples: readable images.
+        found: detections of each image in `samples`.
+        failures: errors of the unreadable images.
     """
 
     scores: DetectionScores
@@ -37,34 +37,37 @@ class DetectEvaluation:
 def evaluate_detector(
     model: Detector, samples: Sequence[DetectionSample], classes: Sequence[str], cache: Path, workers: int = 2
 ) -> DetectEvaluation:
-    """Detect in every image and score what is found.
+    """Run a detector on every image and score its detections.
 
     Args:
-        model: its classes are the first of `classes`.
-        samples: images and their objects.
-        classes: what the labels index; objects of classes that the model does not know count as missed.
-        cache: folder where proposals are kept.
-        workers: images that are searched for proposals at a time.
+        model: detector whose classes are the first of `classes`.
+        samples: images with their objects.
+        classes: class names, in label order; objects of classes that the detector lacks count as missed.
+        cache: folder for proposals.
+        workers: images searched for proposals in parallel.
+
+    Raises:
+        ValueError: the readable images contain only difficult objects, or none.
     """
     config = model.config
     paths = [sample.path for sample in samples]
     limits = {"max_windows": config.windows, "seconds": config.proposal_seconds}
-    proposals = proposals_of(paths, config.proposals, cache, workers=workers, **limits)  # type: ignore[arg-type]
-    good, found, failures, boxes = [], [], [], []
-    pairs = zip(samples, proposals, strict=True)
-    for sample, one in track(pairs, "detecting", len(samples)):
-        if isinstance(one, Failure):
-            failures.append(one.error)
+    results = proposals_of(paths, config.proposals, cache, workers=workers, **limits)  # type: ignore[arg-type]
+    readable, detections, failures, boxes = [], [], [], []
+    pairs = zip(samples, results, strict=True)
+    for sample, proposals in track(pairs, "detecting", len(samples)):
+        if isinstance(proposals, Failure):
+            failures.append(proposals.error)
             continue
-        found.append(model.detect(load_image(sample.path), one.boxes))
-        good.append(sample)
-        boxes.append(one.boxes)
-    truths = [sample.boxes[~sample.difficult] for sample in good]
-    if not any(len(part) for part in truths):
-        named = "; ".join(str(failure) for failure in failures[:10])
+        detections.append(model.detect(load_image(sample.path), proposals.boxes))
+        readable.append(sample)
+        boxes.append(proposals.boxes)
+    truths = [sample.boxes[~sample.difficult] for sample in readable]
+    if not any(len(objects) for objects in truths):
+        errors = "; ".join(str(failure) for failure in failures[:10])
         raise ValueError(
-            f"data: no object that is not difficult in the {len(good)} images that can be read, so there is nothing to"
-            f" score against; {len(failures)} cannot be read{': ' * bool(named)}{named}"
+            f"data: expected at least one object that is not difficult, got none in {len(readable)} readable images;"
+            f" {len(failures)} images cannot be read{': ' * bool(errors)}{errors}"
         )
-    covered = recall(boxes, truths)
-    return DetectEvaluation(score_detections(found, good, classes), covered, tuple(good), tuple(found), tuple(failures))
+    scores = score_detections(detections, readable, classes)
+    return DetectEvaluation(scores, recall(boxes, truths), tuple(readable), tuple(detections), tuple(failures))

@@ -1,4 +1,4 @@
-"""Detectors over windows: SPP-net's, R-CNN's and Fast R-CNN's differ in where a window's vector comes from."""
+"""Window-based detectors: SPP-net, R-CNN and Fast R-CNN, which differ in how window vectors are computed."""
 
 import os
 from collections import OrderedDict
@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sppnet.backbones.backbone import Backbone
+from sppnet.backbones.modes import evaluation_mode
 from sppnet.backbones.weights import EMBEDDED_BACKBONE
 from sppnet.data.images import ImageSource, load_image
 from sppnet.detect.classic.rcnn import CropEncoder
@@ -28,28 +29,28 @@ Method = Literal["spp", "rcnn", "fast"]
 Scorer = Literal["svm", "softmax"]
 Regression = Literal["none", "pool", "fc"]
 
-_PER_CLASS = 100  # detections of one class in one image, at most
-# Below these no detection is reported: the code's -1.5 for margins, and for probabilities Fast R-CNN's.
-_LEAST = {"svm": -1.5, "softmax": 0.01}
+_MAX_PER_CLASS = 100  # detections of one class in one image
+# Detections must score above this: margins as in the SPP-net authors' code, probabilities as in Fast R-CNN's.
+_THRESHOLDS = {"svm": -1.5, "softmax": 0.01}
 
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """All that rebuilds a detector, its weights apart.
+    """Configuration of a detector: everything except the weights.
 
     Attributes:
-        classes: names, in the order of the labels.
+        classes: class names, in label order.
         method: ``spp``, ``rcnn`` or ``fast``.
-        backbone, stage: see :func:`sppnet.backbones.backbone.create_backbone`.
-        levels, scales, max_side, rule, reduce, scale_rule: see :class:`sppnet.RegionEncoder`; R-CNN has levels and
-            reduce only.
-        hidden: outputs of fc6 and fc7; empty where scores come from the pooled vectors.
-        scorer: ``svm``: a margin a class; ``softmax``: probabilities, with one more class for the background.
-        regression: ``none``, ``pool`` from the pooled vectors, or ``fc`` from what the scores come from.
-        proposals: where windows come from, see :func:`sppnet.detect.proposals.propose`.
-        windows: most windows of an image.
-        proposal_seconds: an image's search for windows begins nothing new after so many; None for no limit.
-        overlap: a detection goes where it overlaps a better one by more.
+        backbone, stage: arguments of :func:`sppnet.backbones.backbone.create_backbone`.
+        levels, scales, max_side, rule, reduce, scale_rule: arguments of :class:`sppnet.RegionEncoder`; R-CNN uses only
+            levels and reduce.
+        hidden: output sizes of fc6 and fc7; empty to score the pooled vectors.
+        scorer: ``svm`` (one margin per class) or ``softmax`` (probabilities, with an additional background class).
+        regression: input of the box regression: ``none``, ``pool`` (pooled vectors) or ``fc`` (same as the scores).
+        proposals: proposal source, see :func:`sppnet.detect.proposals.propose`.
+        windows: maximum number of windows per image.
+        proposal_seconds: time after which the search of an image starts no further part; None for no limit.
+        overlap: NMS threshold; a detection is dropped if its IoU with a better one is above it.
     """
 
     task: ClassVar[str] = "detect"
@@ -74,10 +75,10 @@ class DetectorConfig:
 
 
 class Detector(nn.Module):
-    """Windows of an image in, scores and offsets of every class out.
+    """Detector that predicts scores and box offsets of every class for the windows of an image.
 
-    `encoder` gives each window a vector, `norm` scales it, `fc` is fc6 and fc7 or nothing, `score` and `offsets` are
-    linear.
+    `encoder` computes the window vectors, `norm` scales them, `fc` holds the hidden layers (empty without any), and
+    `score` and `offsets` are linear layers.
     """
 
     norm: Tensor
@@ -88,7 +89,7 @@ class Detector(nn.Module):
         choose("scorer", config.scorer, get_args(Scorer))
         choose("regression", config.regression, get_args(Regression))
         if not config.classes or len(set(config.classes)) < len(config.classes):
-            raise ValueError(f"classes: expected one or more different names; got {config.classes}")
+            raise ValueError(f"classes: expected one or more distinct names, got {config.classes}")
         self.config = config
         self.encoder = create_encoder(config, backbone)
         self.register_buffer("norm", torch.ones(()))
@@ -103,10 +104,10 @@ class Detector(nn.Module):
         self.eval()
 
     def forward(self, vectors: Float[Tensor, "k d"]) -> tuple[Float[Tensor, "k s"], Float[Tensor, "k c 4"] | None]:
-        """Raw scores and offsets of windows.
+        """Compute raw scores and box offsets of windows.
 
         Args:
-            vectors: as the encoder gives them.
+            vectors: window vectors from the encoder.
 
         Returns:
             (K, classes) margins, or (K, classes + 1) logits with the background last; and (K, classes, 4) offsets for
@@ -122,43 +123,38 @@ class Detector(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.score.weight.device
 
     def detect(self, image: Image.Image, proposals: Float[Tensor, "k 4"]) -> Detections:
-        """Objects of an RGB image among its windows, in pixels of the image.
+        """Detect objects among the given windows of an RGB image.
 
         Args:
-            image: as :func:`sppnet.data.images.load_image` gives it.
-            proposals: xyxy edges in pixels of the image; without any there are no detections.
+            image: image from :func:`sppnet.data.images.load_image`.
+            proposals: xyxy edges in pixels of the image; may be empty.
         """
-        training = self.training
-        self.eval()
-        try:
-            with torch.inference_mode():
-                distinct = self.encoder.distinct(self.encoder.prepare(image), proposals)  # type: ignore[arg-type]
-                return self.read(distinct, proposals, (image.height, image.width))
-        finally:
-            self.train(training)
+        with evaluation_mode(self), torch.inference_mode():
+            distinct = self.encoder.distinct(self.encoder.prepare(image), proposals)  # type: ignore[arg-type]
+            return self.read(distinct, proposals, (image.height, image.width))
 
     def predict(self, images: ImageSource | Iterable[ImageSource]) -> list[Detections]:
-        """Find objects in images or files, each with proposals of its own.
+        """Detect objects in images or files, using proposals from the source in the configuration.
 
         Args:
-            images: one or several: paths, bytes of files, Pillow images, uint8 arrays.
+            images: one image or several: paths, bytes of files, Pillow images, uint8 arrays.
 
         Raises:
-            sppnet.ImageError: the first image that cannot be read.
-            ValueError: the detector's proposals come from a file; give them to :meth:`detect`.
+            sppnet.ImageError: an image cannot be read; raised for the first one.
+            ValueError: the configured proposals come from a file; pass them to :meth:`detect` instead.
         """
         single = isinstance(images, str | bytes | os.PathLike | Image.Image | np.ndarray)
         loaded = (load_image(source) for source in ([images] if single else images))  # type: ignore[union-attr,arg-type]
         config = self.config
         limits = {"max_windows": config.windows, "seconds": config.proposal_seconds}
-        return [self.detect(one, propose(one, config.proposals, **limits)) for one in loaded]  # type: ignore[arg-type]
+        return [self.detect(image, propose(image, config.proposals, **limits)) for image in loaded]  # type: ignore[arg-type]
 
     def read(self, distinct: DistinctVectors, proposals: Float[Tensor, "k 4"], size: tuple[int, int]) -> Detections:
-        """Detections from the windows' vectors: threshold, suppression, regression, suppression.
+        """Convert window vectors into detections: threshold, NMS, box regression, second NMS.
 
         Args:
             distinct: vectors of the proposals.
@@ -169,35 +165,34 @@ class Detector(nn.Module):
         if self.config.scorer == "softmax":
             scores = scores.float().softmax(1)[:, :-1]
         scores = scores.float().cpu()[distinct.index.cpu()]
-        moved = offsets.float().cpu()[distinct.index.cpu()] if offsets is not None else None
-        boxes, found, labels = [], [], []
+        offsets = offsets.float().cpu()[distinct.index.cpu()] if offsets is not None else None
+        boxes_by_class, scores_by_class, labels = [], [], []
         for label in range(len(self.config.classes)):
-            rows = (scores[:, label] > _LEAST[self.config.scorer]).nonzero()[:, 0]
-            # As in the authors' code, regression moves what is left of a first suppression, and what then overlaps
-            # is suppressed again.
-            rows = rows[suppress(proposals[rows], scores[rows, label], self.config.overlap)][:_PER_CLASS]
-            mine = clip(proposals[rows], size)
-            if moved is not None:
-                mine = clip(decode(proposals[rows], moved[rows, label]), size)
-                kept = suppress(mine, scores[rows, label], self.config.overlap)
-                mine, rows = mine[kept], rows[kept]
-            good = areas(mine) > 0
-            boxes.append(mine[good])
-            found.append(scores[rows[good], label])
-            labels.append(torch.full((int(good.sum()),), label))
-        joined = torch.cat(found)
+            rows = (scores[:, label] > _THRESHOLDS[self.config.scorer]).nonzero()[:, 0]
+            # As in the authors' code, NMS runs before box regression and again after it.
+            rows = rows[suppress(proposals[rows], scores[rows, label], self.config.overlap)][:_MAX_PER_CLASS]
+            boxes = clip(proposals[rows], size)
+            if offsets is not None:
+                boxes = clip(decode(proposals[rows], offsets[rows, label]), size)
+                kept = suppress(boxes, scores[rows, label], self.config.overlap)
+                boxes, rows = boxes[kept], rows[kept]
+            valid = areas(boxes) > 0
+            boxes_by_class.append(boxes[valid])
+            scores_by_class.append(scores[rows[valid], label])
+            labels.append(torch.full((int(valid.sum()),), label))
+        joined = torch.cat(scores_by_class)
         order = joined.argsort(descending=True, stable=True)
-        return Detections(torch.cat(boxes)[order], joined[order], torch.cat(labels)[order])
+        return Detections(torch.cat(boxes_by_class)[order], joined[order], torch.cat(labels)[order])
 
 
 def list_objects(found: Detections, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """For JSON: `label`, `score` and `box` (xyxy edges in pixels of the image) of each detection, in order."""
+    """Return `label`, `score` and `box` (xyxy edges in pixels of the image) of each detection, for JSON."""
     rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
     return [{"label": classes[label], "score": score, "box": box} for box, score, label in rows]
 
 
 def create_encoder(config: DetectorConfig, backbone: Backbone) -> RegionEncoder | CropEncoder:
-    """What gives windows their vectors: one pass an image, or R-CNN's one pass a window."""
+    """Create the window encoder: one forward pass per image, or one per window for R-CNN."""
     if config.method == "rcnn":
         return CropEncoder(backbone, config.levels, reduce=config.reduce)
     return RegionEncoder(
@@ -206,7 +201,7 @@ def create_encoder(config: DetectorConfig, backbone: Backbone) -> RegionEncoder 
 
 
 def create_fc(in_features: int, hidden: Sequence[int]) -> nn.Sequential:
-    """fc6, fc7 and so on, each with ReLU and dropout; nothing at all for no sizes."""
+    """Create fc6, fc7, ... with ReLU and dropout; an empty module if `hidden` is empty."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for number, width in enumerate(hidden, 6):
         linear = nn.Linear(in_features, width)
@@ -218,5 +213,5 @@ def create_fc(in_features: int, hidden: Sequence[int]) -> nn.Sequential:
 
 
 def content_of(source: str, image: Image.Image, found: Detections, classes: Sequence[str]) -> dict[str, Any]:
-    """What --json tells of an image."""
+    """Return the JSON content of one image, as written by ``--json``."""
     return {"source": source, "size": [image.height, image.width], "objects": list_objects(found, classes)}

@@ -1,4 +1,4 @@
-"""Settings of a detector's training."""
+"""Training options of detectors."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from sppnet.ops.bins import CellRule, Level, parse_levels
 from sppnet.ops.reference import Reduce
 from sppnet.training.options import LoopOptions
 
-# Options that a method does not use.
-_IDLE: dict[Method, tuple[str, ...]] = {
+# Options without effect; only their defaults are accepted.
+_UNUSED: dict[Method, tuple[str, ...]] = {
     "spp": (),
     "rcnn": ("scales", "rule", "scale_rule"),
     "fast": ("levels", "rule", "scorer", "finetune", "steps"),
@@ -25,24 +25,24 @@ _IDLE: dict[Method, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class DetectOptions(LoopOptions):
-    """Settings of a detector's training.
+    """Training options of a detector.
 
     Attributes:
-        method: ``spp``: vectors from one pass an image, fc layers fine-tuned, SVMs, ridge regression of boxes;
-            ``rcnn``: the same with one pass a window; ``fast``: Fast R-CNN, the convolutions trained too.
-        backbone, stage, weights: see :func:`sppnet.backbones.backbone.create_backbone`; a stage of None is the last one of
-            stride 16.
-        levels, scales, rule, reduce, scale_rule: see :class:`sppnet.RegionEncoder`.
-        hidden: outputs of fc6 and fc7; none scores the pooled vectors.
-        finetune: train the fc layers; otherwise they stay as they are drawn.
-        mirror: fine-tune on mirror images too, which have features of their own.
-        scorer: ``svm``, or ``softmax``: the fine-tuned layer itself.
-        regression: of boxes, on or off.
-        proposals, windows, proposal_seconds: where windows come from, how many an image has at most and how long they
-            are searched for, see :func:`sppnet.detect.proposals.proposals_of`.
-        steps: batches of an epoch of fine-tuning.
-        workers: images that are searched for proposals at a time.
-        cache: for proposals and features, None for the run folder; runs may share it.
+        method: ``spp``: one forward pass per image, fine-tuned fc layers, SVMs and ridge regression of boxes;
+            ``rcnn``: the same with one forward pass per window; ``fast``: Fast R-CNN, which also trains the backbone.
+        backbone, stage, weights: arguments of :func:`sppnet.backbones.backbone.create_backbone`; a stage of None
+            selects the last one of stride 16.
+        levels, scales, rule, reduce, scale_rule: arguments of :class:`sppnet.RegionEncoder`.
+        hidden: output sizes of fc6 and fc7; empty to score the pooled vectors.
+        finetune: train the fc layers; otherwise they keep their random initialization.
+        mirror: train on horizontally mirrored images too, which have their own cached features.
+        scorer: ``svm``, or ``softmax`` for the output layer of the fine-tuning.
+        regression: train box regression.
+        proposals, windows, proposal_seconds: proposal source, maximum number of windows per image and time limit of
+            the search, see :func:`sppnet.detect.proposals.proposals_of`.
+        steps: batches per epoch of fine-tuning.
+        workers: images searched for proposals in parallel.
+        cache: folder for proposals and features, which runs may share; None for the run folder.
     """
 
     method: Method = "spp"
@@ -79,30 +79,30 @@ class DetectOptions(LoopOptions):
         ):
             choose(name, getattr(self, name), choices)
         require_positive(self, "windows", "steps", "workers")
-        fields = {field.name: field.default for field in dataclasses.fields(self)}
-        for name in _IDLE[self.method]:
-            if getattr(self, name) != fields[name]:
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in _UNUSED[self.method]:
+            if getattr(self, name) != defaults[name]:
                 raise ValueError(
-                    f"{name}: the method {self.method!r} does not use it; expected {fields[name]!r}, the default; got"
-                    f" {getattr(self, name)!r}"
+                    f"{name}: expected the default {defaults[name]!r}, got {getattr(self, name)!r}; the method"
+                    f" {self.method!r} does not use this option"
                 )
         if self.method == "fast" and not self.regression:
-            raise ValueError("regression: Fast R-CNN trains scores and boxes together; it cannot be left out")
-        if is_box_file(self.proposals):  # a run knows the file from everywhere
+            raise ValueError("regression: expected True, got False; Fast R-CNN trains scores and boxes together")
+        if is_box_file(self.proposals):  # absolute, so that the run is usable from any working directory
             object.__setattr__(self, "proposals", str(Path(self.proposals).resolve()))
         if any(width < 1 for width in self.hidden):
-            raise ValueError(f"hidden: expected sizes of at least 1; got {self.hidden}")
+            raise ValueError(f"hidden: expected sizes of at least 1, got {self.hidden}")
         if self.scorer == "softmax" and not (self.hidden and self.finetune):
-            raise ValueError("scorer: a softmax is trained with the fc layers; it needs hidden sizes and finetune")
+            raise ValueError("scorer: expected svm, got softmax; a softmax requires hidden sizes and finetune")
         parse_levels(self.levels)
 
     def create_backbone(self) -> Backbone:
-        """The network that these settings name, cut off at its map."""
+        """Create the backbone, cut off at the selected stage."""
         stage = stage_of_stride(self.backbone, 16) if self.stage is None else self.stage
         return create_backbone(self.backbone, stage, self.weights)
 
     def config(self, classes: tuple[str, ...], stage: int | None) -> DetectorConfig:
-        """The detector that these settings train, on this stage of the backbone."""
+        """Return the configuration of the detector to train, for a backbone cut off at `stage`."""
         fast = self.method == "fast"
         regression: Regression = "fc" if fast else "pool"
         return DetectorConfig(

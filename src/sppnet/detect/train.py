@@ -1,4 +1,4 @@
-"""From a detection data set to a run folder: proposals, vectors, fine-tuning, SVMs, box regression."""
+"""Training of a detector on a data set: proposals, window vectors, fine-tuning, SVMs and box regression."""
 
 import time
 from dataclasses import dataclass
@@ -8,10 +8,7 @@ import torch
 
 from sppnet.data.formats.detection import DetectionData, choose_split, read_detection
 from sppnet.detect.classic.fit import fit_detector, propose_windows, window_vectors
-from sppnet.detect.classic.windows import (
-    content_digest,
-    usable_images,
-)
+from sppnet.detect.classic.windows import content_digest, usable_images
 from sppnet.detect.model import Detector
 from sppnet.detect.options import DetectOptions
 from sppnet.detect.proposals import is_box_file
@@ -24,14 +21,14 @@ from sppnet.training.svm import linear_svc
 
 @dataclass(frozen=True)
 class DetectTraining:
-    """What a training made.
+    """Result of a training run.
 
     Attributes:
-        run: the run folder.
-        finished: False where it was interrupted; `resume` goes on.
-        failures: images that could not be read.
-        problems: what was left out of the annotations or mended.
-        seconds: of each part.
+        run: run folder.
+        finished: False if the training was interrupted; continue it with `resume`.
+        failures: errors of the unreadable images.
+        problems: annotations that were dropped or repaired, and classes without objects.
+        seconds: duration of each stage, by name.
     """
 
     run: Path
@@ -41,6 +38,7 @@ class DetectTraining:
     seconds: dict[str, float]
 
 
+@torch.random.fork_rng(devices=[])
 def train_detector(
     data: str | Path,
     out: str | Path,
@@ -49,43 +47,43 @@ def train_detector(
     split: str | None = None,
     resume: bool = False,
 ) -> DetectTraining:
-    """Train a detector and write it into a run folder.
+    """Train a detector and save it to a run folder.
 
-    Proposals and vectors are kept in the cache folder as they are made, and fine-tuning has checkpoints: a killed
-    training goes on where it stopped.
+    Proposals and vectors are cached as they are computed, and fine-tuning writes checkpoints, so that a killed training
+    can be resumed.
 
     Args:
-        data: see :func:`sppnet.data.formats.detection.read_detection`.
-        out: the run folder; made if need be.
-        options: how to train; None for the defaults.
-        split: of the data; None for ``train``, or for data without splits.
-        resume: go on with the training in `out` if there is one.
+        data: data set, see :func:`sppnet.data.formats.detection.read_detection`.
+        out: run folder, created if missing.
+        options: training options; None for the defaults.
+        split: split of the data; None for ``train``, or for data without splits.
+        resume: continue the training in `out`, if there is one.
 
     Raises:
         ModuleNotFoundError: a package of an extra is missing.
-        ValueError: a wrong option or data set, or a run folder that is in use.
+        ValueError: invalid option or data set, or a run folder that is in use.
     """
     options = options or DetectOptions()
     out = Path(out)
     if options.method != "fast" and options.scorer == "svm":
-        linear_svc("detect")
+        linear_svc("detect")  # fail early if scikit-learn is missing
     seconds: dict[str, float] = {}
-    found = read_detection(data, choose_split(data, split, "train", "training"))
-    idle = _require_objects(found)
+    dataset = read_detection(data, choose_split(data, split, "train", "training"))
+    warnings = _check_objects(dataset)
     torch.manual_seed(options.seed)
     backbone = options.create_backbone()
-    model = Detector(options.config(found.classes, backbone.stage), backbone)
+    model = Detector(options.config(dataset.classes, backbone.stage), backbone)
     model.encoder.to(pick_device(options.device))
-    listed = [
+    fingerprint = [
         f"{sample.path} {sample.boxes.tolist()} {sample.labels.tolist()} {sample.difficult.tolist()}"
-        for sample in found.samples
+        for sample in dataset.samples
     ]
     if is_box_file(options.proposals):
-        listed.append(content_digest(Path(options.proposals)))
-    open_training(out, found.root, listed, options, resume)
+        fingerprint.append(content_digest(Path(options.proposals)))
+    open_training(out, dataset.root, fingerprint, options, resume)
     cache = Path(options.cache) if options.cache else out / "cache"
     started = time.monotonic()
-    windows, failures = propose_windows(found.samples, len(found.classes), options, cache)
+    windows, failures = propose_windows(dataset.samples, len(dataset.classes), options, cache)
     seconds["proposals"] = time.monotonic() - started
     if options.method == "fast":
         from sppnet.detect.classic.fast import fit_fast
@@ -103,18 +101,19 @@ def train_detector(
     if finished:
         save_run(model.cpu().eval(), out)
     unique = {failure.path: failure for failure in failures}
-    return DetectTraining(out, finished, tuple(unique.values()), (*found.problems, *idle), seconds)
+    return DetectTraining(out, finished, tuple(unique.values()), (*dataset.problems, *warnings), seconds)
 
 
-def _require_objects(data: DetectionData) -> list[str]:
-    """A line for each class without objects, which is never found then."""
+def _check_objects(data: DetectionData) -> list[str]:
+    """Return a warning for each class without objects; raise if there are no objects at all."""
     counts = torch.zeros(len(data.classes), dtype=torch.long)
     for sample in data.samples:
         counts += torch.bincount(sample.labels[~sample.difficult], minlength=len(data.classes))
     if not counts.any():
-        raise ValueError(f"data: {data.root} has no object that is not difficult in {len(data.samples)} images")
+        count = len(data.samples)
+        raise ValueError(f"data: expected an object that is not difficult, got none in {count} images of {data.root}")
     return [
-        f"no object of class {name} is in the training images: it will never be found"
+        f"class {name} has no objects in the training images and will never be detected"
         for name, count in zip(data.classes, counts.tolist(), strict=True)
         if not count
     ]

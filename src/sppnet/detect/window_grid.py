@@ -1,4 +1,4 @@
-"""A grid of windows of several sizes and aspect ratios."""
+"""Sliding-window proposals of several sizes and aspect ratios."""
 
 import math
 from collections.abc import Sequence
@@ -7,71 +7,70 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# The grid's sides shrink by this factor from those of the image, and its windows are at most so much longer than wide.
-_RATIO, _ASPECT, _LEAST_SIDE = 1.6, 2.0, 16
-# Smaller windows are worth having as long as neighbours need not be further apart than this part of their side.
-_STRIDE, _LEAST_STRIDE = 0.45, 0.1
+_RATIO = 1.6  # between successive window sides
+_ASPECT, _MIN_SIDE = 2.0, 16  # maximum aspect ratio, minimum side in pixels
+_MAX_STRIDE, _MIN_STRIDE = 0.45, 0.1  # fractions of the window side
 
 
 def window_grid(size: tuple[int, int], max_windows: int) -> Float[Tensor, "k 4"]:
-    """Windows of many sizes that slide over an image, edge to edge.
+    """Return sliding windows of many sizes that cover an image from edge to edge.
 
-    Their sides are those of the image divided by powers of 1.6, down to 16 pixels, and one is at most twice the other;
-    besides there is the whole image. As many sizes are taken as fit into the number of windows with neighbours at
-    most 0.45 of their side apart; what is left of the number then brings the neighbours closer.
+    Window sides are the image's sides divided by powers of 1.6, down to 16 pixels, with aspect ratios up to 2; the
+    whole image is always included. Smaller sizes are added as long as all windows fit into `max_windows` at a stride
+    of 0.45 of the window side. The stride is then reduced to use the remaining windows.
 
     Args:
-        size: of the image, (height, width).
-        max_windows: >= 1.
+        size: (height, width) of the image.
+        max_windows: maximum number of windows, >= 1.
 
     Returns:
         xyxy edges in pixels of the image.
     """
     shapes: list[tuple[float, float]] = [size]
-    least = float(min(size))
-    while least >= min(_LEAST_SIDE, *size):
-        finer = _shapes(size, least)
-        if _count(size, finer, _STRIDE) > max_windows:
+    min_side = float(min(size))
+    while min_side >= min(_MIN_SIDE, *size):
+        candidates = _shapes(size, min_side)
+        if _count(size, candidates, _MAX_STRIDE) > max_windows:
             break
-        shapes, least = finer, least / _RATIO
-    low, high = _LEAST_STRIDE, _STRIDE
+        shapes, min_side = candidates, min_side / _RATIO
+    low, high = _MIN_STRIDE, _MAX_STRIDE
     for _ in range(20):
         stride = (low + high) / 2
         low, high = (low, stride) if _count(size, shapes, stride) <= max_windows else (stride, high)
     return torch.cat([_slide(size, shape, high) for shape in shapes])
 
 
-def _shapes(size: tuple[int, int], least: float) -> list[tuple[float, float]]:
-    """The (height, width) of the grid's windows whose sides are at least so long, and that of the image."""
-    heights, widths = (_ladder(side, least) for side in size)
+def _shapes(size: tuple[int, int], min_side: float) -> list[tuple[float, float]]:
+    """Return the (height, width) of all windows with sides of at least `min_side`, and that of the image."""
+    heights, widths = (_ladder(side, min_side) for side in size)
     pairs = [
         (height, width) for height in heights for width in widths if max(height, width) <= _ASPECT * min(height, width)
     ]
     return pairs if size in pairs else [size, *pairs]
 
 
-def _ladder(side: float, least: float) -> list[float]:
-    """The side and what is left of it when it shrinks step by step."""
+def _ladder(side: float, min_side: float) -> list[float]:
+    """Return a side divided by powers of the ratio, down to `min_side`."""
     sides = []
-    while side >= least * (1 - 1e-9):
+    while side >= min_side * (1 - 1e-9):
         sides.append(side)
         side /= _RATIO
     return sides
 
 
-def _places(side: int, window: float, stride: float) -> int:
-    """How many windows lie along a side, from edge to edge."""
+def _positions(side: int, window: float, stride: float) -> int:
+    """Return the number of window positions along a side of the image."""
     return 1 + math.ceil((side - window) / (stride * window) - 1e-9)
 
 
 def _count(size: tuple[int, int], shapes: Sequence[tuple[float, float]], stride: float) -> int:
-    return sum(_places(size[0], height, stride) * _places(size[1], width, stride) for height, width in shapes)
+    return sum(_positions(size[0], height, stride) * _positions(size[1], width, stride) for height, width in shapes)
 
 
 def _slide(size: tuple[int, int], shape: tuple[float, float], stride: float) -> Float[Tensor, "k 4"]:
-    """Windows of one shape at all their places."""
+    """Return the windows of one shape at all positions."""
     top, left = (
-        torch.linspace(0, side - window, _places(side, window, stride), dtype=torch.float64)
+        torch.linspace(0, side - window, _positions(side, window, stride), dtype=torch.float64)
         for side, window in zip(size, shape, strict=True)
     )
     y, x = torch.cartesian_prod(top, left).unbind(1)

@@ -1,4 +1,4 @@
-"""Vectors of boxes from one pass of the network an image (SPP-net, section 4.1)."""
+"""Feature vectors of boxes, with one forward pass per image and scale (SPP-net, section 4.1)."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -24,19 +24,19 @@ from sppnet.ops.regions import box_windows
 ScaleRule = Literal["paper", "released"]
 
 PAPER_SCALES = (480, 576, 688, 864, 1200)
-# A window is best seen at the size that the networks were trained at; the authors' code aims at 13 cells of 16 pixels.
+# The paper scales a window to the training size of its networks, the authors' code to 13 cells of 16 pixels.
 _PAPER_SIDE, _RELEASED_SIDE = 224, 208
-_CHUNK = 1 << 25  # numbers pooled at a time
+_CHUNK = 1 << 25  # vector elements pooled at a time
 
 
 @dataclass(frozen=True)
 class ImageMaps:
-    """The feature maps of one image, one for each scale.
+    """Feature maps of one image, one per scale.
 
     Attributes:
         size: (height, width) of the image.
-        network_sizes: (height, width) at which the network saw it.
-        maps: each of batch size 1.
+        network_sizes: (height, width) of the network input at each scale.
+        maps: feature maps, of batch size 1.
     """
 
     size: tuple[int, int]
@@ -46,11 +46,11 @@ class ImageMaps:
 
 @dataclass(frozen=True)
 class DistinctVectors:
-    """Vectors of boxes of which many cover the same cells.
+    """Vectors of boxes; boxes that cover the same cells share a row.
 
     Attributes:
-        data: one row for each distinct window.
-        index: row of each box.
+        data: one row per distinct window of cells.
+        index: row of each box in `data`.
     """
 
     data: Float[Tensor, "n d"]
@@ -59,13 +59,13 @@ class DistinctVectors:
 
 @dataclass(frozen=True)
 class BoxCells:
-    """Which cells a box covers.
+    """Cells that a box covers.
 
     Attributes:
-        scale: shorter side at which the network sees the image for this box, pixels.
-        network_size: (height, width) that this is.
-        map_size: (height, width) of the map, in cells.
-        cells: xyxy, half-open; inside the map but under the rule ``roi_pool``.
+        scale: shorter side of the network input for this box, in pixels.
+        network_size: (height, width) of the network input.
+        map_size: (height, width) of the feature map, in cells.
+        cells: half-open xyxy range; inside the map except with the rule ``roi_pool``.
     """
 
     scale: int
@@ -75,15 +75,15 @@ class BoxCells:
 
 
 class RegionEncoder(nn.Module):
-    """Boxes of images of any size in, one vector a box out; the network runs once an image and scale.
+    """Box encoder: one vector per box of an image of any size, with one forward pass per image and scale.
 
     Args:
         backbone: a network, or its name for :func:`sppnet.backbones.backbone.create_backbone`.
-        levels: of the pyramid.
-        scales: shorter sides at which the network sees each image, pixels; of several, each box takes the one that
-            :func:`sppnet.features.encoder.choose_scales` gives it.
-        max_side: bound of the longer side, pixels; a longer image is scaled down as a whole.
-        rule: how boxes become cells, see :func:`sppnet.region_pyramid_pool`.
+        levels: pyramid levels, n for n x n bins or (rows, columns).
+        scales: shorter sides of the network input, in pixels; if there are several, each box is pooled at the one that
+            :func:`sppnet.features.encoder.choose_scales` selects.
+        max_side: maximum longer side of the network input, in pixels; it overrides the scale.
+        rule: conversion of boxes into cells, see :func:`sppnet.region_pyramid_pool`.
         reduce: ``max`` or ``avg``.
         scale_rule: ``paper`` or ``released``, see :func:`sppnet.features.encoder.choose_scales`.
     """
@@ -104,13 +104,14 @@ class RegionEncoder(nn.Module):
         choose("reduce", reduce, get_args(Reduce))
         choose("scale_rule", scale_rule, get_args(ScaleRule))
         self.backbone = create_backbone(backbone) if isinstance(backbone, str) else backbone
-        least = max(self.backbone.geometry.smallest())
-        if not scales or min(scales) < least:
+        smallest = max(self.backbone.geometry.smallest())
+        if not scales or min(scales) < smallest:
             raise ValueError(
-                f"scales: {self.backbone.name} takes shorter sides of at least {least} pixels; got {tuple(scales)}"
+                f"scales: expected shorter sides of at least {smallest} pixels for {self.backbone.name},"
+                f" got {tuple(scales)}"
             )
         if max_side < max(scales):
-            raise ValueError(f"max_side: expected at least the largest scale, {max(scales)}; got {max_side}")
+            raise ValueError(f"max_side: expected at least the largest scale, {max(scales)}, got {max_side}")
         self.levels, self.scales, self.max_side = tuple(levels), tuple(scales), max_side
         self.rule: CellRule = rule
         self.reduce: Reduce = reduce
@@ -119,35 +120,35 @@ class RegionEncoder(nn.Module):
 
     @property
     def length(self) -> int:
-        """Numbers of a vector."""
+        """Length of a vector: channels times bins."""
         return self.backbone.channels * count_bins(self.levels)
 
     def forward(
         self, images: ImageSource | Iterable[ImageSource], boxes: Sequence[Float[Tensor, "_ 4"]] | Tensor
     ) -> list[Float[Tensor, "_ d"]]:
-        """Vectors of boxes, image by image.
+        """Encode the boxes of each image.
 
         Args:
-            images: one or several: paths, bytes of files, Pillow images, uint8 arrays.
-            boxes: for each image a float tensor (K, 4), xyxy edges in pixels of the image as its EXIF orientation
-                turns it; one tensor for one image. A box may leave the image but not lie outside.
+            images: one image or several: paths, encoded files as bytes, Pillow images, uint8 arrays.
+            boxes: one float tensor (K, 4) per image, xyxy edges in pixels of the image with its EXIF orientation
+                applied. A box must overlap its image and may extend beyond it.
 
         Returns:
-            For each image (K, channels * bins): levels in the order given, inside a level channel, row, column.
+            One tensor (K, channels * bins) per image: levels in the given order; within a level: channel, row, column.
 
         Raises:
-            sppnet.ImageError: an image that cannot be read.
-            TypeError: boxes that are not float32 or float64 tensors.
-            ValueError: not as many tensors as images, or a box that is not finite, has no area or lies outside its
-                image.
+            sppnet.ImageError: an image cannot be read.
+            TypeError: boxes are not float32 or float64 tensors.
+            ValueError: the numbers of tensors and images differ, or a box is not finite, has no area or does not
+                overlap its image.
         """
         single = isinstance(images, str | bytes | os.PathLike | Image.Image | np.ndarray)
         sources: list[ImageSource] = [images] if single else list(images)  # type: ignore[list-item,arg-type]
-        lists = [boxes] if isinstance(boxes, Tensor) else list(boxes)
-        if len(lists) != len(sources):
-            raise ValueError(f"boxes: expected one tensor for each of the {len(sources)} images; got {len(lists)}")
+        box_lists = [boxes] if isinstance(boxes, Tensor) else list(boxes)
+        if len(box_lists) != len(sources):
+            raise ValueError(f"boxes: expected one tensor for each of the {len(sources)} images, got {len(box_lists)}")
         vectors = []
-        for number, (source, part) in enumerate(zip(sources, lists, strict=True)):
+        for number, (source, part) in enumerate(zip(sources, box_lists, strict=True)):
             image = load_image(source)
             check_boxes(part, (image.height, image.width), f"boxes[{number}]")
             with torch.inference_mode():
@@ -157,19 +158,19 @@ class RegionEncoder(nn.Module):
         return vectors
 
     def network_size(self, size: tuple[int, int], scale: int) -> tuple[int, int]:
-        """(height, width) at which the network sees an image of this size: the aspect kept, rounded to pixels."""
+        """Return the (height, width) of the network input for an image size; the aspect ratio is kept."""
         factor = min(scale / min(size), self.max_side / max(size))
-        least = max(self.backbone.geometry.smallest())  # a strip of 10 to 1 and more
-        return max(round(size[0] * factor), least), max(round(size[1] * factor), least)
+        smallest = max(self.backbone.geometry.smallest())  # matters for aspect ratios of 10 and more
+        return max(round(size[0] * factor), smallest), max(round(size[1] * factor), smallest)
 
     def pixels(self, image: Image.Image, network_size: tuple[int, int]) -> Float[Tensor, "1 3 h w"]:
-        """What the network sees of an RGB image at this (height, width): resized and normalised."""
+        """Resize an RGB image to (height, width) and normalize it."""
         height, width = network_size
         resized = image.resize((width, height), Image.Resampling[self.backbone.interpolation.upper()])
         return to_tensor(resized, self.backbone.mean, self.backbone.std)[None]
 
     def prepare(self, image: Image.Image) -> ImageMaps:
-        """The network's pass over an RGB image at each scale."""
+        """Compute the feature maps of an RGB image at each scale."""
         backbone = self.backbone
         size = (image.height, image.width)
         network_sizes = tuple(self.network_size(size, scale) for scale in self.scales)
@@ -181,44 +182,44 @@ class RegionEncoder(nn.Module):
         return ImageMaps(size, network_sizes, tuple(maps))
 
     def vectors(self, maps: ImageMaps, boxes: Float[Tensor, "k 4"]) -> Float[Tensor, "k d"]:
-        """Vectors of boxes of one image, in the dtype of its maps.
+        """Pool the boxes of one image into vectors, in the dtype of its maps.
 
         Args:
-            maps: of the image.
-            boxes: xyxy edges in pixels of the image. An edge on the image's border takes all cells up to the
-                border of the map, so that the box of the whole image gets the image's own vector.
+            maps: feature maps of the image.
+            boxes: xyxy edges in pixels of the image. An edge on the image border includes all cells up to the map
+                border, so the box of the whole image gets the vector of the image.
         """
         distinct = self.distinct(maps, boxes)
         return distinct.data[distinct.index]
 
     def fill(self, out: Float[Tensor, "k d"], maps: ImageMaps, boxes: Float[Tensor, "k 4"]) -> None:
-        """Write what :meth:`vectors` gives into a tensor, of any dtype and device, a bounded part at a time."""
+        """Write the result of :meth:`vectors` into a tensor of any dtype and device, in chunks of bounded size."""
         count = max(1, _CHUNK // self.length)
         for rows, part in zip(out.split(count), boxes.split(count), strict=True):
-            found = self.distinct(maps, part)
-            torch.index_select(found.data.to(out), 0, found.index.to(out.device), out=rows)
+            distinct = self.distinct(maps, part)
+            torch.index_select(distinct.data.to(out), 0, distinct.index.to(out.device), out=rows)
 
     def distinct(self, maps: ImageMaps, boxes: Float[Tensor, "k 4"]) -> DistinctVectors:
-        """As :meth:`vectors`, each window of cells once: of many proposals a fifth and more cover others' cells."""
+        """Like :meth:`vectors`, but pool equal windows only once: among many proposals, 20% or more are duplicates."""
         if len(maps.maps) > 1:
             chosen = choose_scales(boxes, maps.size, self.scales, self.scale_rule)
         else:
             chosen = torch.zeros(len(boxes), dtype=torch.long)
         data, index, rows = [], torch.empty(len(boxes), dtype=torch.long, device=maps.maps[0].data.device), 0
         for number, features in enumerate(maps.maps):
-            mine = (chosen == number).nonzero()[:, 0]
-            windows = self._windows(boxes[mine], maps.size, maps.network_sizes[number], features.data.shape[2:])
+            selected = (chosen == number).nonzero()[:, 0]
+            windows = self._windows(boxes[selected], maps.size, maps.network_sizes[number], features.data.shape[2:])
             windows, inverse = windows.unique(dim=0, return_inverse=True)
             device = features.data.device
             data.append(
                 library.pool(features.data, windows.to(device), parse_levels(self.levels), "adaptive", self.reduce)
             )
-            index[mine.to(device)] = inverse.to(device) + rows
+            index[selected.to(device)] = inverse.to(device) + rows
             rows += len(windows)
         return DistinctVectors(data[0] if len(data) == 1 else torch.cat(data), index)
 
     def cells(self, box: Float[Tensor, " 4"], size: tuple[int, int]) -> BoxCells:
-        """The cells that a box covers; the network does not run.
+        """Return the cells that a box covers, without running the network.
 
         Args:
             box: xyxy edges in pixels of the image.
@@ -238,9 +239,9 @@ class RegionEncoder(nn.Module):
         geometry = self.backbone.geometry
         stride, offset = geometry.stride, geometry.offset(*network_size)
         if self.rule != "roi_pool":
-            # Far enough out that the border's own cells lie inside.
+            # Move edges on the image border outward, so that the cells at the map border are included.
             height, width = network_size
-            reach = 2 * max(*stride, *(abs(place) for place in offset)) + max(network_size)
+            reach = 2 * max(*stride, *(abs(value) for value in offset)) + max(network_size)
             for column, border in enumerate((0, 0, width, height)):
                 edge = boxes[:, column]
                 touches = edge <= 0 if column < 2 else edge >= size[1 if column == 2 else 0]
@@ -254,16 +255,16 @@ class RegionEncoder(nn.Module):
 def choose_scales(
     boxes: Float[Tensor, "k 4"], size: tuple[int, int], scales: Sequence[int], rule: ScaleRule = "paper"
 ) -> Int[Tensor, " k"]:
-    """Which scale each box is pooled at.
+    """Choose the scale at which each box is pooled.
 
-    ``paper`` takes the scale at which the box's area is nearest to 224 x 224 pixels (SPP-net, section 4.1),
-    ``released`` the one nearest to the shorter side at which its side would be 208, as the authors' code does; ties go
-    to the first.
+    ``paper`` takes the scale at which the area of the box is closest to 224 x 224 pixels (SPP-net, section 4.1).
+    ``released`` takes the scale closest to that at which the area would be 208 x 208 pixels, like the authors' code.
+    Ties go to the first scale.
 
     Args:
         boxes: xyxy edges in pixels of the image.
         size: (height, width) of the image.
-        scales: shorter sides, pixels.
+        scales: shorter sides of the network input, in pixels.
         rule: ``paper`` or ``released``.
 
     Returns:
@@ -271,35 +272,35 @@ def choose_scales(
     """
     choose("scale_rule", rule, get_args(ScaleRule))
     shorter = min(size)
-    listed = boxes.new_tensor(list(scales), dtype=torch.float64)
+    sides = boxes.new_tensor(list(scales), dtype=torch.float64)
     area = areas(boxes.double())[:, None]
     if rule == "paper":
-        distance = (area * (listed / shorter) ** 2 - _PAPER_SIDE**2).abs()
+        distance = (area * (sides / shorter) ** 2 - _PAPER_SIDE**2).abs()
     else:
         expected = (_RELEASED_SIDE * shorter / area.clamp(min=1e-9).sqrt() + 0.5).floor()
-        distance = (listed - expected).abs()
+        distance = (sides - expected).abs()
     return distance.argmin(1)
 
 
 def check_boxes(boxes: Tensor, size: tuple[int, int], name: str) -> None:
-    """Refuse what are no boxes of an image of (height, width) pixels; `name` is theirs in the message.
+    """Validate the boxes of an image of (height, width) pixels; error messages refer to them as `name`.
 
     Raises:
-        TypeError: not a tensor of float32 or float64.
-        ValueError: not of shape (K, 4), or a box that is not finite, has no area or lies outside.
+        TypeError: `boxes` is not a float32 or float64 tensor.
+        ValueError: the shape is not (K, 4), or a box is not finite, has no area or does not overlap the image.
     """
     expected = "expected a float32 tensor (K, 4), xyxy in pixels"
     if not isinstance(boxes, Tensor) or boxes.dtype not in (torch.float32, torch.float64):
-        found = f"a tensor of {boxes.dtype}" if isinstance(boxes, Tensor) else type(boxes).__name__
-        raise TypeError(f"{name}: {expected}; got {found}")
+        given = f"a tensor of {boxes.dtype}" if isinstance(boxes, Tensor) else type(boxes).__name__
+        raise TypeError(f"{name}: {expected}, got {given}")
     if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"{name}: {expected}; got shape {tuple(boxes.shape)}")
+        raise ValueError(f"{name}: {expected}, got shape {tuple(boxes.shape)}")
     height, width = size
     good = boxes.isfinite().all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
     good &= (boxes[:, 2:] > 0).all(1) & (boxes[:, 0] < width) & (boxes[:, 1] < height)
     if not good.all():
         row = int((~good).nonzero()[0])
         raise ValueError(
-            f"{name}[{row}]: expected finite xyxy with x1 < x2 and y1 < y2 that touches the image of {width} x {height}"
-            f" (width x height) pixels; got {boxes[row].tolist()}"
+            f"{name}[{row}]: expected finite xyxy with x1 < x2 and y1 < y2 that overlaps the image of"
+            f" {height} x {width} (height x width) pixels, got {boxes[row].tolist()}"
         )

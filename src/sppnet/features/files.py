@@ -1,4 +1,4 @@
-"""Files of box vectors, each made by itself: by this process or by another one."""
+"""Computation of box vector files, each independent of the others."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +20,7 @@ Dtype = Literal["float16", "float32"]
 
 
 class PieceTask(NamedTuple):
-    """Boxes of an image whose vectors go into one file: its name and place, the boxes and their ids."""
+    """Boxes of one image whose vectors go into the same file, with the name and path of the image."""
 
     name: str
     path: Path | str
@@ -29,43 +29,43 @@ class PieceTask(NamedTuple):
 
 
 class FileTask(NamedTuple):
-    """All that a file is made of; ``source`` is kept in it, to tell it from others."""
+    """Inputs of one file, which stores ``source``, a digest of them."""
 
     path: Path | str
     source: str
     pieces: Sequence[PieceTask]
 
 
-# Writes the files and yields after each image.
+# A function that writes the files and yields after each image.
 Engine = Callable[[RegionEncoder, Sequence[FileTask], Dtype], Iterator[None]]
 
 
 def compute_files(encoder: RegionEncoder, tasks: Iterable[FileTask], dtype: Dtype) -> Iterator[None]:
-    """Write file by file in this process; yields after each image."""
-    last, maps = None, None
+    """Write the files in this process and yield after each image."""
+    loaded_path, maps = None, None
     for path, source, pieces in tasks:
         boxes = torch.cat([piece.boxes for piece in pieces])
         vectors = torch.empty(len(boxes), encoder.length, dtype=getattr(torch, dtype))
-        kept: list[str] = []
-        numbers: list[int] = []
+        names: list[str] = []
+        indices: list[int] = []
         ids: list[str] = []
         failures: list[tuple[str, str]] = []
         end = 0
         for piece in pieces:
-            if piece.path != last:
-                last, maps = piece.path, _prepare(encoder, piece.path, vectors.dtype)
+            if piece.path != loaded_path:
+                loaded_path, maps = piece.path, _prepare(encoder, piece.path, vectors.dtype)
             rows = slice(end, end + len(piece.boxes))
             if isinstance(maps, ImageMaps):
                 encoder.fill(vectors[rows], maps, piece.boxes)
                 boxes[rows] = piece.boxes
-                numbers += [len(kept)] * len(piece.boxes)
-                kept.append(piece.name)
+                indices += [len(names)] * len(piece.boxes)
+                names.append(piece.name)
                 ids += piece.ids
                 end = rows.stop
             elif maps is not None:
                 failures.append((piece.name, maps.reason))
             yield
-        shard = Shard(vectors[:end], boxes[:end], torch.tensor(numbers, dtype=torch.long), tuple(kept), tuple(ids))
+        shard = Shard(vectors[:end], boxes[:end], torch.tensor(indices, dtype=torch.long), tuple(names), tuple(ids))
         with remote.whole_file(path) as file:
             save_shard(shard, file, {"rows": str(end), "failures": json.dumps(failures), "source": source})
 
@@ -79,5 +79,5 @@ def _prepare(encoder: RegionEncoder, path: Path | str, dtype: torch.dtype) -> Im
     largest = max(float(features.data.abs().amax()) for features in maps.maps)
     if largest > torch.finfo(dtype).max:
         name = str(dtype).removeprefix("torch.")
-        return ImageError(str(path), f"its map reaches {largest:.3g}, more than {name} holds")
+        return ImageError(str(path), f"its feature map reaches {largest:.3g}, beyond the range of {name}")
     return maps

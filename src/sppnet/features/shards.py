@@ -1,4 +1,4 @@
-"""Files of box vectors, as safetensors or Parquet; each says by itself what its rows are."""
+"""Self-describing files of box vectors, in the safetensors or Parquet format."""
 
 import json
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ from sppnet.io.files import read_tensors, save_tensors
 
 Storage = Literal["safetensors", "parquet"]
 
-_HEAD_BYTES = 1 << 20  # of a file in a store: its header, unless it has very many boxes
+_HEAD_BYTES = 1 << 20  # holds the safetensors header unless a file has very many boxes
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The rows of a file.
+    """Content of one file.
 
     Attributes:
-        vectors: one row a box.
+        vectors: one row per box.
         boxes: xyxy edges in pixels of the image.
-        image: index into `images` of each box.
-        images: names, each image once.
-        ids: one a box.
+        image: index of each box's image in `images`.
+        images: distinct image names.
+        ids: box ids.
     """
 
     vectors: Float[Tensor, "k d"]
@@ -39,15 +39,15 @@ class Shard:
 
 
 def save_shard(shard: Shard, path: Path, metadata: dict[str, str]) -> None:
-    """Write the rows so that the file is either the old one or the new one.
+    """Write a shard atomically.
 
     Args:
-        shard: on the CPU.
-        path: ends in .safetensors or .parquet.
-        metadata: texts that the file carries, for :func:`read_metadata`.
+        shard: content, on the CPU.
+        path: file name that ends in .safetensors or .parquet.
+        metadata: strings to store in the file, see :func:`read_metadata`.
 
     Raises:
-        ModuleNotFoundError: pyarrow is not installed, which .parquet needs.
+        ModuleNotFoundError: .parquet needs pyarrow, which is not installed.
     """
     if path.suffix == ".parquet":
         _save_parquet(shard, path, metadata)
@@ -58,10 +58,10 @@ def save_shard(shard: Shard, path: Path, metadata: dict[str, str]) -> None:
 
 
 def read_metadata(path: Path | str) -> dict[str, str] | None:
-    """The texts of a file without its rows; None where there is no such file or it is damaged.
+    """Read the metadata of a file without its rows; return None if the file is missing or damaged.
 
     Raises:
-        OSError: the store of a URL does not answer.
+        OSError: the store of a URL does not respond.
     """
     if isinstance(path, str):
         return _read_remote_metadata(path)
@@ -70,10 +70,10 @@ def read_metadata(path: Path | str) -> dict[str, str] | None:
     if path.suffix == ".parquet":
         pyarrow, parquet = import_pyarrow()
         try:
-            found = parquet.read_schema(path).metadata or {}
+            metadata = parquet.read_schema(path).metadata or {}
         except pyarrow.ArrowException:
             return None
-        return {name.decode(): text.decode() for name, text in found.items()}
+        return {name.decode(): text.decode() for name, text in metadata.items()}
     try:
         with safe_open(path, "pt") as file:
             return dict(file.metadata() or {})
@@ -95,11 +95,11 @@ def _read_remote_metadata(url: str) -> dict[str, str] | None:
 
 
 def read_shard(path: Path) -> Shard:
-    """The rows of a file that :func:`save_shard` wrote.
+    """Read a file written by :func:`save_shard`.
 
     Raises:
-        ValueError: the file is of another kind or damaged.
-        ModuleNotFoundError: pyarrow is not installed, which .parquet needs.
+        ValueError: the file has another format or is damaged.
+        ModuleNotFoundError: .parquet needs pyarrow, which is not installed.
     """
     if path.suffix == ".parquet":
         return _read_parquet(path)
@@ -109,10 +109,10 @@ def read_shard(path: Path) -> Shard:
 
 
 def import_pyarrow() -> tuple[Any, Any]:
-    """The modules pyarrow and pyarrow.parquet.
+    """Import pyarrow and pyarrow.parquet.
 
     Raises:
-        ModuleNotFoundError: saying how to install it.
+        ModuleNotFoundError: pyarrow is not installed; the message names the command that installs it.
     """
     try:
         import pyarrow  # type: ignore[import-untyped, unused-ignore]
@@ -124,12 +124,12 @@ def import_pyarrow() -> tuple[Any, Any]:
 
 def _save_parquet(shard: Shard, path: Path, metadata: dict[str, str]) -> None:
     pyarrow, parquet = import_pyarrow()
-    numbers = pyarrow.array(shard.vectors.numpy().reshape(-1))
+    values = pyarrow.array(shard.vectors.numpy().reshape(-1))
     columns = {
-        "image": pyarrow.array([shard.images[number] for number in shard.image.tolist()], pyarrow.string()),
+        "image": pyarrow.array([shard.images[index] for index in shard.image.tolist()], pyarrow.string()),
         "id": pyarrow.array(shard.ids, pyarrow.string()),
         **dict(zip(("x1", "y1", "x2", "y2"), map(pyarrow.array, shard.boxes.numpy().T.copy()), strict=True)),
-        "vector": pyarrow.FixedSizeListArray.from_arrays(numbers, shard.vectors.shape[1]),
+        "vector": pyarrow.FixedSizeListArray.from_arrays(values, shard.vectors.shape[1]),
     }
     table = pyarrow.table(columns).replace_schema_metadata(metadata)
     part = path.with_name(path.name + ".part")
@@ -144,13 +144,13 @@ def _read_parquet(path: Path) -> Shard:
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path} is not a Parquet file: {error}") from error
     names = table["image"].to_pylist()
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    indices = {name: index for index, name in enumerate(dict.fromkeys(names))}
     vectors = table["vector"].combine_chunks()
     edges = [table[name].to_numpy() for name in ("x1", "y1", "x2", "y2")]
     return Shard(
         torch.from_numpy(np.array(vectors.flatten())).reshape(len(names), vectors.type.list_size),
         torch.from_numpy(np.stack(edges, axis=1)),
-        torch.tensor([numbers[name] for name in names], dtype=torch.long),
-        tuple(numbers),
+        torch.tensor([indices[name] for name in names], dtype=torch.long),
+        tuple(indices),
         tuple(table["id"].to_pylist()),
     )

@@ -1,4 +1,4 @@
-"""Vectors of boxes of many images, kept in files; what was killed goes on where it stopped."""
+"""Box vectors of many images, written to files; a killed run can be resumed."""
 
 import hashlib
 import json
@@ -26,8 +26,8 @@ from sppnet.io import remote
 
 INDEX = "index.json"
 _FORMAT = 1
-# A killed run loses one file at most, so a file must not take too long either.
-_MOST_BYTES, _MOST_ROWS, _MOST_IMAGES = 250_000_000, 1 << 16, 256
+# Limits of one file; a killed run loses at most one file.
+_MAX_BYTES, _MAX_ROWS, _MAX_IMAGES = 250_000_000, 1 << 16, 256
 _LAYOUT = "levels in the order given, inside a level channel, row, column"
 
 
@@ -36,10 +36,10 @@ class RegionFeatures:
     """Vectors of boxes of one image.
 
     Attributes:
-        image: its name, relative to the folder of images.
-        ids: one a box.
+        image: image name, relative to the image folder.
+        ids: box ids.
         boxes: xyxy edges in pixels of the image.
-        vectors: one row a box.
+        vectors: one row per box.
     """
 
     image: str
@@ -50,12 +50,12 @@ class RegionFeatures:
 
 @dataclass(frozen=True)
 class FeatureReport:
-    """What is in the folder.
+    """Contents of an output folder.
 
     Attributes:
         vectors: number of rows in all files.
         files: number of files.
-        failures: images without vectors, and why.
+        failures: images without vectors, with the reason.
     """
 
     vectors: int
@@ -64,7 +64,7 @@ class FeatureReport:
 
 
 class _Piece(NamedTuple):
-    """Boxes start..stop-1 of an image."""
+    """Boxes `start` (inclusive) to `stop` (exclusive) of an image."""
 
     image: int
     start: int
@@ -81,58 +81,58 @@ def compute_features(
     draw: int = 0,
     engine: Engine | None = None,
 ) -> FeatureReport:
-    """Write the vector of every box into files of at most 250 MB and 256 images, and ``index.json`` beside them.
+    """Write the vector of every box into files of at most 250 MB and 256 images, with an ``index.json``.
 
-    Called again with the same arguments it makes what is missing, and anew the files of which an image has another
-    size in bytes or another time than when it was read. Memory holds one file's vectors and one image's maps.
+    A repeated call with the same arguments computes the missing files, and those whose images have changed in size or
+    modification time. Memory holds the vectors of one file and the maps of one image.
 
     Args:
-        encoder: makes the vectors.
-        data: images and boxes, as :func:`sppnet.data.formats.boxes.read_boxes` gives them.
-        images: the folder that names are relative to, or the single image; a path, or a URL such as s3://bucket/photos.
-        out: the folder, made if need be; a path or a URL.
+        encoder: encoder of the boxes.
+        data: images and boxes from :func:`sppnet.data.formats.boxes.read_boxes`.
+        images: folder that image names are relative to, or a single image; a path or a URL such as s3://bucket/photos.
+        out: output folder, created if missing; a path or a URL.
         storage: ``safetensors`` or ``parquet``.
-        dtype: ``float16`` or ``float32``. An image whose map has larger numbers than this holds is a failure.
-        draw: pictures of so many of the first images are written into ``pictures`` before anything else, see
+        dtype: ``float16`` or ``float32``. An image whose map exceeds its range is reported as a failure.
+        draw: number of leading images to draw into the subfolder ``pictures`` before the computation, see
             :func:`sppnet.features.pictures.draw_regions`.
-        engine: writes the files; None for :func:`sppnet.features.files.compute_files`.
+        engine: function that writes the files; default: :func:`sppnet.features.files.compute_files`.
 
     Raises:
-        ValueError: the folder holds vectors of other boxes or other settings.
-        ModuleNotFoundError: pyarrow is not installed, which ``parquet`` needs.
+        ValueError: an argument is invalid, or the folder contains vectors with other boxes or settings.
+        ModuleNotFoundError: ``parquet`` needs pyarrow, which is not installed.
         OSError: a file cannot be written.
     """
     choose("storage", storage, get_args(Storage))
     choose("dtype", dtype, get_args(Dtype))
     if draw < 0:
-        raise ValueError(f"draw: expected 0 or more images; got {draw}")
+        raise ValueError(f"draw: expected 0 or more images, got {draw}")
     if draw and not isinstance(out, Path):
-        raise ValueError(f"draw: pictures are written into a local folder only; out is {out}")
+        raise ValueError(f"out: expected a local folder when draw is above 0, got {out}")
     if storage == "parquet":
         import_pyarrow()
-    names = [_name(each.path, images) for each in data]
+    names = [_name(image.path, images) for image in data]
     settings = _settings(encoder, data, names, storage, dtype)
     _check_folder(out, settings)
     if isinstance(out, Path):
         _draw(encoder, data[:draw], out / "pictures")
-    rows = _MOST_BYTES // (encoder.length * getattr(torch, dtype).itemsize)
-    plan = plan_shards([len(each.boxes) for each in data], min(max(rows, 1), _MOST_ROWS), _MOST_IMAGES)
+    rows = _MAX_BYTES // (encoder.length * getattr(torch, dtype).itemsize)
+    plan = plan_shards([len(image.boxes) for image in data], min(max(rows, 1), _MAX_ROWS), _MAX_IMAGES)
     paths = [remote.join(out, f"{number:05d}.{storage}") for number in range(len(plan))]
     sources = [_source(settings, pieces, data, names) for pieces in plan]
-    todo = [number for number, path in enumerate(paths) if (read_metadata(path) or {}).get("source") != sources[number]]
+    pending = [i for i, path in enumerate(paths) if (read_metadata(path) or {}).get("source") != sources[i]]
     index = _index(encoder, settings)
-    if todo or not remote.exists(remote.join(out, INDEX)):
+    if pending or not remote.exists(remote.join(out, INDEX)):
         remote.make_folder(out)
         _write_index(index, out)
     steps = sum(map(len, plan))
     with torch.inference_mode():
-        tasks = [FileTask(paths[i], sources[i], _pieces(plan[i], data, names)) for i in todo]
+        tasks = [FileTask(paths[i], sources[i], _pieces(plan[i], data, names)) for i in pending]
         work = (engine or compute_files)(encoder, tasks, dtype)
-        for _ in track(work, "vectors of images", steps, steps - sum(len(plan[number]) for number in todo)):
+        for _ in track(work, "vectors of images", steps, steps - sum(len(plan[i]) for i in pending)):
             pass
-    found = [read_metadata(path) or {} for path in paths]
-    counts = [int(metadata["rows"]) for metadata in found]
-    failures = dict(pair for metadata in found for pair in json.loads(metadata["failures"]))
+    metadata = [read_metadata(path) or {} for path in paths]
+    counts = [int(texts["rows"]) for texts in metadata]
+    failures = dict(pair for texts in metadata for pair in json.loads(texts["failures"]))
     index["complete"] = True
     index["shards"] = [
         {"file": PurePosixPath(path).name, "rows": count} for path, count in zip(paths, counts, strict=True)
@@ -144,18 +144,18 @@ def compute_features(
 
 
 def read_features(folder: str | Path) -> Iterator[RegionFeatures]:
-    """Vectors of a folder that `sppnet features` wrote, image by image; memory holds one file.
+    """Iterate over the images of a folder written by `sppnet features`, with one file in memory at a time.
 
-    Images come in the order of the box file. One that has more boxes than a file holds comes once for each file.
+    Images come in the order of the box file; those with more boxes than fit into one file span several items.
 
     Raises:
-        ValueError: no such folder, or one whose vectors are not complete.
-        ModuleNotFoundError: pyarrow is not installed, which Parquet needs.
+        ValueError: the folder has no valid index, or its vectors are incomplete.
+        ModuleNotFoundError: Parquet needs pyarrow, which is not installed.
     """
     folder = str(folder) if remote.is_url(folder) else Path(folder)
     index = _read_index(folder)
     if not index["complete"]:
-        raise ValueError(f"folder: the vectors in {folder} are not complete; the same command goes on with them")
+        raise ValueError(f"folder: the vectors in {folder} are incomplete; run the same command again to resume")
     return _read_files([remote.join(folder, shard["file"]) for shard in index["shards"]])
 
 
@@ -172,36 +172,35 @@ def _read_files(paths: Sequence[Path | str]) -> Iterator[RegionFeatures]:
 
 
 def _draw(encoder: RegionEncoder, data: Sequence[ImageBoxes], folder: Path) -> None:
-    for number, each in enumerate(data):
+    for number, sample in enumerate(data):
         try:
-            image = load_image(image_source(each.path))
-        except ImageError:  # named when its vectors are asked for
+            image = load_image(image_source(sample.path))
+        except ImageError:  # reported when the vectors are computed
             continue
         folder.mkdir(parents=True, exist_ok=True)
-        draw_regions(encoder, image, each.boxes, each.ids).save(
-            folder / f"{number:05d}-{PurePosixPath(each.path).stem}.png"
-        )
+        picture = draw_regions(encoder, image, sample.boxes, sample.ids)
+        picture.save(folder / f"{number:05d}-{PurePosixPath(sample.path).stem}.png")
 
 
 def plan_shards(counts: Sequence[int], rows: int, images: int) -> list[list[_Piece]]:
-    """Which boxes go into which file; an image is in one, unless it has more boxes than a file holds.
+    """Assign boxes to files; an image is split only if it has more boxes than fit into one file.
 
     Args:
-        counts: boxes of each image. An image without boxes is in no file.
-        rows: most boxes of a file, >= 1.
-        images: most images of a file, >= 1.
+        counts: number of boxes of each image; images without boxes are skipped.
+        rows: maximum number of boxes per file, >= 1.
+        images: maximum number of images per file, >= 1.
     """
     shards: list[list[_Piece]] = []
-    room = 0
+    free_rows = 0
     for image, count in enumerate(counts):
         for start in range(0, count, rows):
             piece = _Piece(image, start, min(start + rows, count))
             size = piece.stop - piece.start
-            if size > room or len(shards[-1]) == images:
+            if size > free_rows or len(shards[-1]) == images:
                 shards.append([])
-                room = rows
+                free_rows = rows
             shards[-1].append(piece)
-            room -= size
+            free_rows -= size
     return shards
 
 
@@ -215,7 +214,7 @@ def _pieces(pieces: Sequence[_Piece], data: Sequence[ImageBoxes], names: Sequenc
 def _settings(
     encoder: RegionEncoder, data: Sequence[ImageBoxes], names: Sequence[str], storage: Storage, dtype: Dtype
 ) -> dict[str, Any]:
-    """What the vectors depend on beside the images, as JSON gives it back."""
+    """Return the settings and digests that determine the vectors of an image, as JSON types."""
     content = {
         "storage": storage,
         "dtype": dtype,
@@ -252,10 +251,10 @@ def _write_index(index: dict[str, Any], out: Path | str) -> None:
 def _check_folder(out: Path | str, settings: dict[str, Any]) -> None:
     if not remote.exists(remote.join(out, INDEX)):
         return
-    found = _read_index(out)["settings"]
-    other = [f"{name} {found.get(name)}, not {value}" for name, value in settings.items() if found.get(name) != value]
-    if other:
-        raise ValueError(f"out: {out} holds vectors of other settings: {'; '.join(other)}; take another folder")
+    stored = _read_index(out)["settings"]
+    changes = [f"{key} {stored.get(key)}, not {value}" for key, value in settings.items() if stored.get(key) != value]
+    if changes:
+        raise ValueError(f"out: {out} contains vectors of other settings: {'; '.join(changes)}; choose another folder")
 
 
 def _read_index(folder: Path | str) -> dict[str, Any]:
@@ -263,18 +262,18 @@ def _read_index(folder: Path | str) -> dict[str, Any]:
     try:
         content = json.loads(remote.read_bytes(path))
     except FileNotFoundError as error:
-        raise ValueError(f"folder: expected one that `sppnet features` wrote; {folder} has no {INDEX}") from error
+        raise ValueError(f"folder: expected one written by `sppnet features`, got {folder} without {INDEX}") from error
     except ValueError as error:
         raise ValueError(f"folder: {path} is not JSON: {error}") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT or "settings" not in content:
-        raise ValueError(f"folder: {path} is no index that this version of `sppnet features` reads")
+        raise ValueError(f"folder: {path} is not an index of box vectors in format {_FORMAT}")
     return content
 
 
 def _source(
     settings: dict[str, Any], pieces: Sequence[_Piece], data: Sequence[ImageBoxes], names: Sequence[str]
 ) -> str:
-    """A name for exactly these rows: of the settings, with the boxes among them, and of the files as they are now."""
+    """Return a digest of the settings (boxes included) and of the current state of the image files."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for image, start, stop in pieces:
         digest.update(json.dumps((names[image], start, stop, *remote.state(data[image].path))).encode())
@@ -283,13 +282,13 @@ def _source(
 
 def _boxes_digest(data: Sequence[ImageBoxes], names: Sequence[str]) -> str:
     digest = hashlib.sha256()
-    for name, each in zip(names, data, strict=True):
-        digest.update(json.dumps((name, each.ids)).encode())
-        digest.update(each.boxes.numpy().tobytes())
+    for name, sample in zip(names, data, strict=True):
+        digest.update(json.dumps((name, sample.ids)).encode())
+        digest.update(sample.boxes.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 def _name(path: Path | str, images: Path | str) -> str:
-    """The name relative to the folder of images, with slashes; bytes that are no UTF-8 are replaced."""
+    """Return the name relative to the image folder, with slashes; bytes that are not UTF-8 are replaced."""
     name = remote.relative(path, images)
     return os.fsencode(name).decode(errors="replace")

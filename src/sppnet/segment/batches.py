@@ -1,4 +1,4 @@
-"""Training batches for segmentation; batch k of epoch e is the same in every run with the same seed."""
+"""Reproducible training batches for segmentation: the seed, epoch and batch number determine a batch."""
 
 import random
 from collections.abc import Iterator
@@ -20,17 +20,17 @@ from sppnet.errors import ImageError
 
 MaskBatch = tuple[Float[Tensor, "n 3 h w"], Int[Tensor, "n h w"], list[ImageError]]
 
-_DRAWS = 10
-_THIN = 4  # of so many rows and columns one is counted
+_MAX_DRAWS = 10
+_SAMPLING_STEP = 4  # class shares are estimated from every fourth row and column
 
 
 class Crop(NamedTuple):
-    """A part of an image, and where it lies in what the network sees.
+    """A region of an image, and its position in the network input.
 
     Attributes:
-        box: xyxy edges of the part in pixels of the image.
-        size: (height, width) to which it is resized.
-        top, left: of the resized part in the whole; all around it is padding.
+        box: xyxy edges of the region in pixels of the image.
+        size: (height, width) of the resized region.
+        top, left: position of the resized region in the input; the rest is padding.
     """
 
     box: tuple[float, float, float, float]
@@ -40,22 +40,22 @@ class Crop(NamedTuple):
 
 
 class MaskBatches:
-    """Batches of crops, with masks.
+    """Batches of random crops with their masks.
 
-    Each image is scaled by a factor of its own, cut to one size at a random place, padded where it is smaller, and
-    mirrored half of the time. Crops in which one class has more than a share of the pixels are drawn again, ten times
-    at most.
+    Each image is scaled by a random factor, cropped at a random position, padded if it is smaller than the crop, and
+    mirrored with probability 0.5. Crops dominated by one class are redrawn, up to ten draws in total.
 
     Args:
-        data: the images and masks.
-        backbone: whose normalisation and interpolation are used.
-        size: (height, width) of the crops, pixels.
-        batch: most images a batch, >= 1.
-        seed: of the run.
-        workers: processes that decode; 0 for none.
-        scale: (least, greatest) factor, of the image's size.
-        jitter: brightness, contrast and saturation are multiplied by factors of 1 - jitter to 1 + jitter; 0 to 1.
-        most: largest share of a crop's pixels that one class should have; 1 never draws again.
+        data: images and masks.
+        backbone: backbone whose normalization and interpolation are used.
+        size: (height, width) of the crops in pixels.
+        batch: maximum number of images per batch, >= 1.
+        seed: seed of the run.
+        workers: number of decoding processes; 0 decodes in this process.
+        scale: (minimum, maximum) scale factor of the images.
+        jitter: strength of the color jitter, from 0 to 1; brightness, contrast and saturation are multiplied by random
+            factors from 1 - jitter to 1 + jitter.
+        most: maximum share of one class among the labeled pixels of a crop, above which it is redrawn; 1 never redraws.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class MaskBatches:
         self.images = _Images(data, backbone, scale, jitter, most)
 
     def epoch(self, epoch: int, start: int) -> Iterator[MaskBatch]:
-        """The batches of an epoch from the one numbered `start` on."""
+        """Yield images, masks and unreadable files of each batch of an epoch, starting at batch `start`."""
         sizes = [self.size] * len(self.images.data.samples)
         batches = epoch_batches(sizes, self.batch, epoch, self.seed, side=None)
         loader: DataLoader[Any] = DataLoader(
@@ -76,7 +76,7 @@ class MaskBatches:
         yield from loader
 
     def side(self, epoch: int) -> int | None:  # noqa: ARG002
-        """Side of the crops if they are square."""
+        """Return the side of the crops; None if they are not square."""
         return self.size[0] if self.size[0] == self.size[1] else None
 
     def _collate(self, items: list[tuple[Tensor, Tensor] | ImageError]) -> MaskBatch:
@@ -101,17 +101,17 @@ class _Images(Dataset[tuple[Tensor, Tensor] | ImageError]):
         except ImageError as error:
             return error
         rng = random.Random(draw.seed)  # noqa: S311
-        crop, part = self._draw(rng, mask, draw.size)
+        crop, labels = self._draw(rng, mask, draw.size)
         resized = image.resize(crop.size[::-1], self.resampling, crop.box)
         if rng.random() < 0.5:
-            resized, part = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT), part[:, ::-1]
+            resized, labels = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT), labels[:, ::-1]
         if self.jitter:
             for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
                 resized = enhance(resized).enhance(rng.uniform(1 - self.jitter, 1 + self.jitter))
-        within = (..., slice(crop.top, crop.top + crop.size[0]), slice(crop.left, crop.left + crop.size[1]))
+        region = (..., slice(crop.top, crop.top + crop.size[0]), slice(crop.left, crop.left + crop.size[1]))
         x, y = torch.zeros(3, *draw.size), torch.full(draw.size, IGNORE, dtype=torch.long)
-        x[within] = to_tensor(resized, self.mean, self.std)
-        y[within] = torch.from_numpy(part.astype(np.int64))
+        x[region] = to_tensor(resized, self.mean, self.std)
+        y[region] = torch.from_numpy(labels.astype(np.int64))
         return x, y
 
     def _draw(
@@ -120,37 +120,37 @@ class _Images(Dataset[tuple[Tensor, Tensor] | ImageError]):
         draws = 1
         while True:
             crop = draw_crop(rng, mask.shape, size, self.scale)
-            part = crop_mask(mask, crop)
-            if draws == _DRAWS or largest_share(part[::_THIN, ::_THIN]) <= self.most:
-                return crop, part
+            labels = crop_mask(mask, crop)
+            if draws == _MAX_DRAWS or largest_share(labels[::_SAMPLING_STEP, ::_SAMPLING_STEP]) <= self.most:
+                return crop, labels
             draws += 1
 
 
 def draw_crop(rng: random.Random, image: tuple[int, int], size: tuple[int, int], scale: tuple[float, float]) -> Crop:
-    """Draws a scale and a place.
+    """Draw the scale factor and the position of a crop, both uniformly.
 
     Args:
-        rng: drawn from.
-        image: its (height, width), pixels.
-        size: (height, width) of the crop, pixels.
-        scale: (least, greatest) factor of the image's size, each as likely as all between.
+        rng: random generator.
+        image: (height, width) of the image in pixels.
+        size: (height, width) of the crop in pixels.
+        scale: (minimum, maximum) scale factor of the image.
     """
     factor = rng.uniform(*scale)
     (y1, y2, height, top), (x1, x2, width, left) = (
-        _draw_side(rng, before, max(round(before * factor), 1), side) for before, side in zip(image, size, strict=True)
+        _draw_axis(rng, length, max(round(length * factor), 1), side) for length, side in zip(image, size, strict=True)
     )
     return Crop((x1, y1, x2, y2), (height, width), top, left)
 
 
-def _draw_side(rng: random.Random, before: int, scaled: int, side: int) -> tuple[float, float, int, int]:
-    """Along one side: the two edges of the part, its length in the crop, and where it begins there."""
+def _draw_axis(rng: random.Random, original: int, scaled: int, side: int) -> tuple[float, float, int, int]:
+    """Draw a region along one axis; return its two edges in the image, and its length and start in the crop."""
     length = min(scaled, side)
-    first = rng.randint(0, scaled - length)
-    return first * before / scaled, (first + length) * before / scaled, length, rng.randint(0, side - length)
+    start = rng.randint(0, scaled - length)
+    return start * original / scaled, (start + length) * original / scaled, length, rng.randint(0, side - length)
 
 
 def crop_mask(mask: Mask, crop: Crop) -> Int16[np.ndarray, "rows columns"]:
-    """The part of a mask that a crop shows, resized to the nearest pixels."""
+    """Crop a mask and resize it by nearest-neighbor interpolation."""
     x1, y1, x2, y2 = crop.box
     rows, columns = (
         (low + (np.arange(length) + 0.5) * ((high - low) / length)).astype(np.int64)
@@ -160,7 +160,7 @@ def crop_mask(mask: Mask, crop: Crop) -> Int16[np.ndarray, "rows columns"]:
 
 
 def largest_share(mask: Mask) -> float:
-    """The share of the pixels that count which the most frequent class has; 1 where none counts."""
+    """Return the share of the most frequent class among the pixels that are not ignored; 1 if all are ignored."""
     counts = np.bincount(mask.ravel() - IGNORE)[1:]
     total = counts.sum()
     return float(counts.max() / total) if total else 1.0

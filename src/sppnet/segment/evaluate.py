@@ -1,4 +1,4 @@
-"""How good a segmenter is: intersection over union of each class, and the share of right pixels."""
+"""Evaluation of segmenters: IoU per class, pixel accuracy and mean accuracy."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
+from sppnet.backbones.modes import evaluation_mode
 from sppnet.console import track
 from sppnet.data.formats.masks import IGNORE, SegmentationSample, load_pair
 from sppnet.data.formats.segmentation import SegmentationData
@@ -16,20 +17,20 @@ from sppnet.errors import ImageError
 from sppnet.segment.model import Segmenter
 from sppnet.segment.views import pixel_probabilities
 
-# From an RGB image to the class of each pixel.
+# Function from an RGB image to the class index of each pixel.
 Answer = Callable[[Image.Image], Int[Tensor, "h w"]]
 
 
 @dataclass(frozen=True)
 class SegmentationScores:
-    """Shares in [0, 1] over all pixels that count.
+    """Scores in [0, 1] over all pixels that are not ignored.
 
     Attributes:
-        miou: mean of `per_class` over the classes that are there, in the masks or in the answers.
-        pixel_accuracy: share of right pixels.
-        mean_accuracy: share of right pixels of each class, averaged over the classes in the masks.
-        per_class: intersection over union of each class; None where it is neither in masks nor in answers.
-        pixels: how many pixels count, by class.
+        miou: mean IoU over the classes that occur in the masks or in the predictions.
+        pixel_accuracy: share of correct pixels.
+        mean_accuracy: share of correct pixels per class, averaged over the classes in the masks.
+        per_class: IoU of each class; None if it occurs neither in the masks nor in the predictions.
+        pixels: number of pixels in the masks, by class.
     """
 
     miou: float
@@ -41,13 +42,13 @@ class SegmentationScores:
 
 @dataclass(frozen=True)
 class SegmentEvaluation:
-    """Scores of a segmenter.
+    """Result of an evaluation.
 
     Attributes:
-        scores: over the images that could be read.
-        by_image: mean intersection over union within each of these images, in order; None where no pixel counts.
-        samples: these images.
-        failures: images or masks that could not be used.
+        scores: scores over all samples that could be read.
+        by_image: mean IoU of each of `samples`; None if all pixels of its mask are ignored.
+        samples: samples that could be read.
+        failures: errors of images or masks that could not be used.
     """
 
     scores: SegmentationScores
@@ -59,63 +60,59 @@ class SegmentEvaluation:
 def evaluate_segmenter(
     model: Segmenter, data: SegmentationData, answer: Answer | None = None, described: str = "evaluating"
 ) -> SegmentEvaluation:
-    """Answer for every image and compare with its mask.
+    """Compare the predictions for all images with their masks.
 
     Args:
-        model: its classes are those of `data`; in evaluation mode while this runs.
+        model: segmenter with the classes of `data`; it is in evaluation mode during the call.
         data: images and masks.
-        answer: gives the classes of an image's pixels; None for one view of the whole image.
-        described: in front of the progress bar.
+        answer: function that predicts the class of each pixel; None for a single pass over the whole image.
+        described: label of the progress bar.
 
     Raises:
-        ValueError: no image could be read, or no pixel counts.
+        ValueError: no image could be read, or all pixels are ignored.
     """
     from torchmetrics.classification import MulticlassConfusionMatrix
 
-    look = answer or (lambda image: pixel_probabilities(model, image).argmax(0))
-    training = model.training
-    model.eval()
+    predict = answer or (lambda image: pixel_probabilities(model, image).argmax(0))
     total = MulticlassConfusionMatrix(len(data.classes), ignore_index=IGNORE, validate_args=False)
     samples, by_image, failures = [], [], []
-    try:
+    with evaluation_mode(model):
         for sample in track(data.samples, described, len(data.samples)):
             try:
                 image, mask = load_pair(sample, data.labels)
             except ImageError as error:
                 failures.append(error)
                 continue
-            table = total(look(image)[None], torch.as_tensor(mask)[None].long())
+            matrix = total(predict(image)[None], torch.as_tensor(mask)[None].long())
             samples.append(sample)
-            by_image.append(scores_of(table, data.classes).miou if table.sum() else None)
-    finally:
-        model.train(training)
+            by_image.append(scores_of(matrix, data.classes).miou if matrix.sum() else None)
     if not any(value is not None for value in by_image):
-        named = "; ".join(str(failure) for failure in failures[:10])
+        reasons = "; ".join(str(failure) for failure in failures[:10])
         raise ValueError(
-            f"data: no pixel that counts in the {len(samples)} images that can be read; {len(failures)} cannot be"
-            f" used{': ' * bool(named)}{named}"
+            f"data: expected labeled pixels, got none in {len(samples)} readable images; {len(failures)} cannot be used"
+            f"{': ' * bool(reasons)}{reasons}"
         )
     return SegmentEvaluation(scores_of(total.compute(), data.classes), tuple(by_image), tuple(samples), tuple(failures))
 
 
 def scores_of(table: Int[Tensor, "c c"], classes: tuple[str, ...]) -> SegmentationScores:
-    """Scores of a confusion matrix: a row for each true class, a column for each answer."""
+    """Compute the scores of a confusion matrix with a row per true class and a column per predicted class."""
     table = table.double().cpu()
-    right, true, answered = table.diag(), table.sum(1), table.sum(0)
-    union = true + answered - right
-    there = union > 0
-    iou = right / union
+    correct, true, predicted = table.diag(), table.sum(1), table.sum(0)
+    union = true + predicted - correct
+    present = union > 0
+    iou = correct / union
     return SegmentationScores(
-        float(iou[there].mean()),
-        float(right.sum() / table.sum()),
-        float((right / true)[true > 0].mean()),
-        {name: float(iou[index]) if there[index] else None for index, name in enumerate(classes)},
+        float(iou[present].mean()),
+        float(correct.sum() / table.sum()),
+        float((correct / true)[true > 0].mean()),
+        {name: float(iou[index]) if present[index] else None for index, name in enumerate(classes)},
         {name: int(true[index]) for index, name in enumerate(classes)},
     )
 
 
 def json_content(evaluation: SegmentEvaluation) -> dict[str, Any]:
-    """What `sppnet evaluate --json` prints."""
+    """Return the content that `sppnet evaluate --json` prints."""
     scores = evaluation.scores
     return {
         "miou": scores.miou,

@@ -1,4 +1,4 @@
-"""What turns feature maps into logits for each cell: the heads of DeepLab v2, v3, v3+ and of PSPNet."""
+"""Segmentation heads of DeepLab v2, v3, v3+ and PSPNet, from feature maps to logits for each cell."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,14 +21,14 @@ _FINE_CHANNELS = 48  # DeepLab v3+, table 1
 
 @dataclass(frozen=True)
 class HeadStyle:
-    """What heads have in common.
+    """Settings shared by the heads.
 
     Attributes:
-        width: channels inside the head.
-        norm: see :func:`sppnet.layers.norms.create_norm`.
-        separable: depthwise separable 3x3 convolutions.
-        image_level: whether ASPP has its image-level branch.
-        dropout: share of channels that training drops.
+        width: number of channels inside the head.
+        norm: kind of normalization, see :func:`sppnet.layers.norms.create_norm`.
+        separable: whether 3x3 convolutions are depthwise separable.
+        image_level: whether ASPP has an image-level branch.
+        dropout: dropout probability, in [0, 1).
     """
 
     width: int = 256
@@ -39,12 +39,12 @@ class HeadStyle:
 
 
 class SegmentationHead(nn.Module):
-    """A module that sees the context of each cell, and a classifier of cells.
+    """A context module, and the layers that classify each cell.
 
     Attributes:
         context: ASPP, a pyramid pooling module with its bottleneck, or a plain 1x1 block.
-        fine: for DeepLab v3+, the 1x1 block that narrows the finer map.
-        classify: the layers after them.
+        fine: 1x1 block that reduces the channels of the finer map; DeepLab v3+ only.
+        classify: layers from the outputs of `context` and `fine` to the logits.
     """
 
     def __init__(self, context: nn.Module, classify: nn.Module, fine: nn.Module | None = None) -> None:
@@ -56,42 +56,43 @@ class SegmentationHead(nn.Module):
     def forward(
         self, features: FeatureMap, finer: FeatureMap | None, context: Float[Tensor, "n c 1 1"] | None = None
     ) -> FeatureMap:
-        """Logits of cells: those of `features`, or of `finer` for DeepLab v3+.
+        """Compute the logits of the cells of `features`, or of `finer` for DeepLab v3+.
 
         Args:
-            features: the backbone's map.
-            finer: its finer map, for DeepLab v3+.
-            context: for ASPP's image-level branch, see :meth:`sppnet.layers.aspp.ASPP.forward`.
+            features: last feature map of the backbone.
+            finer: finer feature map of the backbone, for DeepLab v3+.
+            context: input of ASPP's image-level branch, see :meth:`sppnet.layers.aspp.ASPP.forward`.
         """
         x = self.context(features.data) if context is None else self.context(features.data, context)
         out = replace(features, data=x)
         if self.fine is not None and finer is not None:
             size = (finer.data.shape[2], finer.data.shape[3])
-            spread = resample(out.data, Grid(out.stride, out.offset), size, Grid(finer.stride, finer.offset))
-            out = replace(finer, data=torch.cat([spread, self.fine(finer.data)], 1))
+            upsampled = resample(out.data, Grid(out.stride, out.offset), size, Grid(finer.stride, finer.offset))
+            out = replace(finer, data=torch.cat([upsampled, self.fine(finer.data)], 1))
         return replace(out, data=self.classify(out.data))
 
 
 def deeplabv2_head(channels: int, classes: int, rates: Sequence[int]) -> SegmentationHead:
-    """DeepLab v2, ResNet form: a sum of atrous convolutions, straight to the classes."""
+    """Create the head of DeepLab v2 (ResNet variant): the sum of atrous convolutions with one output per class."""
     return SegmentationHead(ASPP(channels, classes, rates, form="v2"), nn.Identity())
 
 
 def deeplabv3_head(
     channels: int, classes: int, rates: Sequence[int], style: HeadStyle, extra_conv: bool = False
 ) -> SegmentationHead:
-    """DeepLab v3: ASPP, 1x1 to the classes; with `extra_conv` a 3x3 block between them, as torchvision has it."""
-    between = [conv_block(style.width, style.width, 3, style.norm)] if extra_conv else []
-    return SegmentationHead(_aspp(channels, rates, style), nn.Sequential(*between, nn.Conv2d(style.width, classes, 1)))
+    """Create the head of DeepLab v3: ASPP, a 3x3 block if `extra_conv` (as in torchvision), and a 1x1 classifier."""
+    extra = [conv_block(style.width, style.width, 3, style.norm)] if extra_conv else []
+    return SegmentationHead(_aspp(channels, rates, style), nn.Sequential(*extra, nn.Conv2d(style.width, classes, 1)))
 
 
 def deeplabv3plus_head(
     channels: int, fine_channels: int, classes: int, rates: Sequence[int], style: HeadStyle, context: Context = "aspp"
 ) -> SegmentationHead:
-    """DeepLab v3+ (section 3): ASPP, joined with a finer map of 48 channels, two 3x3 blocks, 1x1 to the classes.
+    """Create the head of DeepLab v3+ (section 3).
 
-    With `context` ``ppm`` a pyramid pooling module and its 3x3 bottleneck stand in the place of ASPP, with ``none`` a
-    1x1 block, so that the three can be compared.
+    The output of ASPP and the finer map, reduced to 48 channels, are concatenated and followed by two 3x3 blocks and a
+    1x1 classifier. For comparisons, `context` replaces ASPP by a pyramid pooling module with a 3x3 bottleneck
+    (``ppm``) or by a 1x1 block (``none``).
     """
     if context == "aspp":
         module: nn.Module = _aspp(channels, rates, style)
@@ -108,7 +109,7 @@ def deeplabv3plus_head(
 
 
 def pspnet_head(channels: int, classes: int, style: HeadStyle) -> SegmentationHead:
-    """PSPNet (section 3.2): pyramid pooling module, a 3x3 block, 1x1 to the classes."""
+    """Create the head of PSPNet (section 3.2): a pyramid pooling module, a 3x3 block and a 1x1 classifier."""
     return SegmentationHead(_pyramid(channels, style), nn.Conv2d(style.width, classes, 1))
 
 

@@ -1,64 +1,58 @@
-"""Tile sizes of a segmenter that stay within a memory limit."""
+"""Tile sizes that keep segmentation within a memory limit."""
 
 from bisect import bisect_right
 
-from sppnet.inference.memory import (
-    MemoryLimitError,
-    Size,
-    format_bytes,
-    pass_bytes,
-    settled_bytes,
-)
+from sppnet.inference.memory import MemoryLimitError, Size, format_bytes, pass_bytes, settled_bytes
 from sppnet.segment.model import Segmenter
 
 LEAST_TILE = 128  # pixels
 
 
 def whole_fits(model: Segmenter, height: int, width: int, memory: int) -> bool:
-    """Whether an image of this size, already decoded, can go through the network in one pass.
+    """Return whether a decoded image of this size can be segmented in one pass.
 
     Args:
-        model: of which.
-        height: of the image in pixels.
-        width: of the image in pixels.
-        memory: bytes that the process may hold, with the interpreter, the image and all else that it holds now.
+        model: segmenter.
+        height: image height in pixels.
+        width: image width in pixels.
+        memory: limit for the process in bytes, including the interpreter, the image and everything else in memory.
     """
-    averages = 2 * 4 * len(model.config.classes) * height * width  # of several views
+    averages = 2 * 4 * len(model.config.classes) * height * width  # probabilities, when several views are averaged
     return settled_bytes() + pass_bytes(model, height, width) + averages <= memory
 
 
 def greatest_tile(
     model: Segmenter, size: Size, memory: int, overlap: int, stride: int, context: Size | None = None
 ) -> int:
-    """The greatest side of tiles, a multiple of the stride, with which an image stays within a limit.
+    """Return the largest tile side, a multiple of the stride, that keeps an image within a memory limit.
 
     Args:
-        model: that looks at the tiles.
-        size: (height, width) of the image in pixels; it is decoded already, and so part of what the process holds.
-        memory: bytes that the process may hold, with the interpreter, the image and all else that it holds now.
-        overlap: of tiles, in pixels.
-        stride: of tiles' starts, in pixels.
-        context: (height, width) of the reduced copy that is looked at before the tiles.
+        model: segmenter.
+        size: (height, width) in pixels of the image, which must already be decoded.
+        memory: limit for the process in bytes, including the interpreter, the image and everything else in memory.
+        overlap: overlap of tiles in pixels.
+        stride: stride of tile positions in pixels.
+        context: (height, width) of the reduced image from which the global context is computed before the tiles.
 
     Raises:
-        MemoryLimitError: not even the smallest tiles stay within it; the message has what would.
+        MemoryLimitError: the smallest tiles exceed the limit; the message states the required memory.
     """
-    held = settled_bytes()
-    before = pass_bytes(model, *context) if context else 0
-    least = -(-max(LEAST_TILE, 2 * (overlap + stride)) // stride) * stride
-    sides = range(least, max(least, *size) + stride, stride)
+    in_use = settled_bytes()
+    context_pass = pass_bytes(model, *context) if context else 0
+    smallest = -(-max(LEAST_TILE, 2 * (overlap + stride)) // stride) * stride
+    sides = range(smallest, max(smallest, *size) + stride, stride)
 
     def needed(side: int) -> int:
-        tall, wide = min(side, size[0]), min(side, size[1])
-        strips = 4 * len(model.config.classes) * (overlap + stride) * (size[1] + tall)
-        labels = 10 * tall * wide  # as int64 and as they are written
-        return held + max(before, pass_bytes(model, tall, wide) + strips + labels)
+        height, width = min(side, size[0]), min(side, size[1])
+        strips = 4 * len(model.config.classes) * (overlap + stride) * (size[1] + height)
+        labels = 10 * height * width  # int64, and up to 16 bits in the file
+        return in_use + max(context_pass, pass_bytes(model, height, width) + strips + labels)
 
     count = bisect_right(sides, memory, key=needed)
     if count == 0:
         raise MemoryLimitError(
-            f"memory: {format_bytes(memory)} are not enough for an image of {size[0]} x {size[1]} in tiles of {least} x"
-            f" {least}: {format_bytes(held)} are held already, by the interpreter, the model and the image, and the tiles take"
-            f" {format_bytes(needed(least) - held)}; expected at least {format_bytes(needed(least))}"
+            f"memory: expected at least {format_bytes(needed(smallest))} for an image of {size[0]} x {size[1]} pixels"
+            f" in tiles of {smallest} x {smallest}, got {format_bytes(memory)}; the process already uses"
+            f" {format_bytes(in_use)}"
         )
     return sides[count - 1]

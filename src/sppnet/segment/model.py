@@ -1,4 +1,4 @@
-"""Semantic segmentation: an image of any size in, logits for each of its pixels out."""
+"""Semantic segmentation networks for images of any size."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
@@ -33,27 +33,27 @@ Upsample = Literal["aligned", "resize"]
 
 @dataclass(frozen=True)
 class SegmenterConfig:
-    """All that rebuilds a segmenter, its weights apart.
+    """Configuration of a segmenter: everything needed to rebuild it, except the weights.
 
     Attributes:
-        classes: names, in the order of the logits.
-        backbone: any convolutional network of timm, see :func:`sppnet.backbones.backbone.create_backbone`.
+        classes: class names, in logit order.
+        backbone: name of a convolutional timm network, see :func:`sppnet.backbones.backbone.create_backbone`.
         head: ``deeplabv3plus``, ``deeplabv3``, ``deeplabv2`` or ``pspnet``.
-        context: what ``deeplabv3plus`` sees the surroundings with: ``aspp``, ``ppm`` or ``none``.
-        output_stride: image pixels from one cell of the backbone's map to the next: 8, 16 or 32.
-        rates: of ASPP; empty for the papers' at this output stride.
-        width: channels inside the head; not for ``deeplabv2``, which has none.
-        norm: see :func:`sppnet.layers.norms.create_norm`.
-        separable: depthwise separable 3x3 convolutions in the head; None for those of ``deeplabv3plus`` alone, as the
-            papers have them. Not for ``deeplabv2``.
-        image_level: whether ASPP has its image-level branch.
-        extra_conv: a 3x3 block before the classes of ``deeplabv3``, as torchvision has it and the paper has not.
-        dropout: share of channels that training drops.
-        upsample: how logits of cells become those of pixels: ``aligned`` by where the cells lie on the image, or
-            ``resize`` by the ratio of the sides, as torchvision does.
-        ignore: raw values of masks that do not count, where the training was told; empty for those of the layout.
-        table: name, raw value of masks and colour of each class, where the training was given a class file.
-        colours: RGB of each class in pictures; empty for VOC's.
+        context: context module of ``deeplabv3plus``: ``aspp``, ``ppm`` or ``none``.
+        output_stride: stride of the backbone's feature map in image pixels: 8, 16 or 32.
+        rates: dilation rates of ASPP; empty: the papers' rates for this output stride.
+        width: number of channels inside the head; unused for ``deeplabv2``.
+        norm: kind of normalization, see :func:`sppnet.layers.norms.create_norm`.
+        separable: whether 3x3 convolutions of the head are depthwise separable; None: as in the papers, True in
+            ``deeplabv3plus`` and False otherwise. Unused for ``deeplabv2``.
+        image_level: whether ASPP has an image-level branch.
+        extra_conv: whether ``deeplabv3`` has a 3x3 block before the classifier, as in torchvision but not in the paper.
+        dropout: dropout probability, in [0, 1).
+        upsample: upsampling of logits to pixels: ``aligned`` places cells at their positions in the image, ``resize``
+            scales by the ratio of the sizes, as in torchvision.
+        ignore: raw mask values that training ignores; empty: those of the layout.
+        table: name, raw mask value and RGB color of each class, if training was given a class file.
+        colours: RGB color of each class in pictures; empty: the colors of VOC.
     """
 
     task: ClassVar[str] = "segment"
@@ -77,7 +77,7 @@ class SegmenterConfig:
 
 
 class Segmenter(nn.Module):
-    """Images (N, 3, H, W) of any size of at least 1 x 1 in, logits (N, classes, H, W) out."""
+    """Backbone and segmentation head; maps images (N, 3, H, W) of any size >= 1 to logits (N, classes, H, W)."""
 
     def __init__(self, config: SegmenterConfig, backbone: Backbone) -> None:
         super().__init__()
@@ -88,14 +88,16 @@ class Segmenter(nn.Module):
         ):
             choose(name, value, choices)
         if not config.classes or len(set(config.classes)) < len(config.classes):
-            found = f"{len(config.classes)}, {len(set(config.classes))} of them different"
-            raise ValueError(f"classes: expected one or more different names; got {found}")
+            counts = f"{len(config.classes)} names, {len(set(config.classes))} of them distinct"
+            raise ValueError(f"classes: expected one or more distinct names, got {counts}")
         if config.context != "aspp" and config.head != "deeplabv3plus":
-            raise ValueError(f"context: only deeplabv3plus has a choice; got {config.context!r} for {config.head}")
+            raise ValueError(
+                f"context: expected 'aspp' for {config.head}, got {config.context!r}; or use deeplabv3plus"
+            )
         if backbone.geometry.stride != (config.output_stride, config.output_stride):
             raise ValueError(
-                f"output_stride: the last map of {backbone.name} has stride {backbone.geometry.stride[0]}; got"
-                f" {config.output_stride}"
+                f"output_stride: expected {backbone.geometry.stride[0]}, the stride of the last feature map of"
+                f" {backbone.name}, got {config.output_stride}"
             )
         self.config = config
         self.backbone = backbone
@@ -104,56 +106,60 @@ class Segmenter(nn.Module):
     def forward(
         self, x: Float[Tensor, "n 3 h w"], context: Float[Tensor, "n c 1 1"] | None = None
     ) -> Float[Tensor, "n classes h w"]:
-        """Logits of every pixel of a normalised batch.
+        """Compute the logits of each pixel.
 
         Args:
-            x: RGB in [0, 1], minus `backbone.mean`, over `backbone.std`.
-            context: for a tile, what :meth:`context_of` gave for the whole image.
+            x: RGB images in [0, 1], normalized with `backbone.mean` and `backbone.std`.
+            context: global context of the tiles in `x`: the result of :meth:`context_of` for the whole image.
         """
         height, width = x.shape[2:]
-        x = self._large_enough(x)
+        x = self._pad_small(x)
         logits = self.head(*self._maps(x), context)
         if self.config.upsample == "aligned":
             return resample(logits.data, Grid(logits.stride, logits.offset), (height, width))
-        spread = F.interpolate(logits.data, size=x.shape[2:], mode="bilinear", align_corners=False)
-        return spread[:, :, :height, :width]
+        upsampled = F.interpolate(logits.data, size=x.shape[2:], mode="bilinear", align_corners=False)
+        return upsampled[:, :, :height, :width]
 
     def context_of(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c 1 1"]:
-        """What ASPP's image-level branch sees of the whole image, which may be a reduced copy."""
+        """Return the input of ASPP's image-level branch for a whole image, which may be a reduced copy."""
         self.require_image_level()
-        return ASPP.context_of(self._maps(self._large_enough(x))[0].data)
+        return ASPP.context_of(self._maps(self._pad_small(x))[0].data)
 
     def require_image_level(self) -> None:
-        """Refuse a model that has no image-level branch to give a context to."""
+        """Check that the model has an image-level branch.
+
+        Raises:
+            ValueError: the model has none, so it does not support a global context.
+        """
         if not isinstance(self.head.context, ASPP) or self.head.context.image is None:
             raise ValueError(
-                "context: a global context needs ASPP with an image-level branch; this model has the head"
+                "context: expected a model whose ASPP has an image-level branch, got the head"
                 f" {self.config.head} with context={self.config.context!r}, image_level={self.config.image_level}"
             )
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.parameters()).device
 
     def pixels(self, image: Image.Image) -> Float[Tensor, "1 3 h w"]:
-        """An RGB image as the network takes it, on its device."""
+        """Convert an RGB image to a normalized batch of one on the model's device."""
         return to_tensor(image, self.backbone.mean, self.backbone.std)[None].to(self.device)
 
     def _maps(self, x: Tensor) -> tuple[FeatureMap, FeatureMap | None]:
-        # In this layout convolutions take less time, on the CPU and in half precision on a GPU.
+        # Convolutions are faster in this layout, on the CPU and in half precision on a GPU.
         x = x.contiguous(memory_format=torch.channels_last)
         return self.backbone.both(x) if self.backbone.fine is not None else (self.backbone(x), None)
 
-    def _large_enough(self, x: Tensor) -> Tensor:
-        """The batch, its last row and column repeated where the backbone would have no cell left."""
-        least = self.backbone.geometry.smallest()
-        more = [max(0, least[axis] - x.shape[axis + 2]) for axis in (0, 1)]
-        return F.pad(x, (0, more[1], 0, more[0]), mode="replicate") if any(more) else x
+    def _pad_small(self, x: Tensor) -> Tensor:
+        """Pad images smaller than the backbone's minimum size by repeating the last row and column."""
+        minimum = self.backbone.geometry.smallest()
+        bottom, right = (max(0, minimum[axis] - x.shape[axis + 2]) for axis in (0, 1))
+        return F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
 
 
 def create_head(config: SegmenterConfig, backbone: Backbone) -> SegmentationHead:
-    """The head that the configuration describes, for the backbone's channels."""
+    """Create the head of a configuration for a backbone."""
     classes, channels = len(config.classes), backbone.channels
     rates = config.rates or auto_rates(config.output_stride, form="v2" if config.head == "deeplabv2" else "v3")
     separable = config.head == "deeplabv3plus" if config.separable is None else config.separable
@@ -168,14 +174,14 @@ def create_head(config: SegmenterConfig, backbone: Backbone) -> SegmentationHead
 
 
 def create_segmenter(config: SegmenterConfig, weights: str | None = "auto") -> Segmenter:
-    """A segmenter with a backbone at the configuration's output stride.
+    """Create a segmenter.
 
     Args:
-        config: what to build.
-        weights: of the backbone, see :func:`sppnet.backbones.backbone.create_backbone`.
+        config: configuration of the segmenter.
+        weights: pretrained weights of the backbone, see :func:`sppnet.backbones.backbone.create_backbone`.
     """
     if config.output_stride not in (8, 16, 32):
-        raise ValueError(f"output_stride: expected 8, 16 or 32; got {config.output_stride}")
+        raise ValueError(f"output_stride: expected 8, 16 or 32, got {config.output_stride}")
     fine = 4 if config.head == "deeplabv3plus" else None
     backbone = create_backbone(config.backbone, -1, weights, output_stride=config.output_stride, fine_stride=fine)
     return Segmenter(config, backbone)

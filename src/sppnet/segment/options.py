@@ -1,4 +1,4 @@
-"""Settings of a segmenter's training."""
+"""Training options of segmenters."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -16,21 +16,20 @@ ClassWeights = Literal["none", "root", "median"]
 
 @dataclass(frozen=True)
 class SegmentOptions(LoopOptions):
-    """Settings of a segmenter's training; the defaults suit street scenes of 480 x 360 on a CPU.
+    """Training options of a segmenter; the defaults suit street scenes of 480 x 360 pixels on a CPU.
 
     Attributes:
-        backbone, weights: see :func:`sppnet.backbones.backbone.create_backbone`.
-        head, context, output_stride, width, norm, separable, image_level, dropout: see
+        backbone, weights: backbone and its weights, see :func:`sppnet.backbones.backbone.create_backbone`.
+        head, context, output_stride, width, norm, separable, image_level, dropout: architecture of the segmenter, see
             :class:`sppnet.segment.model.SegmenterConfig`.
-        rates: of ASPP; empty for the papers', made smaller where the map of a crop would leave too little of them, see
-            :func:`sppnet.layers.atrous.auto_rates`.
-        crop: (height, width) in pixels of what a step sees of an image.
-        scale: least and greatest factor by which images are resized before they are cropped.
-        jitter: brightness, contrast and saturation change by at most this share.
-        class_weights: of the loss: ``none``; ``root``, the inverse root of a class's share of the pixels; ``median``,
-            its median over the classes by the share (SegNet).
-        ignore: raw values of masks that do not count; None for those of the layout, and 255.
-        workers: processes that decode images.
+        rates: dilation rates of ASPP; empty: the papers' rates, reduced if they are too large for the feature map
+            of a crop, see :func:`sppnet.layers.atrous.auto_rates`.
+        crop: (height, width) of the training crops in pixels.
+        scale: (minimum, maximum) factor by which images are resized before cropping.
+        jitter: maximum relative change of brightness, contrast and saturation, in [0, 1).
+        class_weights: class weights in the loss, see :func:`sppnet.segment.train.class_weights`.
+        ignore: raw mask values to ignore; None: 255 and those of the layout.
+        workers: number of processes that decode images.
     """
 
     backbone: str = EMBEDDED_BACKBONE
@@ -66,25 +65,25 @@ class SegmentOptions(LoopOptions):
             choose(name, getattr(self, name), choices)
         require_positive(self, "width")
         if self.output_stride not in (8, 16, 32):
-            raise ValueError(f"output_stride: expected 8, 16 or 32; got {self.output_stride}")
+            raise ValueError(f"output_stride: expected 8, 16 or 32, got {self.output_stride}")
         if self.context != "aspp" and self.head != "deeplabv3plus":
-            raise ValueError(f"context: only deeplabv3plus has a choice; the head is {self.head}, leave it at 'aspp'")
+            raise ValueError(f"context: expected 'aspp' for {self.head}, got {self.context!r}; or use deeplabv3plus")
         if self.rates and (min(self.rates) < 1 or self.head == "pspnet" or self.context != "aspp"):
-            raise ValueError(f"rates: expected spacings of at least 1, and a head with ASPP; got {self.rates}")
+            raise ValueError(f"rates: expected dilation rates of at least 1 and a head with ASPP, got {self.rates}")
         if len(self.crop) != 2 or min(self.crop) < 1:
-            raise ValueError(f"crop: expected a height and a width of at least 1 pixel; got {self.crop}")
+            raise ValueError(f"crop: expected a height and a width of at least 1 pixel, got {self.crop}")
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 10:
-            raise ValueError(f"scale: expected 0 < least <= greatest <= 10; got {self.scale}")
+            raise ValueError(f"scale: expected 0 < minimum <= maximum <= 10, got {self.scale}")
         for name, value in (("jitter", self.jitter), ("dropout", self.dropout)):
             if not 0 <= value < 1:
-                raise ValueError(f"{name}: expected a share in [0, 1); got {value}")
-        idle = {"width": 128, "norm": "safe", "separable": None, "image_level": True, "dropout": 0.1}
-        unlike = [name for name, default in idle.items() if getattr(self, name) != default]
-        if self.head == "deeplabv2" and unlike:
-            name = unlike[0]
-            raise ValueError(f"{name}: deeplabv2 is a sum of convolutions and has none; leave it at {idle[name]}")
+                raise ValueError(f"{name}: expected a number in [0, 1), got {value}")
+        unused = {"width": 128, "norm": "safe", "separable": None, "image_level": True, "dropout": 0.1}
+        changed = [name for name, default in unused.items() if getattr(self, name) != default]
+        if self.head == "deeplabv2" and changed:
+            name = changed[0]
+            raise ValueError(f"{name}: expected {unused[name]} (unused by deeplabv2), got {getattr(self, name)}")
         if self.workers < 0:
-            raise ValueError(f"workers: expected at least 0; got {self.workers}")
+            raise ValueError(f"workers: expected at least 0, got {self.workers}")
 
     def config(
         self,
@@ -93,13 +92,13 @@ class SegmentOptions(LoopOptions):
         table: tuple[tuple[Any, ...], ...] = (),
         colours: tuple[tuple[int, int, int], ...] = (),
     ) -> SegmenterConfig:
-        """The segmenter that these settings train; its rates are fitted to the crops unless they are given.
+        """Return the configuration of the segmenter to train; its rates, if not given, fit the crop size.
 
         Args:
-            classes: their names.
-            ignore: see :class:`sppnet.segment.model.SegmenterConfig`, as for the others.
-            table: of classes.
-            colours: of classes.
+            classes: class names, in logit order.
+            ignore: raw mask values to ignore, for the configuration.
+            table: name, raw mask value and RGB color of each class, for the configuration.
+            colours: RGB color of each class, for the configuration.
         """
         rates = self.rates
         if not rates and self.head != "pspnet" and self.context == "aspp":

@@ -1,4 +1,4 @@
-"""Pictures of what a segmenter answers: palette masks, overlays with a legend, the best and the worst images."""
+"""Pictures of segmentations: palette masks, overlays with a legend, and mosaics of the best and worst images."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,50 +18,50 @@ from sppnet.segment.evaluate import SegmentEvaluation
 Labels = Integer[np.ndarray, "h w"]
 Colour = tuple[int, int, int]
 
-_VOID = 255  # what pixels that do not count are in a palette mask
-_LONGEST = 2000  # side of overlays, pixels
-_STRENGTH = 0.55  # of the classes' colours over the photograph
-_BACKGROUND, _TEXT, _RIGHT, _WRONG, _UNCOUNTED = "#16161a", "#ebebeb", (46, 46, 52), (240, 90, 60), (215, 215, 220)
-_MARGIN, _LINE = 8, 24
+_VOID = 255  # index of ignored pixels in a palette mask
+_MAX_SIDE = 2000  # pixels, of overlays
+_OPACITY = 0.55  # of class colors over the image
+_BACKGROUND, _TEXT, _CORRECT, _WRONG, _IGNORED = "#16161a", "#ebebeb", (46, 46, 52), (240, 90, 60), (215, 215, 220)
+_MARGIN, _LINE = 8, 24  # pixels
 
 
 def palette(colours: Sequence[Colour] = (), size: int = 256) -> UInt8[np.ndarray, "size 3"]:
-    """RGB of indices from 0 on: those given, then VOC's.
+    """Return a color table: the given RGB colors, then those of VOC.
 
-    VOC spreads the bits of an index over the high bits of the three channels, so that near indices look unlike.
+    VOC distributes the bits of an index over the high bits of the channels, so that close indices differ in color.
     """
     index = np.arange(size)
     table = np.zeros((size, 3), np.uint8)
     for bit in range(8):
         for channel in range(3):
             table[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
-    for row, colour in zip(table, colours, strict=False):
-        row[:] = colour
+    for row, color in zip(table, colours, strict=False):
+        row[:] = color
     return table
 
 
 def count_labels(labels: Labels, classes: int) -> np.ndarray:
-    """How many pixels have each class; counted in bands, since all at once would copy the labels of a huge image."""
+    """Count the pixels of each class, in bands: a single pass would copy all labels of a huge image."""
     counts = np.zeros(classes, np.int64)
     for top in range(0, len(labels), 256):
-        part = labels[top : top + 256]
-        counts += np.bincount(part[part != IGNORE], minlength=classes)
+        band = labels[top : top + 256]
+        counts += np.bincount(band[band != IGNORE], minlength=classes)
     return counts
 
 
 def write_labels(labels: Labels, path: Path, colours: Sequence[Colour] = ()) -> None:
-    """Write a mask as PNG: indices with a palette, or 16-bit grey where there are indices above 254.
+    """Write a mask as PNG: 8-bit with a palette, or 16-bit gray if there are indices above 254.
 
     Args:
-        labels: index of each pixel's class; `IGNORE` becomes 255, or 65,535.
-        path: of the PNG file; it is the old one or the new one.
-        colours: RGB of the classes; VOC's for those without.
+        labels: class index of each pixel; `IGNORE` becomes 255 in 8 bits and 65,535 in 16 bits.
+        path: path of the PNG file, which is replaced atomically.
+        colours: RGB colors of the classes; missing ones default to VOC's.
     """
     _save(labels_picture(labels, colours), path)
 
 
 def labels_picture(labels: Labels, colours: Sequence[Colour] = ()) -> Image.Image:
-    """The mask that :func:`write_labels` writes."""
+    """Return the mask that :func:`write_labels` writes."""
     if labels.max(initial=0) >= _VOID:
         return Image.fromarray(labels.astype(np.uint16))
     picture = Image.fromarray(labels.astype(np.uint8, copy=False))
@@ -72,36 +72,37 @@ def labels_picture(labels: Labels, colours: Sequence[Colour] = ()) -> Image.Imag
 def write_overlay(
     image: Image.Image, labels: Labels, path: Path, classes: Sequence[str], colours: Sequence[Colour] = ()
 ) -> None:
-    """Write the photograph in the colours of its classes, beside a legend of those that are there, as PNG.
+    """Write the image blended with the class colors, and a legend of the classes that occur, as PNG.
 
-    An image with a side above 2,000 pixels is shown smaller.
+    Images with a side above 2,000 pixels are reduced.
 
     Args:
-        image: RGB.
-        labels: index of each pixel's class, of the image's size.
-        path: of the PNG file.
-        classes: their names.
-        colours: RGB of the classes; VOC's for those without.
+        image: RGB image.
+        labels: class index of each pixel of the image.
+        path: path of the PNG file.
+        classes: class names.
+        colours: RGB colors of the classes; missing ones default to VOC's.
     """
     counts = count_labels(labels, len(classes))
-    scale = min(1.0, _LONGEST / max(image.size))
+    scale = min(1.0, _MAX_SIDE / max(image.size))
     size = (max(1, round(image.height * scale)), max(1, round(image.width * scale)))
     rows, columns = (
-        (np.arange(seen) + 0.5) * side / seen for seen, side in zip(size, (image.height, image.width), strict=True)
+        (np.arange(reduced) + 0.5) * side / reduced
+        for reduced, side in zip(size, (image.height, image.width), strict=True)
     )
     shown = np.asarray(labels[rows.astype(int)[:, None], columns.astype(int)])
-    photograph = image if scale == 1 else image.resize(size[::-1], Image.Resampling.BILINEAR, reducing_gap=2)
+    reduced_image = image if scale == 1 else image.resize(size[::-1], Image.Resampling.BILINEAR, reducing_gap=2)
     table = palette(colours, len(classes))
     entries = [
-        (f"{_cut(classes[index])}  {100 * counts[index] / labels.size:.1f} %", table[index])
+        (f"{_truncate(classes[index])}  {100 * counts[index] / labels.size:.1f} %", table[index])
         for index in np.argsort(-counts, kind="stable")
         if counts[index]
     ]
-    _save(_beside(_mixed(photograph, shown, table), _legend(entries)), path)
+    _save(_beside(_blend(reduced_image, shown, table), _legend(entries)), path)
 
 
 def write_probabilities(probabilities: Float[Tensor, "classes h w"], path: Path) -> None:
-    """Write probabilities as a float16 .npy file of (classes, height, width); it is the old one or the new one."""
+    """Write probabilities as a float16 .npy file of shape (classes, height, width), replaced atomically."""
     part = path.with_name(f"{path.name}.part")
     with part.open("wb") as file:
         np.save(file, probabilities.numpy().astype(np.float16))
@@ -116,65 +117,65 @@ def write_mosaic(
     colours: Sequence[Colour] = (),
     count: int = 6,
 ) -> None:
-    """Write best.png and worst.png: photograph, mask, answer, and where they differ, of the images by their mean IoU.
+    """Write best.png and worst.png: image, mask, prediction and errors of the images with the best and worst mean IoU.
 
     Args:
-        evaluation: of these data.
+        evaluation: evaluation on `data`.
         data: images and masks.
-        answer: gives the classes of an image's pixels.
-        folder: for the two files; made if need be.
-        colours: RGB of the classes; VOC's for those without.
-        count: most images in each.
+        answer: function that predicts the class index of each pixel.
+        folder: folder of the two files; created if missing.
+        colours: RGB colors of the classes; missing ones default to VOC's.
+        count: maximum number of images per file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     table = palette(colours, len(data.classes))
     scored = [(value, index) for index, value in enumerate(evaluation.by_image) if value is not None]
     for name, chosen in (("worst", sorted(scored)[:count]), ("best", sorted(scored, reverse=True)[:count])):
-        rows, shown = [], np.zeros(len(data.classes), np.int64)
+        rows, counts = [], np.zeros(len(data.classes), np.int64)
         for value, index in chosen:
             sample = evaluation.samples[index]
             image, mask = load_pair(sample, data.labels)
-            found = answer(image).numpy()
-            rows.append(_row(image, mask, found, table, f"{sample.path.name}: mean IoU {100 * value:.1f} %"))
-            shown += count_labels(mask, len(shown)) + count_labels(found, len(shown))
-        legend = [(_cut(data.classes[index]), table[index]) for index in np.flatnonzero(shown)]
-        legend += [("wrong", _WRONG), ("does not count", _UNCOUNTED)]
+            prediction = answer(image).numpy()
+            rows.append(_row(image, mask, prediction, table, f"{sample.path.name}: mean IoU {100 * value:.1f} %"))
+            counts += count_labels(mask, len(counts)) + count_labels(prediction, len(counts))
+        legend = [(_truncate(data.classes[index]), table[index]) for index in np.flatnonzero(counts)]
+        legend += [("wrong", _WRONG), ("ignored", _IGNORED)]
         _save(_beside(_stack(rows), _legend(legend)), folder / f"{name}.png")
 
 
-def _row(image: Image.Image, mask: Labels, found: Labels, table: np.ndarray, title: str) -> Image.Image:
-    wrong = np.full((*mask.shape, 3), _RIGHT, np.uint8)
-    wrong[mask != found] = _WRONG
-    wrong[mask == IGNORE] = _UNCOUNTED
-    parts = [image, _mixed(image, mask, table), _mixed(image, found, table), Image.fromarray(wrong)]
+def _row(image: Image.Image, mask: Labels, prediction: Labels, table: np.ndarray, title: str) -> Image.Image:
+    errors = np.full((*mask.shape, 3), _CORRECT, np.uint8)
+    errors[mask != prediction] = _WRONG
+    errors[mask == IGNORE] = _IGNORED
+    pictures = [image, _blend(image, mask, table), _blend(image, prediction, table), Image.fromarray(errors)]
     scale = min(1.0, 360 / max(image.size))
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    heads = (_cut(title, 48), "mask", "answer", "where they differ")
-    width = max(size[0], *(math.ceil(_font().getlength(head)) + 2 for head in heads)) + _MARGIN
+    captions = (_truncate(title, 48), "mask", "prediction", "errors")
+    width = max(size[0], *(math.ceil(_font().getlength(caption)) + 2 for caption in captions)) + _MARGIN
     row = Image.new("RGB", (4 * width, size[1] + _LINE + _MARGIN), _BACKGROUND)
-    for index, (head, part) in enumerate(zip(heads, parts, strict=True)):
-        ImageDraw.Draw(row).text((index * width + 2, 4), head, _TEXT, _font())
-        row.paste(part.resize(size), (index * width, _LINE))
+    for index, (caption, picture) in enumerate(zip(captions, pictures, strict=True)):
+        ImageDraw.Draw(row).text((index * width + 2, 4), caption, _TEXT, _font())
+        row.paste(picture.resize(size), (index * width, _LINE))
     return row
 
 
-def _mixed(image: Image.Image, labels: Labels, table: np.ndarray) -> Image.Image:
-    """The photograph in the classes' colours; pixels that do not count keep their own."""
-    mixed = np.array(image)
-    for top in range(0, len(mixed), 256):  # in bands, for the sake of memory
-        part, label = mixed[top : top + 256], labels[top : top + 256]
-        colour = (1 - _STRENGTH) * part + _STRENGTH * table[np.where(label == IGNORE, 0, label).astype(np.int64)]
-        mixed[top : top + 256] = np.where((label == IGNORE)[..., None], part, colour.round()).astype(np.uint8)
-    return Image.fromarray(mixed)
+def _blend(image: Image.Image, labels: Labels, table: np.ndarray) -> Image.Image:
+    """Blend an image with the class colors, except at ignored pixels."""
+    pixels = np.array(image)
+    for top in range(0, len(pixels), 256):  # in bands, to save memory
+        band, label = pixels[top : top + 256], labels[top : top + 256]
+        blended = (1 - _OPACITY) * band + _OPACITY * table[np.where(label == IGNORE, 0, label).astype(np.int64)]
+        pixels[top : top + 256] = np.where((label == IGNORE)[..., None], band, blended.round()).astype(np.uint8)
+    return Image.fromarray(pixels)
 
 
 def _legend(entries: Sequence[tuple[str, Any]]) -> Image.Image:
     width = max((math.ceil(_font().getlength(text)) for text, _ in entries), default=0) + 40
     picture = Image.new("RGB", (width, _LINE * len(entries) + 2 * _MARGIN), _BACKGROUND)
     draw = ImageDraw.Draw(picture)
-    for index, (text, colour) in enumerate(entries):
+    for index, (text, color) in enumerate(entries):
         top = _MARGIN + index * _LINE
-        draw.rectangle((4, top + 3, 20, top + 19), tuple(map(int, colour)), "#808088")
+        draw.rectangle((4, top + 3, 20, top + 19), tuple(map(int, color)), "#808088")
         draw.text((28, top + 2), text, _TEXT, _font())
     return picture
 
@@ -201,8 +202,8 @@ def _font() -> Any:
     return ImageFont.load_default(15)
 
 
-def _cut(text: str, most: int = 28) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+def _truncate(text: str, length: int = 28) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _save(picture: Image.Image, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Files of the classes of an image's pixels: masks, overlays, probabilities."""
+"""Segmentation of image files, with results as masks, overlays and probabilities."""
 
 import itertools
 import tempfile
@@ -14,12 +14,7 @@ from sppnet.data.images import MAX_PIXELS, load_image
 from sppnet.errors import ImageError, choose
 from sppnet.inference.memory import check_decoding
 from sppnet.segment.model import Segmenter
-from sppnet.segment.pictures import (
-    count_labels,
-    write_labels,
-    write_overlay,
-    write_probabilities,
-)
+from sppnet.segment.pictures import count_labels, write_labels, write_overlay, write_probabilities
 from sppnet.segment.tiles import segment_to_file
 from sppnet.segment.views import View, pixel_probabilities
 
@@ -28,14 +23,14 @@ OUTPUTS = {"palette": ".png", "overlay": "_overlay.png", "probabilities": "_prob
 
 @dataclass(frozen=True)
 class SegmentAnswer:
-    """What became of an image.
+    """Result for an image.
 
     Attributes:
-        source: its path.
-        size: its (height, width), EXIF orientation applied.
-        tiles: how many passes it took; 1 for the whole.
-        classes: share of the pixels of each class that is there.
-        files: what was written, by output.
+        source: path of the image.
+        size: (height, width) in pixels, after applying the EXIF orientation.
+        tiles: number of tiles; 1 for the whole image.
+        classes: share of the pixels by class, without absent classes.
+        files: paths of the written files, by output.
     """
 
     source: str
@@ -53,23 +48,23 @@ def segment_file(
     view: View | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> SegmentAnswer:
-    """Label an image file and write what is wanted beside `stem`.
+    """Segment an image file and write the results.
 
-    A huge image is labelled tile by tile into a file beside the results; a killed call goes on there.
+    The labels of a tiled image are written tile by tile to a file next to the results; if the process is killed, the
+    same call continues from it.
 
     Args:
-        model: in evaluation mode.
-        path: of the image.
-        stem: folder and name, without ending, of what is written, see :func:`answer_file`: indices of classes with a
-            palette, the photograph in their colours, probabilities in float16 (classes, height, width). None to write
-            nothing.
-        outputs: of ``palette``, ``overlay`` and ``probabilities``.
-        view: how it is looked at; None for the whole in one pass.
+        model: segmenter in evaluation mode.
+        path: path of the image.
+        stem: path of the results without suffix, see :func:`answer_file`; None to write nothing.
+        outputs: results to write: ``palette`` (class indices with a palette), ``overlay`` (the image blended with the
+            class colors) and ``probabilities`` (float16 of shape (classes, height, width)).
+        view: scales, tiles and memory limit; None for the whole image in one pass.
         max_pixels: see :func:`sppnet.data.images.load_image`.
 
     Raises:
-        sppnet.ImageError: the image cannot be read, or asks for more memory than there may be held.
-        ValueError: an unknown output.
+        sppnet.ImageError: the image cannot be read, or it needs more memory than the limit.
+        ValueError: an output is unknown.
     """
     for output in outputs:
         choose("output", output, OUTPUTS)
@@ -78,7 +73,7 @@ def segment_file(
         return _segment_file(model, path, stem, outputs, view, max_pixels)
     except ImageError:
         raise
-    except ValueError as error:  # what the image asks for; the next one may be smaller
+    except ValueError as error:  # such as too little memory for this image; the next one may be smaller
         raise ImageError(str(path), str(error)) from error
 
 
@@ -90,12 +85,12 @@ def _segment_file(
     image = load_image(path, max_pixels=max_pixels)
     if stem is not None:
         stem.parent.mkdir(parents=True, exist_ok=True)
-    kept = answer_file(stem, "probabilities") if stem and "probabilities" in outputs else None
+    probabilities_file = answer_file(stem, "probabilities") if stem and "probabilities" in outputs else None
     if not view.in_tiles(model, image):
         probabilities = pixel_probabilities(model, image, view.scales, view.flip)
-        if kept:
-            write_probabilities(probabilities, kept)
-        return _finish(model, image, path, probabilities.argmax(0).numpy(), 1, stem, outputs, kept)
+        if probabilities_file:
+            write_probabilities(probabilities, probabilities_file)
+        return _finish(model, image, path, probabilities.argmax(0).numpy(), 1, stem, outputs, probabilities_file)
     with tempfile.TemporaryDirectory() if stem is None else nullcontext(stem.parent) as folder:
         file = Path(folder) / f"{path.stem if stem is None else stem.name}_labels.npy"
         tiled = segment_to_file(
@@ -106,10 +101,10 @@ def _segment_file(
             tile=view.tile,
             overlap=view.overlap,
             global_context=view.global_context,
-            probabilities=kept,
+            probabilities=probabilities_file,
         )
         labels = np.load(file, mmap_mode="r")
-        answer = _finish(model, image, path, labels, tiled.tiles, stem, outputs, kept)
+        answer = _finish(model, image, path, labels, tiled.tiles, stem, outputs, probabilities_file)
         del labels
         file.unlink()
         file.with_name(f"{file.name}.json").unlink()
@@ -117,16 +112,16 @@ def _segment_file(
 
 
 def answer_file(stem: Path, output: str) -> Path:
-    """Where an output is written: STEM.png, STEM_overlay.png or STEM_probabilities.npy."""
+    """Return the path of an output: STEM.png, STEM_overlay.png or STEM_probabilities.npy."""
     return stem.with_name(f"{stem.name}{OUTPUTS[output]}")
 
 
 def answer_stems(paths: Sequence[Path], folder: Path) -> list[Path]:
-    """A stem in the folder for each image, so that no answer replaces another one or an image.
+    """Choose a stem for the results of each image, so that no file replaces another result or an image.
 
     Args:
-        paths: of the images.
-        folder: for the answers; it may be that of the images.
+        paths: paths of the images.
+        folder: folder of the results; it may contain the images.
     """
     taken = {path.resolve() for path in paths}
     stems = []

@@ -1,4 +1,4 @@
-"""Weights of torchvision's DeepLab v3 in a segmenter."""
+"""Conversion of torchvision's DeepLab v3 weights."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,8 +9,8 @@ from sppnet.backbones.weights import load_weights
 from sppnet.data.formats.class_tables import VOC
 from sppnet.segment.model import Segmenter, SegmenterConfig
 
-# torchvision's names of parts, and ours.
-_PARTS = {
+# Name prefixes of tensors in torchvision and here.
+_PREFIXES = {
     "backbone.": "backbone.network.",
     "classifier.0.convs.4.1.": "head.context.image.0.",
     "classifier.0.convs.4.2.": "head.context.image.1.",
@@ -20,33 +20,33 @@ _PARTS = {
     "classifier.2.": "head.classify.0.1.",
     "classifier.4.": "head.classify.1.",
 }
-_DEPTHS = {6: "resnet50", 23: "resnet101"}  # by the blocks of their third stage
+_DEPTHS = {6: "resnet50", 23: "resnet101"}  # by the number of blocks in the third stage
 
 
 def from_torchvision(state: Mapping[str, Tensor], classes: Sequence[str] | None = None) -> Segmenter:
-    """A segmenter with the weights of torchvision's ``deeplabv3_resnet50`` or ``deeplabv3_resnet101``.
+    """Create a segmenter with the weights of torchvision's ``deeplabv3_resnet50`` or ``deeplabv3_resnet101``.
 
-    It gives the same logits, for it is built as torchvision builds it: output stride 8, rates 12, 24 and 36, a 3x3
-    block before the classes, logits resized by the ratio of the sides. The auxiliary classifier is left out.
-    :func:`sppnet.training.run.save_run` makes a run folder of it.
+    The segmenter has torchvision's architecture and gives the same logits: output stride 8, rates 12, 24 and 36, a 3x3
+    block before the classifier, and logits resized by the ratio of the sizes. The auxiliary classifier is dropped.
+    :func:`sppnet.training.run.save_run` saves the segmenter as a run folder.
 
     Args:
-        state: the model's ``state_dict()``.
-        classes: names; None for VOC's where there are 21 classes.
+        state: ``state_dict()`` of the torchvision model.
+        classes: class names, in logit order; None: those of VOC, if there are 21 classes.
 
     Raises:
-        ValueError: tensors of another network, or no names for the classes.
+        ValueError: `state` is of another network, or the number of class names is wrong.
     """
     blocks = {name.split(".")[2] for name in state if name.startswith("backbone.layer3.")}
     last = state.get("classifier.4.weight")
     if len(blocks) not in _DEPTHS or last is None:
         raise ValueError(
             "state: expected the tensors of torchvision's deeplabv3_resnet50 or deeplabv3_resnet101 (backbone.layer3.*,"
-            f" classifier.4.weight); got {len(state)} tensors, {len(blocks)} blocks in the third stage"
+            f" classifier.4.weight), got {len(state)} tensors, {len(blocks)} blocks in the third stage"
         )
     names = tuple(VOC if classes is None and len(last) == len(VOC) else classes or ())
     if len(names) != len(last):
-        raise ValueError(f"classes: expected {len(last)} names, as many as the network has classes; got {len(names)}")
+        raise ValueError(f"classes: expected {len(last)} names, one per class of the network, got {len(names)}")
     config = SegmenterConfig(
         classes=names,
         backbone=_DEPTHS[len(blocks)],
@@ -65,5 +65,5 @@ def from_torchvision(state: Mapping[str, Tensor], classes: Sequence[str] | None 
 
 
 def _renamed(name: str) -> str:
-    part = next((part for part in _PARTS if name.startswith(part)), "")
-    return _PARTS.get(part, "") + name.removeprefix(part)
+    prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), "")
+    return _PREFIXES.get(prefix, "") + name.removeprefix(prefix)

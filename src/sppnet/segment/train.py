@@ -1,4 +1,4 @@
-"""Training of a segmenter, from images and masks to a run folder."""
+"""Training of a segmenter from images and masks."""
 
 import dataclasses
 import time
@@ -13,13 +13,7 @@ from torch.nn import functional as F
 
 from sppnet.console import console
 from sppnet.data.formats.class_tables import CAMVID, CAMVID_COLOURS, read_class_file
-from sppnet.data.formats.masks import (
-    IGNORE,
-    LabelMap,
-    PixelCounts,
-    SegmentationSample,
-    count_pixels,
-)
+from sppnet.data.formats.masks import IGNORE, LabelMap, PixelCounts, SegmentationSample, count_pixels
 from sppnet.data.formats.segmentation import (
     SegmentationData,
     choose_segmentation_split,
@@ -39,15 +33,15 @@ from sppnet.training.run import save_run
 
 @dataclass(frozen=True)
 class SegmentTraining:
-    """What became of a training.
+    """Result of a training.
 
     Attributes:
-        run: the run folder.
-        finished: False where it was interrupted; it can be resumed.
-        scores: on the validation images after the last epoch; None where there are none.
-        problems: files of the data set that were left out, and why.
-        failures: images and masks that could not be used and were left out.
-        seconds: of this call.
+        run: run folder.
+        finished: False if the training was interrupted; it can be resumed.
+        scores: scores on the validation images after the last epoch; None without validation images.
+        problems: files of the data set that were skipped, with the reasons.
+        failures: errors of images and masks that could not be used and were skipped.
+        seconds: duration of this call.
     """
 
     run: Path
@@ -58,6 +52,7 @@ class SegmentTraining:
     seconds: float
 
 
+@torch.random.fork_rng(devices=[])
 def train_segmenter(
     data: str | Path,
     out: str | Path,
@@ -70,21 +65,21 @@ def train_segmenter(
 ) -> SegmentTraining:
     """Train a segmenter on images and masks.
 
-    All masks are read once before the training, so that wrong ones are named at its beginning. The run folder holds
-    the model (see :func:`sppnet.load`), the options, the metrics of each epoch as JSON Lines, and a checkpoint. An
-    interrupted or killed training, resumed, gives the weights that it would have given undisturbed.
+    All masks are read before training starts, so that errors are reported early. The run folder contains the model
+    (see :func:`sppnet.load`), the options, the metrics of each epoch as JSON Lines, and a checkpoint. Resuming an
+    interrupted or killed training gives the same weights as an uninterrupted one.
 
     Args:
-        data: see :func:`sppnet.data.formats.segmentation.read_segmentation`.
-        out: the run folder; made if need be.
-        options: how to train; None for the defaults.
-        split: part of `data` to train on; None for ``train``, or all where there are no splits.
-        val: another data set for validation after each epoch; None for the split ``val`` of `data`, if there is one.
-        class_file: says which value of the masks is which class; None for the data set's own, or the layout's.
-        resume: go on with the training in `out` if there is one.
+        data: training data, see :func:`sppnet.data.formats.segmentation.read_segmentation`.
+        out: run folder; created if missing.
+        options: training options; None for the defaults.
+        split: split of `data` to train on; None for ``train``, or for all data if there are no splits.
+        val: data set for validation after each epoch; None for the split ``val`` of `data`, if there is one.
+        class_file: path of a table of mask values and classes; None: the data set's table, else the layout's.
+        resume: whether to continue the training in `out`, if there is one.
 
     Raises:
-        ValueError: a wrong option or data set, no mask that can be used, or a run folder that is in use.
+        ValueError: an option or the data set is invalid, no mask can be used, or the run folder is in use.
     """
     started = time.monotonic()
     options = options or SegmentOptions()
@@ -95,15 +90,15 @@ def train_segmenter(
     counts = count_pixels(train_set.samples, train_set.labels)
     samples = _usable(train_set, counts)
     failures = list(counts.failures)
-    if val_set is not None:  # wrong masks are told before the training, not after its first epoch
-        held_out = count_pixels(val_set.samples, val_set.labels)
-        _usable(val_set, held_out)
-        failures += held_out.failures
+    if val_set is not None:  # report bad masks before training, not after the first epoch
+        val_counts = count_pixels(val_set.samples, val_set.labels)
+        _usable(val_set, val_counts)
+        failures += val_counts.failures
     torch.manual_seed(options.seed)
     table = tuple(map(tuple, read_class_file(Path(class_file)))) if class_file else ()
-    config = options.config(train_set.classes, options.ignore or (), table, _colours(train_set.labels))
+    config = options.config(train_set.classes, options.ignore or (), table, _class_colors(train_set.labels))
     model = create_segmenter(config, options.weights)
-    open_training(out, train_set.root, _listed(train_set), options, resume)
+    open_training(out, train_set.root, _fingerprint(train_set), options, resume)
     usable = dataclasses.replace(train_set, samples=samples)
     batches = MaskBatches(
         usable,
@@ -144,49 +139,49 @@ def train_segmenter(
 
 
 def class_weights(counts: PixelCounts, kind: ClassWeights) -> Float[Tensor, " classes"]:
-    """Weight of each class in the loss; the mean over all pixels is 1, and a class without pixels has 1.
+    """Compute the weight of each class in the loss, scaled to a mean of 1 over all pixels; 1 for absent classes.
 
     Args:
-        counts: what the training masks hold.
-        kind: ``none``; ``root``: the inverse root of a class's share of the pixels; ``median``: the median of the
-            classes' frequencies by the frequency, which is the share among the pixels of images that show the class
-            (SegNet, section 3).
+        counts: pixel counts of the training masks.
+        kind: ``none``: equal weights; ``root``: the inverse square root of a class's share of the pixels; ``median``:
+            the median of all class frequencies divided by the class frequency (SegNet, section 3), where frequencies
+            are relative to the images that contain the class.
     """
-    pixels, there = counts.pixels.double(), counts.pixels > 0
+    pixels, present = counts.pixels.double(), counts.pixels > 0
     weights = torch.ones(len(pixels), dtype=torch.float64)
     if kind == "root":
-        weights[there] = pixels[there].rsqrt()
+        weights[present] = pixels[present].rsqrt()
     elif kind == "median":
-        frequency = pixels[there] / counts.shown[there]
-        weights[there] = frequency.median() / frequency
-    weights[there] *= pixels.sum() / (weights * pixels).sum()
+        frequency = pixels[present] / counts.shown[present]
+        weights[present] = frequency.median() / frequency
+    weights[present] *= pixels.sum() / (weights * pixels).sum()
     return weights.float()
 
 
 def pixel_objective(weights: Float[Tensor, " classes"]) -> Objective:
-    """Cross entropy of pixels, averaged by the weights of their classes; pixels with `IGNORE` do not count."""
+    """Create the training objective: cross entropy of the pixels that are not `IGNORE`, weighted by class."""
 
     def objective(
         logits: Float[Tensor, "n classes h w"], masks: Int[Tensor, "n h w"]
     ) -> tuple[Float[Tensor, ""], float]:
         weight = weights.to(logits)
-        pixels = logits.permute(0, 2, 3, 1).flatten(0, 2)  # of maps torch has no deterministic form on a GPU
+        pixels = logits.permute(0, 2, 3, 1).flatten(0, 2)  # for feature maps, torch has no deterministic CUDA kernel
         loss = F.cross_entropy(pixels, masks.flatten(), weight, ignore_index=IGNORE, reduction="sum")
-        counted = masks != IGNORE
-        # In a batch of ignored pixels alone the sums are 0, where a mean would be undefined.
-        total = weight[masks[counted]].sum().clamp(min=1e-6)
-        right = (logits.argmax(1) == masks).sum() / counted.sum().clamp(min=1)
-        return loss / total, float(right) * len(masks)
+        labeled = masks != IGNORE
+        # If all pixels are ignored, the sums are 0, but their mean would be undefined.
+        total = weight[masks[labeled]].sum().clamp(min=1e-6)
+        accuracy = (logits.argmax(1) == masks).sum() / labeled.sum().clamp(min=1)
+        return loss / total, float(accuracy) * len(masks)
 
     return objective
 
 
-def _listed(data: SegmentationData) -> list[str]:
-    """All that a training takes from the data set, but for the pixels: a resumed one must find the same."""
+def _fingerprint(data: SegmentationData) -> list[str]:
+    """List the training inputs other than pixels; they must be unchanged when a training is resumed."""
     labels = data.labels
     names = [f"{sample.path.relative_to(data.root)} {sample.mask.relative_to(data.root)}" for sample in data.samples]
-    ids, colours = sorted(labels.ids.items()), sorted((labels.colours or {}).items())
-    return [*names, f"{labels.classes} {ids} {labels.ignore} {colours}"]
+    ids, colors = sorted(labels.ids.items()), sorted((labels.colours or {}).items())
+    return [*names, f"{labels.classes} {ids} {labels.ignore} {colors}"]
 
 
 def _validation(
@@ -197,33 +192,33 @@ def _validation(
     ignore: tuple[int, ...] | None,
     class_file: str | Path | None,
 ) -> SegmentationData | None:
-    usual = ("val", "valid", "validation")
+    names = ("val", "valid", "validation")
     if val is not None:
-        split = choose_segmentation_split(val, None, *usual, *SPLITS)
+        split = choose_segmentation_split(val, None, *names, *SPLITS)
         return read_segmentation(val, split, classes, ignore, class_file=class_file)
-    present = {name.lower(): name for name in segmentation_splits(data)}
-    names = [present[name] for name in usual if name in present]
-    if not names or names[0] == train_split:
+    splits = {name.lower(): name for name in segmentation_splits(data)}
+    found = [splits[name] for name in names if name in splits]
+    if not found or found[0] == train_split:
         return None
-    return read_segmentation(data, names[0], classes, ignore, class_file=class_file)
+    return read_segmentation(data, found[0], classes, ignore, class_file=class_file)
 
 
 def _usable(data: SegmentationData, counts: PixelCounts) -> tuple[SegmentationSample, ...]:
-    """The samples whose masks can be used; all others are named at once."""
+    """Return the samples that can be used, and report the others."""
     bad = {failure.path for failure in counts.failures}
-    samples = tuple(one for one in data.samples if not bad & {str(one.path), str(one.mask)})
+    samples = tuple(sample for sample in data.samples if not bad & {str(sample.path), str(sample.mask)})
     if not samples or not counts.pixels.any():
-        named = "; ".join(str(failure) for failure in counts.failures[:10])
-        raise ValueError(f"data: none of the {len(data.samples)} masks of {data.root} can be used: {named}")
+        reasons = "; ".join(str(failure) for failure in counts.failures[:10])
+        raise ValueError(f"data: none of the {len(data.samples)} masks of {data.root} can be used: {reasons}")
     for failure in counts.failures:
-        console.print(f"left out: {failure}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"skipped: {failure}", highlight=False, soft_wrap=True, markup=False)
     return samples
 
 
-def _colours(labels: LabelMap) -> tuple[tuple[int, int, int], ...]:
-    """RGB of each class where every one has its own, those customary for CamVid's classes; none otherwise."""
+def _class_colors(labels: LabelMap) -> tuple[tuple[int, int, int], ...]:
+    """Return the RGB color of each class (usual ones for CamVid), or () if a class has none."""
     if labels.colours is None and labels.classes == CAMVID:
         return CAMVID_COLOURS
-    by_class = {index: colour for colour, index in (labels.colours or {}).items()}
-    wanted = range(len(labels.classes))
-    return tuple(by_class[index] for index in wanted) if all(index in by_class for index in wanted) else ()
+    by_class = {index: color for color, index in (labels.colours or {}).items()}
+    indices = range(len(labels.classes))
+    return tuple(by_class[index] for index in indices) if all(index in by_class for index in indices) else ()

@@ -1,4 +1,4 @@
-"""Box regression: whitening, the ridge in both forms, and the layer against a slow reference."""
+"""Tests of box regression: whitening, both forms of ridge regression, and the layer against a slow reference."""
 
 import pytest
 import torch
@@ -10,14 +10,14 @@ from sppnet.detect.classic.box_regression import fit_box_regression, ridge, whit
 from sppnet.ops.boxes import decode
 
 
-def some_offsets(count: int) -> Tensor:
-    """Correlated, off the centre, of unlike spreads."""
+def random_offsets(count: int) -> Tensor:
+    """Draw correlated offsets with a nonzero mean and different variances."""
     mixing = torch.tensor([[0.3, 0.1, 0, 0], [0, 0.05, 0, 0.2], [0, 0, 1, 0], [0.1, 0, 0, 1e-4]], dtype=torch.float64)
     return torch.randn(count, 4, dtype=torch.float64) @ mixing + torch.tensor([0.1, -0.2, 0, 3])
 
 
 def slow_layer(vectors: Tensor, offsets: Tensor, scale: float, penalty: float) -> tuple[Tensor, Tensor]:
-    """One class in float64, each of the four whitened offsets by itself."""
+    """Fit one class in float64, one whitened offset at a time."""
     x = torch.cat((vectors.double() * scale, torch.ones(len(vectors), 1, dtype=torch.float64)), dim=1)
     y = offsets.double()
     mean = y.mean(0)
@@ -32,11 +32,11 @@ def slow_layer(vectors: Tensor, offsets: Tensor, scale: float, penalty: float) -
     return weights[:-1].T * scale, weights[-1] + mean
 
 
-@settings(deadline=None)  # imports take part in the first example
+@settings(deadline=None)  # the first example includes imports
 @given(st.integers(1, 30), st.integers(0, 1 << 30))
-def test_whitening_and_its_inverse_return_the_input(count: int, seed: int) -> None:
+def test_unwhitening_inverts_whitening(count: int, seed: int) -> None:
     torch.manual_seed(seed)
-    offsets = some_offsets(count)
+    offsets = random_offsets(count)
     mean, whiten, unwhiten = whitening(offsets)
     torch.testing.assert_close((offsets - mean) @ whiten @ unwhiten + mean, offsets, rtol=0, atol=1e-12)
     torch.testing.assert_close(whiten @ unwhiten, torch.eye(4, dtype=torch.float64), rtol=0, atol=1e-12)
@@ -44,14 +44,14 @@ def test_whitening_and_its_inverse_return_the_input(count: int, seed: int) -> No
 
 
 def test_whitened_offsets_have_unit_covariance_where_they_vary() -> None:
-    offsets = some_offsets(4000) * 100
+    offsets = random_offsets(4000) * 100
     mean, whiten, _ = whitening(offsets)
     white = (offsets - mean) @ whiten
     torch.testing.assert_close(white.T @ white / 4000, torch.eye(4, dtype=torch.float64), rtol=0, atol=2e-2)
 
 
-def test_whitening_counted_by_hand() -> None:
-    """A variance of 0.01, and a thousandth on top of it; none in the other three."""
+def test_whitening_adds_a_floor_to_the_variances() -> None:
+    """The variances are 0.01, 0, 0, 0, and the floor is 0.001."""
     mean, whiten, unwhiten = whitening(torch.tensor([[0.4, 1, 2, 3], [0.6, 1, 2, 3]]).double())
     torch.testing.assert_close(mean, torch.tensor([0.5, 1, 2, 3]).double(), rtol=1e-6, atol=0)
     spread = torch.tensor([0.011, 0.001, 0.001, 0.001]).double().sqrt()
@@ -60,7 +60,7 @@ def test_whitening_counted_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("count", "width"), [(5, 12), (11, 12), (12, 12), (40, 12), (1, 3)])
-def test_the_gradient_of_the_ridge_is_zero(count: int, width: int) -> None:
+def test_ridge_has_zero_gradient(count: int, width: int) -> None:
     x, y = torch.randn(count, width).double(), torch.randn(count, 4).double()
     weights = ridge(x, y, 2.5).requires_grad_()
     (((x @ weights - y) ** 2).sum() + 2.5 * (weights**2).sum()).backward()
@@ -68,16 +68,16 @@ def test_the_gradient_of_the_ridge_is_zero(count: int, width: int) -> None:
     assert weights.grad.abs().max() < 1e-11
 
 
-def test_both_forms_of_the_ridge_agree() -> None:
-    """Vectors of zeros choose the form and say nothing."""
+def test_primal_and_dual_ridge_agree() -> None:
+    """Rows of zeros select the primal form without changing the solution."""
     x, y = torch.randn(7, 9).double(), torch.randn(7, 2).double()
     dual = ridge(x, y, 3.0)
     primal = ridge(torch.cat((x, torch.zeros(5, 9).double())), torch.cat((y, torch.randn(5, 2).double())), 3.0)
     torch.testing.assert_close(primal, dual, rtol=1e-10, atol=1e-12)
 
 
-def test_a_layer_counted_by_hand() -> None:
-    """Vectors 10 and 30, whose mean norm is 20, with horizontal shifts 0.1 below and above the mean."""
+def test_layer_has_hand_computed_weights() -> None:
+    """Vectors 10 and 30, with a mean norm of 20, have horizontal shifts 0.1 below and above the mean."""
     offsets = torch.tensor([[0.4, 1, 0, 0], [0.6, 1, 0, 0]])
     layer = fit_box_regression(torch.tensor([[10.0], [30.0]]), torch.tensor([0, 0]), offsets, 1, 1000.0)
     determinant = 2000 * 1002 - 40 * 40
@@ -87,11 +87,11 @@ def test_a_layer_counted_by_hand() -> None:
 
 @pytest.mark.parametrize("penalty", [1.0, 1000.0])
 @pytest.mark.parametrize("factor", [1.0, 0.01])
-def test_the_layer_equals_the_slow_reference(penalty: float, factor: float) -> None:
-    """Of a class with fewer vectors than numbers in each, and one with more; rows are classes times four."""
+def test_layer_matches_the_slow_reference(penalty: float, factor: float) -> None:
+    """One class has fewer vectors than dimensions, the other more."""
     vectors = torch.randn(70, 24).relu() * factor
     labels = torch.tensor([2] * 10 + [0] * 60)[torch.randperm(70)]
-    offsets = some_offsets(70).float()
+    offsets = random_offsets(70).float()
     before = vectors.clone()
     layer = fit_box_regression(vectors, labels, offsets, 3, penalty)
     assert torch.equal(vectors, before)
@@ -104,33 +104,32 @@ def test_the_layer_equals_the_slow_reference(penalty: float, factor: float) -> N
         torch.testing.assert_close(layer.bias[rows].double(), bias, rtol=1e-3, atol=1e-4)
 
 
-def test_the_penalty_is_1000_unless_told() -> None:
-    given_all = (torch.randn(9, 4), torch.zeros(9, dtype=torch.long), some_offsets(9).float(), 1)
-    assert torch.equal(fit_box_regression(*given_all).weight, fit_box_regression(*given_all, 1000.0).weight)
-    assert not torch.equal(fit_box_regression(*given_all).weight, fit_box_regression(*given_all, 4000.0).weight)
+def test_default_penalty_is_1000() -> None:
+    arguments = (torch.randn(9, 4), torch.zeros(9, dtype=torch.long), random_offsets(9).float(), 1)
+    assert torch.equal(fit_box_regression(*arguments).weight, fit_box_regression(*arguments, 1000.0).weight)
+    assert not torch.equal(fit_box_regression(*arguments).weight, fit_box_regression(*arguments, 4000.0).weight)
 
 
-def test_a_class_without_windows_leaves_boxes_as_they_are() -> None:
+def test_class_without_windows_has_zero_offsets() -> None:
     vectors, labels = torch.randn(12, 6), torch.ones(12, dtype=torch.long)
-    layer = fit_box_regression(vectors, labels, some_offsets(12).float(), 3)
-    moves = layer(vectors).unflatten(1, (3, 4))
+    layer = fit_box_regression(vectors, labels, random_offsets(12).float(), 3)
+    predicted = layer(vectors).unflatten(1, (3, 4))
     boxes = torch.tensor([[5.0, 7, 30, 20]]).expand(12, -1)
-    assert torch.equal(decode(boxes, moves[:, 0]), boxes)
-    assert torch.equal(decode(boxes, moves[:, 2]), boxes)
-    assert not torch.equal(decode(boxes, moves[:, 1]), boxes)
+    assert torch.equal(decode(boxes, predicted[:, 0]), boxes)
+    assert torch.equal(decode(boxes, predicted[:, 2]), boxes)
+    assert not torch.equal(decode(boxes, predicted[:, 1]), boxes)
 
 
-def test_no_windows_at_all_and_windows_of_zeros() -> None:
+def test_accepts_no_windows_and_zero_vectors() -> None:
     empty = fit_box_regression(torch.empty(0, 5), torch.empty(0, dtype=torch.long), torch.empty(0, 4), 2)
     assert not empty.weight.any()
     assert not empty.bias.any()
-    dead = fit_box_regression(torch.zeros(3, 5), torch.zeros(3, dtype=torch.long), torch.full((3, 4), 0.25), 2)
-    assert not dead.weight.any()
-    assert dead.bias.tolist() == [0.25] * 4 + [0] * 4
+    zeros = fit_box_regression(torch.zeros(3, 5), torch.zeros(3, dtype=torch.long), torch.full((3, 4), 0.25), 2)
+    assert not zeros.weight.any()
+    assert zeros.bias.tolist() == [0.25] * 4 + [0] * 4
 
 
-def test_offsets_that_vectors_tell_are_learnt() -> None:
-    """Vectors in half precision, as they come from the disk."""
+def test_learns_linear_offsets_from_float16_vectors() -> None:
     vectors = torch.randn(400, 16)
     offsets = vectors[:, :4] * torch.tensor([0.1, 0.2, 0.05, 0.3]) + 0.1
     layer = fit_box_regression(vectors.half(), torch.zeros(400, dtype=torch.long), offsets, 1)

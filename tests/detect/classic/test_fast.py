@@ -1,4 +1,4 @@
-"""Fast R-CNN: what a batch holds, the loss by hand, what is trained and what is not, resuming, and that it learns."""
+"""Tests of Fast R-CNN: batches, loss, frozen layers, resuming and learning."""
 
 import contextlib
 import json
@@ -42,17 +42,17 @@ def encoder(*scales: int) -> RegionEncoder:
 
 
 def windows(path: Path, positive: int, near: int, far: int) -> Windows:
-    """Windows with labels in turn; the x of a box tells its overlap: 10 positive, 20 near, 30 far."""
-    kinds = torch.tensor([10.0] * positive + [20.0] * near + [30.0] * far)
-    overlap = torch.where(kinds == 10, 0.5, torch.where(kinds == 20, 0.1, 0.0999))
-    boxes = torch.stack((kinds, kinds, kinds + 20, kinds + 30), dim=1)
+    """Create windows with alternating labels; x1 encodes the overlap: 10 positive, 20 near, 30 far."""
+    x1 = torch.tensor([10.0] * positive + [20.0] * near + [30.0] * far)
+    overlap = torch.where(x1 == 10, 0.5, torch.where(x1 == 20, 0.1, 0.0999))
+    boxes = torch.stack((x1, x1, x1 + 20, x1 + 30), dim=1)
     labels = torch.arange(len(boxes)) % 2
     counts = torch.ones(len(boxes), dtype=torch.bool)
     return Windows(path, boxes, 1, labels, overlap, boxes + 1, torch.zeros(len(boxes), 2), counts)
 
 
 def object_windows(path: Path, boxes: Tensor, targets: Tensor) -> Windows:
-    """Windows that are all on objects of the first class."""
+    """Create windows that are all on objects of the first class."""
     count = len(boxes)
     counts, labels = torch.ones(count, dtype=torch.bool), torch.zeros(count, dtype=torch.long)
     return Windows(path, boxes, 0, labels, torch.ones(count), targets, torch.ones(count, 2), counts)
@@ -60,7 +60,7 @@ def object_windows(path: Path, boxes: Tensor, targets: Tensor) -> Windows:
 
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """80 x 64 (width x height), grey, with a white rectangle at x 10..30, y 20..40."""
+    """Write a gray image, 80 pixels wide and 64 high, with a white rectangle at x 10..30, y 20..40."""
     path = tmp_path_factory.mktemp("picture") / "a.png"
     pixels = np.full((64, 80, 3), 100, dtype=np.uint8)
     pixels[20:40, 10:30] = 255
@@ -80,7 +80,7 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_two_images_give_sixteen_positive_and_forty_eight_background_regions_each(picture: Path) -> None:
+def test_batch_has_two_images_with_16_positive_and_48_background_regions_each(picture: Path) -> None:
     batches = RegionBatches(encoder(), [windows(picture, 30, 90, 90)] * 4, 2, PLAIN, options(mirror=False))
     assert batches.steps == 2
     for pictures, regions, failures in batches.epoch(0, 0):
@@ -89,26 +89,28 @@ def test_two_images_give_sixteen_positive_and_forty_eight_background_regions_eac
         assert len(regions) == 128
         for (_, boxes), labels in zip(pictures, regions.labels.split(64), strict=True):
             left = boxes[:, 0].tolist()
-            assert [left.count(kind) for kind in (10, 20, 30)] == [16, 48, 0]
-            assert [kind == 10 for kind in left] == (labels < 2).tolist()
+            assert [left.count(x1) for x1 in (10, 20, 30)] == [16, 48, 0]
+            assert [x1 == 10 for x1 in left] == (labels < 2).tolist()
             assert labels[labels < 2].unique().tolist() == [0, 1]
             assert len({tuple(row) for row in boxes.tolist()}) == 2
 
 
-def test_an_image_with_fewer_regions_gives_fewer_and_one_without_any_is_left_out(picture: Path) -> None:
-    few, none = windows(picture, 3, 5, 90), windows(picture, 0, 0, 90)
-    batches = RegionBatches(encoder(), [few, none, few, few], 2, PLAIN, options())
-    counted = [(len(pictures), len(regions)) for pictures, regions, _ in batches.epoch(0, 0)]
-    assert counted == [(2, 16), (1, 8)]
+def test_images_with_too_few_regions_give_fewer_and_images_without_any_are_skipped(picture: Path) -> None:
+    eight, none = windows(picture, 3, 5, 90), windows(picture, 0, 0, 90)
+    batches = RegionBatches(encoder(), [eight, none, eight, eight], 2, PLAIN, options())
+    counts = [(len(pictures), len(regions)) for pictures, regions, _ in batches.epoch(0, 0)]
+    assert counts == [(2, 16), (1, 8)]
 
 
-def test_a_batch_depends_on_seed_epoch_and_place_alone(picture: Path) -> None:
+def test_batches_depend_only_on_seed_epoch_and_step(picture: Path) -> None:
     parts = [windows(picture, 30 + number, 90, 0) for number in range(6)]
 
     def drawn(epoch: int, start: int, seed: int = 0) -> list[Tensor]:
         batches = RegionBatches(encoder(64, 96), parts, 2, PLAIN, options(seed=seed))
-        return [torch.cat([*(x.flatten() for one in x for x in one), y.offsets.flatten()]) for x, y, _ in
-                batches.epoch(epoch, start)]  # fmt: skip
+        return [
+            torch.cat([*(x.flatten() for picture in pictures for x in picture), regions.offsets.flatten()])
+            for pictures, regions, _ in batches.epoch(epoch, start)
+        ]
 
     def same(a: list[Tensor], b: list[Tensor]) -> bool:
         return all(x.equal(y) for x, y in zip(a, b, strict=True))
@@ -118,11 +120,11 @@ def test_a_batch_depends_on_seed_epoch_and_place_alone(picture: Path) -> None:
     assert not same(drawn(3, 0), drawn(3, 0, seed=1))
 
 
-def test_boxes_stay_on_their_objects_when_images_are_mirrored_and_resized(picture: Path) -> None:
+def test_boxes_follow_mirrored_and_resized_images(picture: Path) -> None:
     box = torch.tensor([[10.0, 20, 30, 40]])
-    one = object_windows(picture, box, box + torch.tensor([[4.0, 0, 4, 0]]))
-    batches = RegionBatches(encoder(64, 128), [one], 2, PLAIN, options())
-    seen = set()
+    part = object_windows(picture, box, box + torch.tensor([[4.0, 0, 4, 0]]))
+    batches = RegionBatches(encoder(64, 128), [part], 2, PLAIN, options())
+    variants = set()
     for epoch in range(16):
         (pixels, boxes), regions = batches.example(0, epoch)
         scale = pixels.shape[2] / 64
@@ -132,11 +134,11 @@ def test_boxes_stay_on_their_objects_when_images_are_mirrored_and_resized(pictur
         assert pixels[0].amax(0).gt(pixels.amax() - 0.1).sum() == pytest.approx(400 * scale**2, rel=0.1)
         mirrored = left > 40 * scale
         torch.testing.assert_close(regions.offsets, torch.tensor([[-0.2 if mirrored else 0.2, 0, 0, 0]]))
-        seen.add((scale, mirrored))
-    assert seen == {(1, False), (1, True), (2, False), (2, True)}
+        variants.add((scale, mirrored))
+    assert variants == {(1, False), (1, True), (2, False), (2, True)}
 
 
-def test_training_pools_what_prediction_pools(picture: Path) -> None:
+def test_training_and_prediction_pool_the_same_vectors(picture: Path) -> None:
     model = Detector(options(scales=(64,)).config(("a", "b"), 3), create_backbone(stage=3))
     boxes = torch.tensor([[0.0, 0, 80, 64], [10, 20, 30, 40], [60, 3, 80, 9]])
     part = object_windows(picture, boxes, boxes)
@@ -144,28 +146,28 @@ def test_training_pools_what_prediction_pools(picture: Path) -> None:
     batches = RegionBatches(model.encoder, [part], 2, PLAIN, options(mirror=False))
     batches._draw = lambda *_: torch.arange(3)  # type: ignore[method-assign]
     (pixels, drawn), _ = batches.example(0, 0)
-    found, _ = FastNetwork(model).eval()([(pixels, drawn)])
+    logits, _ = FastNetwork(model).eval()([(pixels, drawn)])
     maps = model.encoder.prepare(load_image(picture))
-    torch.testing.assert_close(found, model(model.encoder.vectors(maps, boxes))[0])
+    torch.testing.assert_close(logits, model(model.encoder.vectors(maps, boxes))[0])
 
 
-def test_the_loss_of_three_regions_by_hand() -> None:
+def test_loss_of_three_regions_has_hand_computed_value() -> None:
     logits = torch.zeros(3, 3, requires_grad=True)
     offsets = torch.zeros(3, 2, 4, requires_grad=True)
     regions = Regions(torch.tensor([1, 2, 0]), torch.tensor([[0.5, 2, 0, -1], [9, 9, 9, 9], [0, 0, 0, -3]]))
-    loss, right = multi_task((logits, offsets), regions)
-    # smooth L1: 0.125 + 1.5 + 0 + 0.5 for the first, nothing for background, 2.5 for the last
+    loss, correct = multi_task((logits, offsets), regions)
+    # smooth L1: 0.125 + 1.5 + 0 + 0.5 for the first region, 0 for background, 2.5 for the last
     assert loss.item() == pytest.approx(math.log(3) + (2.125 + 2.5) / 3)
-    assert right == 1
+    assert correct == 1
     loss.backward()
     assert offsets.grad is not None
-    moved = offsets.grad.abs().sum(2) > 0
-    assert moved.tolist() == [[False, True], [False, False], [True, False]]
+    has_gradient = offsets.grad.abs().sum(2) > 0
+    assert has_gradient.tolist() == [[False, True], [False, False], [True, False]]
     torch.testing.assert_close(offsets.grad[0, 1], torch.tensor([-0.5, -1, 0, 1]) / 3)
     assert multi_task((logits, None), regions)[0].item() == pytest.approx(math.log(3))
 
 
-def test_offsets_are_normalised_to_mean_zero_and_deviation_one_for_each_class(picture: Path) -> None:
+def test_offsets_of_each_class_are_normalized_to_mean_0_and_deviation_1(picture: Path) -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 10]])
     targets = torch.tensor([[1.0, 0, 11, 10], [3, 0, 13, 10], [0, 4, 10, 14], [50, 50, 60, 60]])
     labels, overlap = torch.tensor([0, 0, 1, 1]), torch.tensor([0.9, 0.5, 0.6, 0.4])
@@ -173,21 +175,21 @@ def test_offsets_are_normalised_to_mean_zero_and_deviation_one_for_each_class(pi
     norm = OffsetNorm.measure([part], 3)
     torch.testing.assert_close(norm.mean, torch.tensor([[0.2, 0, 0, 0], [0, 0.4, 0, 0], [0, 0, 0, 0]]))
     torch.testing.assert_close(norm.deviation[:, 0], torch.tensor([0.1, 0.01, 1]))
-    normal = norm.apply(encode(boxes[:2], targets[:2]), labels[:2])
-    torch.testing.assert_close(normal, torch.tensor([[-1.0, 0, 0, 0], [1, 0, 0, 0]]))
+    normalized = norm.apply(encode(boxes[:2], targets[:2]), labels[:2])
+    torch.testing.assert_close(normalized, torch.tensor([[-1.0, 0, 0, 0], [1, 0, 0, 0]]))
 
 
-def test_undone_normalisation_gives_the_same_boxes() -> None:
+def test_undoing_the_normalization_gives_the_same_boxes() -> None:
     norm = OffsetNorm(torch.randn(3, 4) / 10, torch.rand(3, 4) / 10 + 0.1)
     layer, x = nn.Linear(5, 12), torch.randn(7, 5)
     boxes = torch.tensor([[10.0, 10, 30, 50]]).expand(7, 4)
     labels = torch.arange(7) % 3
-    normal = layer(x).unflatten(1, (3, 4))[range(7), labels].detach()
+    normalized = layer(x).unflatten(1, (3, 4))[range(7), labels].detach()
     norm.undo(layer)
     plain = layer(x).unflatten(1, (3, 4))[range(7), labels].detach()
-    expected = decode(boxes, normal * norm.deviation[labels] + norm.mean[labels])
+    expected = decode(boxes, normalized * norm.deviation[labels] + norm.mean[labels])
     torch.testing.assert_close(decode(boxes, plain), expected)
-    torch.testing.assert_close(norm.apply(plain, labels), normal)
+    torch.testing.assert_close(norm.apply(plain, labels), normalized)
 
 
 @pytest.mark.parametrize(
@@ -203,54 +205,54 @@ def test_undone_normalisation_gives_the_same_boxes() -> None:
         ("zf5", ("conv1.",), ("conv2.", "conv5.")),
     ],
 )
-def test_stem_first_stage_and_batch_norms_are_frozen(
+def test_freezes_stem_first_stage_and_batch_norms(
     name: str, frozen: tuple[str, ...], free: tuple[str, ...]
 ) -> None:  # fmt: skip
     backbone = create_backbone(name, weights=None)
     freeze(backbone)
-    trains = {name: parameter.requires_grad for name, parameter in backbone.network.named_parameters()}
-    for start in frozen:
-        assert {value for name, value in trains.items() if name.startswith(start)} == {False}
-    for start in free:
-        assert {value for name, value in trains.items() if name.startswith(start)} == {True}
+    trainable = {name: parameter.requires_grad for name, parameter in backbone.network.named_parameters()}
+    for prefix in frozen:
+        assert {value for name, value in trainable.items() if name.startswith(prefix)} == {False}
+    for prefix in free:
+        assert {value for name, value in trainable.items() if name.startswith(prefix)} == {True}
 
 
-def test_frozen_layers_stay_and_others_move(trained: Path) -> None:
+def test_training_changes_exactly_the_layers_that_are_not_frozen(trained: Path) -> None:
     before, after = create_backbone(stage=3), load(trained)
     assert isinstance(after, Detector)
     freeze(before)
-    learnt = dict(after.encoder.backbone.named_parameters())
+    learned = dict(after.encoder.backbone.named_parameters())
     for name, parameter in before.named_parameters():
-        assert torch.equal(learnt[name], parameter) != parameter.requires_grad, name
+        assert torch.equal(learned[name], parameter) != parameter.requires_grad, name
     statistics = dict(after.encoder.backbone.named_buffers())
     assert all(torch.equal(statistics[name], buffer) for name, buffer in before.named_buffers())
 
 
-def test_the_loss_falls_and_the_objects_are_found(trained: Path, data: Path, tmp_path: Path) -> None:
+def test_loss_decreases_and_objects_are_detected(trained: Path, data: Path, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["train_loss"] < 0.5 * lines[0]["train_loss"]
     model = load(trained)
     assert isinstance(model, Detector)
-    found = read_detection(data, "test", model.config.classes)
-    scores = evaluate_detector(model, found.samples, found.classes, tmp_path, workers=1).scores
+    test_data = read_detection(data, "test", model.config.classes)
+    scores = evaluate_detector(model, test_data.samples, test_data.classes, tmp_path, workers=1).scores
     assert scores.ap50 is not None
     assert scores.ap50 > 0.8
 
 
-def test_a_stopped_and_resumed_training_has_the_weights_of_an_undisturbed_one(
+def test_interrupted_and_resumed_training_matches_an_uninterrupted_one(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = options(epochs=3, scales=(64, 96), hidden=(16,), cache=str(tmp_path / "cache"))
-    assert train_detector(data, tmp_path / "undisturbed", short).finished
+    assert train_detector(data, tmp_path / "uninterrupted", short).finished
     for stop in (2, 5):  # after two of the four steps of the first epoch, and in the second
-        asked = 0
+        checks = 0
 
         @contextlib.contextmanager
         def interrupts() -> Iterator[object]:
             def interrupted() -> bool:
-                nonlocal asked
-                asked += 1
-                return asked >= stop  # noqa: B023
+                nonlocal checks
+                checks += 1
+                return checks >= stop  # noqa: B023
 
             yield interrupted
 
@@ -259,26 +261,26 @@ def test_a_stopped_and_resumed_training_has_the_weights_of_an_undisturbed_one(
             assert not train_detector(data, tmp_path / "run", short, resume=True).finished
     assert not (tmp_path / "run" / "model.safetensors").exists()
     assert train_detector(data, tmp_path / "run", short, resume=True).finished
-    expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("undisturbed", "run"))
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    expected, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("uninterrupted", "run"))
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
 
 
-def test_an_image_that_cannot_be_read_is_told_and_training_goes_on(picture: Path, tmp_path: Path) -> None:
+def test_unreadable_images_are_reported_and_skipped(picture: Path, tmp_path: Path) -> None:
     good, bad = windows(picture, 4, 4, 0), windows(tmp_path / "gone.png", 4, 4, 0)
-    once = options(epochs=1, scales=(64,), device="cpu")
+    one_epoch = options(epochs=1, scales=(64,), device="cpu")
     failures: list[ImageError] = []
-    model = Detector(once.config(("a", "b"), 3), create_backbone(stage=3))
+    model = Detector(one_epoch.config(("a", "b"), 3), create_backbone(stage=3))
     before = model.state_dict()["fc.fc6.weight"].clone()
     (tmp_path / "some").mkdir()
-    assert fit_fast(model, [bad, good, good], once, tmp_path / "some", failures)
+    assert fit_fast(model, [bad, good, good], one_epoch, tmp_path / "some", failures)
     assert {Path(failure.path).name for failure in failures} == {"gone.png"}
     assert not torch.equal(model.state_dict()["fc.fc6.weight"], before)
     (tmp_path / "none").mkdir()
-    with pytest.raises(ValueError, match=r"data: none of the images can be read, the first is .*gone\.png"):
-        fit_fast(model, [bad, bad], once, tmp_path / "none", [])
+    with pytest.raises(ValueError, match=r"data: expected a readable image, got none; the first error is .*gone\.png"):
+        fit_fast(model, [bad, bad], one_epoch, tmp_path / "none", [])
 
 
-def test_a_detector_without_softmax_is_refused(picture: Path, tmp_path: Path) -> None:
+def test_rejects_detectors_without_softmax(picture: Path, tmp_path: Path) -> None:
     model = Detector(DetectOptions(hidden=()).config(("a",), 3), create_backbone(stage=3))
-    with pytest.raises(ValueError, match="expected Fast R-CNN's, with a softmax; got method 'spp'"):
+    with pytest.raises(ValueError, match="model: expected a Fast R-CNN with a softmax, got method 'spp'"):
         fit_fast(model, [windows(picture, 1, 1, 1)], options(), tmp_path, [])

@@ -1,4 +1,4 @@
-"""Batches of windows for fine-tuning: of what they are made, and that they come again."""
+"""Tests of the batches for fine-tuning: composition, random draws and resuming."""
 
 import random
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 def image(on: int, near: int, far: int, label: int = 0) -> Windows:
-    """So many windows that overlap an object by half, by 0.3, and not at all, in an order of their own."""
+    """Create shuffled windows: `on` overlap an object by 0.5, `near` by 0.3, `far` not at all."""
     overlap = [0.5] * on + [0.3] * near + [0.0] * far
     order = random.Random(0).sample(range(len(overlap)), len(overlap))
     return make_windows([overlap[k] for k in order], [label] * len(overlap), 0, BACKGROUND)
@@ -31,23 +31,22 @@ def batches_of(windows: Sequence[Windows], **values: object) -> WindowBatches:
 
 
 def epoch_of(batches: WindowBatches, epoch: int = 0, start: int = 0) -> list[Batch]:
-    made = list(batches.epoch(epoch, start))
-    assert all(failures == [] for _, _, failures in made)
-    return [(x, labels) for x, labels, _ in made]
+    items = list(batches.epoch(epoch, start))
+    assert all(failures == [] for _, _, failures in items)
+    return [(x, labels) for x, labels, _ in items]
 
 
 def same(a: Sequence[Batch], b: Sequence[Batch]) -> bool:
-    pairs = [(one[part], two[part]) for one, two in zip(a, b, strict=True) for part in (0, 1)]
-    return all(torch.equal(one, two) for one, two in pairs)
+    return all(torch.equal(x, y) for pair in zip(a, b, strict=True) for x, y in zip(*pair, strict=True))
 
 
-def test_positives_overlap_by_half_and_count() -> None:
+def test_positives_overlap_an_object_by_half() -> None:
     windows = make_windows([1, 0.5, 0.4999, 0, 0.9], counts=[True, True, True, True, False])
     assert positives(windows).tolist() == [True, True, False, False, False]
 
 
 @pytest.mark.parametrize(
-    ("there", "drawn"),
+    ("counts", "drawn"),
     [
         ((30, 60, 100), (16, 48, 0)),
         ((30, 40, 100), (16, 40, 8)),
@@ -58,20 +57,19 @@ def test_positives_overlap_by_half_and_count() -> None:
         ((0, 0, 0), (0, 0, 0)),
     ],
 )
-def test_a_quarter_is_positive_and_background_is_near_objects_first(
-    there: tuple[int, int, int], drawn: tuple[int, int, int]
+def test_draws_positives_then_near_then_far_background(
+    counts: tuple[int, int, int], drawn: tuple[int, int, int]
 ) -> None:
-    windows = image(*there)
+    windows = image(*counts)
     rows = draw_windows(windows, 16, 64, random.Random(1))
     assert rows.dtype == torch.long
     assert len(rows.unique()) == len(rows)
     overlap = windows.overlap[rows].tolist()
-    counted = tuple(sum(abs(value - level) < 1e-6 for value in overlap) for level in (0.5, 0.3, 0))
-    assert counted == drawn
+    assert tuple(sum(abs(value - level) < 1e-6 for value in overlap) for level in (0.5, 0.3, 0)) == drawn
     assert all(value >= 0.5 for value in overlap[: drawn[0]])
 
 
-def test_background_is_near_from_a_tenth_on() -> None:
+def test_near_background_starts_at_an_overlap_of_one_tenth() -> None:
     windows = make_windows([0.0999, 0.1, 0.4999])
     for seed in range(8):
         assert set(draw_windows(windows, 1, 2, random.Random(seed)).tolist()) == {1, 2}
@@ -79,22 +77,22 @@ def test_background_is_near_from_a_tenth_on() -> None:
     assert set(draw_windows(windows, 1, 3, random.Random(0), far=False).tolist()) == {1, 2}
 
 
-def test_windows_that_do_not_count_are_never_drawn() -> None:
+def test_windows_on_difficult_objects_are_never_drawn() -> None:
     windows = make_windows([0.9, 0.9, 0.3, 0.3, 0, 0], counts=[True, False] * 3)
     assert sorted(draw_windows(windows, 9, 99, random.Random(0)).tolist()) == [0, 2, 4]
 
 
-def test_every_positive_window_is_drawn_in_its_turn() -> None:
+def test_repeated_draws_reach_every_window() -> None:
     windows, rng = image(30, 60, 0), random.Random(0)
     drawn = torch.cat([draw_windows(windows, 16, 64, rng) for _ in range(40)])
     assert len(drawn.unique()) == 90
 
 
-def test_a_batch_is_32_windows_on_objects_and_96_of_background() -> None:
+def test_batch_has_32_positives_and_96_background_windows() -> None:
     windows = [image(30, 60, 60, label) for label in range(BACKGROUND)]
-    made = epoch_of(batches_of(windows, mirror=False))
-    assert len(made) == 3
-    for x, labels in made:
+    batches = epoch_of(batches_of(windows, mirror=False))
+    assert len(batches) == 3
+    for x, labels in batches:
         assert x.dtype == torch.float32
         assert len(x) == len(labels) == 128
         assert (labels[:32] != BACKGROUND).all()
@@ -106,7 +104,7 @@ def test_a_batch_is_32_windows_on_objects_and_96_of_background() -> None:
         assert len(x[:, 0].unique()) == BACKGROUND
 
 
-def test_batches_depend_on_seed_epoch_and_step_alone() -> None:
+def test_batches_depend_only_on_seed_epoch_and_step() -> None:
     windows = [image(20, 40, 40, label) for label in range(4)]
     batches = batches_of(windows)
     first = epoch_of(batches)
@@ -120,10 +118,10 @@ def test_batches_depend_on_seed_epoch_and_step_alone() -> None:
 
 
 @pytest.mark.parametrize("start", [0, 1, 2, 3])
-def test_a_resumed_epoch_goes_on_with_the_undisturbed_ones_batches(start: int) -> None:
+def test_resumed_epoch_continues_with_the_same_batches(start: int) -> None:
     windows = [image(20, 40, 40, label) for label in range(4)]
-    undisturbed = epoch_of(batches_of(windows), 2)
-    assert same(epoch_of(batches_of(windows), 2, start), undisturbed[start:])
+    uninterrupted = epoch_of(batches_of(windows), 2)
+    assert same(epoch_of(batches_of(windows), 2, start), uninterrupted[start:])
 
 
 @pytest.mark.parametrize(
@@ -136,43 +134,45 @@ def test_a_resumed_epoch_goes_on_with_the_undisturbed_ones_batches(start: int) -
         ([(0, 0, 0), (1, 1, 0)], 2, 1),
     ],
 )
-def test_where_there_are_few_windows_batches_have_what_there_is(
+def test_background_replaces_missing_positives_if_available(
     images: list[tuple[int, int, int]], size: int, on: int
 ) -> None:
-    """The place of missing objects is taken by background, as far as it goes."""
-    for x, labels in epoch_of(batches_of([image(*one) for one in images])):
+    for x, labels in epoch_of(batches_of([image(*counts) for counts in images])):
         assert len(x) == len(labels) == size
         assert int((labels != BACKGROUND).sum()) == on
 
 
-def test_a_coin_mirrors_whole_images() -> None:
+def test_half_of_the_images_are_mirrored_in_each_epoch() -> None:
     windows = [image(4, 12, 0) for _ in range(60)]
-    made = torch.cat([x for x, _ in epoch_of(batches_of(windows, steps=6))]) / 0.5
-    tosses = [made[made[:, 0] == number, 2].unique().tolist() for number in range(60)]
-    assert all(len(toss) == 1 for toss in tosses)
-    assert 15 < sum(toss == [1] for toss in tosses) < 45
-    again = torch.cat([x for x, _ in epoch_of(batches_of(windows, steps=6), 1)]) / 0.5
-    assert tosses != [again[again[:, 0] == number, 2].unique().tolist() for number in range(60)]
+
+    def mirrored(epoch: int) -> list[list[float]]:
+        x = torch.cat([x for x, _ in epoch_of(batches_of(windows, steps=6), epoch)]) / 0.5
+        return [x[x[:, 0] == number, 2].unique().tolist() for number in range(60)]
+
+    flags = mirrored(0)
+    assert all(len(flag) == 1 for flag in flags)
+    assert 15 < sum(flag == [1] for flag in flags) < 45
+    assert flags != mirrored(1)
 
 
-def test_images_that_cannot_be_read_are_not_asked() -> None:
+def test_only_usable_images_are_drawn() -> None:
     windows = [image(8, 20, 0) for _ in range(4)]
     batches = WindowBatches(HandMadeVectors(windows), [0, 3], BACKGROUND, 1.0, DetectOptions(steps=2))
     assert {number for x, _ in epoch_of(batches) for number in x[:, 0].tolist()} == {0, 3}
 
 
-def test_memory_bounds_the_images_of_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other ones each epoch; at least one."""
+def test_memory_limits_the_images_per_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each epoch draws other images, at least one."""
     windows = [image(4, 12, 0) for _ in range(30)]
-    asked = []
+    drawn = []
     for memory, images in ((2 * 3 * 64 * 5, 5), (1, 1)):
         monkeypatch.setattr(finetune, "_MEMORY", memory)
         for epoch in (0, 1):
-            made = torch.cat([x for x, _ in epoch_of(batches_of(windows), epoch)])
-            asked.append(set(made[:, 0].tolist()))
-            assert len(asked[-1]) == images
-    assert asked[0] != asked[1]
+            x = torch.cat([x for x, _ in epoch_of(batches_of(windows), epoch)])
+            drawn.append(set(x[:, 0].tolist()))
+            assert len(drawn[-1]) == images
+    assert drawn[0] != drawn[1]
 
 
-def test_windows_have_sizes_of_their_own() -> None:
+def test_windows_have_no_common_side() -> None:
     assert batches_of([image(1, 1, 1)]).side(0) is None

@@ -1,4 +1,4 @@
-"""Windows of training images: what each is of, and their vectors on disk."""
+"""Tests of the windows of training images: labels, and vectors cached on disk."""
 
 import os
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ def boxes_of(corners: Corners) -> Tensor:
 
 
 def sample(corners: Corners, labels: Sequence[int], difficult: Sequence[bool]) -> DetectionSample:
-    kinds, hard = torch.tensor(labels, dtype=torch.long), torch.tensor(difficult, dtype=torch.bool)
-    return DetectionSample(Path("image.png"), boxes_of(corners), kinds, hard)
+    flags = torch.tensor(difficult, dtype=torch.bool)
+    return DetectionSample(Path("image.png"), boxes_of(corners), torch.tensor(labels, dtype=torch.long), flags)
 
 
 def windows_on(path: Path, boxes: Tensor) -> Windows:
@@ -42,57 +42,57 @@ def random_boxes(count: int, height: int, width: int) -> Tensor:
     return torch.cat((first, last), dim=1)
 
 
-def test_objects_come_first_and_each_window_is_of_the_nearest() -> None:
+def test_objects_precede_proposals_and_windows_have_the_label_of_the_nearest_object() -> None:
     objects = sample([(0, 0, 10, 10), (20, 0, 30, 10), (0, 0, 10, 8)], [2, 0, 1], [False] * 3)
     proposals = boxes_of([(0, 0, 10, 5), (20, 0, 30, 20), (50, 50, 60, 60), (25, 0, 35, 10)])
-    found = label_windows(objects, proposals, 4)
-    assert found.path == Path("image.png")
-    assert found.objects == 3
-    assert torch.equal(found.boxes, torch.cat((objects.boxes, proposals)))
-    assert found.labels[:6].tolist() == [2, 0, 1, 1, 0, 2]
-    assert found.labels[6] == 0
-    assert found.overlap.tolist() == pytest.approx([1, 1, 1, 5 / 8, 1 / 2, 0, 1 / 3])
-    assert torch.equal(found.targets[[0, 1, 2, 3, 4, 6]], objects.boxes[[0, 1, 2, 2, 1, 1]])
+    windows = label_windows(objects, proposals, 4)
+    assert windows.path == Path("image.png")
+    assert windows.objects == 3
+    assert torch.equal(windows.boxes, torch.cat((objects.boxes, proposals)))
+    assert windows.labels[:6].tolist() == [2, 0, 1, 1, 0, 2]
+    assert windows.labels[6] == 0
+    assert windows.overlap.tolist() == pytest.approx([1, 1, 1, 5 / 8, 1 / 2, 0, 1 / 3])
+    assert torch.equal(windows.targets[[0, 1, 2, 3, 4, 6]], objects.boxes[[0, 1, 2, 2, 1, 1]])
     expected = [
         [0, 0.8, 1, 0], [1, 0, 0, 0], [0, 1, 0.8, 0], [0, 0.625, 0.5, 0], [0.5, 0, 0, 0], [0, 0, 0, 0],
         [1 / 3, 0, 0, 0],
     ]  # fmt: skip
-    torch.testing.assert_close(found.others, torch.tensor(expected))
-    assert found.counts.all()
+    torch.testing.assert_close(windows.others, torch.tensor(expected))
+    assert windows.counts.all()
 
 
-def test_difficult_objects_are_no_windows_and_those_on_them_do_not_count() -> None:
-    """Overlap with the difficult object: 1, 0.31, 0.3, none; and one that lies better on an object that counts."""
+def test_difficult_objects_and_windows_on_them_are_not_used() -> None:
+    """Proposals overlap the difficult object by 1, 0.31, 0.3 and 0; the last one overlaps the other object more."""
     objects = sample([(0, 0, 100, 100), (0, 80, 100, 180)], [1, 0], [True, False])
     proposals = boxes_of([(0, 0, 100, 100), (0, 0, 100, 31), (0, 0, 100, 30), (300, 0, 310, 10), (0, 40, 100, 150)])
-    found = label_windows(objects, proposals, 2)
-    assert found.objects == 1
-    assert torch.equal(found.boxes[:1], objects.boxes[1:])
-    assert found.counts.tolist() == [True, False, False, True, True, True]
-    assert not found.others[:, 1].any()
-    assert not found.labels.any()
-    alone = label_windows(sample([(0, 0, 100, 100)], [1], [True]), proposals, 2)
-    assert alone.objects == 0
-    assert alone.counts.tolist() == [False, False, True, True, False]
-    assert not alone.overlap.any()
+    windows = label_windows(objects, proposals, 2)
+    assert windows.objects == 1
+    assert torch.equal(windows.boxes[:1], objects.boxes[1:])
+    assert windows.counts.tolist() == [True, False, False, True, True, True]
+    assert not windows.others[:, 1].any()
+    assert not windows.labels.any()
+    only_difficult = label_windows(sample([(0, 0, 100, 100)], [1], [True]), proposals, 2)
+    assert only_difficult.objects == 0
+    assert only_difficult.counts.tolist() == [False, False, True, True, False]
+    assert not only_difficult.overlap.any()
 
 
-def test_an_image_without_objects_is_all_background() -> None:
+def test_image_without_objects_has_only_background() -> None:
     proposals = boxes_of([(0, 0, 5, 5), (1, 2, 3, 4)])
-    found = label_windows(sample([], [], []), proposals, 3)
-    assert (found.objects, found.others.shape) == (0, (2, 3))
-    assert not found.overlap.any()
-    assert not found.others.any()
-    assert found.counts.all()
-    assert found.labels.tolist() == [0, 0]
-    assert torch.equal(found.targets, proposals)
+    windows = label_windows(sample([], [], []), proposals, 3)
+    assert (windows.objects, windows.others.shape) == (0, (2, 3))
+    assert not windows.overlap.any()
+    assert not windows.others.any()
+    assert windows.counts.all()
+    assert windows.labels.tolist() == [0, 0]
+    assert torch.equal(windows.targets, proposals)
 
 
-def test_an_image_without_proposals_has_its_objects() -> None:
-    found = label_windows(sample([(0, 0, 4, 4)], [1], [False]), torch.empty(0, 4), 2)
-    assert (found.objects, len(found.boxes), found.overlap.item()) == (1, 1, 1)
-    nothing = label_windows(sample([], [], []), torch.empty(0, 4), 2)
-    assert (nothing.boxes.shape, nothing.others.shape) == ((0, 4), (0, 2))
+def test_image_without_proposals_has_its_objects() -> None:
+    windows = label_windows(sample([(0, 0, 4, 4)], [1], [False]), torch.empty(0, 4), 2)
+    assert (windows.objects, len(windows.boxes), windows.overlap.item()) == (1, 1, 1)
+    empty = label_windows(sample([], [], []), torch.empty(0, 4), 2)
+    assert (empty.boxes.shape, empty.others.shape) == ((0, 4), (0, 2))
 
 
 @pytest.fixture(scope="module")
@@ -121,39 +121,39 @@ def vectors_of(encoder: RegionEncoder, image: Image.Image, boxes: Tensor) -> Ten
         return encoder.vectors(encoder.prepare(image), boxes)
 
 
-def test_vectors_of_stored_maps_equal_the_encoders(encoder: RegionEncoder, image: Path, tmp_path: Path) -> None:
-    """Within half precision; those of the run that writes the maps are those of the one that reads them."""
+def test_vectors_of_cached_maps_match_the_encoder(encoder: RegionEncoder, image: Path, tmp_path: Path) -> None:
+    """Equal up to half precision; writing and reading the cache gives exactly the same vectors."""
     boxes = random_boxes(50, 70, 100)
     stored = MapVectors(encoder, [windows_on(image, boxes)], tmp_path / "cache")
     rows = torch.tensor([7, 3, 49, 3])
     first = stored.vectors(0, rows)
     assert len(files(tmp_path / "cache")) == 1
-    (found,) = encoder(load_image(image), boxes)
+    (expected,) = encoder(load_image(image), boxes)
     assert first.shape == (4, stored.length) == (4, encoder.length)
     assert first.dtype == torch.float32
-    torch.testing.assert_close(first, found[rows], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(first, expected[rows], rtol=1e-3, atol=1e-4)
     assert torch.equal(stored.vectors(0, rows), first)
     assert stored.vectors(0, rows[:0]).shape == (0, encoder.length)
 
 
-def test_vectors_of_mirrored_images_are_of_mirrored_boxes(encoder: RegionEncoder, image: Path, tmp_path: Path) -> None:
+def test_mirrored_vectors_match_mirrored_image_and_boxes(encoder: RegionEncoder, image: Path, tmp_path: Path) -> None:
     boxes = random_boxes(20, 70, 100)
     stored = MapVectors(encoder, [windows_on(image, boxes)], tmp_path / "cache")
     expected = vectors_of(encoder, ImageOps.mirror(load_image(image)), mirror(boxes, 100))
-    found = stored.vectors(0, torch.arange(20), mirrored=True)
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
-    assert torch.equal(stored.vectors(0, torch.arange(20), mirrored=True), found)
+    vectors = stored.vectors(0, torch.arange(20), mirrored=True)
+    torch.testing.assert_close(vectors, expected, rtol=1e-3, atol=1e-4)
+    assert torch.equal(stored.vectors(0, torch.arange(20), mirrored=True), vectors)
     plain = vectors_of(encoder, load_image(image), boxes)
-    assert (found - plain).norm() > 0.05 * plain.norm()
+    assert (vectors - plain).norm() > 0.05 * plain.norm()
 
 
-def test_maps_are_made_once(
+def test_maps_are_computed_once(
     encoder: RegionEncoder, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache, windows = tmp_path / "cache", windows_on(image, random_boxes(3, 70, 100))
     assert MapVectors(encoder, [windows], cache).compute("features", mirrored=True) == []
-    made = files(cache)
-    assert len(made) == 2
+    cached = files(cache)
+    assert len(cached) == 2
     passes: list[Image.Image] = []
     prepare = RegionEncoder.prepare
 
@@ -163,10 +163,10 @@ def test_maps_are_made_once(
 
     monkeypatch.setattr(RegionEncoder, "prepare", counted)
     os.utime(image)
-    again = MapVectors(encoder, [windows], cache)
-    assert again.compute("features", mirrored=True) == []
-    again.vectors(0, torch.tensor([0]), mirrored=True)
-    assert files(cache) == made
+    reopened = MapVectors(encoder, [windows], cache)
+    assert reopened.compute("features", mirrored=True) == []
+    reopened.vectors(0, torch.tensor([0]), mirrored=True)
+    assert files(cache) == cached
     assert not passes
     image.rename(tmp_path / "moved.png")
     moved = MapVectors(encoder, [replace(windows, path=tmp_path / "moved.png")], cache)
@@ -174,7 +174,7 @@ def test_maps_are_made_once(
     assert not passes
 
 
-def test_another_picture_under_the_same_name_has_vectors_of_its_own(
+def test_replaced_image_file_is_encoded_again(
     encoder: RegionEncoder, cropper: CropEncoder, image: Path, tmp_path: Path
 ) -> None:
     boxes, rows = random_boxes(6, 70, 100), torch.arange(6)
@@ -188,10 +188,10 @@ def test_another_picture_under_the_same_name_has_vectors_of_its_own(
     with torch.inference_mode():
         expected = cropper.distinct(noise(70, 100, seed=1), boxes).data
     torch.testing.assert_close(after[1].float(), expected, rtol=1e-3, atol=1e-4)
-    assert not any(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    assert not any(torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
 
-def test_maps_of_other_weights_scales_or_stages_lie_elsewhere(image: Path, tmp_path: Path) -> None:
+def test_each_encoder_configuration_has_its_own_cache_folder(image: Path, tmp_path: Path) -> None:
     backbone, windows = create_backbone("zf5"), [windows_on(image, random_boxes(3, 70, 100))]
     base = RegionEncoder(backbone, (1,), (64,), 200)
     encoders = [base, RegionEncoder(backbone, (1,), (80,), 200), RegionEncoder(backbone, (1,), (64,), 100)]
@@ -207,7 +207,7 @@ def test_maps_of_other_weights_scales_or_stages_lie_elsewhere(image: Path, tmp_p
     assert len(files(cache)) == len(list(cache.iterdir())) == 3
 
 
-def test_leftovers_of_a_killed_run_are_passed_over(
+def test_partial_files_of_a_killed_run_are_ignored(
     encoder: RegionEncoder, cropper: CropEncoder, image: Path, tmp_path: Path
 ) -> None:
     windows, rows = [windows_on(image, random_boxes(4, 70, 100))], torch.arange(4)
@@ -226,7 +226,7 @@ def test_leftovers_of_a_killed_run_are_passed_over(
 
 
 @pytest.mark.parametrize("kind", ["maps", "crops"])
-def test_images_that_cannot_be_read_are_named(
+def test_unreadable_images_are_named(
     kind: str, encoder: RegionEncoder, cropper: CropEncoder, image: Path, tmp_path: Path
 ) -> None:
     broken, missing = tmp_path / "broken.png", tmp_path / "missing.png"
@@ -244,36 +244,36 @@ def test_images_that_cannot_be_read_are_named(
         store.vectors(2, torch.tensor([0]))
 
 
-def test_a_content_has_one_name(image: Path, tmp_path: Path) -> None:
+def test_digest_depends_only_on_the_content(image: Path, tmp_path: Path) -> None:
     (tmp_path / "copy.png").write_bytes(image.read_bytes())
     assert content_digest(tmp_path / "copy.png") == content_digest(image)
     (tmp_path / "copy.png").write_bytes(image.read_bytes() + b"!")
     assert content_digest(tmp_path / "copy.png") != content_digest(image)
 
 
-def test_vectors_of_stored_crops_equal_the_encoders(cropper: CropEncoder, image: Path, tmp_path: Path) -> None:
-    """Of rows in any order on both sides of the border between two files."""
+def test_cached_crop_vectors_match_the_encoder(cropper: CropEncoder, image: Path, tmp_path: Path) -> None:
+    """The rows are unsorted and span two cache files."""
     boxes = random_boxes(259, 70, 100)
     stored = CropVectors(cropper, [windows_on(image, boxes)], tmp_path / "cache")
     rows = torch.tensor([258, 0, 255, 256, 3, 256])
     with torch.inference_mode():
         expected = cropper.distinct(load_image(image), boxes[rows]).data
-        turned = cropper.distinct(ImageOps.mirror(load_image(image)), mirror(boxes[rows], 100)).data
-    found = stored.vectors(0, rows)
-    assert found.dtype == torch.float16
-    assert found.shape == (6, stored.length) == (6, cropper.length)
-    torch.testing.assert_close(found.float(), expected, rtol=1e-3, atol=1e-4)
+        mirrored = cropper.distinct(ImageOps.mirror(load_image(image)), mirror(boxes[rows], 100)).data
+    vectors = stored.vectors(0, rows)
+    assert vectors.dtype == torch.float16
+    assert vectors.shape == (6, stored.length) == (6, cropper.length)
+    torch.testing.assert_close(vectors.float(), expected, rtol=1e-3, atol=1e-4)
     assert len(files(tmp_path / "cache")) == 2
-    torch.testing.assert_close(stored.vectors(0, rows, mirrored=True).float(), turned, rtol=1e-3, atol=1e-4)
-    made = files(tmp_path / "cache")
-    assert len(made) == 4
+    torch.testing.assert_close(stored.vectors(0, rows, mirrored=True).float(), mirrored, rtol=1e-3, atol=1e-4)
+    cached = files(tmp_path / "cache")
+    assert len(cached) == 4
     assert stored.compute("features", mirrored=True) == []
-    assert torch.equal(stored.vectors(0, rows), found)
-    assert files(tmp_path / "cache") == made
+    assert torch.equal(stored.vectors(0, rows), vectors)
+    assert files(tmp_path / "cache") == cached
     assert stored.vectors(0, rows[:0]).shape == (0, cropper.length)
 
 
-def test_crops_of_other_boxes_are_made_anew(cropper: CropEncoder, image: Path, tmp_path: Path) -> None:
+def test_other_boxes_have_other_cache_files(cropper: CropEncoder, image: Path, tmp_path: Path) -> None:
     boxes = random_boxes(4, 70, 100)
     for part in (boxes, boxes + 1, boxes):
         stored = CropVectors(cropper, [windows_on(image, part)], tmp_path / "cache")
@@ -283,12 +283,12 @@ def test_crops_of_other_boxes_are_made_anew(cropper: CropEncoder, image: Path, t
     assert len(files(tmp_path / "cache")) == 2
 
 
-def test_numbers_beyond_half_precision_stay_finite(image: Path, tmp_path: Path) -> None:
+def test_values_beyond_half_precision_are_clamped(image: Path, tmp_path: Path) -> None:
     backbone = create_backbone("zf5")
     with torch.no_grad():
         backbone.network.get_submodule("conv5").weight.mul_(1e6)  # type: ignore[operator]
     encoder = RegionEncoder(backbone, (1,), (64,), 200)
     stored = MapVectors(encoder, [windows_on(image, boxes_of([(0, 0, 100, 70)]))], tmp_path)
-    found = stored.vectors(0, torch.tensor([0]))
-    assert found.isfinite().all()
-    assert found.max() == torch.finfo(torch.float16).max
+    vectors = stored.vectors(0, torch.tensor([0]))
+    assert vectors.isfinite().all()
+    assert vectors.max() == torch.finfo(torch.float16).max

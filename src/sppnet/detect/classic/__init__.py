@@ -1,1 +1,1 @@
-"""The methods of the papers: SPP-net, R-CNN and Fast R-CNN on the windows of selective search."""
+"""Detectors of the papers: SPP-net, R-CNN and Fast R-CNN on proposals of selective search."""

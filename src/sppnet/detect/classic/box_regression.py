@@ -1,10 +1,10 @@
-"""Linear box regression on pooled vectors, class by class, by ridge regression in closed form (R-CNN, appendix C)."""
+"""Linear box regression on pooled vectors: closed-form ridge regression per class (R-CNN, appendix C)."""
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-# Directions in which the offsets hardly vary are not blown up.
+# Added to the variances, so that whitening does not amplify directions in which the offsets hardly vary.
 _WHITENING_FLOOR = 0.001
 
 
@@ -15,21 +15,21 @@ def fit_box_regression(
     num_classes: int,
     penalty: float = 1000.0,
 ) -> nn.Linear:
-    """A layer from vectors to the offsets of every class's boxes.
+    """Fit a linear layer that predicts box offsets of every class from window vectors.
 
-    For each class the offsets are centred and whitened, each of the four is fitted by ridge regression with a bias,
-    which is penalised too, and all is undone in the layer's weights.
+    For each class the offsets are centered and whitened, and each of the four is fitted by ridge regression with a
+    penalized bias. The layer's weights undo the centering and whitening.
 
     Args:
-        vectors: of windows that overlap an object well, in any precision; they are scaled to a mean norm of 20
+        vectors: vectors of windows that overlap an object well, in any precision; they are scaled to a mean norm of 20
             for the fit.
-        labels: class of that object.
-        offsets: from window to object, as :func:`sppnet.ops.boxes.encode` gives them.
-        num_classes: a class without windows leaves boxes as they are.
-        penalty: lambda of the ridge, on vectors of that norm; the SPP-net code has 4000, R-CNN's 1000.
+        labels: class of the object of each window.
+        offsets: offsets from windows to objects, from :func:`sppnet.ops.boxes.encode`.
+        num_classes: number of classes; for a class without windows the layer predicts zero offsets.
+        penalty: ridge penalty (lambda) on the scaled vectors; 4000 in the SPP-net code, 1000 in R-CNN's.
 
     Returns:
-        A layer with outputs (classes * 4).
+        Layer with 4 * num_classes outputs, grouped by class.
     """
     layer = nn.Linear(vectors.shape[1], 4 * num_classes)
     with torch.no_grad():
@@ -38,24 +38,24 @@ def fit_box_regression(
         norms = [part.float().norm(dim=1) for part in vectors.split(1024)]
         scale = 20.0 / float(torch.cat(norms).mean().clamp(min=1e-12)) if len(vectors) else 1.0
         for label in labels.unique().tolist():
-            mine = labels == label
-            weight, bias = _fit_class(vectors[mine].float().mul_(scale), offsets[mine].double(), penalty)
+            of_class = labels == label
+            weight, bias = _fit_class(vectors[of_class].float().mul_(scale), offsets[of_class].double(), penalty)
             layer.weight[4 * label : 4 * label + 4] = weight * scale
             layer.bias[4 * label : 4 * label + 4] = bias
     return layer
 
 
 def whitening(offsets: Float[Tensor, "n 4"]) -> tuple[Float[Tensor, "4"], Float[Tensor, "4 4"], Float[Tensor, "4 4"]]:
-    """Mean of offsets, the matrix T that whitens what is left, and its inverse; rows are offsets: (y - mean) @ T."""
+    """Return the mean of the offsets, the matrix T that whitens them as (offsets - mean) @ T, and its inverse."""
     mean = offsets.mean(0)
-    centred = offsets - mean
-    variances, directions = torch.linalg.eigh(centred.T @ centred / len(offsets))
+    centered = offsets - mean
+    variances, directions = torch.linalg.eigh(centered.T @ centered / len(offsets))
     spread = (variances.clamp(min=0) + _WHITENING_FLOOR).sqrt()
     return mean, directions @ (1 / spread).diag() @ directions.T, directions @ spread.diag() @ directions.T
 
 
 def ridge(x: Float[Tensor, "n d"], y: Float[Tensor, "n m"], penalty: float) -> Float[Tensor, "d m"]:
-    """Weights w that minimise ||x w - y||^2 + penalty ||w||^2, in whichever of the two forms is the smaller."""
+    """Return the weights w that minimize ||x w - y||^2 + penalty ||w||^2, from the smaller of the two Gram matrices."""
     if len(x) < x.shape[1]:
         gram = x @ x.T
         gram.diagonal().add_(penalty)

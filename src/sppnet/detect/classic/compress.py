@@ -1,4 +1,4 @@
-"""Smaller heads of detectors: truncated SVD of the fully connected layers (Fast R-CNN, section 3.1), and bfloat16."""
+"""Compression of detector heads: truncated SVD of fully connected layers (Fast R-CNN, section 3.1) and bfloat16."""
 
 import copy
 from collections import OrderedDict
@@ -14,30 +14,30 @@ HeadDtype = Literal["float32", "bfloat16"]
 
 
 def truncated_svd(linear: nn.Linear, rank: int) -> nn.Sequential:
-    """Two layers in place of one: W, of shape (out, in), becomes U Sigma_t V^T of its `rank` greatest singular values.
+    """Replace a linear layer with weights W, of shape (out, in), by two layers U and Sigma V^T of the given rank.
 
-    At the full rank, min(in, out), the layer's outputs are reproduced. There are rank * (in + out) weights instead of
-    in * out.
+    The two layers have rank * (in + out) weights instead of in * out. At full rank, min(in, out), they reproduce the
+    outputs of the layer.
 
     Args:
-        linear: with or without a bias; it stays as it is.
-        rank: 1..min(in, out).
+        linear: layer with or without a bias; it is not modified.
+        rank: number of singular values to keep, 1..min(in, out).
 
     Returns:
-        Sigma_t V^T without a bias, then U with the layer's bias, in its dtype and on its device.
+        Sigma V^T without a bias, then U with the bias of the layer; same dtype and device as the layer.
 
     Raises:
-        ValueError: no such rank.
+        ValueError: rank out of range.
     """
     weight = linear.weight.detach()
-    most = min(weight.shape)
-    if not 1 <= rank <= most:
-        layer = f"a layer {linear.in_features} -> {linear.out_features}"
-        raise ValueError(f"rank: expected 1..{most}, which is the full rank of {layer}; got {rank}")
+    full_rank = min(weight.shape)
+    if not 1 <= rank <= full_rank:
+        layer = f"{linear.in_features} -> {linear.out_features}"
+        raise ValueError(f"rank: expected 1..{full_rank}, got {rank}; the full rank of a layer {layer} is {full_rank}")
     left, values, right = torch.linalg.svd(weight.float(), full_matrices=False)
-    kind = {"device": weight.device, "dtype": weight.dtype}
-    first = nn.Linear(linear.in_features, rank, bias=False, **kind)
-    second = nn.Linear(rank, linear.out_features, bias=linear.bias is not None, **kind)
+    factory = {"device": weight.device, "dtype": weight.dtype}
+    first = nn.Linear(linear.in_features, rank, bias=False, **factory)
+    second = nn.Linear(rank, linear.out_features, bias=linear.bias is not None, **factory)
     with torch.no_grad():
         first.weight.copy_(values[:rank, None] * right[:rank])
         second.weight.copy_(left[:, :rank])
@@ -47,30 +47,30 @@ def truncated_svd(linear: nn.Linear, rank: int) -> nn.Sequential:
 
 
 def compress(detector: Detector, ranks: tuple[int, ...] = (), head_dtype: HeadDtype = "float32") -> Detector:
-    """A detector with a smaller head that shares its convolutions with the given one, which stays as it is.
+    """Return a detector with a smaller head that shares the encoder of the given one.
 
-    The copy is for running: its weights have other shapes than `config` says, so a run folder cannot hold it.
+    The result is for inference: its layers do not match its `config`, so it cannot be saved to a run folder.
 
     Args:
-        detector: with fc6, fc7 and so on as they were trained.
-        ranks: of :func:`truncated_svd`, one for each fc layer; none at all leaves them whole.
-        head_dtype: in which fc layers, scores and offsets are computed; what is detected has float32 all the same.
+        detector: trained detector; it is not modified.
+        ranks: rank of each fc layer, see :func:`truncated_svd`; empty to keep the layers.
+        head_dtype: dtype of the fc layers, scores and offsets; detections are float32 in any case.
 
     Raises:
-        ValueError: not one rank a layer, a rank above the full one, or another dtype.
+        ValueError: wrong number of ranks, rank out of range, or unsupported dtype.
     """
     choose("head_dtype", head_dtype, get_args(HeadDtype))
     names = [name for name, layer in detector.fc.named_children() if isinstance(layer, nn.Linear)]
     if ranks and len(ranks) != len(names):
-        raise ValueError(f"ranks: expected one for each of {len(names)} fc layers {names}, or none; got {ranks}")
-    # What the memo knows is not copied: the encoder is shared, and the fc layers are replaced below.
+        raise ValueError(f"ranks: expected one for each of the {len(names)} fc layers {names}, or none, got {ranks}")
+    # Modules in the memo are not copied: the encoder is shared, and the fc layers are replaced below.
     small = copy.deepcopy(detector, {id(part): part for part in (detector.encoder, detector.fc)})
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    wanted = dict(zip(names, ranks, strict=bool(ranks)))
+    rank_by_name = dict(zip(names, ranks, strict=bool(ranks)))
     for name, layer in detector.fc.named_children():
-        if name in wanted:
+        if name in rank_by_name:
             try:
-                layers[name] = truncated_svd(layer, wanted[name])  # type: ignore[arg-type]
+                layers[name] = truncated_svd(layer, rank_by_name[name])  # type: ignore[arg-type]
             except ValueError as error:
                 raise ValueError(f"ranks: {name}: {error}") from error
         else:

@@ -1,4 +1,4 @@
-"""Fast R-CNN: the convolutions and the head trained together, on the regions of two images a batch (Girshick, 2015)."""
+"""Fast R-CNN: joint training of backbone and head on the regions of two images per batch (Girshick, 2015)."""
 
 import math
 import random
@@ -27,21 +27,21 @@ from sppnet.ops.boxes import encode, mirror
 from sppnet.ops.regions import region_pyramid_pool
 from sppnet.training.loop import fit
 
-_IMAGES = 2  # of a batch
+_IMAGES = 2  # per batch
 _FROZEN_MAPS, _FROZEN_STRIDE = 2, 4
-_LEAST_DEVIATION = 0.01  # of offsets: a class whose windows are its objects alone has none
-_NORM_IMAGES, _NORM_WINDOWS = 10, 100
+_MIN_DEVIATION = 0.01  # of offsets; a class whose only windows are its objects has a deviation of 0
+_NORM_IMAGES, _NORM_WINDOWS = 10, 100  # images, and windows of each, that the norm is measured on
 
 Picture = tuple[Float[Tensor, "1 3 _ _"], Float[Tensor, "_ 4"]]
 
 
 @dataclass
 class Regions:
-    """What the regions of a batch are to become.
+    """Training targets of the regions of a batch.
 
     Attributes:
-        labels: classes; the background has the last one.
-        offsets: normalised, from region to object; no part where the region is background.
+        labels: class labels; the last one is the background.
+        offsets: normalized offsets from regions to objects; ignored for background.
     """
 
     labels: Int[Tensor, " k"]
@@ -53,29 +53,29 @@ class Regions:
 
 @dataclass(frozen=True)
 class OffsetNorm:
-    """Mean and deviation of each class's offsets."""
+    """Mean and standard deviation of the offsets of each class."""
 
     mean: Float[Tensor, "c 4"]
     deviation: Float[Tensor, "c 4"]
 
     @staticmethod
     def measure(windows: Sequence[Windows], classes: int) -> "OffsetNorm":
-        """Those of all windows on objects; a class without any has mean 0 and deviation 1."""
-        labels = torch.cat([one.labels[positives(one)] for one in windows])
-        offsets = torch.cat([encode(one.boxes[positives(one)], one.targets[positives(one)]) for one in windows])
+        """Measure the offsets of all positive windows; a class without any has mean 0 and deviation 1."""
+        labels = torch.cat([part.labels[positives(part)] for part in windows])
+        offsets = torch.cat([encode(part.boxes[positives(part)], part.targets[positives(part)]) for part in windows])
         mean, deviation = torch.zeros(classes, 4), torch.ones(classes, 4)
         for label in labels.unique().tolist():
-            mine = offsets[labels == label].double()
-            mean[label] = mine.mean(0).float()
-            deviation[label] = mine.std(0, correction=0).clamp(min=_LEAST_DEVIATION).float()
+            of_class = offsets[labels == label].double()
+            mean[label] = of_class.mean(0).float()
+            deviation[label] = of_class.std(0, correction=0).clamp(min=_MIN_DEVIATION).float()
         return OffsetNorm(mean, deviation)
 
     def apply(self, offsets: Float[Tensor, "k 4"], labels: Int[Tensor, " k"]) -> Float[Tensor, "k 4"]:
-        """Offsets as the box head learns them."""
+        """Normalize offsets for training."""
         return (offsets - self.mean[labels]) / self.deviation[labels]
 
     def undo(self, layer: nn.Linear) -> None:
-        """Turn a layer that gives normalised offsets into one that gives plain ones."""
+        """Change a layer that predicts normalized offsets into one that predicts plain offsets."""
         deviation = self.deviation.flatten().to(layer.weight)
         with torch.no_grad():
             layer.weight.mul_(deviation[:, None])
@@ -83,11 +83,11 @@ class OffsetNorm:
 
 
 class FastNetwork(nn.Module):
-    """A detector while it is trained: images with boxes in, logits and normalised offsets out.
+    """Detector in training, from images with boxes to logits and normalized offsets.
 
-    The images of a batch have sizes of their own, and each passes the backbone by itself: padded to one size they
-    would cost more, and cells at their borders would see what they do not see in prediction. With batch norms that
-    stay as they are, nothing else ties images together. All boxes pass the head at once.
+    The images of a batch keep their sizes and pass through the backbone one at a time: padding them to a common size
+    would cost more and change the cells at their borders. With frozen batch norms, images do not affect each other.
+    The head processes the boxes of all images at once.
     """
 
     def __init__(self, model: Detector) -> None:
@@ -95,18 +95,18 @@ class FastNetwork(nn.Module):
         self.model = model
 
     def train(self, mode: bool = True) -> "FastNetwork":
-        """Set the head's mode; the backbone's batch norms keep their statistics."""
+        """Set the mode of the head; the encoder stays in evaluation mode, so batch norms keep their statistics."""
         super().train(mode)
         self.model.encoder.eval()
         return self
 
     def forward(self, pictures: Sequence[Picture]) -> tuple[Tensor, Tensor | None]:
-        """Logits (K, classes + 1) and offsets (K, classes, 4) of all images' boxes.
+        """Compute logits (K, classes + 1) and offsets (K, classes, 4) of the boxes of all images.
 
         Args:
-            pictures: normalised pixels of an image, and its boxes: xyxy edges in these pixels.
+            pictures: normalized pixels of each image, and its boxes as xyxy edges in these pixels.
         """
-        output: tuple[Tensor, Tensor | None] = self.model(torch.cat([self._pool(*one) for one in pictures]))
+        output: tuple[Tensor, Tensor | None] = self.model(torch.cat([self._pool(*picture) for picture in pictures]))
         return output
 
     def _pool(self, pixels: Tensor, boxes: Tensor) -> Tensor:
@@ -125,18 +125,18 @@ class FastNetwork(nn.Module):
 
 
 class RegionBatches:
-    """Batches of two images with 64 regions each, a quarter of them on objects.
+    """Batches of two images with 64 regions each, a quarter of them positive.
 
-    A region is positive from an overlap of 0.5 on, with the label of that object, and background from 0.1 to 0.5; an
-    image that has fewer gives fewer. An epoch takes every image once, those apart that have no such region. Each is
-    mirrored by the toss of a coin and seen at one of the scales; what is drawn depends on seed, epoch and image alone.
+    Regions that overlap an object by 0.5 or more are positive and have its label; 0.1 to 0.5 is background. An image
+    with too few regions contributes fewer, one with none is skipped. Each epoch visits every image once, mirrored
+    with probability 0.5 and at a random scale; the draws depend only on seed, epoch and image.
 
     Args:
-        encoder: says how images are resized and normalised.
-        windows: of each image.
+        encoder: encoder that defines how images are resized and normalized.
+        windows: windows of each image.
         background: label of the background.
-        norm: of the offsets.
-        options: regions a batch, whether images are mirrored, and the seed.
+        norm: normalization of the offsets.
+        options: regions per batch, mirroring and seed.
     """
 
     def __init__(
@@ -149,11 +149,11 @@ class RegionBatches:
     ) -> None:
         self.encoder, self.background, self.norm = encoder, background, norm
         self.total, self.mirror, self.seed = max(options.batch // _IMAGES, 1), options.mirror, options.seed
-        self.windows = [one for one in windows if len(self._draw(one, random.Random(0)))]  # noqa: S311
+        self.windows = [part for part in windows if len(self._draw(part, random.Random(0)))]  # noqa: S311
         self.steps = -(-len(self.windows) // _IMAGES)
 
     def epoch(self, epoch: int, start: int) -> Iterator[tuple[list[Picture], Regions, list[ImageError]]]:
-        """The batches of an epoch from the one numbered `start` on."""
+        """Yield the batches of an epoch, beginning with batch `start`."""
         order = list(range(len(self.windows)))
         random.Random(f"order {self.seed} {epoch}").shuffle(order)  # noqa: S311
         for step in range(start, self.steps):
@@ -171,14 +171,14 @@ class RegionBatches:
             yield pictures, Regions(labels, offsets), failures
 
     def side(self, epoch: int) -> int | None:  # noqa: ARG002
-        """Images have sizes of their own."""
+        """Return None: images keep their sizes."""
         return None
 
     def example(self, number: int, epoch: int) -> tuple[Picture, Regions]:
-        """An image as an epoch shows it, and its regions.
+        """Return an image with its random regions for an epoch.
 
         Raises:
-            sppnet.ImageError: it cannot be read.
+            sppnet.ImageError: the image cannot be read.
         """
         rng = random.Random(f"regions {self.seed} {epoch} {number}")  # noqa: S311
         windows = self.windows[number]
@@ -199,31 +199,32 @@ class RegionBatches:
 
 
 def multi_task(output: tuple[Tensor, Tensor | None], regions: Regions) -> tuple[Tensor, int]:
-    """Fast R-CNN's loss, the mean over the regions: cross entropy, and for those on objects the smooth L1 distance of
-    the four offsets of the true class.
+    """Compute Fast R-CNN's loss, and the number of regions that are classified correctly.
+
+    The loss is the mean cross entropy, plus the smooth L1 distance of the true class's offsets for positive regions.
     """
     logits, offsets = output
     loss, labels = F.cross_entropy(logits, regions.labels), regions.labels
     if offsets is not None:
-        on = (labels < offsets.shape[1]).nonzero()[:, 0]
-        distance = F.smooth_l1_loss(offsets[on, labels[on]], regions.offsets[on], reduction="sum")
+        positive = (labels < offsets.shape[1]).nonzero()[:, 0]
+        distance = F.smooth_l1_loss(offsets[positive, labels[positive]], regions.offsets[positive], reduction="sum")
         loss = loss + distance / len(labels)
     return loss, int((logits.argmax(1) == labels).sum())
 
 
 def freeze(backbone: Backbone) -> None:
-    """Exempt the stem and the first stage from training, and all batch norms.
+    """Freeze the stem, the first stage and all batch norms.
 
-    The first stage ends with the second feature map, or with the last one of stride 4 or less if that comes first: the
-    layers that Fast R-CNN leaves as they are in VGG-16. The paper's networks keep conv1.
+    The first stage ends with the second feature map, or with the last map of stride 4 or less if that comes first,
+    which corresponds to the layers that Fast R-CNN freezes in VGG-16. In the paper's networks only conv1 is frozen.
     """
     network: Any = backbone.network
     if backbone.name in PAPER_NETS:
         last = "conv1"
     else:
-        maps = [one for one in network.feature_info[:_FROZEN_MAPS] if one["reduction"] <= _FROZEN_STRIDE]
+        maps = [info for info in network.feature_info[:_FROZEN_MAPS] if info["reduction"] <= _FROZEN_STRIDE]
         last = maps[-1]["module"] if maps else ""
-    # timm's networks list their modules in the order in which they run.
+    # timm lists the modules of a network in execution order.
     names = [name for name, _ in network.named_modules()]
     ends = [number for number, name in enumerate(names) if name == last or name.startswith(f"{last}.")]
     early = set(names[: ends[-1] + 1]) if last and ends else set()
@@ -236,28 +237,28 @@ def freeze(backbone: Backbone) -> None:
 def fit_fast(
     model: Detector, windows: Sequence[Windows], options: DetectOptions, out: Path, failures: list[ImageError]
 ) -> bool:
-    """Train a detector with its convolutions, from the checkpoint in `out` if there is one.
+    """Train a detector with its backbone, from the checkpoint in `out` if there is one.
 
     Args:
-        model: with a softmax; its head is drawn anew.
-        windows: of the training images.
-        options: how.
-        out: for checkpoints and metrics.
-        failures: images that could not be read; those that training meets are added.
+        model: detector with a softmax; its head is initialized here.
+        windows: windows of the training images.
+        options: training options.
+        out: folder for checkpoints and metrics.
+        failures: errors of unreadable images; extended with those found in training.
 
     Returns:
-        False where the training was interrupted.
+        False if the training was interrupted.
 
     Raises:
-        ValueError: no image with an object can be read.
+        ValueError: no readable image has an object, or the detector is not a Fast R-CNN.
     """
     encoder, classes = model.encoder, len(model.config.classes)
     if not isinstance(encoder, RegionEncoder) or model.config.scorer != "softmax":
-        raise ValueError(f"model: expected Fast R-CNN's, with a softmax; got method {model.config.method!r}")
+        raise ValueError(f"model: expected a Fast R-CNN with a softmax, got method {model.config.method!r}")
     usable = [windows[number] for number in usable_images(windows, failures)]
     norm = OffsetNorm.measure(usable, classes)
     freeze(encoder.backbone)
-    _draw_head(model, options.seed)
+    _initialize_head(model, options.seed)
     model.norm.fill_(_vector_norm(encoder, usable))
     batches = RegionBatches(encoder, usable, classes, norm, options)
     finished = fit(FastNetwork(model), batches, options, out, lambda: None, failures, multi_task)
@@ -266,7 +267,7 @@ def fit_fast(
     return finished
 
 
-def _draw_head(model: Detector, seed: int) -> None:
+def _initialize_head(model: Detector, seed: int) -> None:
     torch.manual_seed(seed)
     model.fc.load_state_dict(create_fc(model.encoder.length, model.config.hidden).state_dict())
     for layer, deviation in ((model.score, 0.01), (model.offsets, 0.001)):
@@ -276,15 +277,15 @@ def _draw_head(model: Detector, seed: int) -> None:
 
 
 def _vector_norm(encoder: RegionEncoder, windows: Sequence[Windows]) -> float:
-    """What scales the first images' vectors to unit mean square, so that one learning rate suits all backbones."""
+    """Return the factor that scales vectors to unit mean square, so that one learning rate suits all backbones."""
     squares = []
-    for one in windows[:_NORM_IMAGES]:
+    for part in windows[:_NORM_IMAGES]:
         try:
-            image = load_image(one.path)
-        except ImageError:  # told when its turn comes
+            image = load_image(part.path)
+        except ImageError:  # reported in training
             continue
-        rows = torch.linspace(0, len(one.boxes) - 1, min(len(one.boxes), _NORM_WINDOWS)).long()
+        rows = torch.linspace(0, len(part.boxes) - 1, min(len(part.boxes), _NORM_WINDOWS)).long()
         with torch.inference_mode():
-            squares.append(encoder.vectors(encoder.prepare(image), one.boxes[rows]).float().square().mean(1))
+            squares.append(encoder.vectors(encoder.prepare(image), part.boxes[rows]).float().square().mean(1))
     mean = float(torch.cat(squares).mean()) if squares else 0.0
     return 1 / math.sqrt(mean) if mean else 1.0

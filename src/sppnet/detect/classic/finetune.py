@@ -14,24 +14,23 @@ from sppnet.errors import ImageError
 
 POSITIVE_SHARE = 0.25
 _POSITIVE, _BACKGROUND = 0.5, 0.1
-# Windows are drawn from so many images before each epoch, and their vectors kept in memory: at most so much of it.
-_MEMORY = 1_000_000_000
-_DRAWN_EACH = 64  # windows of an image at most, a quarter of them positive
+_MEMORY = 1_000_000_000  # bytes of vectors in memory; bounds the number of images per epoch
+_WINDOWS_PER_IMAGE = 64  # drawn before each epoch, a quarter of them positive
 
 
 class WindowBatches:
-    """Batches of 128 windows, a quarter of them on objects.
+    """Batches of 128 windows, a quarter of them positive.
 
-    A window is positive from an overlap of 0.5 on, with the label of that object, and background from 0.1 to 0.5.
-    Before each epoch windows are drawn from all images, or from as many as memory allows; each image is mirrored by the
-    toss of a coin.
+    Windows that overlap an object by 0.5 or more are positive and have its label; 0.1 to 0.5 is background. Before
+    each epoch, windows are drawn from all images, or from as many as fit into memory; each image is mirrored with
+    probability 0.5.
 
     Args:
-        vectors: gives windows their vectors.
-        usable: numbers of the images that can be read.
+        vectors: source of the window vectors.
+        usable: indices of the readable images.
         background: label of the background.
-        norm: scales vectors.
-        options: windows a batch, batches an epoch, whether images are mirrored, and the seed.
+        norm: scale factor of the vectors.
+        options: windows per batch, batches per epoch, mirroring and seed.
     """
 
     def __init__(
@@ -42,56 +41,56 @@ class WindowBatches:
         self.mirror = options.mirror
 
     def epoch(self, epoch: int, start: int) -> Iterator[tuple[Any, Tensor, list[ImageError]]]:
-        """The batches of an epoch from the one numbered `start` on."""
+        """Yield the batches of an epoch, beginning with batch `start`."""
         x, labels = self._draw(random.Random(f"windows {self.seed} {epoch}"))  # noqa: S311
         positive, background = (
             part.nonzero()[:, 0].tolist() for part in (labels != self.background, labels == self.background)
         )
         for step in range(start, self.steps):
             rng = random.Random(f"batch {self.seed} {epoch} {step}")  # noqa: S311
-            few = min(round(self.batch * POSITIVE_SHARE), len(positive))
-            rows = rng.sample(positive, few) + rng.sample(background, min(self.batch - few, len(background)))
+            count = min(round(self.batch * POSITIVE_SHARE), len(positive))
+            rows = rng.sample(positive, count) + rng.sample(background, min(self.batch - count, len(background)))
             yield x[rows].float() * self.norm, labels[rows], []
 
     def side(self, epoch: int) -> int | None:  # noqa: ARG002
-        """Windows have sizes of their own."""
+        """Return None: windows have no common size."""
         return None
 
     def _draw(self, rng: random.Random) -> tuple[Float[Tensor, "n d"], Int[Tensor, " n"]]:
         images = self.usable.copy()
         rng.shuffle(images)
-        most = max(_MEMORY // (2 * self.vectors.length * _DRAWN_EACH), 1)
+        max_images = max(_MEMORY // (2 * self.vectors.length * _WINDOWS_PER_IMAGE), 1)
         parts, labels = [], []
-        for image in images[:most]:
+        for image in images[:max_images]:
             windows = self.vectors.windows[image]
-            rows = draw_windows(windows, round(_DRAWN_EACH * POSITIVE_SHARE), _DRAWN_EACH, rng)
+            rows = draw_windows(windows, round(_WINDOWS_PER_IMAGE * POSITIVE_SHARE), _WINDOWS_PER_IMAGE, rng)
             parts.append(self.vectors.vectors(image, rows, mirrored=self.mirror and rng.random() < 0.5).half())
             labels.append(torch.where(positives(windows)[rows], windows.labels[rows], self.background))
         return torch.cat(parts), torch.cat(labels)
 
 
 def positives(windows: Windows) -> Bool[Tensor, " k"]:
-    """Which windows are on an object."""
+    """Return a mask of the windows that overlap an object by 0.5 or more."""
     return windows.counts & (windows.overlap >= _POSITIVE)
 
 
 def draw_windows(
     windows: Windows, most_positive: int, total: int, rng: random.Random, *, far: bool = True
 ) -> Int[Tensor, " n"]:
-    """Draw windows of an image for training: positive ones first, then background, near objects where there are any.
+    """Draw training windows of an image: positives, then background that overlaps an object, then other background.
 
     Args:
-        windows: of the image.
-        most_positive: as many on objects at most.
-        total: as many in all at most.
-        rng: draws.
-        far: take background that overlaps no object by 0.1 where there is too little that does.
+        windows: windows of the image.
+        most_positive: maximum number of positives.
+        total: maximum number of windows.
+        rng: random number generator.
+        far: fill up with background that overlaps every object by less than 0.1.
     """
-    on = positives(windows)
-    background = windows.counts & ~on
+    positive = positives(windows)
+    background = windows.counts & ~positive
     near = windows.overlap >= _BACKGROUND
-    listed = [part.nonzero()[:, 0].tolist() for part in (on, background & near, background & ~near)]
-    rows = rng.sample(listed[0], min(most_positive, len(listed[0])))
-    for part in listed[1 : 2 + far]:
-        rows += rng.sample(part, min(total - len(rows), len(part)))
+    groups = [part.nonzero()[:, 0].tolist() for part in (positive, background & near, background & ~near)]
+    rows = rng.sample(groups[0], min(most_positive, len(groups[0])))
+    for group in groups[1 : 2 + far]:
+        rows += rng.sample(group, min(total - len(rows), len(group)))
     return torch.tensor(rows, dtype=torch.long)

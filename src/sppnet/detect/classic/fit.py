@@ -1,4 +1,4 @@
-"""Fitting of the parts of a detector on the vectors of windows: fc layers, SVMs, box regression."""
+"""Fitting of a detector on window vectors: fc layers, SVMs and box regression."""
 
 import math
 import random
@@ -15,13 +15,7 @@ from sppnet.data.formats.detection import DetectionSample
 from sppnet.detect.classic.box_regression import fit_box_regression
 from sppnet.detect.classic.finetune import WindowBatches, positives
 from sppnet.detect.classic.mining import fit_detection_svms
-from sppnet.detect.classic.windows import (
-    CropVectors,
-    MapVectors,
-    Windows,
-    WindowVectors,
-    label_windows,
-)
+from sppnet.detect.classic.windows import CropVectors, MapVectors, Windows, WindowVectors, label_windows
 from sppnet.detect.model import Detector, create_fc
 from sppnet.detect.options import DetectOptions
 from sppnet.detect.proposals import proposals_of
@@ -32,16 +26,16 @@ from sppnet.inference.results import Failure
 from sppnet.ops.boxes import encode
 from sppnet.training.loop import fit
 
-_NORM_IMAGES, _NORM_WINDOWS = 100, 100
-_REGRESSED_EACH, _REGRESSED_MEMORY = 64, 500_000_000
+_NORM_IMAGES, _NORM_WINDOWS = 100, 100  # images, and windows of each, that the norm is measured on
+_REGRESSION_WINDOWS, _REGRESSION_MEMORY = 64, 500_000_000  # windows per image, and bytes of all vectors
 
 
 def propose_windows(
     samples: Sequence[DetectionSample], num_classes: int, options: DetectOptions, cache: Path
 ) -> tuple[list[Windows], list[ImageError]]:
-    """Windows of every image that can be read, and the errors of the others."""
+    """Return the labeled windows of each readable image, and the errors of the others."""
     paths = [sample.path for sample in samples]
-    found = proposals_of(
+    results = proposals_of(
         paths,
         options.proposals,
         cache / "proposals",
@@ -50,22 +44,22 @@ def propose_windows(
         workers=options.workers,
     )
     windows, failures = [], []
-    for sample, proposals in zip(samples, found, strict=True):
+    for sample, proposals in zip(samples, results, strict=True):
         if isinstance(proposals, Failure):
             failures.append(proposals.error)
         else:
             windows.append(label_windows(sample, proposals.boxes, num_classes))
-    pairs = [(one.boxes[one.objects :], one.boxes[: one.objects]) for one in windows]
+    pairs = [(part.boxes[part.objects :], part.boxes[: part.objects]) for part in windows]
     if any(len(objects) for _, objects in pairs):
-        half = recall([boxes for boxes, _ in pairs], [objects for _, objects in pairs], (0.5,)).fractions[0]
+        share = recall([boxes for boxes, _ in pairs], [objects for _, objects in pairs], (0.5,)).fractions[0]
         mean = sum(len(boxes) for boxes, _ in pairs) / len(pairs)
-        text = f"{mean:.0f} proposals an image; {100 * half:.1f} % of the objects have one that overlaps by 0.5"
+        text = f"{mean:.0f} proposals per image; recall at an overlap of 0.5: {100 * share:.1f} %"
         console.print(text, highlight=False)
     return windows, failures
 
 
 def window_vectors(model: Detector, windows: Sequence[Windows], cache: Path) -> WindowVectors:
-    """Where the training takes the vectors of windows from."""
+    """Create the cached source of window vectors for a detector."""
     if isinstance(model.encoder, RegionEncoder):
         return MapVectors(model.encoder, windows, cache)
     return CropVectors(model.encoder, windows, cache)
@@ -79,18 +73,18 @@ def fit_detector(
     out: Path,
     seconds: dict[str, float],
 ) -> bool:
-    """Fit all that stands on the vectors: fc layers, SVMs, box regression.
+    """Fit all parts that take window vectors: fc layers, SVMs and box regression.
 
     Args:
-        model: its encoder stays as it is.
-        vectors: of the training windows.
-        usable: numbers of the images that can be read.
-        options: how.
-        out: for checkpoints of the fine-tuning.
-        seconds: of each part, added here.
+        model: detector; its encoder is not trained.
+        vectors: vectors of the training windows.
+        usable: indices of the readable images.
+        options: training options.
+        out: folder for checkpoints of the fine-tuning.
+        seconds: durations of the stages; extended here.
 
     Returns:
-        False where fine-tuning was interrupted.
+        False if fine-tuning was interrupted.
     """
     model.norm.fill_(vector_norm(vectors, usable))
     started = time.monotonic()
@@ -117,7 +111,7 @@ def fit_detector(
 def finetune(
     model: Detector, vectors: WindowVectors, usable: Sequence[int], options: DetectOptions, out: Path
 ) -> nn.Sequential | None:
-    """fc6 and fc7, trained under a softmax over the classes and the background, and that layer; None if interrupted."""
+    """Train fc6, fc7 and a softmax layer over classes and background; return them, or None if interrupted."""
     classes, hidden = len(model.config.classes), model.config.hidden
     torch.manual_seed(options.seed)
     network = nn.Sequential(create_fc(model.encoder.length, hidden), nn.Linear(hidden[-1], classes + 1))
@@ -126,7 +120,7 @@ def finetune(
 
 
 def fit_svms(model: Detector, vectors: WindowVectors, usable: Sequence[int], seed: int) -> None:
-    """Put SVMs on what the fc layers give."""
+    """Fit the detector's SVMs on the outputs of its fc layers."""
 
     def features(number: int, rows: Tensor) -> Tensor:
         x: Tensor = model.fc(vectors.vectors(usable[number], rows).float() * model.norm)
@@ -138,16 +132,16 @@ def fit_svms(model: Detector, vectors: WindowVectors, usable: Sequence[int], see
 
 
 def fit_offsets(model: Detector, vectors: WindowVectors, usable: Sequence[int], seed: int) -> None:
-    """Put box regression on the pooled vectors."""
+    """Fit the detector's box regression on the pooled vectors."""
     with torch.inference_mode(), console.status("box regression"):
         x, labels, offsets = _regression_windows(vectors, usable, seed)
         layer = fit_box_regression(x, labels, offsets, len(model.config.classes))
-        layer.weight /= model.norm  # the detector's vectors are scaled
+        layer.weight /= model.norm  # the detector applies the layer to normalized vectors
         model.offsets = layer
 
 
 def vector_norm(vectors: WindowVectors, usable: Sequence[int]) -> float:
-    """What scales vectors to unit mean square."""
+    """Return the factor that scales the vectors to unit mean square."""
     squares = []
     for image in usable[:_NORM_IMAGES]:
         count = len(vectors.windows[image].boxes)
@@ -159,14 +153,14 @@ def vector_norm(vectors: WindowVectors, usable: Sequence[int]) -> float:
 def _regression_windows(
     vectors: WindowVectors, usable: Sequence[int], seed: int
 ) -> tuple[Float[Tensor, "n d"], Int[Tensor, " n"], Float[Tensor, "n 4"]]:
-    """Vectors, labels and offsets of windows that overlap an object by half or more, the objects included."""
+    """Draw windows that overlap an object by 0.5 or more; return their vectors, labels and offsets."""
     rng = random.Random(f"regression {seed}")  # noqa: S311
-    each = max(min(_REGRESSED_EACH, _REGRESSED_MEMORY // (2 * vectors.length * len(usable))), 1)
+    per_image = max(min(_REGRESSION_WINDOWS, _REGRESSION_MEMORY // (2 * vectors.length * len(usable))), 1)
     x, labels, offsets = [], [], []
     for image in usable:
         windows = vectors.windows[image]
         rows = positives(windows).nonzero()[:, 0].tolist()
-        chosen = torch.tensor(rng.sample(rows, min(each, len(rows))), dtype=torch.long)
+        chosen = torch.tensor(rng.sample(rows, min(per_image, len(rows))), dtype=torch.long)
         x.append(vectors.vectors(image, chosen).half())
         labels.append(windows.labels[chosen])
         offsets.append(encode(windows.boxes[chosen], windows.targets[chosen]))

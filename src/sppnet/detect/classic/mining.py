@@ -1,4 +1,4 @@
-"""Linear SVMs for detection: few objects, very many windows of background, of which only the hard ones are kept."""
+"""Linear SVMs for detection, trained with hard negative mining over the background windows."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -12,10 +12,10 @@ from sppnet.console import track
 from sppnet.detect.classic.windows import Windows
 from sppnet.training.svm import linear_svc
 
-# As in R-CNN's and the SPP-net authors' code.
+# As in the code of the R-CNN and SPP-net authors.
 _C, _POSITIVE_WEIGHT, _BIAS_FEATURE = 1e-3, 2.0, 10.0
-_HARD, _EASY = -1.0001, -1.2
-_RETRAIN = 2000
+_HARD_MARGIN, _EASY_MARGIN = -1.0001, -1.2
+_RETRAIN = 2000  # new hard negatives that trigger a fit
 _NEGATIVE_OVERLAP = 0.3
 _NORM_IMAGES, _NORM_WINDOWS = 200, 200
 NORM = 20.0
@@ -27,54 +27,56 @@ def fit_detection_svms(
     num_classes: int,
     seed: int = 0,
 ) -> nn.Linear:
-    """One SVM a class by liblinear, objects against the background's hard negatives (SPP-net, section 4.1).
+    """Fit one linear SVM per class with liblinear and hard negative mining (SPP-net, section 4.1).
 
-    Positives are the objects themselves; negatives are windows that overlap no object of the class by 0.3 or more. One
-    pass over the images adds, to all negatives of the first of them, those on the wrong side of the margin, trains anew
-    after every 2,000 and lets go of those that have become easy.
+    The objects are the positives; windows that overlap every object of the class by less than 0.3 are the negatives.
+    Training starts with all negatives of one image and makes one pass over the others, which adds negatives on the
+    wrong side of the margin. After every 2,000 of them the SVM is fitted again and negatives that became easy are
+    removed.
 
     Args:
-        windows: of each training image.
-        features: for an image and some of its windows, by their numbers, what is scored.
-        num_classes: a class without objects gets a score below every other's.
-        seed: of the order of images and of liblinear's.
+        windows: windows of each training image.
+        features: function from an image index and window indices to features.
+        num_classes: number of classes; a class without objects scores below all others.
+        seed: random seed of the order of images and of liblinear.
 
     Returns:
-        A layer from features to margins; the scaling of the features to a mean norm of 20 is in its weights.
+        Layer from features to margins; its weights include the scaling of the features to a mean norm of 20.
 
     Raises:
         ValueError: no image has an object.
     """
     scale = NORM / max(_mean_norm(windows, features), 1e-12)
     positives: list[list[Tensor]] = [[] for _ in range(num_classes)]
-    for image, one in enumerate(windows):
-        if one.objects:
-            x = features(image, torch.arange(one.objects)) * scale
-            for label in one.labels[: one.objects].unique().tolist():
-                positives[label].append(x[one.labels[: one.objects] == label])
+    for image, part in enumerate(windows):
+        if part.objects:
+            x = features(image, torch.arange(part.objects)) * scale
+            labels = part.labels[: part.objects]
+            for label in labels.unique().tolist():
+                positives[label].append(x[labels == label])
     if not any(positives):
-        raise ValueError("data: no training image has an object that is not difficult; an SVM needs some")
-    width = next(part[0].shape[1] for part in positives if part)
-    classes = [_Class(torch.cat(part) if part else torch.empty(0, width), seed) for part in positives]
+        raise ValueError(f"data: expected at least one object that is not difficult, got none in {len(windows)} images")
+    width = next(parts[0].shape[1] for parts in positives if parts)
+    svms = [_ClassSVM(torch.cat(parts) if parts else torch.empty(0, width), seed) for parts in positives]
     order = list(range(len(windows)))
     random.Random(f"negatives {seed}").shuffle(order)  # noqa: S311
     for image in track(order, "hard negatives", len(order)):
-        one = windows[image]
-        negative = one.counts[:, None] & (one.others < _NEGATIVE_OVERLAP)
-        x = features(image, torch.arange(len(one.boxes))) * scale
-        for label, svm in enumerate(classes):
+        part = windows[image]
+        negative = part.counts[:, None] & (part.others < _NEGATIVE_OVERLAP)
+        x = features(image, torch.arange(len(part.boxes))) * scale
+        for label, svm in enumerate(svms):
             svm.add(x[negative[:, label]])
     layer = nn.Linear(width, num_classes)
     with torch.no_grad():
-        for label, svm in enumerate(classes):
+        for label, svm in enumerate(svms):
             weight, bias = svm.finish()
             layer.weight[label] = weight * scale
             layer.bias[label] = bias
     return layer
 
 
-class _Class:
-    """The SVM of one class while negatives come in."""
+class _ClassSVM:
+    """SVM of one class during hard negative mining."""
 
     def __init__(self, positives: Tensor, seed: int) -> None:
         self.positives, self.seed = positives, seed
@@ -86,7 +88,7 @@ class _Class:
     def add(self, x: Tensor) -> None:
         if not len(self.positives) or not len(x):
             return
-        hard = x[self.margins(x) > _HARD] if self.fitted else x
+        hard = x[self.margins(x) > _HARD_MARGIN] if self.fitted else x
         self.new.append(hard)
         if not self.fitted or sum(map(len, self.new)) > _RETRAIN:
             self.fit()
@@ -94,7 +96,7 @@ class _Class:
     def fit(self) -> None:
         self.negatives = torch.cat((self.negatives, *self.new))
         self.weight, self.bias = _fit(self.positives, self.negatives, self.seed)
-        self.negatives = self.negatives[self.margins(self.negatives) >= _EASY]
+        self.negatives = self.negatives[self.margins(self.negatives) >= _EASY_MARGIN]
         self.new, self.fitted = [], True
 
     def margins(self, x: Tensor) -> Tensor:
@@ -107,7 +109,7 @@ class _Class:
 
 
 def _fit(positives: Tensor, negatives: Tensor, seed: int) -> tuple[Tensor, float]:
-    """Minimise |w|^2 / 2 + (b / 10)^2 / 2 + C (2 sum of positives' hinge losses + sum of negatives')."""
+    """Minimize |w|^2 / 2 + (b / 10)^2 / 2 + C (2 sum of positives' hinge losses + sum of negatives')."""
     x = torch.cat((positives, negatives)).numpy()
     y = np.repeat([1, -1], [len(positives), len(negatives)])
     svm = linear_svc("detect")(

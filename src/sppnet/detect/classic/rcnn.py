@@ -1,4 +1,4 @@
-"""The baseline that SPP-net is measured against: R-CNN's one pass of the network for every window."""
+"""R-CNN baseline: one forward pass of the network per window."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ from sppnet.ops.bins import Level, count_bins, parse_levels
 from sppnet.ops.pyramid import pyramid_pool
 from sppnet.ops.reference import Reduce
 
-_CONTEXT = 16  # pixels of the warped window that lie around the box on each side
+_CONTEXT = 16  # pixels around the box on each side of the warped window
 _BATCH = 32  # the fastest of 8 to 128 on two cores
 
 
 @dataclass(frozen=True)
 class Warp:
-    """How a box is warped into a square of pixels.
+    """Mapping of a box to a square of pixels.
 
     Attributes:
-        box: xyxy edges in whole pixels of the image: the box with its context, cut to the image.
+        box: xyxy edges in whole pixels of the image: the box with its context, clipped to the image.
         size: (height, width) to which that part is resized.
-        place: (row, column) of the square where it is put; the rest is the mean colour.
+        place: (row, column) of its top left corner in the square; the rest is filled with the mean color.
     """
 
     box: tuple[int, int, int, int]
@@ -35,12 +35,12 @@ class Warp:
 
 
 class CropEncoder(nn.Module):
-    """Boxes in, one vector a box out, as :class:`sppnet.RegionEncoder`; the network runs once a box (R-CNN).
+    """Encoder of boxes with the interface of :class:`sppnet.RegionEncoder` and one forward pass per box (R-CNN).
 
     Args:
-        backbone: the network.
-        levels: of the pyramid over the map of each warped window.
-        side: of the warped windows, pixels; None for the side that the weights were trained at.
+        backbone: network that computes the feature maps.
+        levels: pyramid levels pooled from the feature map of each warped window.
+        side: side of the warped windows in pixels; None for the side that the weights were trained at.
         reduce: ``max`` or ``avg``.
     """
 
@@ -57,21 +57,21 @@ class CropEncoder(nn.Module):
         self.levels = tuple(levels)
         self.side = backbone.side if side is None else side
         if self.side <= 2 * _CONTEXT:
-            raise ValueError(f"side: expected more than {2 * _CONTEXT}, which the context takes; got {self.side}")
+            raise ValueError(f"side: expected more than {2 * _CONTEXT} (twice the context), got {self.side}")
         self.reduce: Reduce = reduce
         self.eval()
 
     @property
     def length(self) -> int:
-        """Numbers of a vector."""
+        """Length of a vector."""
         return self.backbone.channels * count_bins(self.levels)
 
     def prepare(self, image: Image.Image) -> Image.Image:
-        """The image itself: nothing is shared between windows."""
+        """Return the image unchanged: windows share no computation."""
         return image
 
     def distinct(self, prepared: Image.Image, boxes: Float[Tensor, "k 4"]) -> DistinctVectors:
-        """Vectors of boxes of one image: xyxy edges in its pixels."""
+        """Compute the vectors of boxes of one image, given as xyxy edges in its pixels."""
         data = torch.cat([self._vectors(prepared, part) for part in boxes.split(_BATCH)])
         return DistinctVectors(data, torch.arange(len(boxes), device=data.device))
 
@@ -82,7 +82,7 @@ class CropEncoder(nn.Module):
         for crop, box in zip(crops, boxes.tolist(), strict=True):
             warp = warp_of(box, (image.height, image.width), self.side)
             (height, width), (top, left) = warp.size, warp.place
-            # Cut out first: Pillow would filter what lies around the part into it.
+            # Crop before resizing, so that no pixels outside the part are filtered into it.
             part = image.crop(warp.box).resize((width, height), Image.Resampling[backbone.interpolation.upper()])
             crop[:, top : top + height, left : left + width] = to_tensor(part, backbone.mean, backbone.std)
         crops = crops.to(weight.device, weight.dtype, memory_format=torch.channels_last)
@@ -90,19 +90,19 @@ class CropEncoder(nn.Module):
 
 
 def warp_of(box: Sequence[float], size: tuple[int, int], side: int) -> Warp:
-    """How R-CNN warps a box, with 16 pixels of context in the warped square (R-CNN, appendix A; the authors' code).
+    """Compute R-CNN's warp of a box, with 16 pixels of context in the square (R-CNN, appendix A; the authors' code).
 
     Args:
-        box: xyxy edges in pixels of the image, touching it.
+        box: xyxy edges in pixels of the image, which the box must overlap.
         size: (height, width) of the image.
-        side: of the square.
+        side: side of the square in pixels.
     """
     scale = side / (side - 2 * _CONTEXT)
     edges, sizes, places = [], [], []
     for low, high, limit in ((box[0], box[2], size[1]), (box[1], box[3], size[0])):
-        # The code counts pixels from 1 and takes the first pixel plus half the width for the centre.
-        centre, half = (low + high) / 2 + 1, (high - low) / 2 * scale
-        first, last = _round(centre - half) - 1, _round(centre + half)
+        # The authors' code counts pixels from 1 and defines the center as the first pixel plus half the width.
+        center, half = (low + high) / 2 + 1, (high - low) / 2 * scale
+        first, last = _round(center - half) - 1, _round(center + half)
         begin, end = min(max(first, 0), limit - 1), max(min(last, limit), 1)
         place = min(_round(max(-first, 0) * side / (last - first)), side - 1)
         edges.append((begin, max(end, begin + 1)))
@@ -113,5 +113,5 @@ def warp_of(box: Sequence[float], size: tuple[int, int], side: int) -> Warp:
 
 
 def _round(value: float) -> int:
-    """MATLAB's round: halves away from zero."""
+    """Round half away from zero, like MATLAB."""
     return int(value + 0.5) if value >= 0 else -int(-value + 0.5)

@@ -1,4 +1,4 @@
-"""The windows of a training set: what each is of, and its vector, computed once and kept on disk in half precision."""
+"""Windows of training images with their labels, and their vectors, cached on disk in half precision."""
 
 import hashlib
 from collections.abc import Sequence
@@ -22,24 +22,24 @@ from sppnet.features.encoder import ImageMaps, RegionEncoder
 from sppnet.io.files import read_tensors, save_tensors
 from sppnet.ops.boxes import mirror, overlaps
 
-# A proposal on an object that does not count is no example of background.
+# Windows that overlap a difficult object by more are neither positives nor background.
 _DIFFICULT_OVERLAP = 0.3
-_CROPS = 256  # windows of one part of the crops' files; what a killed run loses at most
+_CROPS = 256  # windows per file of crop vectors, the most that a killed run loses
 
 
 @dataclass(frozen=True)
 class Windows:
-    """The windows of one image: its objects first, then its proposals.
+    """Windows of one image: its objects, followed by its proposals.
 
     Attributes:
-        path: the image file.
+        path: image file.
         boxes: xyxy edges in pixels of the image.
-        objects: so many of the first boxes are objects.
-        labels: class of the object that each box overlaps most; 0 where the image has none.
-        overlap: with that object.
-        targets: that object's box; the window itself where the image has none.
-        others: overlap with the nearest object of each class, which SVMs ask for.
-        counts: False for windows on difficult objects, which are examples of nothing.
+        objects: number of objects, which are the first boxes.
+        labels: class of the object that each box overlaps most; 0 in an image without objects.
+        overlap: overlap with that object.
+        targets: box of that object; the window itself in an image without objects.
+        others: largest overlap with an object of each class, which selects the negatives of the SVMs.
+        counts: False for windows on difficult objects, which are not used in training.
     """
 
     path: Path
@@ -53,12 +53,12 @@ class Windows:
 
 
 def label_windows(sample: DetectionSample, proposals: Float[Tensor, "k 4"], num_classes: int) -> Windows:
-    """Windows of a training image: its objects but the difficult ones, then the proposals.
+    """Label the windows of a training image: the objects that are not difficult, then the proposals.
 
     Args:
-        sample: the image and its objects.
+        sample: image with its objects.
         proposals: xyxy edges in pixels of the image.
-        num_classes: labels are below this.
+        num_classes: number of classes.
     """
     objects, labels = sample.boxes[~sample.difficult], sample.labels[~sample.difficult]
     boxes = torch.cat((objects, proposals))
@@ -74,17 +74,17 @@ def label_windows(sample: DetectionSample, proposals: Float[Tensor, "k 4"], num_
         shared = overlaps(boxes, sample.boxes[sample.difficult]).amax(1)
         counts = (shared <= _DIFFICULT_OVERLAP) | (best >= shared)
     targets = objects[nearest] if len(objects) else boxes
-    found = labels[nearest] if len(objects) else nearest
-    return Windows(sample.path, boxes, len(objects), found, best, targets, others, counts)
+    window_labels = labels[nearest] if len(objects) else nearest
+    return Windows(sample.path, boxes, len(objects), window_labels, best, targets, others, counts)
 
 
 class MapVectors:
-    """Vectors of windows, pooled when they are asked for from maps that are kept on disk (SPP-net).
+    """Vectors of windows, pooled on demand from feature maps cached on disk (SPP-net).
 
     Args:
-        encoder: makes the maps; their place on disk is named by its weights and scales.
-        windows: of each image.
-        folder: sets of maps lie here side by side.
+        encoder: encoder that computes the maps; its weights and scales determine the name of the cache folder.
+        windows: windows of each image.
+        folder: parent of the cache folders.
     """
 
     def __init__(self, encoder: RegionEncoder, windows: Sequence[Windows], folder: Path) -> None:
@@ -94,7 +94,7 @@ class MapVectors:
         self._folder = folder / f"maps-{_digest(encoder.backbone, parts)}"
 
     def compute(self, description: str, mirrored: bool = False) -> list[ImageError]:
-        """Make all maps that are not there yet; the images that cannot be read."""
+        """Compute the maps that are not cached yet; return the errors of unreadable images."""
         failures = []
         for windows in track(self.windows, description, len(self.windows)):
             try:
@@ -106,18 +106,18 @@ class MapVectors:
         return failures
 
     def vectors(self, image: int, rows: Int[Tensor, " k"], mirrored: bool = False) -> Float[Tensor, "k d"]:
-        """Vectors of some windows of an image, or of its mirror image."""
+        """Return the vectors of some windows of an image, or of the mirrored image."""
         windows = self.windows[image]
         maps = self.maps(windows.path, mirrored)
         boxes = windows.boxes[rows]
         return self.encoder.vectors(maps, mirror(boxes, maps.size[1]) if mirrored else boxes)
 
     def maps(self, path: Path, mirrored: bool = False) -> ImageMaps:
-        """Maps of an image, from the disk if they are there; rounded to half precision and held in single."""
-        place = self._folder / f"{content_digest(path)}{'-mirrored' if mirrored else ''}.safetensors"
+        """Return the maps of an image, from the cache if possible; float32 values rounded to float16."""
+        file = self._folder / f"{content_digest(path)}{'-mirrored' if mirrored else ''}.safetensors"
         stride = self.encoder.backbone.geometry.stride
-        if place.exists():
-            tensors, _ = read_tensors(place)
+        if file.exists():
+            tensors, _ = read_tensors(file)
             sizes = tensors["sizes"].tolist()
             maps = tuple(
                 FeatureMap(tensors[f"map{number}"].float(), stride, self.encoder.backbone.geometry.offset(*size))
@@ -126,22 +126,22 @@ class MapVectors:
             return ImageMaps(tuple(sizes[0]), tuple(map(tuple, sizes[1:])), maps)
         image = load_image(path)
         with torch.inference_mode():
-            made = self.encoder.prepare(ImageOps.mirror(image) if mirrored else image)
+            computed = self.encoder.prepare(ImageOps.mirror(image) if mirrored else image)
         self._folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"map{number}": _storable(one.data) for number, one in enumerate(made.maps)}
-        save_tensors(tensors | {"sizes": torch.tensor([made.size, *made.network_sizes])}, place, shared=True)
-        # The CPU's kernels take single precision and bfloat16.
-        rounded = tuple(replace(one, data=tensors[f"map{number}"].float()) for number, one in enumerate(made.maps))
-        return replace(made, maps=rounded)
+        tensors = {f"map{number}": _to_half(features.data) for number, features in enumerate(computed.maps)}
+        save_tensors(tensors | {"sizes": torch.tensor([computed.size, *computed.network_sizes])}, file, shared=True)
+        # Back to float32, because the CPU kernels do not support float16.
+        maps = tuple(replace(old, data=x.float()) for old, x in zip(computed.maps, tensors.values(), strict=True))
+        return replace(computed, maps=maps)
 
 
 class CropVectors:
-    """Vectors of windows, one pass of the network each, kept on disk (R-CNN).
+    """Vectors of windows, computed by one forward pass each and cached on disk (R-CNN).
 
     Args:
-        encoder: makes the vectors; their place on disk is named by its weights, its levels and the boxes.
-        windows: of each image.
-        folder: sets of vectors lie here side by side.
+        encoder: encoder of the windows; its weights, levels and side name the cache folder, boxes name the files.
+        windows: windows of each image.
+        folder: parent of the cache folders.
     """
 
     def __init__(self, encoder: CropEncoder, windows: Sequence[Windows], folder: Path) -> None:
@@ -151,7 +151,7 @@ class CropVectors:
         self._folder = folder / f"crops-{_digest(encoder.backbone, parts)}"
 
     def compute(self, description: str, mirrored: bool = False) -> list[ImageError]:
-        """Make all vectors that are not there yet; the images that cannot be read."""
+        """Compute the vectors that are not cached yet; return the errors of unreadable images."""
         failures = []
         for number, windows in enumerate(track(self.windows, description, len(self.windows))):
             try:
@@ -163,37 +163,37 @@ class CropVectors:
         return failures
 
     def vectors(self, image: int, rows: Int[Tensor, " k"], mirrored: bool = False) -> Float[Tensor, "k d"]:
-        """Vectors of some windows of an image, or of its mirror image."""
+        """Return the vectors of some windows of an image, or of the mirrored image."""
         out = torch.empty(len(rows), self.length, dtype=torch.float16)
         for part in (rows // _CROPS).unique().tolist():
-            mine = rows // _CROPS == part
-            out[mine] = self._part(image, part, mirrored)[rows[mine] - part * _CROPS]
+            in_part = rows // _CROPS == part
+            out[in_part] = self._part(image, part, mirrored)[rows[in_part] - part * _CROPS]
         return out
 
     def _part(self, image: int, part: int, mirrored: bool) -> Tensor:
         windows = self.windows[image]
         boxes = windows.boxes[part * _CROPS : (part + 1) * _CROPS]
         name = hashlib.sha256(boxes.numpy().tobytes()).hexdigest()[:16] + ("-mirrored" if mirrored else "")
-        place = self._folder / content_digest(windows.path) / f"{name}.safetensors"
-        if not place.exists():
+        file = self._folder / content_digest(windows.path) / f"{name}.safetensors"
+        if not file.exists():
             picture = load_image(windows.path)
             if mirrored:
                 picture, boxes = ImageOps.mirror(picture), mirror(boxes, picture.width)
             with torch.inference_mode():
-                made = self.encoder.distinct(self.encoder.prepare(picture), boxes)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            save_tensors({"vectors": _storable(made.data)}, place, shared=True)
-        return read_tensors(place)[0]["vectors"]
+                distinct = self.encoder.distinct(self.encoder.prepare(picture), boxes)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_tensors({"vectors": _to_half(distinct.data)}, file, shared=True)
+        return read_tensors(file)[0]["vectors"]
 
 
 WindowVectors = MapVectors | CropVectors
 
 
 def content_digest(path: Path) -> str:
-    """A name for the content of a file.
+    """Return a short hash of a file's content.
 
     Raises:
-        sppnet.ImageError: it cannot be read.
+        sppnet.ImageError: the file cannot be read.
     """
     try:
         state = path.stat()
@@ -204,7 +204,7 @@ def content_digest(path: Path) -> str:
 
 @lru_cache(maxsize=100_000)
 def _content_digest(path: Path, size: int, modified: int) -> str:  # noqa: ARG001
-    """Training asks for each image again and again."""
+    """Hash a file; memoized, because training requests the same images repeatedly."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:24]
 
 
@@ -212,20 +212,20 @@ def _digest(network: nn.Module, parts: tuple[object, ...]) -> str:
     return hashlib.sha256(f"{weights_digest(network)} {parts!r}".encode()).hexdigest()[:16]
 
 
-def _storable(x: Tensor) -> Tensor:
-    """Half precision, with what would become infinite at its largest number."""
+def _to_half(x: Tensor) -> Tensor:
+    """Convert to float16 on the CPU, clamping to its finite range."""
     limit = torch.finfo(torch.float16).max
     return x.detach().clamp(-limit, limit).half().cpu().contiguous()
 
 
 def usable_images(windows: Sequence[Windows], failures: Sequence[ImageError]) -> list[int]:
-    """Numbers of the images that can be read.
+    """Return the indices of the readable images.
 
     Raises:
-        ValueError: none of them has an object.
+        ValueError: no readable image has an object.
     """
-    bad = {failure.path for failure in failures}
-    usable = [number for number, one in enumerate(windows) if str(one.path) not in bad]
+    unreadable = {failure.path for failure in failures}
+    usable = [number for number, part in enumerate(windows) if str(part.path) not in unreadable]
     if not any(windows[number].objects for number in usable):
-        raise ValueError(f"data: no image with an object can be read; the first of {len(failures)}: {failures[0]}")
+        raise ValueError(f"data: expected a readable image with an object, got none; the first error: {failures[0]}")
     return usable

@@ -1,0 +1,100 @@
+"""Options of training a classifier."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from sppnet.backbones.weights import EMBEDDED_BACKBONE
+from sppnet.data.batching import Schedule
+from sppnet.data.resize import Resize
+from sppnet.errors import choose, require_positive
+from sppnet.ops.bins import Level, Rule, parse_levels
+from sppnet.ops.reference import Reduce
+from sppnet.training.options import LoopOptions
+
+
+@dataclass(frozen=True)
+class TrainOptions(LoopOptions):
+    """Training options of a classifier; the defaults train the whole embedded network at one size.
+
+    Attributes:
+        backbone, stage, weights: see :func:`sppnet.backbones.backbone.create_backbone`.
+        levels, reduce, rule: see :func:`sppnet.pyramid_pool`.
+        head: ``linear``, ``fc`` (the paper's fc6-fc7-fc8) or ``svm``; None for ``svm`` with a frozen backbone and
+            ``linear`` otherwise.
+        freeze_backbone: whether to compute the pyramid vectors once, at the sizes given by `resize`, and train only the
+            head.
+        sizes: training image sizes: ``224``, ``180,224`` (alternating by epoch), ``180-224`` (drawn for each epoch) or
+            ``native``; not used with a frozen backbone.
+        resize: size policy of evaluation and prediction, see :class:`sppnet.Resize`; None for ``native`` with
+            native training or a frozen backbone, otherwise a shorter side of 8/7 of the largest training size.
+        max_pixels: maximum pixels of an image at native size.
+        batch_pixels: maximum padded pixels of one process's part of a batch at native sizes, which leads to fewer large
+            images per batch; None for no limit.
+        svm_c: penalty of the SVM.
+        workers: number of processes that decode images.
+        cache: folder for vectors and sizes of images, which runs may share; None for the run folder.
+        devices, nodes: processes per machine, and machines. `batch` is the total over all processes, so training does
+            not depend on their number.
+    """
+
+    backbone: str = EMBEDDED_BACKBONE
+    stage: int | None = None
+    weights: str = "auto"
+    levels: tuple[Level, ...] = (3, 2, 1)
+    reduce: Reduce = "max"
+    rule: Rule = "adaptive"
+    head: Literal["linear", "fc", "svm"] | None = None
+    freeze_backbone: bool = False
+    sizes: str = "224"
+    resize: str | None = None
+    max_pixels: int = 1_000_000
+    batch_pixels: int | None = None
+    svm_c: float = 1.0
+    workers: int = 0
+    cache: str | None = None
+    devices: int = 1
+    nodes: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, choices in (
+            ("reduce", get_args(Reduce)),
+            ("rule", get_args(Rule)),
+            ("head", (None, "linear", "fc", "svm")),
+        ):
+            if getattr(self, name) not in choices:
+                choose(name, getattr(self, name), [choice for choice in choices if choice])
+        require_positive(self, "max_pixels", "devices", "nodes")
+        if self.batch_pixels is not None and (Schedule.parse(self.sizes).sides or self.batch_pixels < self.max_pixels):
+            raise ValueError(
+                f"batch_pixels: expected at least max_pixels ({self.max_pixels}) and native sizes, got"
+                f" {self.batch_pixels} with sizes {self.sizes}"
+            )
+        if self.devices * self.nodes > self.batch:
+            processes = self.devices * self.nodes
+            raise ValueError(f"devices: expected at most one per image of a batch ({self.batch}), got {processes}")
+        if self.freeze_backbone and self.devices * self.nodes > 1:
+            raise ValueError(f"devices: expected 1 with a frozen backbone, got {self.devices * self.nodes}")
+        if not 0 < self.svm_c < math.inf:
+            raise ValueError(f"svm_c: expected a penalty above 0, got {self.svm_c}")
+        if self.workers < 0:
+            raise ValueError(f"workers: expected at least 0, got {self.workers}")
+        if self.head == "svm" and not self.freeze_backbone:
+            raise ValueError("head: expected linear or fc, got svm, which needs freeze_backbone (--freeze-backbone)")
+        Schedule.parse(self.sizes)
+        Resize.parse(self.evaluation_size)
+        parse_levels(self.levels)
+
+    @property
+    def kind(self) -> Literal["linear", "fc", "svm"]:
+        """Head, with None replaced by the default."""
+        return self.head or ("svm" if self.freeze_backbone else "linear")
+
+    @property
+    def evaluation_size(self) -> str:
+        """Size policy of evaluation, with None replaced by the default."""
+        sides = Schedule.parse(self.sizes).sides
+        if self.resize is not None:
+            return self.resize
+        return "native" if self.freeze_backbone or not sides else f"shorter-side:{round(max(sides) * 8 / 7)}"

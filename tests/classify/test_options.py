@@ -1,0 +1,36 @@
+"""Options of training a classifier: defaults and checks."""
+
+import pytest
+
+from sppnet.classify.options import TrainOptions
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"svm_c": 0.0}, "svm_c: expected a penalty above 0, got 0.0"),
+        ({"workers": -1}, "workers: expected at least 0, got -1"),
+        ({"head": "svm"}, "needs freeze_backbone"),
+        ({"head": "mlp"}, "head: expected one of linear, fc, svm"),
+        ({"sizes": "big"}, "sizes: expected 224"),
+        ({"resize": "crop"}, "center-crop"),
+        ({"devices": 0}, "devices: expected at least 1, got 0"),
+        ({"batch": 2, "devices": 2, "nodes": 2}, r"devices: expected at most one per image of a batch \(2\), got 4"),
+        ({"freeze_backbone": True, "devices": 2}, "devices: expected 1 with a frozen backbone, got 2"),
+        ({"batch_pixels": 2_000_000}, r"batch_pixels: expected at least max_pixels \(1000000\) and native sizes"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_rejects_wrong_options(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainOptions(**values)  # type: ignore[arg-type]
+
+
+def test_head_and_evaluation_size_default_to_the_kind_of_training() -> None:
+    frozen, native, sides = (
+        TrainOptions(freeze_backbone=True),
+        TrainOptions(sizes="native"),
+        TrainOptions(sizes="180,224"),
+    )
+    assert [options.kind for options in (frozen, native, sides)] == ["svm", "linear", "linear"]
+    assert [options.evaluation_size for options in (frozen, native, sides)] == ["native", "native", "shorter-side:256"]
