@@ -1,6 +1,5 @@
-"""Predict and features on Ray, and on fsspec paths: what comes out equals what one process writes."""
+"""Ray and URLs give the same predictions and features as one local process; dead processes and wrong options."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -17,18 +16,14 @@ from PIL import Image
 from sppnet import Detector, DetectorConfig
 from sppnet.backbones.backbone import create_backbone
 from sppnet.cli.main import run
-from sppnet.data.listing import image_names, list_images
+from sppnet.data.listing import list_images
 from sppnet.distributed.ray_engine import cluster, import_ray
-from sppnet.errors import ImageError
 from sppnet.features.shards import read_metadata
 from sppnet.features.vectors import read_features
-from sppnet.io import remote
-from sppnet.io.part_files import Parts, failure_line, failure_of, read_answers
-from sppnet.segment.model import SegmenterConfig
-from sppnet.segment.model import create_segmenter as new_segmenter
+from sppnet.io.part_files import read_answers
 from sppnet.training.run import save_run
 
-COUNT = 40  # images, of a size of their own each: so the batches make no difference to the last bit
+COUNT = 40  # images, all of different size, so that batching does not change the rounding
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +55,12 @@ def command(*arguments: str | Path) -> list[str]:
 
 
 def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as Ray has it for a process with one CPU
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in Ray's processes with one CPU
     return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300, env=environment)
 
 
-def busy_below(process: int) -> dict[int, int]:
-    """The processes below this one that are at a task, by the titles that Ray gives them, and their seconds * 100."""
+def busy_workers(process: int) -> dict[int, int]:
+    """Return the CPU time in ticks, by process id, of the descendants that Ray's process titles show as busy."""
     parents, titles, ticks = {}, {}, {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
@@ -75,23 +70,24 @@ def busy_below(process: int) -> dict[int, int]:
                 titles[int(folder.name)] = (folder / "cmdline").read_text()
             except OSError:
                 continue
-    found = {}
-    for one in titles:
-        above = one
-        while above in parents and above != process:
-            above = parents[above]
-        if above == process and titles[one].startswith("ray::MapWorker") and ".submit" in titles[one]:
-            found[one] = ticks[one]
-    return found
+    busy = {}
+    for worker, title in titles.items():
+        ancestor = worker
+        while ancestor in parents and ancestor != process:
+            ancestor = parents[ancestor]
+        if ancestor == process and title.startswith("ray::MapWorker") and ".submit" in title:
+            busy[worker] = ticks[worker]
+    return busy
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes in /proc")
-def test_a_killed_worker_costs_no_result_and_no_duplicate(
+def test_killed_worker_loses_and_duplicates_nothing(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two processes answer, one is killed in the middle; the lines are those of the local engine."""
+    """One of two processes is killed during a task; the output equals that of the local engine."""
     assert run(["predict", "imagenet", str(images), "--json", "--device", "cpu"]) == 1
-    plain = capsys.readouterr().out
+    expected = capsys.readouterr().out
     options = ("--engine", "ray", "--actors", "2", "--shard", "4", "--device", "cpu")
     arguments = ["predict", "imagenet", str(images), *options, "--out", str(tmp_path)]
     started = subprocess.Popen(command(*arguments, "--json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -100,18 +96,18 @@ def test_a_killed_worker_costs_no_result_and_no_duplicate(
         parts, before, victims = 0, dict[int, int](), list[int]()
         while not (victims and parts) and time.monotonic() < deadline:
             time.sleep(0.005)
-            busy, parts_before, parts = busy_below(started.pid), parts, len(list(tmp_path.glob("part-*.jsonl")))
+            busy, parts_before, parts = busy_workers(started.pid), parts, len(list(tmp_path.glob("part-*.jsonl")))
             if parts > parts_before:
                 before = busy
-            # Who has computed since the last file was written is in the middle of a task, not between two.
-            victims = [one for one in busy if busy[one] >= before.get(one, busy[one]) + 2]
+            # A worker that used CPU time since the last file was written is within a task, not between two.
+            victims = [worker for worker in busy if busy[worker] >= before.get(worker, busy[worker]) + 2]
         os.kill(victims[0], signal.SIGKILL)
         output, messages = started.communicate(timeout=240)
     finally:
         started.kill()
     assert started.returncode == 1, messages
-    assert output == plain
-    assert "processes died 1 times; their images were done again" in messages
+    assert output == expected
+    assert "worker processes died 1 times; their images were processed again" in messages
     assert "2 images could not be used" in messages
     assert "text.jpg: not an image" in messages
     assert "core_worker" not in messages
@@ -122,37 +118,37 @@ def test_a_killed_worker_costs_no_result_and_no_duplicate(
     ]
     sources = [answer["source"] for answer in read_answers(tmp_path)]
     assert sources == [str(path) for path in list_images(images)]
-    # Once more there is nothing to do, and Ray is not asked for.
+    # A second run has nothing to do and does not connect to Ray.
     times = {file.name: file.stat().st_mtime_ns for file in tmp_path.glob("part-*")}
     assert run([*arguments, "--ray-address", "127.0.0.1:1"]) == 1
-    assert capsys.readouterr().out == f"{COUNT} answers in 11 files: {tmp_path}\n"
+    assert capsys.readouterr().out == f"{COUNT} results in 11 files: {tmp_path}\n"
     assert times == {file.name: file.stat().st_mtime_ns for file in tmp_path.glob("part-*")}
     assert run([*arguments, "--resize", "shorter-side:64"]) == 2
-    message = "has answers of another job: resize None, not shorter-side:64; take another folder"
+    message = "contains predictions of another job: resize None, not shorter-side:64; choose another folder"
     assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_a_detector_on_ray_answers_as_the_local_engine(detector: Path, images: Path, tmp_path: Path) -> None:
+def test_detector_on_ray_matches_the_local_engine(detector: Path, images: Path, tmp_path: Path) -> None:
     options = ("--min-score", "0.3", "--json", "--device", "cpu", "--head", "bfloat16")
-    plain = call("predict", detector, images / "more", *options)
-    found = call(
+    local = call("predict", detector, images / "more", *options)
+    ray = call(
         "predict", detector, f"file://{images}/more", *options, "--engine", "ray", "--out", tmp_path, "--shard", "7"
     )
-    assert found.returncode == plain.returncode == 1
-    assert found.stdout.replace("file://", "") == plain.stdout
-    assert any(json.loads(line)["objects"] for line in plain.stdout.splitlines())
+    assert ray.returncode == local.returncode == 1
+    assert ray.stdout.replace("file://", "") == local.stdout
+    assert any(json.loads(line)["objects"] for line in local.stdout.splitlines())
 
 
 @pytest.mark.slow
-def test_a_finished_part_is_not_made_again(images: Path, tmp_path: Path) -> None:
+def test_only_missing_parts_are_computed(images: Path, tmp_path: Path) -> None:
     arguments = ("predict", "imagenet", images, "--engine", "ray", "--actors", "2", "--shard", "16", "--out", tmp_path)
     first = call(*arguments, "--json")
     (tmp_path / "part-00001.jsonl").unlink()
     times = {file.name: file.stat().st_mtime_ns for file in tmp_path.glob("part-*")}
     assert call(*arguments, "--json").stdout == first.stdout
     after = {file.name: file.stat().st_mtime_ns for file in tmp_path.glob("part-*")}
-    assert {name for name, stamp in after.items() if times.get(name) != stamp} == {"part-00001.jsonl"}
+    assert {name for name, modified in after.items() if times.get(name) != modified} == {"part-00001.jsonl"}
 
 
 def write_boxes(images: Path, file: Path) -> Path:
@@ -162,39 +158,37 @@ def write_boxes(images: Path, file: Path) -> Path:
     return file
 
 
-def assert_same_vectors(found: str | Path, expected: Path) -> None:
-    pairs = list(zip(read_features(found), read_features(expected), strict=True))
+def assert_same_vectors(folder: str | Path, expected: Path) -> None:
+    pairs = list(zip(read_features(folder), read_features(expected), strict=True))
     assert len(pairs) == COUNT
-    for one, other in pairs:
-        assert (one.image, one.ids) == (other.image, other.ids)
-        assert torch.equal(one.boxes, other.boxes)
-        assert torch.equal(one.vectors, other.vectors)
+    for a, b in pairs:
+        assert (a.image, a.ids) == (b.image, b.ids)
+        assert torch.equal(a.boxes, b.boxes)
+        assert torch.equal(a.vectors, b.vectors)
 
 
 @pytest.mark.slow
-def test_features_on_ray_are_those_of_the_local_engine(images: Path, tmp_path: Path) -> None:
+def test_features_on_ray_match_the_local_engine(images: Path, tmp_path: Path) -> None:
     boxes = write_boxes(images, tmp_path / "boxes.csv")
     options = ("--backbone", "zf5", "--weights", "none", "--levels", "2,1", "--scales", "96", "--device", "cpu")
-    plain = call("features", images, "--boxes", boxes, "--out", tmp_path / "plain", *options)
-    assert plain.returncode == 0, plain.stderr
+    local = call("features", images, "--boxes", boxes, "--out", tmp_path / "local", *options)
+    assert local.returncode == 0, local.stderr
     url = f"file://{tmp_path}/ray"
-    found = call("features", f"file://{images}", "--boxes", boxes, "--out", url, *options, "--engine", "ray")
-    assert found.returncode == 0, found.stderr
-    assert_same_vectors(url, tmp_path / "plain")
+    ray = call("features", f"file://{images}", "--boxes", boxes, "--out", url, *options, "--engine", "ray")
+    assert ray.returncode == 0, ray.stderr
+    assert_same_vectors(url, tmp_path / "local")
 
 
-def test_features_of_a_url_are_those_of_the_folder(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_features_of_a_url_match_the_folder(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     boxes = write_boxes(images, tmp_path / "boxes.csv")
     options = ["--backbone", "zf5", "--weights", "none", "--levels", "1", "--scales", "64"]
-    assert run(["features", str(images), "--boxes", str(boxes), "--out", str(tmp_path / "plain"), *options]) == 0
+    assert run(["features", str(images), "--boxes", str(boxes), "--out", str(tmp_path / "local"), *options]) == 0
     arguments: list[str] = []
     for storage in ("safetensors", "parquet"):
         out = f"file://{tmp_path}/{storage}/"
         arguments = ["features", f"file://{images}", "--boxes", f"file://{boxes}", "--out", out, "--format", storage]
         assert run([*arguments, *options]) == 0
-        assert_same_vectors(out, tmp_path / "plain")
+        assert_same_vectors(out, tmp_path / "local")
         file = tmp_path / storage / f"00000.{storage}"
         before = file.stat().st_mtime_ns
         assert run([*arguments, *options]) == 0
@@ -207,68 +201,18 @@ def test_features_of_a_url_are_those_of_the_folder(
     assert read_metadata(f"file://{tmp_path}/none.safetensors") is None
 
 
-def test_a_name_that_a_url_lacks_is_told_with_the_nearest(
+def test_missing_image_of_a_url_suggests_close_names(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     boxes = tmp_path / "boxes.csv"
     boxes.write_text("image,x1,y1,x2,y2\n000.pgn,0,0,9,9\n")
     assert run(["features", f"file://{images}", "--boxes", str(boxes), "--out", str(tmp_path / "out")]) == 2
     message = capsys.readouterr().err
-    assert f"are missing in file://{images}: 000.pgn (line 2)" in message
+    assert f"are missing from file://{images}: 000.pgn (line 2)" in message
     assert "000.png" in message
 
 
-def test_images_of_a_url_come_in_the_order_of_the_folder(tmp_path: Path) -> None:
-    for name in (
-        "b.png",
-        "a/z.JPG",
-        "a/b/c.png",
-        "c/a.png",
-        "B.jpeg",
-        ".hidden.png",
-        "a/.git/d.png",
-        "note.txt",
-        "text/a.txt",
-    ):
-        file = tmp_path / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
-    assert image_names(str(tmp_path)) == [str(path) for path in list_images(tmp_path)]
-    assert image_names(f"file://{tmp_path}/") == [f"file://{path}" for path in list_images(tmp_path)]
-    assert image_names(f"file://{tmp_path}/note.txt") == [f"file://{tmp_path}/note.txt"]
-    assert image_names(f"{tmp_path}/**/*.png") == [str(tmp_path / name) for name in ("b.png", "a/b/c.png", "c/a.png")]
-    with pytest.raises(ImageError, match="no file fits the pattern"):
-        image_names(f"file://{tmp_path}/*.tif")
-    with pytest.raises(ImageError, match="no such file or folder"):
-        image_names(f"file://{tmp_path}/none")
-    with pytest.raises(ImageError, match="holds no image"):
-        image_names(f"file://{tmp_path}/text")
-
-
-@pytest.mark.parametrize("prefix", ["", "file://"])
-def test_a_file_is_whole_or_not_there(tmp_path: Path, prefix: str) -> None:
-    where = remote.place(f"{prefix}{tmp_path}/a.txt")
-    remote.write_text("old", where)
-    with pytest.raises(TypeError), remote.whole_file(where) as file:
-        file.write_text("half") + "more"  # type: ignore[operator]
-    assert (tmp_path / "a.txt").read_text() == "old"
-    assert remote.list_names(remote.place(f"{prefix}{tmp_path}")) == {"a.txt"}
-    with remote.whole_file(where) as file:
-        file.write_text("new")
-        assert remote.read_bytes(where) == b"old"
-    assert remote.read_bytes(where, 2) == b"ne"
-
-
-def test_stores_say_which_package_they_need() -> None:
-    if importlib.util.find_spec("gcsfs"):
-        pytest.skip("gcsfs is installed")
-    with pytest.raises(ModuleNotFoundError, match="gs:// needs gcsfs; install it with pip install gcsfs"):
-        remote.filesystem("gs://bucket/photos")
-    with pytest.raises(ValueError, match="expected a path, or a URL such as s3://bucket/folder"):
-        remote.filesystem("s4://bucket/photos")
-
-
-def test_ray_is_told_how_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_ray_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
     monkeypatch.setenv("RAY_BACKEND_LOG_LEVEL", "info")
     monkeypatch.setitem(sys.modules, "ray", None)
@@ -277,78 +221,9 @@ def test_ray_is_told_how_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
 
 
-def test_parts_refuse_another_job_and_know_what_is_missing(tmp_path: Path) -> None:
-    parts = Parts(tmp_path / "out", ["a", "b", "c"], 2, {"model": "classifier"})
-    assert parts.open() == [0, 1]
-    with pytest.raises(ValueError, match="are not complete; the same command goes on"):
-        read_answers(parts.folder)
-    line = failure_line("c", 'it is "failure": text')
-    remote.write_text(line + "\n", remote.join(parts.folder, parts.file(1)))
-    (tmp_path / "out" / "part-00000.123.part.jsonl").touch()  # of a killed process
-    assert parts.open() == [0]
-    assert failure_of(line) == ("c", 'it is "failure": text')
-    assert failure_of('{"source": "\\"failure\\": "}') is None
-    for other in (
-        Parts(parts.folder, ["a", "b"], 2, parts.settings),
-        Parts(parts.folder, parts.names, 3, parts.settings),
-        Parts(parts.folder, parts.names, 2, {"model": "detector"}),
-    ):
-        with pytest.raises(ValueError, match="has answers of another job"):
-            other.open()
-    remote.write_text('{"source": "a"}\n{"source": "b"}\n', remote.join(parts.folder, parts.file(0)))
-    assert parts.open() == []
-    parts.close([("c", "reason")])
-    assert [answer["source"] for answer in read_answers(str(parts.folder))] == ["a", "b", "c"]
-    assert remote.list_names(parts.folder) == {"index.json", "part-00000.jsonl", "part-00001.jsonl"}
-    (tmp_path / "out" / "index.json").unlink()
-    with pytest.raises(ValueError, match=r"but no index\.json; take another folder"):
-        parts.open()
-    with pytest.raises(ValueError, match="shard: expected at least 1 image; got 0"):
-        Parts(tmp_path, ["a"], 0, {}).open()
-
-
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        (["--actors", "2"], "actors: an option of --engine ray"),
-        (["--shard", "2"], "shard: an option of --engine ray"),
-        (["--engine", "ray"], "out: --engine ray writes its answers into a folder"),
-        (["--engine", "ray", "--out", "{out}", "--views", "7"], "views: expected one of full, 10, 18, 96"),
-        (["--engine", "ray", "--out", "{out}", "--batch", "0"], "batch: expected at least 1"),
-        (["--engine", "ray", "--out", "{out}", "--cache", "x"], "cache: an option for detectors"),
-        (["--engine", "ray", "--out", "{out}", "--actors", "0"], "actors: expected at least 1 process; got 0"),
-        (["--engine", "ray", "--out", "{out}", "--ray-address", "here"], "ray-address: expected auto, host:port or"),
-    ],
-)
-def test_options_that_cannot_be_are_told(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], text: str
-) -> None:
-    arguments = [option.format(out=tmp_path / "out") for option in options]
-    assert run(["predict", "imagenet", str(images), *arguments]) == 2
-    assert text in capsys.readouterr().err
-
-
-def test_detectors_and_segmenters_on_ray_say_what_they_cannot(
-    detector: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def refusal(run_folder: Path, *options: str) -> str:
-        arguments = ["--engine", "ray", "--out", str(tmp_path / "out"), *options]
-        assert run(["predict", str(run_folder), str(images), *arguments]) == 2
-        assert not (tmp_path / "out").exists()
-        return capsys.readouterr().err
-
-    assert "workers: an option of --engine local" in refusal(detector, "--workers", "3")
-    assert "cache: an option of --engine local" in refusal(detector, "--cache", str(tmp_path / "cache"))
-    assert "it reads no file yet; got boxes.csv" in refusal(detector, "--proposals", "boxes.csv")
-    save_run(new_segmenter(SegmenterConfig(("sky", "sea"), width=8), None), tmp_path / "run")
-    assert "engine: ray labels no pixels yet" in refusal(tmp_path / "run")
-
-
-def test_a_cluster_that_is_not_there_is_told_at_once() -> None:
-    start = time.monotonic()
-    with pytest.raises(ConnectionError, match=r"nobody answers at 127\.0\.0\.1:1"), cluster("127.0.0.1:1", None):
+def test_unreachable_cluster_fails_fast() -> None:
+    with pytest.raises(ConnectionError, match=r"no response from 127\.0\.0\.1:1"), cluster("127.0.0.1:1", None):
         pass
-    assert time.monotonic() - start < 20
 
 
 KILLER = """
@@ -362,17 +237,17 @@ class Killer:
         pass
 
     def run(self, task):
-        if task == "deadly":
+        if task == "crash":
             os.kill(os.getpid(), 9)
-        if task == "refused":
-            raise PermissionError("no such bucket of yours")
+        if task == "fail":
+            raise PermissionError("access denied")
         return task.upper()
 
 with cluster(None, 2):
-    for tasks in (["a", "deadly", "b"], ["a", "refused"]):
+    for tasks in (["a", "crash", "b"], ["a", "fail"]):
         try:
             for done in run_tasks(Killer(), tasks, 2, "cpu"):
-                results = done.result
+                pass
         except WorkerError as error:
             message = str(error)
         os.write(1, (message + chr(10)).encode())
@@ -380,8 +255,8 @@ with cluster(None, 2):
 
 
 @pytest.mark.slow
-def test_a_task_that_ends_its_processes_ends_the_work() -> None:
-    found = subprocess.run([sys.executable, "-c", KILLER], capture_output=True, text=True, timeout=300)
-    first, second = found.stdout.splitlines()
-    assert first == "4 processes died at deadly"
-    assert second.startswith("PermissionError: no such bucket of yours (run, line")
+def test_task_that_keeps_killing_its_process_or_raises_stops_the_run() -> None:
+    completed = subprocess.run([sys.executable, "-c", KILLER], capture_output=True, text=True, timeout=300)
+    first, second = completed.stdout.splitlines()
+    assert first == "4 processes died on task crash"
+    assert second.startswith("PermissionError: access denied (run, line")

@@ -1,4 +1,4 @@
-"""What a Ray worker does with a part of the images."""
+"""Jobs that Ray workers run on part of the images: prediction and box features."""
 
 import dataclasses
 import json
@@ -28,12 +28,12 @@ from sppnet.io.part_files import failure_line
 from sppnet.registry import Model, load
 from sppnet.training.run import CONFIG, WEIGHTS
 
-# Files of an object store that a process reads at a time, and how many images it holds that nobody has asked for yet.
-_READERS, _AHEAD = 8, 16
+# Concurrent reads per process from an object store, and number of images to prefetch.
+_READERS, _PREFETCH = 8, 16
 
 
 def load_run(run: str) -> Model:
-    """The model of a run, whose folder may be a URL."""
+    """Load the model of a run folder, which may be a URL."""
     if not remote.is_url(run):
         return load(run)
     with tempfile.TemporaryDirectory() as folder:
@@ -41,11 +41,11 @@ def load_run(run: str) -> Model:
             try:
                 (Path(folder) / name).write_bytes(remote.read_bytes(remote.join(run, name)))
             except FileNotFoundError as error:
-                raise ValueError(f"run: expected a folder that `sppnet train` wrote; {error}") from error
+                raise ValueError(f"run: expected a folder written by `sppnet train`, got {run}; {error}") from error
         return load(folder)
 
 
-# An image as load_image takes it, or why there is none; each with its name.
+# An image as load_image takes it, or the error of an image that cannot be read. Sources are pairs (name, source).
 Source = Path | bytes | ImageError
 Sources = Iterable[tuple[str, Source]]
 Answers = Iterator[dict[str, Any] | ImageError]
@@ -53,13 +53,13 @@ Answers = Iterator[dict[str, Any] | ImageError]
 
 @dataclasses.dataclass
 class PredictJob:
-    """Answers for the images of a part, as one file of JSON lines.
+    """Prediction for the images of a part, written to one JSON Lines file.
 
     Attributes:
-        model: that answers.
-        answer: what it is asked: an answer for each image, in order.
-        folder: of the files.
-        here: folder that names of images are relative to.
+        model: model to run.
+        answer: function that yields a prediction for each image, in order.
+        folder: output folder.
+        here: folder to which image names are relative.
     """
 
     model: Model
@@ -68,46 +68,46 @@ class PredictJob:
     here: Path
 
     def start(self, device: str) -> None:
-        """Move the model."""
+        """Move the model to the device."""
         self.model.to(pick_device(device)).eval()
 
     def run(self, task: str) -> str:
-        """Write a part; the failures in it, as JSON."""
+        """Write a part and return its failures as JSON."""
         content = json.loads(task)
         lines, failures = [], []
-        for name, found in zip(content["names"], self.answer(self.model, self._read(content["names"])), strict=True):
-            if isinstance(found, ImageError):
-                failures.append((name, found.reason))
-                lines.append(failure_line(name, found.reason))
+        for name, answer in zip(content["names"], self.answer(self.model, self._read(content["names"])), strict=True):
+            if isinstance(answer, ImageError):
+                failures.append((name, answer.reason))
+                lines.append(failure_line(name, answer.reason))
             else:
-                lines.append(json.dumps(found))
+                lines.append(json.dumps(answer))
         remote.write_text("".join(f"{line}\n" for line in lines), remote.join(self.folder, content["file"]))
         return json.dumps(failures)
 
     def _read(self, names: Sequence[str]) -> Sources:
-        """The images, some of them read ahead."""
+        """Yield the images, with prefetching."""
         with ThreadPoolExecutor(_READERS) as pool:
-            rest = iter(names)
-            ahead = deque(pool.submit(_source, name, self.here) for name in islice(rest, _AHEAD))
+            remaining = iter(names)
+            pending = deque(pool.submit(_read_source, name, self.here) for name in islice(remaining, _PREFETCH))
             for name in names:
-                source = ahead.popleft().result()
-                ahead.extend(pool.submit(_source, later, self.here) for later in islice(rest, 1))
+                source = pending.popleft().result()
+                pending.extend(pool.submit(_read_source, later, self.here) for later in islice(remaining, 1))
                 yield name, source
 
 
-def _source(name: str, here: Path) -> Source:
+def _read_source(name: str, folder: Path) -> Source:
     try:
-        return image_source(remote.place(name, here))
+        return image_source(remote.place(name, folder))
     except ImageError as error:
         return error
 
 
 def classify_images(model: Classifier, sources: Sources, *, batch: int, resize: str | None, views: str) -> Answers:
-    """What `sppnet predict --json` tells of each image; in batches, as the local engine has them."""
-    rest = iter(sources)
-    while chunk := list(islice(rest, batch)):
-        good = [source for _, source in chunk if not isinstance(source, ImageError)]
-        answers = predict_images(model, good, resize=resize, views=views, batch=batch)
+    """Yield the JSON content of `sppnet predict --json` for each image, batched as in the local engine."""
+    remaining = iter(sources)
+    while chunk := list(islice(remaining, batch)):
+        readable = [source for _, source in chunk if not isinstance(source, ImageError)]
+        answers = predict_images(model, readable, resize=resize, views=views, batch=batch)
         for name, source in chunk:
             answer = source if isinstance(source, ImageError) else next(answers)
             if isinstance(answer, Prediction):
@@ -117,7 +117,7 @@ def classify_images(model: Classifier, sources: Sources, *, batch: int, resize: 
 
 
 def detect_images(model: Detector, sources: Sources, *, least: float) -> Answers:
-    """What `sppnet predict --json` tells of each image."""
+    """Yield the JSON content of `sppnet predict --json` for each image, with objects that score at least `least`."""
     config = model.config
     for name, source in sources:
         try:
@@ -133,12 +133,12 @@ def detect_images(model: Detector, sources: Sources, *, least: float) -> Answers
 
 @dataclasses.dataclass
 class FeaturesJob:
-    """Vectors of the boxes of a file of images.
+    """Computation of the box vectors of one output file.
 
     Attributes:
-        encoder: makes the vectors.
-        dtype: of the vectors.
-        here: folder that paths are relative to.
+        encoder: encoder of the boxes.
+        dtype: dtype of the vectors.
+        here: folder to which paths are relative.
     """
 
     encoder: RegionEncoder
@@ -146,11 +146,11 @@ class FeaturesJob:
     here: Path
 
     def start(self, device: str) -> None:
-        """Move the encoder."""
+        """Move the encoder to the device."""
         self.encoder.to(pick_device(device)).eval()
 
     def run(self, task: str) -> str:
-        """Write a file; what could not be read is in it."""
+        """Write a file of vectors, which also lists the images that could not be read."""
         content = json.loads(task)
         pieces = [
             PieceTask(name, remote.place(path, self.here), torch.tensor(boxes, dtype=torch.float32), ids)

@@ -1,4 +1,4 @@
-"""ONNX files of trained models, and their verification."""
+"""Export of trained models to ONNX, with verification."""
 
 from sppnet.export.models import ExportError, export_classifier, export_regions
 

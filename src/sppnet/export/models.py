@@ -1,4 +1,4 @@
-"""A model as an ONNX file for every image size, in standard operators; it is checked before it gets its name."""
+"""Export to ONNX files of standard operators that accept any image size and are verified before they are written."""
 
 import json
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sppnet.backbones.geometry import Axis
+from sppnet.backbones.modes import evaluation_mode
 from sppnet.backbones.same_padding import integers_in_export
 from sppnet.classify.model import Classifier
 from sppnet.export.verify import FORMAT, Verification, require, verify
@@ -17,39 +18,39 @@ from sppnet.ops import library
 from sppnet.ops.bins import Level, parse_levels
 from sppnet.ops.regions import box_windows
 
-_MOST_BYTES = 2**31 - 2**24  # what one file of protocol buffers holds, less room for the graph
+_MAX_BYTES = 2**31 - 2**24  # maximum size of a Protocol Buffers file, minus room for the graph
 
 
 class ExportError(RuntimeError):
-    """A network that cannot be written, or a file that did not pass the check and was removed."""
+    """Raised if a network cannot be exported, or if the file did not match the model and was removed."""
 
 
 def export_classifier(
     model: Classifier, path: str | Path, with_preprocessing: bool = False, *, sizes: int = 50
 ) -> Verification:
-    """Write the classifier as an ONNX file and check it; the file appears only if it is right.
+    """Export the classifier to an ONNX file, which is written only if it matches the model.
 
-    Its input is `image`: the normalised batch (N, 3, H, W) of :meth:`Classifier.forward`, float32; or, with
-    preprocessing, decoded pixels (N, H, W, 3), uint8 RGB. Its output is `logits` (N, classes). N, H and W are free.
+    The input `image` is the normalized float32 batch (N, 3, H, W) of :meth:`Classifier.forward` or, with
+    preprocessing, uint8 RGB pixels (N, H, W, 3). The output is `logits` (N, classes). N, H and W are dynamic.
 
     Args:
-        model: of float32 weights and the rule ``adaptive``.
-        path: of the file; one that is there is replaced.
-        with_preprocessing: put scaling and normalisation into the file.
-        sizes: number of sizes at which the file is checked, see :func:`verify`.
+        model: classifier with float32 weights and the rule ``adaptive``.
+        path: output file; an existing file is replaced.
+        with_preprocessing: whether to include scaling and normalization in the graph.
+        sizes: number of image sizes to check, see :func:`verify`.
 
     Raises:
         ModuleNotFoundError: the extra `export` is not installed.
-        TypeError: weights that are not float32.
-        ValueError: a rule other than ``adaptive``, or weights beyond the 2 GB of one file.
-        ExportError: torch cannot follow the network at every size, or the check failed.
+        TypeError: the weights are not float32.
+        ValueError: another rule than ``adaptive``, an invalid path, or weights larger than the 2 GB limit of a file.
+        ExportError: torch cannot export the network with dynamic sizes, or the file does not match the model.
     """
     require("onnx", "onnxscript", "onnxruntime")
     from sppnet.ops.onnx import check_rule
 
     check_rule(model.config.rule)
     backbone = model.backbone
-    side = [smallest + more for smallest, more in zip(backbone.geometry.smallest(), (196, 134), strict=True)]
+    side = [smallest + extra for smallest, extra in zip(backbone.geometry.smallest(), (196, 134), strict=True)]
     if with_preprocessing:
         axes = {0: "batch", 1: "height", 2: "width"}
         image = torch.zeros(2, *side, 3, dtype=torch.uint8, device=model.device)
@@ -77,24 +78,24 @@ def export_classifier(
 def export_regions(
     model: Classifier, path: str | Path, levels: Sequence[Level] | None = None, *, sizes: int = 50
 ) -> Verification:
-    """Write the pyramid of boxes of the model's feature maps as an ONNX file and check it.
+    """Export pyramid pooling of boxes on the model's feature maps to an ONNX file, and verify it.
 
-    Its inputs are `map` (N, C, H, W) float32, `boxes` (K, 4) float32, xyxy in pixels of the network's input, and
-    `images` (K,) int64, the map of each box. Where the first cell's place depends on the image's size, as with
-    TensorFlow's SAME padding, there is `size` (2,) int64 too: height and width of the network's input. Its output is
-    `vectors` (K, C * bins), those of :func:`sppnet.region_pyramid_pool` under the rule ``paper``. N, K, H and W are
-    free. A file cannot refuse boxes that are out of order or not finite, or a map that does not exist; the answer is
-    then undefined.
+    The inputs are `map` (N, C, H, W) float32; `boxes` (K, 4) float32, xyxy edges in pixels of the network's input; and
+    `images` (K,) int64, the index of each box's map. If the position of the first cell depends on the image size, as
+    with TensorFlow's SAME padding, there is also `size` (2,) int64, the (height, width) of the network's input. The
+    output is `vectors` (K, C * bins), equal to :func:`sppnet.region_pyramid_pool` with the rule ``paper``. N, K, H and
+    W are dynamic. The graph cannot validate its input: the output is undefined for boxes with swapped or non-finite
+    edges and for map indices that are out of range.
 
     Args:
-        model: its backbone gives stride, offset and channels, its configuration the reduction.
-        path: of the file; one that is there is replaced.
-        levels: of the pyramid; None for the model's own.
-        sizes: number of sizes at which the file is checked, see :func:`verify`.
+        model: classifier that defines stride, offset, channels and reduction.
+        path: output file; an existing file is replaced.
+        levels: pyramid levels; None for those of the model.
+        sizes: number of image sizes to check, see :func:`verify`.
 
     Raises:
-        ModuleNotFoundError, ExportError: as :func:`export_classifier`.
-        TypeError, ValueError: wrong levels.
+        ModuleNotFoundError, ExportError: as for :func:`export_classifier`.
+        TypeError, ValueError: as for :func:`export_classifier`, and invalid levels.
     """
     require("onnx", "onnxscript", "onnxruntime")
     levels = model.config.levels if levels is None else tuple(levels)
@@ -107,7 +108,7 @@ def export_regions(
     axes: dict[str, dict[int, Any]] = {
         "map": {0: "batch", 2: "rows", 3: "columns"},
         "boxes": {0: "boxes"},
-        "images": {0: torch.export.Dim.DYNAMIC},  # torch finds that it is that of boxes
+        "images": {0: torch.export.Dim.DYNAMIC},  # torch infers that it equals that of boxes
     }
     if encoder.depends_on_size:
         inputs["size"] = torch.tensor([300, 200])
@@ -117,7 +118,7 @@ def export_regions(
 
 
 class _Network(nn.Module):
-    """The classifier without its checks, which ask for sizes that are not known while a graph is made."""
+    """Classifier without the argument checks, which need concrete sizes and cannot be traced."""
 
     mean: Tensor
     std: Tensor
@@ -141,7 +142,7 @@ class _Network(nn.Module):
 
 
 class _Regions(nn.Module):
-    """Maps and boxes in, vectors out."""
+    """Pyramid pooling of boxes on feature maps."""
 
     def __init__(self, model: Classifier, levels: Sequence[Level]) -> None:
         super().__init__()
@@ -159,17 +160,17 @@ class _Regions(nn.Module):
         if size is None:
             down, right = self.offsets
         else:
-            down, right = (part[size[i : i + 1] % len(part)] for i, part in enumerate(self.offsets))
-        moved = boxes.double() - torch.cat((right, down, right, down))
-        windows = box_windows(moved, images, (x.shape[2], x.shape[3]), self.scale, (0.0, 0.0), "paper")
+            down, right = (table[size[i : i + 1] % len(table)] for i, table in enumerate(self.offsets))
+        shifted = boxes.double() - torch.cat((right, down, right, down))
+        windows = box_windows(shifted, images, (x.shape[2], x.shape[3]), self.scale, (0.0, 0.0), "paper")
         return library.pool(x, windows, self.grids, "adaptive", self.reduce)
 
 
 def _offsets(axis: Axis) -> list[float]:
-    """The first cell's centre by the image's side modulo the stride; one number where it does not depend on that.
+    """Return the center of the first cell for each image side modulo the stride, or one number if all are equal.
 
-    SAME padding depends on what its layer's side leaves when divided by its stride, so all of them together on what
-    the image's side leaves when divided by the map's.
+    SAME padding of a layer depends on its input side modulo its stride, so the offset depends on the image side modulo
+    the total stride.
     """
     begin = axis.stride * 64
     offsets = [axis.first_centre(side) for side in range(begin, begin + axis.stride)]
@@ -191,7 +192,7 @@ def _metadata(model: Classifier, levels: Sequence[Level]) -> dict[str, Any]:
         "levels": levels,
         "reduce": model.config.reduce,
         "stride": backbone.geometry.stride,
-        "offset": None if max(map(len, offsets)) > 1 else [part[0] for part in offsets],
+        "offset": None if max(map(len, offsets)) > 1 else [table[0] for table in offsets],
     }
 
 
@@ -206,16 +207,16 @@ def _write_checked(
     sizes: int,
 ) -> Verification:
     if model.dtype != torch.float32:
-        raise TypeError(f"model: expected float32 weights; got {model.dtype}; .float() converts")
+        raise TypeError(f"model: expected float32 weights, got {model.dtype}; convert with .float()")
     size = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
-    if size > _MOST_BYTES:
-        raise ValueError(f"model: its weights take {size / 1e9:.1f} GB; one ONNX file holds 2 GB; take a smaller head")
+    if size > _MAX_BYTES:
+        raise ValueError(f"model: expected at most 2 GB of weights, got {size / 1e9:.1f} GB; use a smaller head")
     if sizes < 1:
-        raise ValueError(f"sizes: expected at least 1 size to check; got {sizes}")
+        raise ValueError(f"sizes: expected at least 1, got {sizes}")
     if not path.name or path.is_dir():
-        raise ValueError(f"path: expected the name of a file, such as model.onnx; got {path}")
+        raise ValueError(f"path: expected a file name such as model.onnx, got {path}")
     if not path.parent.is_dir():
-        raise ValueError(f"path: no such folder: {path.parent}")
+        raise ValueError(f"path: expected a file in an existing folder, got {path}")
     part = path.with_name(path.name + ".part")
     try:
         _write(module, inputs, axes, output, metadata, part)
@@ -238,11 +239,10 @@ def _write(
 ) -> None:
     from sppnet.ops.onnx import translations
 
-    training = module.training
     try:
-        with torch.no_grad(), integers_in_export():
+        with evaluation_mode(module), torch.no_grad(), integers_in_export():
             program = torch.onnx.export(
-                module.eval(),
+                module,
                 tuple(inputs.values()),
                 input_names=list(inputs),
                 output_names=[output],
@@ -252,17 +252,15 @@ def _write(
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        raise ExportError(f"torch cannot follow this network at every size: {_root(error)}") from error
-    finally:
-        module.train(training)
-    if program is None:  # torch gives none to those who ask for its old exporter
-        raise ExportError("torch gave no program")
+        raise ExportError(f"torch cannot export this network with dynamic image sizes: {_root_cause(error)}") from error
+    if program is None:  # allowed by the type, but only the legacy exporter returns None
+        raise ExportError("torch.onnx.export returned no program")
     program.model.metadata_props.update({name: json.dumps(value) for name, value in metadata.items()})
     program.save(path, external_data=False)
 
 
-def _root(error: BaseException) -> str:
-    """The first line of the exception at the bottom: those above it repeat what the exporter was doing."""
+def _root_cause(error: BaseException) -> str:
+    """Return the first line of the innermost exception; the outer ones only name the exporter's steps."""
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).splitlines() or [type(error).__name__])[0]

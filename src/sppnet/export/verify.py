@@ -1,4 +1,4 @@
-"""The proof that an ONNX file is right: onnxruntime beside torch at sizes drawn anew."""
+"""Verification of ONNX files: comparison of onnxruntime with torch at random image sizes."""
 
 import json
 import math
@@ -15,25 +15,26 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from sppnet.backbones.modes import evaluation_mode
 from sppnet.classify.model import Classifier
 from sppnet.console import track
 from sppnet.data.images import to_tensor
 from sppnet.ops.regions import region_pyramid_pool
 
 FORMAT = 1
-_LINE = 600
+_LINE = 600  # length in pixels of the images that are as thin as the network accepts
 _LISTED = 10
 
 
 @dataclass(frozen=True)
 class Mismatch:
-    """A size at which the file and the model disagree.
+    """An image size at which the file and the model differ.
 
     Attributes:
         size: (height, width) of the images.
-        images: how many of them.
-        error: largest difference over the largest absolute number of the model; infinite where there is none.
-        reason: what happened, for people.
+        images: number of images.
+        error: largest difference relative to the model's largest absolute output; infinite without a valid output.
+        reason: description of the problem.
     """
 
     size: tuple[int, int]
@@ -44,17 +45,17 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class Verification:
-    """What the check of a file found.
+    """Result of the verification of a file.
 
     Attributes:
-        file: the file.
+        file: path of the file.
         task: ``classify`` or ``regions``.
-        sizes: number of sizes that were tried.
-        tolerance: largest error that passes.
-        worst: largest error, relative to the largest absolute number of the model at that size.
-        worst_size: (height, width) where it was.
-        mismatches: every size that failed.
-        seconds: that it took.
+        sizes: number of sizes that were compared.
+        tolerance: largest allowed error.
+        worst: largest error, see `Mismatch`.
+        worst_size: (height, width) with the largest error.
+        mismatches: sizes with an error above the tolerance.
+        seconds: duration of the verification.
     """
 
     file: str
@@ -67,52 +68,49 @@ class Verification:
     seconds: float
 
     def summary(self) -> str:
-        """In one line: whether it is right, or at which sizes it is wrong and by how much."""
+        """Return one line that lists the mismatches."""
         if not self.mismatches:
-            return f"right at all {self.sizes} sizes"
-        lines = [f"{one.size[0]} x {one.size[1]}: {one.reason}" for one in self.mismatches[:_LISTED]]
-        more = len(self.mismatches) - len(lines)
+            return f"file and model agree at all {self.sizes} sizes"
+        items = [f"{item.size[0]} x {item.size[1]}: {item.reason}" for item in self.mismatches[:_LISTED]]
+        more = len(self.mismatches) - len(items)
         rest = f"; and {more} more" if more else ""
-        return f"wrong at {len(self.mismatches)} of {self.sizes} sizes: {'; '.join(lines)}{rest}"
+        return f"file and model differ at {len(self.mismatches)} of {self.sizes} sizes: {'; '.join(items)}{rest}"
 
 
 def verify(
     path: str | Path, model: Classifier, sizes: int = 200, seed: int = 0, tolerance: float = 1e-4
 ) -> Verification:
-    """Run the file in onnxruntime against the model in torch, at sizes drawn anew.
+    """Compare the file in onnxruntime with the model in torch, at random image sizes.
 
-    Among them are the smallest size that the network takes, a line of 600 pixels in each direction, sides that
-    differ up to seven times, and batches of 1 to 3; most are small, each tenth has up to a quarter of a million pixels.
-    For a region encoder the maps are random, and so are 0 to 20 boxes, some of them outside the image.
+    The first sizes are edge cases: the smallest that the network accepts, and images 600 pixels long and as thin as
+    possible. The others have side ratios up to 7; most are small, every tenth has up to 250,000 pixels. Batches have
+    1 to 3 images. Files for regions get random maps and 0 to 20 random boxes per map, some outside the image.
 
     Args:
-        path: a file that :mod:`sppnet.export.models` wrote; its metadata say whether it is a classifier.
-        model: the one that it was made from.
-        sizes: how many, >= 1.
-        seed: of sizes, images and boxes.
-        tolerance: largest difference that passes, relative to the largest absolute number of the model.
+        path: file written by :mod:`sppnet.export.models`.
+        model: classifier that was exported.
+        sizes: number of sizes, at least 1.
+        seed: random seed of sizes, images and boxes.
+        tolerance: largest allowed difference, relative to the model's largest absolute output.
 
     Raises:
         ModuleNotFoundError: onnxruntime is not installed.
-        ValueError: not such a file, or one of another model.
+        ValueError: the file was not written by this package, or was exported from another model.
     """
     if sizes < 1:
-        raise ValueError(f"sizes: expected at least 1 size to check; got {sizes}")
+        raise ValueError(f"sizes: expected at least 1, got {sizes}")
     require("onnxruntime")
     session, metadata = open_session(Path(path))
     _check_model(Path(path), metadata, model)
     compare = _compare_regions if metadata["task"] == "regions" else _compare_images
     rng = np.random.default_rng(seed)
-    training, begun = model.training, time.perf_counter()
-    model.eval()
-    try:
-        found = [
+    started = time.perf_counter()
+    with evaluation_mode(model):
+        comparisons = [
             compare(session, metadata, model, rng, size)
             for size in track(_draw_sizes(rng, sizes, model.backbone.geometry.smallest()), "checking", sizes)
         ]
-    finally:
-        model.train(training)
-    worst = max(found, key=lambda one: one.error)
+    worst = max(comparisons, key=lambda comparison: comparison.error)
     return Verification(
         str(path),
         metadata["task"],
@@ -120,53 +118,53 @@ def verify(
         tolerance,
         worst.error,
         worst.size,
-        tuple(one for one in found if not one.error <= tolerance),
-        time.perf_counter() - begun,
+        tuple(comparison for comparison in comparisons if not comparison.error <= tolerance),
+        time.perf_counter() - started,
     )
 
 
 def require(*modules: str) -> None:
-    """Refuse where the extra `export` is not installed.
+    """Check that modules of the extra `export` are installed.
 
     Raises:
-        ModuleNotFoundError: naming the modules that are missing and the extra.
+        ModuleNotFoundError: modules are missing; the message names them and the extra.
     """
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
-        raise ModuleNotFoundError(f'ONNX files need {", ".join(missing)}: pip install "sppnet[export]"')
+        raise ModuleNotFoundError(f'ONNX files need {", ".join(missing)}; install with pip install "sppnet[export]"')
 
 
 def open_session(path: Path, threads: int | None = None) -> tuple[Any, dict[str, Any]]:
-    """A session of onnxruntime on the CPU, for any sizes, and the metadata of the file.
+    """Open an onnxruntime session on the CPU, and return it with the metadata of the file.
 
     Args:
-        path: of a file that :mod:`sppnet.export.models` wrote.
-        threads: of one run; None for as many as torch has.
+        path: file written by :mod:`sppnet.export.models`.
+        threads: number of threads of a run; None for the number that torch uses.
 
     Raises:
-        ValueError: no such file.
+        ValueError: the file does not exist, is damaged, or was not written by this version of the package.
     """
     import onnxruntime  # type: ignore[import-untyped]
     from onnxruntime.capi import onnxruntime_pybind11_state as errors  # type: ignore[import-untyped]
 
     if not path.is_file():
-        raise ValueError(f"file: no such file: {path}")
+        raise ValueError(f"file: expected an existing file, got {path}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
-    options.enable_mem_pattern = False  # it keeps a plan for each size that was ever seen
-    options.log_severity_level = 4  # what goes wrong is raised
+    options.enable_mem_pattern = False  # it would keep a memory plan for every input size
+    options.log_severity_level = 4  # errors are raised, not logged
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except (errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf) as error:
-        raise ValueError(f"file: {path} is not an ONNX file that onnxruntime reads: {error}") from error
+        raise ValueError(f"file: {path} is damaged or not an ONNX file: {error}") from error
     try:
         metadata = {name: json.loads(value) for name, value in session.get_modelmeta().custom_metadata_map.items()}
     except ValueError:
         metadata = {}
     if metadata.get("task") not in ("classify", "regions") or "format" not in metadata:
-        raise ValueError(f"file: {path} was not written by `sppnet export`: its metadata name no task of ours")
+        raise ValueError(f"file: expected a file written by `sppnet export`, got {path}")
     if metadata["format"] != FORMAT:
-        raise ValueError(f"file: {path} has format {metadata['format']!r}; this version reads {FORMAT}")
+        raise ValueError(f"file: expected format {FORMAT}, got {metadata['format']!r} in {path}; export it again")
     return session, metadata
 
 
@@ -174,23 +172,23 @@ def _check_model(path: Path, metadata: dict[str, Any], model: Classifier) -> Non
     if metadata["task"] == "classify" and metadata["classes"] != list(model.config.classes):
         names, own = metadata["classes"], model.config.classes
         raise ValueError(
-            f"run: {path} is of another run: it has {len(names)} classes ({', '.join(names[:3])}, ...), the run has"
-            f" {len(own)} ({', '.join(own[:3])}, ...)"
+            f"run: expected the run exported to {path}, with {len(names)} classes ({', '.join(names[:3])}, ...), got"
+            f" {len(own)} classes ({', '.join(own[:3])}, ...)"
         )
     backbone = model.backbone
     if (metadata["backbone"], metadata["stage"]) != (backbone.name, backbone.stage):
         raise ValueError(
-            f"run: {path} is of another run: its maps are those of {metadata['backbone']}, stage {metadata['stage']};"
-            f" the run's are those of {backbone.name}, stage {backbone.stage}"
+            f"run: expected the run exported to {path}, with feature maps of {metadata['backbone']}, stage"
+            f" {metadata['stage']}, got {backbone.name}, stage {backbone.stage}"
         )
 
 
 def _draw_sizes(rng: np.random.Generator, count: int, smallest: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """Sizes (height, width), the awkward ones first."""
+    """Yield image sizes (height, width), edge cases first."""
     height, width = smallest
-    corners = [smallest, (height, max(_LINE, width)), (max(_LINE, height), width), (height + 1, width + 2)]
-    yield from corners[:count]
-    for number in range(len(corners), count):
+    edge_cases = [smallest, (height, max(_LINE, width)), (max(_LINE, height), width), (height + 1, width + 2)]
+    yield from edge_cases[:count]
+    for number in range(len(edge_cases), count):
         pixels = rng.uniform(60_000, 250_000) if number % 10 == 9 else math.exp(rng.uniform(*np.log((1_000, 40_000))))
         ratio = math.exp(rng.uniform(-2, 2))
         yield max(height, round((pixels * ratio) ** 0.5)), max(width, round((pixels / ratio) ** 0.5))
@@ -207,7 +205,7 @@ def _compare_images(
 
 
 def _draw_images(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """One to three images (N, H, W, 3), RGB: squares of one colour, of 1 to 16 pixels a side."""
+    """Return one to three RGB images (N, H, W, 3) made of squares of random color, 1 to 16 pixels wide."""
     count = int(rng.integers(1, 4)) if size[0] * size[1] < 20_000 else 1
     side = int(rng.integers(1, 17))
     squares = rng.integers(0, 256, (count, -(-size[0] // side), -(-size[1] // side), 3), dtype=np.uint8)
@@ -236,13 +234,13 @@ def _compare_regions(
         metadata["cell_rule"],
         offset=geometry.offset(*size),
         reduce=metadata["reduce"],
-        on_bad="clip",  # as graphs do, which cannot refuse
+        on_bad="clip",  # as in the graph, which cannot raise errors
     )
     return _compare(session, inputs, expected, size)
 
 
 def _draw_boxes(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.float32]:
-    """Boxes (K, 4), xyxy, half of them on whole pixels; they may lie partly or wholly outside the image."""
+    """Return boxes (K, 4), xyxy, half of them with integer edges; some are partly or entirely outside the image."""
     height, width = size
     corners = rng.uniform(-0.4, 1.4, (int(rng.choice([0, 1, 3, 20])), 2, 2)) * (width, height)
     boxes = np.concatenate([corners.min(1), corners.max(1)], axis=1)
@@ -251,17 +249,17 @@ def _draw_boxes(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.f
 
 
 def _compare(session: Any, inputs: dict[str, NDArray[Any]], expected: Tensor, size: tuple[int, int]) -> Mismatch:
-    """The difference at one size; a `Mismatch` also where it is small."""
+    """Run the file and return the difference from the model's output as a `Mismatch`, even if it is small."""
     from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
-    images, wanted = len(next(iter(inputs.values()))), expected.cpu().numpy()
+    images, target = len(next(iter(inputs.values()))), expected.cpu().numpy()
     try:
-        (found,) = session.run(None, inputs)
+        (output,) = session.run(None, inputs)
     except (errors.Fail, errors.InvalidArgument, errors.NotImplemented, errors.RuntimeException) as error:
         return Mismatch(size, images, math.inf, f"onnxruntime failed: {error}")
-    if found.shape != wanted.shape:
-        return Mismatch(size, images, math.inf, f"shape {found.shape} where the model has {wanted.shape}")
-    if not wanted.size:
+    if output.shape != target.shape:
+        return Mismatch(size, images, math.inf, f"output shape {output.shape}, expected {target.shape}")
+    if not target.size:
         return Mismatch(size, images, 0.0, "")
-    off = float(np.abs(found - wanted).max()) / max(float(np.abs(wanted).max()), 1e-30)
-    return Mismatch(size, images, math.inf if math.isnan(off) else off, f"off by {off:.2g} of the largest number")
+    worst = float(np.abs(output - target).max()) / max(float(np.abs(target).max()), 1e-30)
+    return Mismatch(size, images, math.inf if math.isnan(worst) else worst, f"relative difference {worst:.2g}")

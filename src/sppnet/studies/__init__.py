@@ -1,1 +1,1 @@
-"""The comparisons of the papers, on the user's data."""
+"""The papers' comparisons, reproduced on your own data."""

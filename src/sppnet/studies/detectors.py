@@ -1,4 +1,4 @@
-"""SPP-net beside R-CNN on one's own data, as in the paper's Tables 9 and 10: precision, seconds, and the speed-up."""
+"""Comparison of SPP-net and R-CNN on your own data (SPP-net, Tables 9 and 10): precision, seconds and speed-up."""
 
 import statistics
 import time
@@ -38,7 +38,7 @@ from sppnet.training.checkpoint import open_training
 
 ROWS = ("pool5", "fc6", "ft fc6", "ft fc7", "ft fc7 bb")
 COLUMNS = ("SPP, 1 scale", "SPP, 5 scales", "R-CNN")
-# VOC 2007 test: mean AP at 0.5 of Table 9 (R-CNN with AlexNet) and Table 10 (with ZF-5), and seconds an image on a GPU.
+# VOC 2007 test: mAP at IoU 0.5 of Table 9 (R-CNN with AlexNet) and Table 10 (with ZF-5), and GPU seconds per image.
 PAPER = {
     "pool5": (43.0, 44.9, 44.2),
     "fc6": (42.5, 44.8, 46.2),
@@ -57,13 +57,14 @@ _TIMED_IMAGES, _TIMED_CROPS = 5, 64
 
 @dataclass
 class Column:
-    """One detector's figures.
+    """Results of one detector.
 
     Attributes:
-        precision: AP50, the mean over the classes, of each row for each seed.
-        seconds: of an image, median over a few: for convolutions (with the resizing of the pixels), for all that
-            follows, and in all.
-        sample: R-CNN's convolutions are timed on so many windows of an image and scaled up to all; None if all ran.
+        precision: AP50, averaged over the classes, for each row and seed.
+        seconds: median seconds per image, over a few images: ``convolutions`` (with image resizing), ``heads`` (the
+            rest) and ``in all`` (their sum).
+        sample: number of windows per image on which R-CNN's convolutions are timed before scaling up to all windows;
+            None if all windows are timed.
     """
 
     precision: dict[str, list[float]] = field(default_factory=dict)
@@ -73,14 +74,14 @@ class Column:
 
 @dataclass(frozen=True)
 class DetectorComparison:
-    """What was compared.
+    """Results of :func:`compare_detectors`.
 
     Attributes:
-        columns: figures by name.
-        seeds: number of seeds that fine-tuning and SVMs were run with.
-        images: (training, test) images that were used.
-        windows: mean number of windows of a test image.
-        problems: images that could not be read.
+        columns: results by detector name.
+        seeds: number of seeds of fine-tuning and SVMs.
+        images: number of (training, test) images.
+        windows: mean number of windows per test image.
+        problems: error messages of the images that could not be read.
     """
 
     columns: dict[str, Column]
@@ -93,61 +94,61 @@ class DetectorComparison:
 def compare_detectors(
     train: DetectionData, test: DetectionData, options: DetectOptions, out: Path, seeds: int = 3
 ) -> DetectorComparison:
-    """Train and score SPP-net at one scale and at five, and R-CNN, on the same windows with the same heads.
+    """Train and score one-scale SPP-net, five-scale SPP-net and R-CNN on the same windows with the same heads.
 
-    Proposals and features are kept in the cache, so that a killed comparison goes on where it stopped.
+    Proposals and features are cached, so an interrupted comparison resumes where it stopped.
 
     Args:
-        train: images to train on.
-        test: images to score on, with the same classes.
-        options: backbone, levels, hidden sizes, proposals, windows and the loop; its one scale is that of the first
-            column.
+        train: training images.
+        test: test images, with the same classes.
+        options: backbone, levels, hidden sizes, proposals, windows, training loop, and the scale of the first column.
         out: folder for checkpoints and, unless `options.cache` is given, the cache.
-        seeds: how often fine-tuning and SVMs are repeated, with seeds from `options.seed` on.
+        seeds: number of repetitions of fine-tuning and SVMs, with seeds `options.seed`, `options.seed` + 1, ...
     """
     cache = Path(options.cache) if options.cache else out / "cache"
     backbone = options.create_backbone().to(pick_device(options.device))
     windows, failures = propose_windows(train.samples, len(train.classes), options, cache)
     test_windows, test_failures = propose_windows(test.samples, len(train.classes), options, cache)
-    samples = _matching(test.samples, test_windows)
+    samples = _matching_samples(test.samples, test_windows)
     columns = {}
-    bad = [*failures, *test_failures]
-    for name, one in zip(COLUMNS, _options(options), strict=True):
-        model = Detector(one.config(train.classes, backbone.stage), backbone)
+    errors = [*failures, *test_failures]
+    for name, column_options in zip(COLUMNS, _column_options(options), strict=True):
+        model = Detector(column_options.config(train.classes, backbone.stage), backbone)
         vectors = window_vectors(model, windows, cache)
-        held = window_vectors(model, test_windows, cache)
+        test_vectors = window_vectors(model, test_windows, cache)
         column = columns[name] = Column()
         column.seconds, column.sample = time_detector(model, test_windows)
-        bad += vectors.compute(f"{name}: features")
-        bad += held.compute(f"{name}: test features")
-        usable = usable_images(windows, bad)
+        errors += vectors.compute(f"{name}: features")
+        errors += test_vectors.compute(f"{name}: test features")
+        usable = usable_images(windows, errors)
         for seed in range(options.seed, options.seed + seeds):
             folder = out / f"{name}-{seed}".lower().replace(", ", "-").replace(" ", "-")
-            seeded = replace(one, seed=seed)
+            seeded = replace(column_options, seed=seed)
             open_training(folder, train.root, [str(sample.path) for sample in train.samples], seeded, resume=True)
-            for row, fitted in _rows(seeded, train.classes, backbone, vectors, usable, folder):
-                found = [_find(fitted, held, number) for number in track(range(len(samples)), row, len(samples))]
-                precision = score_detections(found, samples, train.classes).ap50
+            for row, fitted in _fit_rows(seeded, train.classes, backbone, vectors, usable, folder):
+                detections = [_detect(fitted, test_vectors, i) for i in track(range(len(samples)), row, len(samples))]
+                precision = score_detections(detections, samples, train.classes).ap50
                 column.precision.setdefault(row, []).append(precision)
                 console.print(f"{name}, {row}, seed {seed}: AP50 {100 * precision:.1f}", highlight=False)
-    counts = [len(one.boxes) - one.objects for one in test_windows]
-    problems = tuple({error.path: str(error) for error in bad}.values())
+    counts = [len(image.boxes) - image.objects for image in test_windows]
+    problems = tuple({error.path: str(error) for error in errors}.values())
     return DetectorComparison(columns, seeds, (len(windows), len(samples)), statistics.mean(counts), problems)
 
 
 def time_detector(model: Detector, windows: Sequence[Windows]) -> tuple[dict[str, float], int | None]:
-    """Median seconds of an image's convolutions, of the rest, and in all.
+    """Measure the median seconds per image of the convolutions, of the rest, and in total.
 
     Args:
-        model: its weights play no part.
-        windows: of the images; a few are timed. R-CNN's convolutions run for a sample of the windows and are scaled up.
+        model: detector, trained or not.
+        windows: windows of the images, of which a few are timed. R-CNN's convolutions run on a sample of the windows of
+            an image, and their time is scaled up.
 
     Returns:
-        The seconds, and the size of the sample; None where all windows ran.
+        The seconds by part, and the sample size or None if all windows are timed.
     """
-    samples, convolutions, heads = None, [], []
-    for one in windows[: _TIMED_IMAGES + 1]:
-        image, boxes = load_image(one.path), one.boxes[one.objects :]
+    sample, convolutions, heads = None, [], []
+    for image_windows in windows[: _TIMED_IMAGES + 1]:
+        image, boxes = load_image(image_windows.path), image_windows.boxes[image_windows.objects :]
         with torch.inference_mode():
             started = _now()
             prepared = model.encoder.prepare(image)
@@ -155,7 +156,7 @@ def time_detector(model: Detector, windows: Sequence[Windows]) -> tuple[dict[str
                 timed = boxes[:: max(len(boxes) // _TIMED_CROPS, 1)][:_TIMED_CROPS]
                 model.encoder.distinct(prepared, timed)  # type: ignore[arg-type]
                 convolutions.append((_now() - started) * len(boxes) / len(timed))
-                samples = _TIMED_CROPS
+                sample = _TIMED_CROPS
                 distinct = DistinctVectors(torch.rand(len(boxes), model.encoder.length), torch.arange(len(boxes)))
                 started = _now()
             else:
@@ -164,25 +165,25 @@ def time_detector(model: Detector, windows: Sequence[Windows]) -> tuple[dict[str
                 distinct = model.encoder.distinct(prepared, boxes)  # type: ignore[arg-type]
             model.read(distinct, boxes, (image.height, image.width))
             heads.append(_now() - started)
-    # The first is a warm-up, if there is more than one.
+    # The first image is a warm-up unless it is the only one.
     conv, rest = (statistics.median(part[1:] or part) for part in (convolutions, heads))
-    return {"convolutions": conv, "heads": rest, "in all": conv + rest}, samples
+    return {"convolutions": conv, "heads": rest, "in all": conv + rest}, sample
 
 
 def _now() -> float:
-    """Seconds, when the device has done all that it was given."""
+    """Synchronize the device and return the time in seconds."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
     return time.perf_counter()
 
 
 def comparison_content(comparison: DetectorComparison) -> dict[str, Any]:
-    """The figures for JSON, the paper's beside them."""
-    slow = comparison.columns["R-CNN"].seconds["in all"]
+    """Convert a comparison, with the paper's results, to JSON content."""
+    rcnn_seconds = comparison.columns["R-CNN"].seconds["in all"]
     columns = {}
     for name, column in comparison.columns.items():
-        speed = {"speed-up": slow / column.seconds["in all"]}
-        columns[name] = {"ap50": column.precision, "seconds": column.seconds | speed, "sample": column.sample}
+        seconds = column.seconds | {"speed-up": rcnn_seconds / column.seconds["in all"]}
+        columns[name] = {"ap50": column.precision, "seconds": seconds, "sample": column.sample}
     return {
         "columns": columns,
         "seeds": comparison.seeds,
@@ -193,13 +194,13 @@ def comparison_content(comparison: DetectorComparison) -> dict[str, Any]:
     }
 
 
-def _options(options: DetectOptions) -> tuple[DetectOptions, ...]:
-    """The options of each column; what the paper does not do is left out, and mirror images for R-CNN's sake."""
+def _column_options(options: DetectOptions) -> tuple[DetectOptions, ...]:
+    """Derive the options of each column, without mirror images, which would double R-CNN's passes."""
     plain = replace(options, method="spp", mirror=False)
     return plain, replace(plain, scales=PAPER_SCALES), replace(plain, method="rcnn", scales=DetectOptions.scales)
 
 
-def _rows(
+def _fit_rows(
     options: DetectOptions,
     classes: tuple[str, ...],
     backbone: Backbone,
@@ -207,7 +208,7 @@ def _rows(
     usable: Sequence[int],
     folder: Path,
 ) -> Iterator[tuple[str, Detector]]:
-    """The detectors of Table 9's rows; fine-tuning is done once for three of them."""
+    """Yield a fitted detector for each row of Table 9; the last three share one fine-tuning."""
     norm = vector_norm(vectors, usable)
 
     def create(hidden: tuple[int, ...], fc: nn.Module | None = None, regression: bool = False) -> Detector:
@@ -216,42 +217,42 @@ def _rows(
         )
         model.norm.fill_(norm)
         if fc is not None:
-            wanted = model.fc.state_dict().keys()
-            model.fc.load_state_dict({name: tensor for name, tensor in fc.state_dict().items() if name in wanted})
+            names = model.fc.state_dict().keys()
+            model.fc.load_state_dict({name: tensor for name, tensor in fc.state_dict().items() if name in names})
         fit_svms(model, vectors, usable, options.seed)
         return model
 
     torch.manual_seed(options.seed)
     yield ROWS[0], create(())
     yield ROWS[1], create(options.hidden[:1])
-    shape = Detector(options.config(classes, backbone.stage), backbone)
-    shape.norm.fill_(norm)
-    tuned = finetune(shape, vectors, usable, options, folder)
+    template = Detector(options.config(classes, backbone.stage), backbone)
+    template.norm.fill_(norm)
+    tuned = finetune(template, vectors, usable, options, folder)
     if tuned is None:
         raise KeyboardInterrupt
     yield ROWS[2], create(options.hidden[:1], tuned[0])
-    last = create(options.hidden, tuned[0], regression=True)
-    offsets, last.offsets = last.offsets, None
-    yield ROWS[3], last
-    last.offsets = offsets
-    fit_offsets(last, vectors, usable, options.seed)
-    yield ROWS[4], last
+    model = create(options.hidden, tuned[0], regression=True)
+    offsets, model.offsets = model.offsets, None
+    yield ROWS[3], model
+    model.offsets = offsets
+    fit_offsets(model, vectors, usable, options.seed)
+    yield ROWS[4], model
 
 
-def _find(model: Detector, held: WindowVectors, number: int) -> Detections:
-    windows = held.windows[number]
+def _detect(model: Detector, vectors: WindowVectors, number: int) -> Detections:
+    windows = vectors.windows[number]
     rows = torch.arange(windows.objects, len(windows.boxes))
     boxes = windows.boxes[rows]
     with torch.inference_mode():
-        if isinstance(held, MapVectors):
-            maps = held.maps(windows.path)
-            return model.read(held.encoder.distinct(maps, boxes), boxes, maps.size)
+        if isinstance(vectors, MapVectors):
+            maps = vectors.maps(windows.path)
+            return model.read(vectors.encoder.distinct(maps, boxes), boxes, maps.size)
         image = load_image(windows.path)
-        vectors = held.vectors(number, rows).float()
-        return model.read(DistinctVectors(vectors, torch.arange(len(rows))), boxes, (image.height, image.width))
+        distinct = DistinctVectors(vectors.vectors(number, rows).float(), torch.arange(len(rows)))
+        return model.read(distinct, boxes, (image.height, image.width))
 
 
-def _matching(samples: Sequence[DetectionSample], windows: Sequence[Windows]) -> list[DetectionSample]:
-    """The samples whose images could be read, in the order of their windows."""
+def _matching_samples(samples: Sequence[DetectionSample], windows: Sequence[Windows]) -> list[DetectionSample]:
+    """Select the samples that have windows, in the order of the windows."""
     by_path = {sample.path: sample for sample in samples}
-    return [by_path[one.path] for one in windows]
+    return [by_path[image.path] for image in windows]

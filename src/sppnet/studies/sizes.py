@@ -1,4 +1,4 @@
-"""One network trained at one size, at several and at native sizes, on one's own images: the paper's Tables 2 and 3."""
+"""Comparison of single-size, multi-size and native-size training on your own images (SPP-net, Tables 2 and 3)."""
 
 import csv
 import io
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sppnet.classify.evaluate import evaluate_classifier
+from sppnet.classify.options import TrainOptions
 from sppnet.classify.train import SIZES, train_classifier
 from sppnet.console import console
 from sppnet.data.formats.class_folders import ClassificationData, Sample
@@ -25,11 +26,10 @@ from sppnet.io.files import write_json, write_text
 from sppnet.registry import load_classifier
 from sppnet.training.checkpoint import OPTIONS
 from sppnet.training.loop import METRICS
-from sppnet.training.options import TrainOptions
 from sppnet.training.processes import refuse_several
 
 SCORES = "scores.json"
-# Training sizes by name. Native sizes come last: they take the longest on large photographs.
+# Training sizes by name. Native sizes come last because they are the slowest on large photographs.
 VARIANTS = {"no-spp": "224", "single": "224", "multi": "180,224", "random": "180-224", "native": "native"}
 VIEWS, CROP, FULL, OWN = "10 views", "1 crop", "1 full", "own size"
 _TESTS: dict[str, dict[str, str]] = {
@@ -39,7 +39,7 @@ _TESTS: dict[str, dict[str, str]] = {
     OWN: {"resize": "native"},
 }
 _VIEW_SIDE = 224
-# Errors in % on the validation images of ImageNet: the paper's Table 2, and section 3.1.2 for sizes that are drawn.
+# Errors in % on ImageNet's validation images: the paper's Table 2, and section 3.1.2 for random sizes.
 PAPER_NETS = ("ZF-5", "Convnet*-5", "Overfeat-5", "Overfeat-7")
 PAPER_VIEWS: dict[str, dict[str, tuple[float | None, ...]]] = {
     "top1": {
@@ -64,13 +64,13 @@ PAPER_FULL = {
 
 @dataclass(frozen=True)
 class RunFigures:
-    """One training, tested.
+    """Results of one training run.
 
     Attributes:
-        top1, top5: errors in % of each test.
-        pixels: that the network saw in training, all images of all epochs.
-        seconds: of training.
-        failures: (path, reason) of images that could not be read.
+        top1, top5: errors in %, by test name.
+        pixels: number of input pixels in training, over all images and epochs.
+        seconds: training time.
+        failures: (path, reason) of the images that could not be read.
     """
 
     top1: dict[str, float]
@@ -82,12 +82,12 @@ class RunFigures:
 
 @dataclass(frozen=True)
 class SizeComparison:
-    """What was compared.
+    """Results of :func:`compare_sizes`.
 
     Attributes:
-        runs: figures of each variant, a seed each.
-        epochs: of each training.
-        images: (training, validation) images.
+        runs: results by variant, one per seed.
+        epochs: number of epochs of each training run.
+        images: number of (training, validation) images.
     """
 
     runs: dict[str, list[RunFigures]]
@@ -96,7 +96,7 @@ class SizeComparison:
 
     @property
     def failures(self) -> list[ImageError]:
-        """Images that could not be read, each once."""
+        """Images that could not be read, without duplicates."""
         unique = {path: reason for runs in self.runs.values() for run in runs for path, reason in run.failures}
         return [ImageError(path, reason) for path, reason in unique.items()]
 
@@ -106,26 +106,26 @@ def compare_sizes(
 ) -> SizeComparison:
     """Train the variants with equal options, epochs and seeds, and test each in four ways.
 
-    Each training is a run folder `out`/<variant>-<seed>. A killed comparison goes on where it stopped, also within a
-    training; what is finished is read and not done again.
+    Each training run is saved to ``out/<variant>-<seed>``. An interrupted comparison resumes where it stopped, even in
+    the middle of a run; finished runs are not repeated.
 
     Args:
-        train: images to train on, the same for all variants.
-        val: images to test on, labelled with the classes of `train`.
-        options: of all trainings but for sizes, and for levels and reduce where there is no SPP; the seeds follow its
-            own. At least 2 epochs, so that two sizes in turn are two.
+        train: training images, the same for all variants.
+        val: test images, labeled with the classes of `train`.
+        options: options of all runs; variants change the sizes and, without SPP, levels and reduce. At least 2 epochs,
+            so that training on alternating sizes uses both.
         out: folder of the runs.
-        seeds: how often each variant is trained, >= 1.
+        seeds: number of runs per variant, >= 1, with seeds `options.seed`, `options.seed` + 1, ...
     """
     if seeds < 1:
-        raise ValueError(f"seeds: expected at least 1; got {seeds}")
+        raise ValueError(f"seeds: expected at least 1, got {seeds}")
     if options.epochs < 2:
-        raise ValueError(f"epochs: expected at least 2, so that both sizes in turn have one; got {options.epochs}")
+        raise ValueError(f"epochs: expected at least 2, one for each alternating size, got {options.epochs}")
     if options.freeze_backbone:
-        raise ValueError("freeze_backbone: a frozen backbone learns nothing of sizes; leave it out")
+        raise ValueError("freeze_backbone: expected False, got True; a frozen backbone ignores the training size")
     refuse_several("a comparison of sizes")
     if options.devices * options.nodes > 1:
-        raise ValueError(f"devices: a comparison of sizes runs in one process; got {options.devices * options.nodes}")
+        raise ValueError(f"devices: expected 1 for a comparison of sizes, got {options.devices * options.nodes}")
     out.mkdir(parents=True, exist_ok=True)
     listing = out / "train.csv"
     write_text(_listing(train), listing)
@@ -133,7 +133,7 @@ def compare_sizes(
     for name in VARIANTS:
         for seed in range(options.seed, options.seed + seeds):
             folder = out / f"{name}-{seed}"
-            figures = _run_figures(folder, listing, train, val, _variant(options, name, seed))
+            figures = _run_figures(folder, listing, train, val, _variant_options(options, name, seed))
             runs.setdefault(name, []).append(figures)
             errors = f"top-1 error {figures.top1[VIEWS]:.2f} %, top-5 {figures.top5[VIEWS]:.2f} %"
             console.print(f"{name}, seed {seed}: {errors} with 10 views", highlight=False)
@@ -141,12 +141,12 @@ def compare_sizes(
 
 
 def first_images(data: ClassificationData, count: int | None, seed: int) -> ClassificationData:
-    """The first images of each class in a shuffled order, which depends on the seed and the files alone.
+    """Select the first images of each class in a shuffled order, which depends only on the seed and the files.
 
     Args:
-        data: is left as it is.
-        count: images of each class; what has fewer keeps them all. None for all images.
-        seed: of the order; the same images come first for every count.
+        data: data set to select from.
+        count: maximum number of images per class; None for all images.
+        seed: seed of the order. A larger count adds images to those of a smaller one.
     """
     if count is None:
         return data
@@ -163,7 +163,7 @@ def first_images(data: ClassificationData, count: int | None, seed: int) -> Clas
 
 
 def comparison_content(comparison: SizeComparison) -> dict[str, Any]:
-    """The figures for JSON, the paper's beside them."""
+    """Convert a comparison, with the paper's results, to JSON content."""
     variants = {
         name: {
             "sizes": VARIANTS[name],
@@ -187,18 +187,18 @@ def comparison_content(comparison: SizeComparison) -> dict[str, Any]:
 
 
 def gain(base: Sequence[float], errors: Sequence[float]) -> list[float]:
-    """By how much errors are below those of the base, seed by seed."""
+    """Compute how far errors are below the baseline errors of the same seed."""
     return [before - after for before, after in zip(base, errors, strict=True)]
 
 
 def spread(values: Sequence[float], sign: str = "") -> str:
-    """Mean and, on a second line, range of some figures; `sign` of ``+`` shows that of positive ones, too."""
-    mean, least, greatest = (f"{value:{sign}.1f}" for value in (statistics.mean(values), min(values), max(values)))
-    return mean if len(values) == 1 else f"{mean}\n{least} to {greatest}"
+    """Format the mean and, on a second line, the range of several values; `sign` ``+`` shows plus signs."""
+    mean, lowest, highest = (f"{value:{sign}.1f}" for value in (statistics.mean(values), min(values), max(values)))
+    return mean if len(values) == 1 else f"{mean}\n{lowest} to {highest}"
 
 
-def _variant(options: TrainOptions, name: str, seed: int) -> TrainOptions:
-    """Without SPP the map's average goes to the head, which is a pyramid of the one level 1."""
+def _variant_options(options: TrainOptions, name: str, seed: int) -> TrainOptions:
+    """Derive the options of a variant; without SPP, global average pooling is a pyramid with the single level 1."""
     varied = replace(options, sizes=VARIANTS[name], resize=None, seed=seed)
     return replace(varied, levels=(1,), reduce="avg") if name == "no-spp" else varied
 
@@ -206,49 +206,49 @@ def _variant(options: TrainOptions, name: str, seed: int) -> TrainOptions:
 def _run_figures(
     folder: Path, listing: Path, train: ClassificationData, val: ClassificationData, options: TrainOptions
 ) -> RunFigures:
-    """The figures of a run folder; what it lacks of training and tests is done."""
+    """Read the results of a run folder; train and test first where they are missing."""
     path = folder / SCORES
-    # How a training was computed does not change its figures.
+    # Stored results stay valid when options change that only affect how they are computed.
     fixed = asdict(replace(options, workers=0, device="auto", cache=None, tensorboard=False))
-    of = json.loads(json.dumps({"options": fixed, "train": _named(train.samples), "val": _named(val.samples)}))
-    if path.exists() and (stored := json.loads(path.read_text(encoding="utf-8")))["of"] == of:
-        told = tuple((name, reason) for name, reason in stored["failures"])
-        return RunFigures(stored["top1"], stored["top5"], stored["pixels"], stored["seconds"], told)
+    inputs = json.loads(json.dumps({"options": fixed, "train": _digest(train.samples), "val": _digest(val.samples)}))
+    if path.exists() and (stored := json.loads(path.read_text(encoding="utf-8")))["of"] == inputs:
+        unread = tuple((name, reason) for name, reason in stored["failures"])
+        return RunFigures(stored["top1"], stored["top5"], stored["pixels"], stored["seconds"], unread)
     resumed = (folder / OPTIONS).exists()
-    console.print(f"{'going on with' if resumed else 'training'} {folder}", highlight=False, markup=False)
+    console.print(f"{'resuming' if resumed else 'training'} {folder}", highlight=False, markup=False)
     training = train_classifier(listing, folder, options, resume=True)
     if not training.finished:
         raise KeyboardInterrupt
     model = load_classifier(folder).to(pick_device(options.device))
-    model.backbone.side = _VIEW_SIDE  # of the views, whatever the side that the weights were made at
-    evaluations = {name: evaluate_classifier(model, val.samples, **how) for name, how in _TESTS.items()}
-    failures = [*training.failures, *(error for one in evaluations.values() for error in one.failures)]
-    pixels, seconds = _pixels_seen(folder, train.samples, options.max_pixels)
+    model.backbone.side = _VIEW_SIDE  # views have this side whatever the weights were trained at
+    tests = {name: evaluate_classifier(model, val.samples, **kwargs) for name, kwargs in _TESTS.items()}
+    failures = [*training.failures, *(error for test in tests.values() for error in test.failures)]
+    pixels, seconds = _training_cost(folder, train.samples, options.max_pixels)
     figures = RunFigures(
-        {name: 100 * (1 - one.scores.top1) for name, one in evaluations.items()},
-        {name: 100 * (1 - one.scores.top5) for name, one in evaluations.items()},
+        {name: 100 * (1 - test.scores.top1) for name, test in tests.items()},
+        {name: 100 * (1 - test.scores.top5) for name, test in tests.items()},
         pixels,
         seconds,
         tuple({error.path: error.reason for error in failures}.items()),
     )
-    write_json({"of": of, **asdict(figures)}, path)
+    write_json({"of": inputs, **asdict(figures)}, path)
     return figures
 
 
-def _pixels_seen(folder: Path, samples: Sequence[Sample], max_pixels: int) -> tuple[int, float]:
-    """Pixels that a training's images had in all epochs, and its seconds."""
+def _training_cost(folder: Path, samples: Sequence[Sample], max_pixels: int) -> tuple[int, float]:
+    """Compute the number of input pixels (over all images and epochs) and the seconds of a training run."""
     lines = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
     seconds = sum(line["seconds"] for line in lines)
     if all(line["size"] for line in lines):
         return sum(line["size"] ** 2 for line in lines) * len(samples), seconds
     native = Resize("native", max_pixels=max_pixels)
-    found, _ = read_sizes((sample.path for sample in samples), folder / SIZES)
-    areas = {path: math.prod(native.target_size(*size)) for path, size in found.items()}
+    sizes, _ = read_sizes((sample.path for sample in samples), folder / SIZES)
+    areas = {path: math.prod(native.target_size(*size)) for path, size in sizes.items()}
     return sum(areas.get(sample.path, 0) for sample in samples) * len(lines), seconds
 
 
 def _listing(data: ClassificationData) -> str:
-    """The images as a CSV file that :func:`sppnet.data.formats.class_folders.read_classification` reads."""
+    """Format the samples as CSV for :func:`sppnet.data.formats.class_folders.read_classification`."""
     text = io.StringIO()
     writer = csv.writer(text, quoting=csv.QUOTE_ALL)
     writer.writerow(("path", "label"))
@@ -256,7 +256,7 @@ def _listing(data: ClassificationData) -> str:
     return text.getvalue()
 
 
-def _named(samples: Sequence[Sample]) -> str:
-    """A short name for exactly these files with these labels."""
+def _digest(samples: Sequence[Sample]) -> str:
+    """Compute a short text that identifies the paths and labels of the samples."""
     text = "\n".join(f"{sample.path.absolute()} {sample.label}" for sample in samples)
     return f"{len(samples)} images, {zlib.crc32(text.encode(errors='surrogateescape')):08x}"
