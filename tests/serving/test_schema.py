@@ -1,8 +1,7 @@
-"""The server against its own description: requests made of /openapi.json get answers that it describes, and no 5xx."""
+"""Requests generated from /openapi.json: responses match the description, and no request fails with a 5xx status."""
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,10 +29,11 @@ from sppnet.serving.schema import Vectors
 from sppnet.serving.server import _protocol
 from sppnet.serving.tasks import ClassifyTask, DetectTask, Kind, RegionTask, SegmentTask, Task
 from tests.helpers.hostile_clients import PHOTOGRAPH, encoded, noise
+from tests.helpers.polling import TIMEOUT, wait_until
 
-LIMITS = Limits(bytes=200_000, pixels=40_000, boxes=5)
+LIMITS = Limits(bytes=200_000, pixels=40_000, boxes=5, upload_seconds=TIMEOUT)
 EXAMPLES = 30
-GOOD: dict[str, Any] = {
+VALID: dict[str, Any] = {
     "image": PHOTOGRAPH,
     "boxes": "[[1, 2, 30, 40], [-9, 0, 50, 50]]",
     "box": "[1, 2, 30, 40]",
@@ -45,7 +45,7 @@ CHECKS = [
     schemathesis.checks.not_a_server_error,
     checks.status_code_conformance,
     checks.content_type_conformance,
-    checks.response_schema_conformance,  # it does not understand pairs beside a second media type: not for regions
+    checks.response_schema_conformance,  # not for regions: fails on tuples next to a second media type
 ]
 
 
@@ -78,16 +78,14 @@ TASKS: dict[Kind, Callable[[], Task]] = {
 
 @contextmanager
 def served(task: Task, kind: Kind) -> Iterator[str]:
-    """The URL of a server in a thread of this process."""
+    """Run a server in a thread of this process; yields its URL."""
     service = Service("run", lambda: task, "eager", LIMITS, Batching())
     app = create_app(service, kind, None)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, http=_protocol(20), ws="none", log_config=None))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, http=_protocol(TIMEOUT), ws="none", log_config=None))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
     thread.start()
     try:
-        while not (server.started and service._task):
-            assert thread.is_alive()
-            time.sleep(0.01)
+        wait_until(lambda: server.started and service._task is not None)
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True
@@ -97,42 +95,42 @@ def served(task: Task, kind: Kind) -> Iterator[str]:
 @pytest.mark.parametrize("mode", list(schemathesis.GenerationMode), ids=lambda mode: mode.value)
 @pytest.mark.parametrize("kind", TASKS)
 @pytest.mark.usefixtures("unchecked")
-def test_answers_are_those_that_the_description_has(kind: Kind, mode: schemathesis.GenerationMode) -> None:
+def test_responses_match_the_description(kind: Kind, mode: schemathesis.GenerationMode) -> None:
     torch.manual_seed(0)
     with served(TASKS[kind](), kind) as url:
         schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
-        operations: list[Any] = [found.ok() for found in schema.get_all_operations()]  # type: ignore[union-attr]
+        operations: list[Any] = [result.ok() for result in schema.get_all_operations()]  # type: ignore[union-attr]
         assert len(operations) == 6
-        if mode is schemathesis.GenerationMode.NEGATIVE:  # no request without a form can be of the wrong form
+        if mode is schemathesis.GenerationMode.NEGATIVE:  # requests without a form cannot be invalid
             operations = [operation for operation in operations if operation.method == "post"]
-        seen: set[tuple[str, int]] = set()
+        statuses: set[tuple[str, int]] = set()
         for operation in operations:
 
             @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-            @given(case=operation.as_strategy(generation_mode=mode), good=st.booleans())
-            def ask(case: Any, good: bool) -> None:
-                if good and isinstance(case.body, dict):
-                    case.body |= {name: value for name, value in GOOD.items() if name in case.body}
-                answer = case.call_and_validate(checks=CHECKS[:-1] if kind == "regions" else CHECKS)
-                if (case.path, answer.status_code) == ("/v1/features", 200) and case.body.get(
-                    "output"
-                ) != "safetensors":
-                    Vectors.model_validate(answer.json())
-                seen.add((case.path, answer.status_code))
+            @given(case=operation.as_strategy(generation_mode=mode), valid=st.booleans())
+            def ask(case: Any, valid: bool) -> None:
+                if valid and isinstance(case.body, dict):
+                    case.body |= {name: value for name, value in VALID.items() if name in case.body}
+                selected = CHECKS[:-1] if kind == "regions" else CHECKS
+                response = case.call_and_validate(checks=selected, timeout=TIMEOUT)
+                features = (case.path, response.status_code) == ("/v1/features", 200)
+                if features and case.body.get("output") != "safetensors":
+                    Vectors.model_validate(response.json())
+                statuses.add((case.path, response.status_code))
 
             ask()
         if mode is schemathesis.GenerationMode.POSITIVE:
-            assert seen >= {(operation.path, 200) for operation in operations}
-        assert any(status == 400 or status == 415 for _, status in seen)
+            assert statuses >= {(operation.path, 200) for operation in operations}
+        assert any(status == 400 or status == 415 for _, status in statuses)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow's remarks on what it reads are no errors elsewhere
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow warns about damaged files
 @pytest.mark.usefixtures("unchecked")
-def test_spoilt_photographs_are_answered_or_refused() -> None:
-    """Files of all formats, cut and with bytes changed: what a decoder makes of them is no error of the server."""
+def test_damaged_image_files_are_processed_or_refused() -> None:
+    """Files of all formats are truncated, and some of their bytes are changed."""
     files = [encoded(noise(40, 50), kind) for kind in ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000")]
     torch.manual_seed(0)
-    with served(classify(), "classify") as url, httpx.Client(base_url=url) as web:
+    with served(classify(), "classify") as url, httpx.Client(base_url=url, timeout=TIMEOUT) as web:
 
         @settings(max_examples=200, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(
@@ -141,14 +139,14 @@ def test_spoilt_photographs_are_answered_or_refused() -> None:
             st.floats(0, 1),
         )
         def ask(file: bytes, changes: list[tuple[float, int]], kept: float) -> None:
-            spoilt = bytearray(file)
-            for place, value in changes:  # most of them in the header, where they do most
-                spoilt[int(place**4 * (len(file) - 1))] = value
+            damaged = bytearray(file)
+            for position, value in changes:  # more of them in the header, where they matter most
+                damaged[int(position**4 * (len(file) - 1))] = value
             if kept < 0.5:
-                del spoilt[int(2 * kept * len(file)) :]
-            answer = web.post("/v1/predict", files={"image": bytes(spoilt)})
-            assert answer.status_code in (200, 415, 422), answer.text
-            if answer.status_code != 200:
-                assert set(answer.json()) == {"code", "message"}
+                del damaged[int(2 * kept * len(file)) :]
+            response = web.post("/v1/predict", files={"image": bytes(damaged)})
+            assert response.status_code in (200, 415, 422), response.text
+            if response.status_code != 200:
+                assert set(response.json()) == {"code", "message"}
 
         ask()

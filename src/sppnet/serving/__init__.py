@@ -1,1 +1,1 @@
-"""The HTTP server and its page."""
+"""HTTP server and its web page."""

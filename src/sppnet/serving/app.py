@@ -1,4 +1,4 @@
-"""The HTTP interface: addresses, their options and answers, and the page."""
+"""HTTP application: routes, form fields, responses and the web page."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -17,11 +17,11 @@ from sppnet import __version__
 from sppnet.errors import ImageError
 from sppnet.serving import schema
 from sppnet.serving.batcher import Batcher
-from sppnet.serving.forms import add_errors, close_forms, refuse_strangers
+from sppnet.serving.forms import add_error_handlers, forbid_extra_fields, reject_unknown_fields
 from sppnet.serving.limits import Limits, Refusal
 from sppnet.serving.memory import bound_memory
 from sppnet.serving.metrics import Metrics
-from sppnet.serving.middleware import Gate
+from sppnet.serving.middleware import RequestMiddleware
 from sppnet.serving.tasks import (
     ClassifyTask,
     DetectTask,
@@ -30,7 +30,7 @@ from sppnet.serving.tasks import (
     SegmentTask,
     Task,
 )
-from sppnet.serving.uploads import Asked, Encoded, answer_asked
+from sppnet.serving.uploads import Encoded, Upload, answer_uploads
 
 _PAGE = Path(__file__).parent / "page"
 _TYPES = {
@@ -49,13 +49,15 @@ _BOX_PROBLEMS = schema.problems(
 )
 T = TypeVar("T", bound=Task)
 
-Photograph = Annotated[UploadFile, File(description="the photograph's file, of any format and size")]
-SizePolicy = Annotated[str | None, Form(description="size at which the network sees it, such as native or warp:224")]
+Photograph = Annotated[UploadFile, File(description="image file of any format and size")]
+SizePolicy = Annotated[
+    str | None, Form(description="network input size, such as native or warp:224; default: the model's")
+]
 
 
 @dataclass(frozen=True)
 class Batching:
-    """How requests share passes of the network; see :class:`sppnet.serving.batcher.Batcher`."""
+    """Batching options; see :class:`sppnet.serving.batcher.Batcher`."""
 
     workers: int = 1
     threads: int = 1
@@ -65,27 +67,27 @@ class Batching:
 
 
 class Service:
-    """A task, the queue before it and its counters.
+    """A task with its queue and metrics.
 
     Args:
-        name: of the model, for people.
-        make: gives the task, compiled and warmed up if it is to be. It runs once, while the server already answers
-            that it is not ready.
-        engine: what it runs on, for people.
-        limits: what is taken.
-        batching: how requests share passes.
+        name: display name of the model.
+        make: function that creates the task, and compiles and warms it up where required. It runs once, while the
+            server already answers other requests with `not_ready`.
+        engine: display name of the engine.
+        limits: request limits.
+        batching: batching options.
 
     Attributes:
-        made: whether the task has been made, or failed to.
-        error: why it failed.
-        checks: of photographs' headers at a time.
+        made: event, set once the task is created or its creation has failed.
+        error: exception that `make` raised.
+        checks: semaphore that bounds the number of concurrent upload checks.
     """
 
     def __init__(self, name: str, make: Callable[[], Task], engine: str, limits: Limits, batching: Batching) -> None:
         self.name, self.engine, self.limits = name, engine, limits
         self._make, self._batching = make, batching
         self._task: Task | None = None
-        self._batcher: Batcher[Asked, Encoded] | None = None
+        self._batcher: Batcher[Upload, Encoded] | None = None
         self.metrics = Metrics(lambda: self._batcher.waiting if self._batcher else 0)
         self.stopping = False
         self.made = Event()
@@ -95,10 +97,10 @@ class Service:
         self.on_error: Callable[[], None] = lambda: None
 
     def start(self) -> None:
-        """Make the task and begin to answer; what goes wrong is kept in `error`, and `on_error` is called."""
+        """Create the task and start the workers; on failure, set `error` and call `on_error`."""
         try:
             task = self._make()
-            self._batcher = Batcher(answer_asked, observe=self.metrics.batches.observe, **asdict(self._batching))
+            self._batcher = Batcher(answer_uploads, observe=self.metrics.batches.observe, **asdict(self._batching))
             Thread(target=bound_memory, args=(self._stopped,), name="memory", daemon=True).start()
             self._task = task
         except Exception as error:
@@ -108,7 +110,7 @@ class Service:
             self.made.set()
 
     def stop(self) -> None:
-        """Answer what was taken, and nothing more."""
+        """Reject new requests and finish the accepted ones."""
         self.stopping = True
         if self._batcher:
             self._batcher.close()
@@ -116,66 +118,67 @@ class Service:
 
     @property
     def task(self) -> Task:
-        """The task.
+        """Task that answers the requests.
 
         Raises:
-            Refusal: it is not ready yet.
+            Refusal: the task is not ready yet.
         """
         if self._task is None:
-            raise Refusal("not_ready", "the model is being made ready; try again in a second")
+            raise Refusal("not_ready", "the model is still loading; try again in a second")
         return self._task
 
     def describe(self) -> dict[str, Any]:
-        """The content of /v1/model."""
+        """Return the content of /v1/model."""
         limits = {name: getattr(self.limits, name) for name in ("bytes", "pixels", "boxes", "queue")}
         about = {"name": self.name, "version": __version__, "engine": self.engine, "limits": limits}
         return about | {"task": self.task.name} | self.task.describe()
 
-    def submit(self, asked: Asked) -> Future[Encoded]:
-        """Put a request into the queue.
+    def submit(self, upload: Upload) -> Future[Encoded]:
+        """Queue an upload and return the future of its answer.
 
         Raises:
-            Refusal: the server stops.
+            Refusal: the server is shutting down.
         """
         if self._batcher is None or self.stopping:
-            raise Refusal("not_ready", "the server stops")
-        self.metrics.pixels.inc(asked.size[0] * asked.size[1])
-        return self._batcher.submit(asked, asked.key, asked.size)
+            raise Refusal("not_ready", "the server is shutting down")
+        self.metrics.pixels.inc(upload.size[0] * upload.size[1])
+        return self._batcher.submit(upload, upload.key, upload.size)
 
 
 def create_app(service: Service, kind: Kind, token: str | None) -> FastAPI:
-    """The application for a service.
+    """Create the application of a service.
 
     Args:
-        service: is started when the application is, and stopped with it.
-        kind: name of its task, which says which addresses there are.
-        token: that requests of /v1 must bear; None for none.
+        service: service to start and stop together with the application.
+        kind: kind of task, which determines the routes.
+        token: bearer token required by the routes under /v1; None: no token.
     """
     app = FastAPI(
         title="sppnet",
         version=__version__,
-        description="Answers for photographs of any size. The page for people is at `/`.",
-        docs_url=None,  # FastAPI's page of the description asks an outside host for its script
+        description="Predictions for photographs of any size. The web page is at `/`.",
+        docs_url=None,  # FastAPI's documentation page loads scripts from another host
         redoc_url=None,
         redirect_slashes=False,
         lifespan=_lifespan(service),
     )
-    app.add_middleware(Gate, limits=service.limits, metrics=service.metrics, token=token, paths=frozenset(_PATHS))
+    app.add_middleware(
+        RequestMiddleware, limits=service.limits, metrics=service.metrics, token=token, paths=frozenset(_PATHS)
+    )
     _add_state(app, service)
     _add_page(app)
     {"classify": _add_classify, "detect": _add_detect, "segment": _add_segment, "regions": _add_regions}[kind](
         app, service
     )
-    add_errors(app)
-    close_forms(app)
+    add_error_handlers(app)
+    forbid_extra_fields(app)
     return app
 
 
 def _lifespan(service: Service) -> Callable[[FastAPI], Any]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        # A thread of its own, for it takes minutes where there is something to compile, and nobody who stops the server
-        # waits for that.
+        # A daemon thread: compiling takes minutes, and shutdown must not wait for it.
         Thread(target=service.start, name="start", daemon=True).start()
         yield
         await asyncio.to_thread(service.stop)
@@ -186,25 +189,25 @@ def _lifespan(service: Service) -> Callable[[FastAPI], Any]:
 def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/health", tags=["state"])
     async def health() -> schema.Status:
-        """Whether the process lives."""
+        """Report that the process is running."""
         return schema.Status(status="ok")
 
     @app.get("/ready", tags=["state"], responses=schema.problems("not_ready"))
     async def ready() -> schema.Status:
-        """Whether photographs are answered."""
+        """Report whether the server accepts photographs."""
         _ = service.task
         if service.stopping:
-            raise Refusal("not_ready", "the server stops")
+            raise Refusal("not_ready", "the server is shutting down")
         return schema.Status(status="ready")
 
     @app.get("/metrics", tags=["state"], response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
-        """Counters, in the text format of Prometheus."""
+        """Return the metrics in the Prometheus text format."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/v1/model", tags=["model"], responses=schema.problems("unauthorized", "not_ready"))
     async def model() -> schema.ModelInfo:
-        """What the model is, and what the server takes."""
+        """Describe the model and the request limits."""
         return schema.ModelInfo.model_validate(service.describe())
 
 
@@ -229,7 +232,7 @@ def _send_file(path: Path) -> Response:
 def _add_classify(app: FastAPI, service: Service) -> None:
     @app.post("/v1/predict", tags=["model"], responses=_PROBLEMS, response_model=schema.Classes)
     async def predict(request: Request, image: Photograph, resize: SizePolicy = None) -> Response:
-        """The class of a photograph."""
+        """Classify a photograph."""
         return await _answer(request, service, image, lambda data: _task(service, ClassifyTask).predict(data, resize))
 
     @app.post("/v1/explain", tags=["model"], responses=_PROBLEMS, response_model=schema.Contributions)
@@ -237,9 +240,9 @@ def _add_classify(app: FastAPI, service: Service) -> None:
         request: Request,
         image: Photograph,
         resize: SizePolicy = None,
-        label: Annotated[str | None, Form(description="class that is explained; left out: the best one")] = None,
+        label: Annotated[str | None, Form(description="class to explain; default: the predicted one")] = None,
     ) -> Response:
-        """How much each bin of the pyramid gave to a class."""
+        """Compute the contribution of each pyramid bin to the logit of a class."""
         task = _task(service, ClassifyTask)
         return await _answer(request, service, image, lambda data: task.explain(data, resize, label or None))
 
@@ -250,10 +253,11 @@ def _add_detect(app: FastAPI, service: Service) -> None:
         request: Request,
         image: Photograph,
         min_score: Annotated[
-            float | None, Form(description="least score; left out: shown_score of /v1/model", allow_inf_nan=False)
+            float | None,
+            Form(description="lowest score to return; default: shown_score of /v1/model", allow_inf_nan=False),
         ] = None,
     ) -> Response:
-        """The objects of a photograph."""
+        """Detect the objects in a photograph."""
         return await _answer(request, service, image, lambda data: _task(service, DetectTask).predict(data, min_score))
 
     _add_box(app, service, DetectTask)
@@ -262,12 +266,12 @@ def _add_detect(app: FastAPI, service: Service) -> None:
 def _add_segment(app: FastAPI, service: Service) -> None:
     @app.post("/v1/predict", tags=["model"], responses=_PROBLEMS, response_model=schema.Mask)
     async def predict(request: Request, image: Photograph) -> Response:
-        """The class of each pixel of a photograph."""
+        """Predict the class of each pixel of a photograph."""
         return await _answer(request, service, image, _task(service, SegmentTask).predict)
 
     @app.post("/v1/explain", tags=["model"], responses=_PROBLEMS, response_model=schema.Taps)
     async def explain(request: Request, image: Photograph) -> Response:
-        """How much of each atrous rate lies on the photograph's map."""
+        """Compute the share of each atrous rate's kernel taps that lie on the feature map."""
         return await _answer(request, service, image, _task(service, SegmentTask).explain)
 
 
@@ -282,10 +286,11 @@ def _add_regions(app: FastAPI, service: Service) -> None:
         image: Photograph,
         boxes: Annotated[str, Form(description="JSON: [[x1, y1, x2, y2], ...] in pixels of the photograph")],
         output: Annotated[
-            Literal["json", "safetensors"], Form(description="safetensors: a file with float16 `vectors`")
+            Literal["json", "safetensors"],
+            Form(description="json, or safetensors for a file with the float16 tensor `vectors`"),
         ] = "json",
     ) -> Response:
-        """One vector for each box of a photograph."""
+        """Compute one feature vector for each box of a photograph."""
         task = _task(service, RegionTask)
         return await _answer(request, service, image, lambda data: task.features(data, boxes, output))
 
@@ -299,41 +304,41 @@ def _add_box(app: FastAPI, service: Service, kind: type[DetectTask] | type[Regio
         image: Photograph,
         box: Annotated[str, Form(description="JSON: [x1, y1, x2, y2] in pixels of the photograph")],
     ) -> Response:
-        """Which cells of the feature map a box pools, and its bins."""
+        """Return the feature map cells that a box pools, and its bins."""
         return await _answer(request, service, image, lambda data: _task(service, kind).explain(data, box))
 
 
 def _task(service: Service, kind: type[T]) -> T:
     task = service.task
     if not isinstance(task, kind):
-        raise TypeError(f"service: expected a {kind.__name__}; got a {type(task).__name__}")
+        raise TypeError(f"service: expected a {kind.__name__}, got a {type(task).__name__}")
     return task
 
 
-async def _answer(request: Request, service: Service, image: UploadFile, ask: Callable[[bytes], Asked]) -> Response:
-    """Check a request off the event loop, wait for its answer, and take it back if the client goes away."""
-    await refuse_strangers(request)
+async def _answer(request: Request, service: Service, image: UploadFile, check: Callable[[bytes], Upload]) -> Response:
+    """Check an upload in a thread, wait for its answer, and cancel it if the client disconnects."""
+    await reject_unknown_fields(request)
     data = await image.read()
     async with service.checks:
-        asked = await asyncio.to_thread(ask, data)
-    future = service.submit(asked)
-    gone = asyncio.create_task(_until_gone(request, asked, future))
+        upload = await asyncio.to_thread(check, data)
+    future = service.submit(upload)
+    disconnect = asyncio.create_task(_cancel_on_disconnect(request, upload, future))
     try:
         answer = await asyncio.wrap_future(future)
     except ImageError as error:
         raise Refusal("not_an_image", error.reason) from error
     except asyncio.CancelledError:
-        if not gone.done():  # the server itself is being ended
+        if not disconnect.done():  # the server itself is being stopped
             raise
-        return Response(status_code=499)  # nobody reads it
+        return Response(status_code=499)  # never read
     finally:
-        gone.cancel()
-        del future  # an error of it would hold this frame, which would hold it
+        disconnect.cancel()
+        del future  # breaks the reference cycle of its exception, whose traceback holds this frame
     return Response(answer.body, media_type=answer.media_type)
 
 
-async def _until_gone(request: Request, asked: Asked, future: Future[Encoded]) -> None:
+async def _cancel_on_disconnect(request: Request, upload: Upload, future: Future[Encoded]) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-    asked.gone.set()
+    upload.gone.set()
     future.cancel()

@@ -1,4 +1,4 @@
-"""The queue between the requests and the network: those of like size go through it together."""
+"""Request queue that batches inputs of similar sizes."""
 
 import threading
 import time
@@ -16,14 +16,14 @@ R = TypeVar("R")
 
 @dataclass
 class Job(Generic[T, R]):
-    """Something that waits for its answer.
+    """A queued item and the future of its result.
 
     Attributes:
-        item: what is asked.
-        key: jobs of equal keys may share a batch; None for a job that shares none.
-        size: (height, width) in pixels that the network will see.
-        future: of the answer.
-        arrived: seconds, by the monotonic clock.
+        item: input of the batch function.
+        key: batching key; only jobs with equal keys share a batch. None: the job is processed alone.
+        size: (height, width) in pixels, used to keep padding small.
+        future: future of the result.
+        arrived: arrival time in seconds of the monotonic clock.
     """
 
     item: T
@@ -34,21 +34,21 @@ class Job(Generic[T, R]):
 
 
 class Batcher(Generic[T, R]):
-    """Worker threads that answer what is submitted, the oldest first, together with others of like size.
+    """Worker threads that process jobs in batches of similar size.
 
-    A job waits at most `wait` seconds for others to share its batch; when all workers are busy it waits no longer than
-    they are. So no size is put off because another is more frequent.
+    Each batch starts with the oldest job, so rare sizes are not delayed by frequent ones. That job waits at most `wait`
+    seconds after its arrival for others to join its batch; time during which all workers are busy counts too.
 
     Args:
-        answer: gives the answers of a batch, in order. If it fails for several they are asked for one by one, so that
-            none fails for another's sake.
-        workers: threads, at least 1.
-        threads: of torch, in each worker.
-        wait: seconds, at least 0.
-        most: jobs of a batch, at least 1.
-        most_pixels: of a batch, by its largest height and width; one job alone may have more.
-        waste: share of a batch that may be padding, in [0, 1); 0 for batches of equal size only.
-        observe: is told the size of each batch.
+        answer: batch function; returns one result per item, in order. If it fails for several items, it is called for
+            each of them alone, so that an item cannot make others fail.
+        workers: number of threads, at least 1.
+        threads: torch threads of each worker.
+        wait: longest wait in seconds for a batch to fill, at least 0.
+        most: largest number of jobs in a batch, at least 1.
+        most_pixels: largest padded area of a batch in pixels; a single job may exceed it.
+        waste: largest share of padding in a batch, in [0, 1); 0 batches equal sizes only.
+        observe: function that is called with the size of each batch.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Batcher(Generic[T, R]):
             worker.start()
 
     def submit(self, item: T, key: Hashable, size: tuple[int, int]) -> Future[R]:
-        """Put something into the queue.
+        """Queue an item and return the future of its result.
 
         Raises:
             RuntimeError: the queue is closed.
@@ -90,11 +90,11 @@ class Batcher(Generic[T, R]):
 
     @property
     def waiting(self) -> int:
-        """How many jobs no worker has taken yet."""
+        """Number of jobs that no worker has started."""
         return len(self._waiting)
 
     def close(self) -> None:
-        """Take nothing more, answer all that was taken, and end the workers."""
+        """Reject new items, finish all queued jobs, and stop the workers."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -110,7 +110,7 @@ class Batcher(Generic[T, R]):
                 self._run(batch)
 
     def _next(self) -> list[Job[T, R]]:
-        """The next batch; nothing once the queue is closed and empty."""
+        """Wait for the next batch; return an empty one if the queue is closed and empty."""
         with self._changed:
             while True:
                 self._waiting = [job for job in self._waiting if not job.future.cancelled()]
@@ -119,27 +119,28 @@ class Batcher(Generic[T, R]):
                         return []
                     self._changed.wait()
                     continue
-                batch = self._like(self._waiting[0])
-                left = self._waiting[0].arrived + self._wait - time.monotonic()
-                if left <= 0 or self._closing or len(batch) == self._most or batch[0].key is None:
+                batch = self._batch_of(self._waiting[0])
+                remaining = self._waiting[0].arrived + self._wait - time.monotonic()
+                if remaining <= 0 or self._closing or len(batch) == self._most or batch[0].key is None:
                     taken = {id(job) for job in batch}
                     self._waiting = [job for job in self._waiting if id(job) not in taken]
                     return batch
-                self._changed.wait(left)
+                self._changed.wait(remaining)
 
-    def _like(self, first: Job[T, R]) -> list[Job[T, R]]:
-        """The first job and those behind it that may share its batch."""
+    def _batch_of(self, first: Job[T, R]) -> list[Job[T, R]]:
+        """Return the first job and the later ones that can share its batch."""
         batch, (height, width), pixels = [first], first.size, first.size[0] * first.size[1]
         if first.key is None:
             return batch
         for job in self._waiting:
             if job is first or job.key != first.key or len(batch) == self._most:
                 continue
-            tall, wide = max(height, job.size[0]), max(width, job.size[1])
-            area, own = (len(batch) + 1) * tall * wide, pixels + job.size[0] * job.size[1]
-            if area <= self._most_pixels and own >= (1 - self._waste) * area:
+            padded_height, padded_width = max(height, job.size[0]), max(width, job.size[1])
+            area = (len(batch) + 1) * padded_height * padded_width
+            used = pixels + job.size[0] * job.size[1]
+            if area <= self._most_pixels and used >= (1 - self._waste) * area:
                 batch.append(job)
-                height, width, pixels = tall, wide, own
+                height, width, pixels = padded_height, padded_width, used
         return batch
 
     def _run(self, batch: list[Job[T, R]]) -> None:
@@ -148,14 +149,14 @@ class Batcher(Generic[T, R]):
                 self._try([batch.pop(0)])
 
     def _try(self, batch: list[Job[T, R]]) -> bool:
-        """Answer a batch, or a job with its error; False where one of several has failed."""
+        """Set the results of a batch, or the error of a single job; return False if a batch of several failed."""
         try:
             answers = self._answer([job.item for job in batch])
         except Exception as error:
-            traceback.clear_frames(error.__traceback__)  # of the tensors of the pass, before there is another
+            traceback.clear_frames(error.__traceback__)  # frees the tensors of the pass before the next one
             if len(batch) > 1:
                 return False
-            # Out of the list: the error holds the frames that hold it, and would with its job hold itself.
+            # Remove the job from the list: the traceback holds this frame, so the error would refer to itself.
             batch.pop().future.set_exception(error)
             return True
         for job, answer in zip(batch, answers, strict=True):

@@ -1,4 +1,4 @@
-"""What runs a network behind the server: torch as it is, torch compiled, or onnxruntime."""
+"""Classifier engines of the server: eager PyTorch, torch.compile and ONNX Runtime."""
 
 import tempfile
 import time
@@ -25,12 +25,12 @@ _SHRINK_SECONDS = 5.0
 
 
 def torch_probabilities(model: Classifier, padded: bool = False) -> Probabilities:
-    """Images of any sizes in, probabilities of their classes out.
+    """Return a function that computes class probabilities for images of any sizes with PyTorch.
 
     Args:
-        model: in evaluation mode, compiled or not.
-        padded: take all images in one padded pass, equal to one by one but for rounding; else those of equal size
-            share passes, as in :func:`sppnet.classify.predict.predict_images`.
+        model: classifier in evaluation mode, compiled or not.
+        padded: whether to process all images in one padded pass, with the results of single images up to rounding;
+            otherwise only equal sizes share a pass, as in :func:`sppnet.classify.predict.predict_images`.
     """
 
     @torch.inference_mode()
@@ -40,8 +40,8 @@ def torch_probabilities(model: Classifier, padded: bool = False) -> Probabilitie
             return probabilities(model, images)
         height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
         x = torch.zeros(len(images), 3, height, width)
-        for place, image in zip(x, images, strict=True):
-            place[:, : image.height, : image.width] = to_tensor(image, model.backbone.mean, model.backbone.std)
+        for row, image in zip(x, images, strict=True):
+            row[:, : image.height, : image.width] = to_tensor(image, model.backbone.mean, model.backbone.std)
         x = x.to(model.device, model.dtype, memory_format=torch.channels_last)
         return list(model(x, sizes).softmax(1).cpu())
 
@@ -49,13 +49,13 @@ def torch_probabilities(model: Classifier, padded: bool = False) -> Probabilitie
 
 
 def onnx_probabilities(model: Classifier, threads: int) -> Probabilities:
-    """As :func:`torch_probabilities`, for images of one size, in onnxruntime on the CPU.
+    """Return a function that computes class probabilities for images of one size with ONNX Runtime, on the CPU.
 
-    The model is exported anew and checked beside torch, so that the file is always that of the model.
+    The model is exported to a temporary file and compared with PyTorch.
 
     Raises:
         ModuleNotFoundError: the extra `export` is not installed.
-        sppnet.export.models.ExportError: the model cannot be written as ONNX.
+        sppnet.export.models.ExportError: the model cannot be exported to ONNX.
     """
     from sppnet.export.models import export_classifier
     from sppnet.export.verify import open_session
@@ -65,10 +65,10 @@ def onnx_probabilities(model: Classifier, threads: int) -> Probabilities:
         export_classifier(model, file, sizes=_EXPORT_SIZES)
         session, _ = open_session(file, threads)
 
-    import onnxruntime  # type: ignore[import-untyped]  # which the export has asked for
+    import onnxruntime  # type: ignore[import-untyped]  # the export has checked that it is installed
 
     mean, std = model.backbone.mean, model.backbone.std
-    # Else onnxruntime keeps for ever what the largest photographs took.
+    # Without shrinking, ONNX Runtime keeps the memory of the largest photographs.
     shrinking, shrunk = onnxruntime.RunOptions(), time.monotonic()
     shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
@@ -77,7 +77,7 @@ def onnx_probabilities(model: Classifier, threads: int) -> Probabilities:
         now, options = time.monotonic(), None
         if now - shrunk > _SHRINK_SECONDS:
             shrunk, options = now, shrinking
-        x = torch.stack([to_tensor(one, mean, std) for one in images]).numpy()
+        x = torch.stack([to_tensor(image, mean, std) for image in images]).numpy()
         (logits,) = session.run(None, {"image": x}, options)
         return list(torch.from_numpy(logits).softmax(1))
 
@@ -85,13 +85,13 @@ def onnx_probabilities(model: Classifier, threads: int) -> Probabilities:
 
 
 def takes_padding(backbone: Backbone) -> bool:
-    """Whether images of different sizes may share a padded pass of the network."""
-    least = max(backbone.geometry.smallest())
+    """Return whether the network supports padded batches of different image sizes."""
+    side = max(backbone.geometry.smallest()) + 64
     weight = next(backbone.parameters())
-    x = torch.zeros(2, 3, least + 64, least + 64, device=weight.device, dtype=weight.dtype)
+    x = torch.zeros(2, 3, side, side, device=weight.device, dtype=weight.dtype)
     try:
         with torch.inference_mode():
-            backbone(x, [(least + 64, least + 64), (least + 32, least + 17)])
+            backbone(x, [(side, side), (side - 32, side - 47)])
     except PaddingError:
         return False
     return True

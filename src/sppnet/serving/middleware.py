@@ -1,4 +1,4 @@
-"""What stands before the application: token, queue, size and time of uploads; and what it counts."""
+"""Request metrics, and checks of token, queue, upload size and time before a request reaches the application."""
 
 import asyncio
 import hmac
@@ -8,6 +8,8 @@ import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+
+from python_multipart.multipart import parse_options_header
 
 from sppnet.serving.limits import Limits, Refusal
 from sppnet.serving.metrics import Metrics
@@ -19,22 +21,24 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _API = "/v1/"
-_PIECE = 262_144  # bytes of an answer
+_CHUNK_BYTES = 262_144
+_CONTENT_TYPE_BYTES = 512
+_BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
 _log = logging.getLogger("sppnet.serving")
 
 
-class Gate:
-    """ASGI middleware: a request of the API comes through whole, in time and by leave, or it is answered here.
+class RequestMiddleware:
+    """ASGI middleware that passes on complete, authorized requests and refuses all others.
 
-    The body is received before the application sees the request, so that no parser meets a half one. Beside what is
-    refused, at most `limits.queue` bodies are held, each of at most `limits.bytes`.
+    A body is received completely before the application is called, so no parser processes a partial body. At most
+    `limits.queue` bodies of at most `limits.bytes` bytes are held in memory.
 
     Args:
-        app: the application behind it.
-        limits: what is taken.
-        metrics: where requests are counted.
-        token: which requests of the API must bear; None for none.
-        paths: that are counted by their own names; all others are one.
+        app: wrapped ASGI application.
+        limits: request limits.
+        metrics: metrics to update.
+        token: bearer token required by the routes under /v1; None: no token.
+        paths: paths with their own metric labels; all others are labeled `other`.
     """
 
     def __init__(self, app: App, limits: Limits, metrics: Metrics, token: str | None, paths: frozenset[str]) -> None:
@@ -42,46 +46,46 @@ class Gate:
         self._taken = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, as ASGI has it."""
+        """Handle an ASGI connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun, status = time.monotonic(), 499  # what proxies log for a client that went away
+        start, status = time.monotonic(), 499  # the status that proxies log for clients that disconnect
 
-        async def watched(message: Message) -> None:
+        async def send_chunks(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-            # The server waits before it sends, until what was sent is gone: a whole answer would be gone at once.
+            # Each chunk is awaited, so a request stays in progress until the client has read its response.
             body = message.get("body", b"")
-            for start in range(0, len(body) - _PIECE, _PIECE):
-                await send({"type": message["type"], "body": body[start : start + _PIECE], "more_body": True})
-            await send({**message, "body": body[(len(body) - 1) // _PIECE * _PIECE :]} if body else message)
+            for offset in range(0, len(body) - _CHUNK_BYTES, _CHUNK_BYTES):
+                await send({"type": message["type"], "body": body[offset : offset + _CHUNK_BYTES], "more_body": True})
+            await send({**message, "body": body[(len(body) - 1) // _CHUNK_BYTES * _CHUNK_BYTES :]} if body else message)
 
         try:
-            await self._serve(scope, receive, watched)
+            await self._handle(scope, receive, send_chunks)
         except Exception as error:
-            _log.error("a request failed", exc_info=error)
-            if status == 499:  # nothing of an answer is out
-                await _refuse(Refusal("internal", "the server failed; its log says how"), watched)
+            _log.error("request failed", exc_info=error)
+            if status == 499:  # no response was started
+                await _refuse(Refusal("internal", "the server failed; see its log"), send_chunks)
         finally:
             path = scope["path"] if scope["path"] in self._paths else "other"
             self._metrics.requests.labels(path, status).inc()
-            self._metrics.seconds.labels(path).observe(time.monotonic() - begun)
+            self._metrics.seconds.labels(path).observe(time.monotonic() - start)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not scope["path"].startswith(_API):
             await self._app(scope, receive, send)
             return
         try:
             self._check_token(scope)
-            _check_charset(scope)
+            scope = _with_checked_content_type(scope)
             if scope["method"] not in ("POST", "PUT", "PATCH"):
                 await self._app(scope, receive, send)
                 return
             if self._taken >= self._limits.queue:
                 raise Refusal(
-                    "queue_full", f"{self._limits.queue} requests are being answered or wait; try again in a second"
+                    "queue_full", f"{self._limits.queue} requests are already in progress; try again in a second"
                 )
         except Refusal as refusal:
             await _drain(receive, self._limits)
@@ -90,9 +94,9 @@ class Gate:
         self._taken += 1
         self._metrics.taken.set(self._taken)
         try:
-            received = await self._receive_all(scope, receive)
-            if received is not None:
-                await self._app(scope, received, send)
+            replay = await self._receive_all(scope, receive)
+            if replay is not None:
+                await self._app(scope, replay, send)
         except Refusal as refusal:
             await _refuse(refusal, send)
         finally:
@@ -107,13 +111,13 @@ class Gate:
             raise Refusal("unauthorized", "expected the header Authorization: Bearer TOKEN with the server's token")
 
     async def _receive_all(self, scope: Scope, receive: Receive) -> Receive | None:
-        """What gives the whole body as one message; None where the client has gone."""
+        """Return a receive function that delivers the whole body; None if the client has disconnected."""
         limits = self._limits
-        too_many = f"expected at most {limits.bytes} bytes in a request"
+        expected = f"request: expected at most {limits.bytes} bytes"
         declared = int(_header(scope, b"content-length") or 0)
         if declared > limits.bytes:
             await _drain(receive, limits)
-            raise Refusal("too_many_bytes", f"{too_many}; got {declared}")
+            raise Refusal("too_many_bytes", f"{expected}, got {declared}")
         parts, size = [], 0
         try:
             async with asyncio.timeout(limits.upload_seconds):
@@ -121,40 +125,57 @@ class Gate:
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
                     if size > limits.bytes:
-                        raise Refusal("too_many_bytes", f"{too_many}; got more")
+                        raise Refusal("too_many_bytes", f"{expected}, got more")
                     if not message.get("more_body", False):
                         return _replay(b"".join(parts), receive)
         except TimeoutError:
             raise Refusal(
-                "slow_upload", f"the request did not arrive within {limits.upload_seconds:g} seconds; got {size} bytes"
+                "slow_upload", f"request: expected all bytes within {limits.upload_seconds:g} seconds, got {size} bytes"
             ) from None
         return None
 
 
-def _check_charset(scope: Scope) -> None:
-    """Names of fields are decoded as the request says, and Python has decoders that take minutes."""
-    found = re.search(rb"charset\s*\*?=\s*[\"']?([^\s;\"']*)", _header(scope, b"content-type"), re.IGNORECASE)
-    if found and found[1].lower() not in (b"utf-8", b"utf8"):
-        raise Refusal("bad_request", f"content-type: expected the charset utf-8; got {found[1][:40]!r}")
+def _with_checked_content_type(scope: Scope) -> Scope:
+    """Return the request with a content type header that is rebuilt from checked parameters.
+
+    The form parser decodes field names and values with the charset of this header, and some of Python's decoders take
+    minutes. It parses the header with the same function, so it gets no parameters that were not checked here.
+    """
+    values = [value for name, value in scope["headers"] if name == b"content-type"]
+    if not values:
+        return scope
+    if len(values) > 1 or len(values[0]) > _CONTENT_TYPE_BYTES:
+        raise Refusal("bad_request", f"content-type: expected one header of at most {_CONTENT_TYPE_BYTES} bytes")
+    kind, options = parse_options_header(values[0])
+    charset = options.get(b"charset", b"utf-8")
+    if charset.lower() not in (b"utf-8", b"utf8"):
+        raise Refusal("bad_request", f"content-type: expected the charset utf-8, got {charset[:40]!r}")
+    if kind.startswith(b"multipart/"):
+        boundary = options.get(b"boundary", b"")
+        if not _BOUNDARY.fullmatch(boundary):
+            raise Refusal("bad_request", "content-type: expected a boundary of 1 to 70 characters as in RFC 2046")
+        kind += b'; boundary="' + boundary + b'"'
+    headers = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
+    return {**scope, "headers": [*headers, (b"content-type", kind)]}
 
 
 def _header(scope: Scope, name: bytes) -> bytes:
-    found: bytes = next((value for given, value in scope["headers"] if given == name), b"")
-    return found
+    value: bytes = next((value for key, value in scope["headers"] if key == name), b"")
+    return value
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """What gives the body as one message, keeps it no longer, and then gives what the client does."""
-    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    """Return a receive function that delivers the body once, without keeping it, and then the client's messages."""
+    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def again() -> Message:
-        return waiting.pop() if waiting else await receive()
+    async def replay() -> Message:
+        return pending.pop() if pending else await receive()
 
-    return again
+    return replay
 
 
 async def _drain(receive: Receive, limits: Limits) -> None:
-    """Take what a refused client still sends, within bounds: many read no answer before they have sent all."""
+    """Discard the body of a refused request, within limits: many clients read responses only after sending it."""
     size = 0
     try:
         async with asyncio.timeout(min(limits.upload_seconds, 2.0)):

@@ -1,4 +1,4 @@
-"""The form of answers, for the OpenAPI description."""
+"""Response models, for the OpenAPI description."""
 
 from typing import Literal
 
@@ -11,26 +11,26 @@ Edges = tuple[float, float, float, float]
 
 
 class Form(BaseModel):
-    """No more and nothing else than is written here."""
+    """Base model without additional fields."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class Problem(Form):
-    """Why a request was refused: `code` for programs, `message` for people."""
+    """Error response: `code` for programs, `message` for people."""
 
     code: str
     message: str
 
 
 class Status(Form):
-    """State of the server."""
+    """Server state."""
 
     status: str
 
 
 class Bounds(Form):
-    """What the server takes: bytes of a request, pixels of a photograph, boxes and requests at a time."""
+    """Request limits: bytes and boxes per request, pixels per photograph, and concurrent requests."""
 
     bytes: int
     pixels: int
@@ -39,10 +39,10 @@ class Bounds(Form):
 
 
 class ModelInfo(Form):
-    """What the server answers with; what a task has not is empty or null.
+    """Description of the model; fields that do not apply to the task are empty or null.
 
-    `length` is a region's vector's. `trained_sides` are the least and greatest shorter side of the training images, as
-    the network saw them, in pixels.
+    `length` is the vector length of a region. `trained_sides` are the minimum and maximum shorter side in pixels of the
+    network inputs during training.
     """
 
     task: Literal["classify", "detect", "segment", "regions"]
@@ -73,7 +73,7 @@ class Label(Form):
 
 
 class Classes(Form):
-    """The class of a photograph; sizes are (height, width) in pixels."""
+    """Predicted class of a photograph; sizes are (height, width) in pixels."""
 
     task: Literal["classify"]
     label: str
@@ -85,7 +85,7 @@ class Classes(Form):
 
 
 class FoundObject(Form):
-    """An object; its box is xyxy, edges in pixels of the photograph as its EXIF orientation turns it."""
+    """Detected object; the box has xyxy edges in pixels of the photograph after its EXIF rotation."""
 
     label: str
     score: float
@@ -93,7 +93,7 @@ class FoundObject(Form):
 
 
 class Objects(Form):
-    """The objects of a photograph, best first, and how many windows were looked at."""
+    """Detected objects by descending score, and the number of classified windows."""
 
     task: Literal["detect"]
     size: Size
@@ -109,7 +109,7 @@ class Share(Form):
 
 
 class Mask(Form):
-    """The class of each pixel: a PNG in base64 whose values are indices of `classes` of `/v1/model`."""
+    """Class of each pixel: a base64 PNG whose values are indices into `classes` of `/v1/model`."""
 
     task: Literal["segment"]
     size: Size
@@ -118,7 +118,7 @@ class Mask(Form):
 
 
 class Vectors(Form):
-    """One vector a box: levels in the order of `/v1/model`, inside a level channel, row, column."""
+    """One vector per box, ordered by level as in `/v1/model`, then channel, row and column."""
 
     task: Literal["regions"]
     size: Size
@@ -127,14 +127,14 @@ class Vectors(Form):
 
 
 class GivenBin(Form):
-    """A bin of the pyramid in pixels of the photograph, and what it gave to the logit."""
+    """Pyramid bin in pixels of the photograph, and its contribution to the logit."""
 
     box: Edges
     contribution: float
 
 
 class GivenLevel(Form):
-    """Bins row by row."""
+    """Pyramid level with its bins in row-major order."""
 
     rows: int
     columns: int
@@ -142,7 +142,7 @@ class GivenLevel(Form):
 
 
 class GivenCells(Form):
-    """What each cell of the feature map gave, row by row; x and y are the cells' edges in pixels of the photograph."""
+    """Contributions of the map's cells in row-major order; x and y are the cell edges in pixels of the photograph."""
 
     rows: int
     columns: int
@@ -152,7 +152,7 @@ class GivenCells(Form):
 
 
 class Contributions(Form):
-    """What each bin gave: all contributions of the levels, and `rest`, add up to `logit`; so do those of the cells."""
+    """Contributions to a logit: all bins plus `rest` add up to `logit`, as do all cells plus `rest`."""
 
     task: Literal["classify"]
     label: str
@@ -168,13 +168,13 @@ class Contributions(Form):
 
 
 class BinBox(Form):
-    """A bin in pixels of the photograph."""
+    """Pyramid bin in pixels of the photograph."""
 
     box: Edges
 
 
 class BinLevel(Form):
-    """Bins row by row."""
+    """Pyramid level with its bins in row-major order."""
 
     rows: int
     columns: int
@@ -182,7 +182,7 @@ class BinLevel(Form):
 
 
 class Cells(Form):
-    """The cells that a box pools, half-open (left, top, right, bottom), and its bins."""
+    """Feature map cells that a box pools, half-open (left, top, right, bottom), and its bins."""
 
     task: Literal["detect", "regions"]
     size: Size
@@ -196,7 +196,7 @@ class Cells(Form):
 
 
 class Rate(Form):
-    """How much of an atrous branch lies on the map: of all taps, and of each of the nine, row by row."""
+    """Share of live taps of an atrous rate: the mean, and that of each of the nine taps in row-major order."""
 
     rate: int
     share: float
@@ -204,7 +204,7 @@ class Rate(Form):
 
 
 class Taps(Form):
-    """The live taps of each rate on a photograph's map."""
+    """Live taps of each atrous rate on the photograph's feature map."""
 
     task: Literal["segment"]
     size: Size
@@ -213,7 +213,7 @@ class Taps(Form):
 
 
 def problems(*codes: str) -> dict[int | str, dict[str, object]]:
-    """FastAPI's description of the answers with these codes, by status."""
+    """Return FastAPI's response descriptions of these error codes, by status."""
     texts: dict[int, list[str]] = {}
     for code in codes:
         status, text = CODES[code]

@@ -1,4 +1,4 @@
-"""What each kind of model is asked and answers, from the bytes of a photograph to plain numbers."""
+"""Server tasks for each kind of model, from the bytes of a photograph to the content of the response."""
 
 import base64
 import io
@@ -28,22 +28,15 @@ from sppnet.segment.views import View, label_image
 from sppnet.serving.engines import Probabilities
 from sppnet.serving.explain import class_index, explain_box, explain_image, explain_taps
 from sppnet.serving.limits import Limits, Refusal
-from sppnet.serving.uploads import (
-    Answer,
-    Asked,
-    answer_asked,
-    header_size,
-    parse_box,
-    parse_boxes,
-)
+from sppnet.serving.uploads import Answer, Upload, answer_uploads, header_size, parse_box, parse_boxes
 
 Kind = Literal["classify", "detect", "segment", "regions"]
 
-_JSON_NUMBERS = 2_000_000  # of vectors in one answer
+_JSON_NUMBERS = 2_000_000  # per response with vectors
 
 
 class ClassifyTask:
-    """A classifier behind the server."""
+    """Classification of photographs."""
 
     name = "classify"
 
@@ -51,7 +44,7 @@ class ClassifyTask:
         self.model, self.limits, self._run = model, limits, run
 
     def describe(self) -> dict[str, Any]:
-        """What `/v1/model` tells of it."""
+        """Return the task's fields of `/v1/model`."""
         config, side = self.model.config, self.model.backbone.side
         policies = [str(Resize.parse(name, side)) for name in ("native", "shorter-side", "square-min", "warp")]
         return {
@@ -63,19 +56,19 @@ class ClassifyTask:
             "head": config.head,
         } | _backbone_of(self.model)
 
-    def predict(self, data: bytes, resize: str | None = None) -> Asked:
-        """Ask for the class of a photograph."""
+    def predict(self, data: bytes, resize: str | None = None) -> Upload:
+        """Prepare the classification of a photograph."""
         policy = self._policy(resize)
-        return Asked(data, self._network_size(data, policy), str(policy), partial(self._predict, policy))
+        return Upload(data, self._network_size(data, policy), str(policy), partial(self._predict, policy))
 
-    def explain(self, data: bytes, resize: str | None = None, label: str | None = None) -> Asked:
-        """Ask what each bin gave to a class, the best one if none is named."""
+    def explain(self, data: bytes, resize: str | None = None, label: str | None = None) -> Upload:
+        """Prepare the explanation of a class, by default the predicted one."""
         policy = self._policy(resize)
         try:
             _ = label is None or class_index(self.model.config.classes, label)
         except ValueError as error:
             raise Refusal("bad_option", str(error)) from error
-        return Asked(data, self._network_size(data, policy), None, partial(self._explain, policy, label))
+        return Upload(data, self._network_size(data, policy), None, partial(self._explain, policy, label))
 
     def _policy(self, resize: str | None) -> Resize:
         try:
@@ -86,35 +79,39 @@ class ClassifyTask:
     def _network_size(self, data: bytes, policy: Resize) -> tuple[int, int]:
         size = policy.target_size(*header_size(data, self.limits))
         backbone = self.model.backbone
-        most = max(self.model.config.max_pixels, backbone.side**2)
-        if policy != self.model.resize and size[0] * size[1] > most:
+        limit = max(self.model.config.max_pixels, backbone.side**2)
+        if policy != self.model.resize and size[0] * size[1] > limit:
             raise Refusal(
                 "bad_option",
-                f"resize: {policy} gives {size[0]} x {size[1]} pixels; expected at most {most}, as of {policy.policy}:"
-                f"{math.isqrt(most)}",
+                f"resize: expected at most {limit} pixels, such as warp:{math.isqrt(limit)}, got {size[0]} x {size[1]}"
+                f" for {policy}",
             )
         geometry = backbone.geometry
         if min(geometry.map_size(*size)) < 1:
             smallest = " x ".join(map(str, geometry.smallest()))
-            raise Refusal("too_small", f"the network would see {size[0]} x {size[1]} pixels; it needs {smallest}")
+            raise Refusal(
+                "too_small", f"image: expected a network input of at least {smallest}, got {size[0]} x {size[1]}"
+            )
         return size
 
-    def _predict(self, policy: Resize, batch: Sequence[Asked]) -> list[Answer]:
-        loaded = [read_image(self.model, asked.data, policy) for asked in batch]
+    def _predict(self, policy: Resize, batch: Sequence[Upload]) -> list[Answer]:
+        loaded = [read_image(self.model, upload.data, policy) for upload in batch]
         answers: list[Answer] = []
         for item, probabilities in zip(loaded, self._run([item.image for item in loaded]), strict=True):
-            found = answer_of(self.model, "", item, probabilities)
-            top = [{"label": label, "score": score} for label, score in found.top]
-            sizes = {"size": found.size, "network_size": found.network_size, "resize": str(policy)}
-            answers.append({"task": self.name, "label": found.label, "score": found.score, "top": top} | sizes)
+            prediction = answer_of(self.model, "", item, probabilities)
+            top = [{"label": label, "score": score} for label, score in prediction.top]
+            sizes = {"size": prediction.size, "network_size": prediction.network_size, "resize": str(policy)}
+            answers.append(
+                {"task": self.name, "label": prediction.label, "score": prediction.score, "top": top} | sizes
+            )
         return answers
 
-    def _explain(self, policy: Resize, label: str | None, batch: Sequence[Asked]) -> list[Answer]:
-        return [explain_image(self.model, load_image(asked.data), policy, label) for asked in batch]
+    def _explain(self, policy: Resize, label: str | None, batch: Sequence[Upload]) -> list[Answer]:
+        return [explain_image(self.model, load_image(upload.data), policy, label) for upload in batch]
 
 
 class DetectTask:
-    """A detector behind the server; photographs are looked at one by one."""
+    """Object detection; photographs are processed one at a time."""
 
     name = "detect"
 
@@ -122,7 +119,7 @@ class DetectTask:
         self.model, self.limits, self._shown = model, limits, shown
 
     def describe(self) -> dict[str, Any]:
-        """What `/v1/model` tells of it."""
+        """Return the task's fields of `/v1/model`."""
         config = self.model.config
         return {
             "classes": config.classes,
@@ -131,34 +128,32 @@ class DetectTask:
             "score_range": (0.0, 1.0) if config.scorer == "softmax" else (-1.5, 3.0),
         } | _backbone_of(self.model.encoder)
 
-    def predict(self, data: bytes, min_score: float | None = None) -> Asked:
-        """Ask for the objects of a photograph."""
-        least = self._shown if min_score is None else min_score
-        return Asked(data, header_size(data, self.limits), None, partial(self._predict, least))
+    def predict(self, data: bytes, min_score: float | None = None) -> Upload:
+        """Prepare the detection of objects in a photograph."""
+        threshold = self._shown if min_score is None else min_score
+        return Upload(data, header_size(data, self.limits), None, partial(self._predict, threshold))
 
-    def explain(self, data: bytes, box: str) -> Asked:
-        """Ask which cells a box pools."""
+    def explain(self, data: bytes, box: str) -> Upload:
+        """Prepare the explanation of a box: the cells that it pools."""
         encoder = self.model.encoder
         if not isinstance(encoder, RegionEncoder):
-            raise Refusal(
-                "bad_option", "box: R-CNN warps each window for a pass of its own; it pools no cells of a box"
-            )
-        return _ask_box(encoder, data, box, self.limits, self.name)
+            raise Refusal("bad_option", "box: expected a detector that pools boxes on a feature map, got R-CNN")
+        return _check_box(encoder, data, box, self.limits, self.name)
 
-    def _predict(self, least: float, batch: Sequence[Asked]) -> list[Answer]:
+    def _predict(self, threshold: float, batch: Sequence[Upload]) -> list[Answer]:
         answers: list[Answer] = []
         config = self.model.config
-        for asked in batch:
-            image = load_image(asked.data)
+        for upload in batch:
+            image = load_image(upload.data)
             windows = propose(image, config.proposals, max_windows=config.windows, seconds=config.proposal_seconds)
-            objects = list_objects(above(self.model.detect(image, windows), least), config.classes)
+            objects = list_objects(above(self.model.detect(image, windows), threshold), config.classes)
             sizes = {"size": (image.height, image.width), "windows": len(windows)}
             answers.append({"task": self.name, "objects": objects} | sizes)
         return answers
 
 
 class SegmentTask:
-    """A segmenter behind the server."""
+    """Semantic segmentation of photographs."""
 
     name = "segment"
 
@@ -166,36 +161,36 @@ class SegmentTask:
         self.model, self.limits, self._memory, self._view = model, limits, memory, View(memory=memory)
 
     def describe(self) -> dict[str, Any]:
-        """What `/v1/model` tells of it."""
+        """Return the task's fields of `/v1/model`."""
         config = self.model.config
         colours = palette(config.colours, len(config.classes)).tolist()
         rates = getattr(self.model.head.context, "rates", ())
         return {"classes": config.classes, "colours": colours, "rates": rates} | _backbone_of(self.model)
 
-    def predict(self, data: bytes) -> Asked:
-        """Ask for the class of each pixel of a photograph."""
-        return Asked(data, header_size(data, self.limits), "predict", self._predict)
+    def predict(self, data: bytes) -> Upload:
+        """Prepare the segmentation of a photograph."""
+        return Upload(data, header_size(data, self.limits), "predict", self._predict)
 
-    def explain(self, data: bytes) -> Asked:
-        """Ask how much of each rate's taps the photograph's map leaves."""
+    def explain(self, data: bytes) -> Upload:
+        """Prepare the explanation of atrous rates: their live taps on the photograph's feature map."""
         if not getattr(self.model.head.context, "rates", ()):
-            raise Refusal("bad_option", "explain: live taps are those of ASPP; this model has none")
-        return Asked(data, header_size(data, self.limits), None, self._explain)
+            raise Refusal("bad_option", "explain: expected a segmenter with ASPP, got one without")
+        return Upload(data, header_size(data, self.limits), None, self._explain)
 
-    def _predict(self, batch: Sequence[Asked]) -> list[Answer]:
-        images = [load_image(asked.data) for asked in batch]
+    def _predict(self, batch: Sequence[Upload]) -> list[Answer]:
+        images = [load_image(upload.data) for upload in batch]
         height, width = images[0].height, images[0].width
         if len(images) > 1 and whole_fits(self.model, len(images) * height, width, self._memory):
             with torch.inference_mode():
                 logits = self.model(torch.cat([self.model.pixels(image) for image in images]))
-            labels = [one.softmax(0).cpu().argmax(0) for one in logits]
+            labels = [image_logits.softmax(0).cpu().argmax(0) for image_logits in logits]
         else:
-            labels = [self._label(image, asked) for image, asked in zip(images, batch, strict=True)]
-        return [self._answer(one) for one in labels]
+            labels = [self._label(image, upload) for image, upload in zip(images, batch, strict=True)]
+        return [self._answer(image_labels) for image_labels in labels]
 
-    def _label(self, image: Image.Image, asked: Asked) -> Tensor:
+    def _label(self, image: Image.Image, upload: Upload) -> Tensor:
         try:
-            return label_image(self.model, image, self._view, asked.go_on)
+            return label_image(self.model, image, self._view, upload.go_on)
         except MemoryLimitError as error:
             raise Refusal("too_many_pixels", str(error)) from error
 
@@ -212,12 +207,12 @@ class SegmentTask:
         mask = base64.b64encode(file.getvalue()).decode()
         return {"task": self.name, "size": tuple(labels.shape), "classes": shares, "mask": mask}
 
-    def _explain(self, batch: Sequence[Asked]) -> list[Answer]:
-        return [explain_taps(self.model, asked.size) for asked in batch]
+    def _explain(self, batch: Sequence[Upload]) -> list[Answer]:
+        return [explain_taps(self.model, upload.size) for upload in batch]
 
 
 class RegionTask:
-    """A region encoder behind the server."""
+    """Feature vectors of boxes."""
 
     name = "regions"
 
@@ -225,39 +220,38 @@ class RegionTask:
         self.model, self.limits = encoder, limits
 
     def describe(self) -> dict[str, Any]:
-        """What `/v1/model` tells of it."""
+        """Return the task's fields of `/v1/model`."""
         return {"levels": parse_levels(self.model.levels), "length": self.model.length} | _backbone_of(self.model)
 
-    def features(self, data: bytes, boxes: str, output: str = "json") -> Asked:
-        """Ask for the vectors of boxes, as JSON or as the bytes of a safetensors file."""
+    def features(self, data: bytes, boxes: str, output: str = "json") -> Upload:
+        """Prepare the vectors of boxes, as JSON or as a safetensors file."""
         size = header_size(data, self.limits)
         parsed = parse_boxes(boxes, size, self.limits)
         if output not in ("json", "safetensors"):
-            raise Refusal("bad_option", f"output: expected json or safetensors; got {output!r}")
+            raise Refusal("bad_option", f"output: expected json or safetensors, got {output!r}")
         if output == "json" and len(parsed) * self.model.length > _JSON_NUMBERS:
-            most = _JSON_NUMBERS // self.model.length
             raise Refusal(
                 "too_many_boxes",
-                f"boxes: {len(parsed)} vectors of {self.model.length} numbers are too many for JSON; take at most"
-                f" {most} boxes, or output=safetensors",
+                f"boxes: expected at most {_JSON_NUMBERS // self.model.length} for JSON vectors of length"
+                f" {self.model.length}, got {len(parsed)}; use output=safetensors",
             )
-        return Asked(data, size, None, partial(self._features, parsed, output))
+        return Upload(data, size, None, partial(self._features, parsed, output))
 
-    def explain(self, data: bytes, box: str) -> Asked:
-        """Ask which cells a box pools."""
-        return _ask_box(self.model, data, box, self.limits, self.name)
+    def explain(self, data: bytes, box: str) -> Upload:
+        """Prepare the explanation of a box: the cells that it pools."""
+        return _check_box(self.model, data, box, self.limits, self.name)
 
-    def _features(self, boxes: Tensor, output: str, batch: Sequence[Asked]) -> list[Answer]:
+    def _features(self, boxes: Tensor, output: str, batch: Sequence[Upload]) -> list[Answer]:
         from safetensors.torch import save
 
         answers: list[Answer] = []
-        for asked in batch:
-            (vectors,) = self.model(asked.data, boxes)
+        for upload in batch:
+            (vectors,) = self.model(upload.data, boxes)
             if output == "safetensors":
                 answers.append(save({"vectors": vectors.half().cpu()}))
             else:
                 numbers = {"length": self.model.length, "vectors": vectors.tolist()}
-                answers.append({"task": self.name, "size": asked.size} | numbers)
+                answers.append({"task": self.name, "size": upload.size} | numbers)
         return answers
 
 
@@ -265,26 +259,26 @@ Task = ClassifyTask | DetectTask | SegmentTask | RegionTask
 
 
 def warm_up(task: Task) -> None:
-    """Have the task answer for a few made-up photographs, so that no one waits for what is done once.
+    """Run the task on a few noise images, so that requests do not wait for one-time work such as compilation.
 
-    Even and odd sizes, and batches of one and of two: what torch.compile makes graphs for. It makes others for maps so
-    small that torch has other convolutions for them, which are not worth their minute.
+    torch.compile needs even and odd sizes, and batches of one and two, to create its graphs. Very small maps,
+    for which torch uses other convolution kernels, are skipped: their graphs would take a minute to compile.
     """
     scale = min(1.0, (task.limits.pixels / (640 * 480)) ** 0.5)
     for size in ((int(640 * scale), int(480 * scale)), (int(511 * scale), int(333 * scale))):
         file = io.BytesIO()
         Image.effect_noise(size, 60).save(file, "PNG")
         data = file.getvalue()
-        asked = task.features(data, "[[0, 0, 90, 90]]") if isinstance(task, RegionTask) else task.predict(data)
-        answer_asked([asked])
-        if asked.key is not None:
-            answer_asked([asked, asked])
+        upload = task.features(data, "[[0, 0, 90, 90]]") if isinstance(task, RegionTask) else task.predict(data)
+        answer_uploads([upload])
+        if upload.key is not None:
+            answer_uploads([upload, upload])
 
 
-def _ask_box(encoder: RegionEncoder, data: bytes, box: str, limits: Limits, task: str) -> Asked:
+def _check_box(encoder: RegionEncoder, data: bytes, box: str, limits: Limits, task: str) -> Upload:
     size = header_size(data, limits)
     parsed = parse_box(box, size)
-    return Asked(data, size, None, lambda batch: [{"task": task} | explain_box(encoder, size, parsed) for _ in batch])
+    return Upload(data, size, None, lambda batch: [{"task": task} | explain_box(encoder, size, parsed) for _ in batch])
 
 
 def _backbone_of(model: Any) -> dict[str, Any]:

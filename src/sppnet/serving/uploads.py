@@ -1,4 +1,4 @@
-"""A request whose form has been checked, and its answer as it is sent."""
+"""Checked requests, and their encoded responses."""
 
 import json
 from collections.abc import Callable, Hashable, Sequence
@@ -20,29 +20,28 @@ _Row = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request whose form has been checked.
+class Upload:
+    """A photograph with checked options.
 
     Attributes:
-        data: bytes of the photograph's file.
-        size: (height, width) by which requests are alike: what the network will see of a classifier's photograph, of
-            others the photograph's own.
-        key: requests of equal keys may share a batch; None for none.
-        answer: gives the answers of requests with this key, in order.
-        gone: set when nobody waits for the answer any more.
+        data: content of the image file.
+        size: (height, width) used for batching, in pixels: network input for classifiers, else photograph.
+        key: batching key; only uploads with equal keys share a batch. None: the upload is processed alone.
+        answer: function that computes the answers of a batch of uploads with this key, in order.
+        gone: event, set once the client has disconnected.
     """
 
     data: bytes
     size: tuple[int, int]
     key: Hashable
-    answer: Callable[[Sequence["Asked"]], Sequence[Answer]]
+    answer: Callable[[Sequence["Upload"]], Sequence[Answer]]
     gone: Event = field(default_factory=Event)
 
     def go_on(self) -> None:
-        """What takes long calls this now and then.
+        """Check for cancellation; long computations call this from time to time.
 
         Raises:
-            CancelledError: nobody waits for the answer.
+            CancelledError: the client has disconnected.
         """
         if self.gone.is_set():
             raise CancelledError
@@ -50,19 +49,19 @@ class Asked:
 
 @dataclass(frozen=True)
 class Encoded:
-    """An answer as it is sent.
+    """An encoded response.
 
     Attributes:
-        body: its bytes.
-        media_type: what they are.
+        body: content of the response.
+        media_type: media type of the body.
     """
 
     body: bytes
     media_type: str
 
 
-def answer_asked(batch: Sequence[Asked]) -> list[Encoded]:
-    """The answers of requests that share a batch, encoded here, where it keeps no other request waiting."""
+def answer_uploads(batch: Sequence[Upload]) -> list[Encoded]:
+    """Compute and encode the answers of a batch; encoding runs in the worker to keep the event loop responsive."""
     return [
         Encoded(answer, "application/octet-stream")
         if isinstance(answer, bytes)
@@ -72,10 +71,10 @@ def answer_asked(batch: Sequence[Asked]) -> list[Encoded]:
 
 
 def header_size(data: bytes, limits: Limits) -> tuple[int, int]:
-    """(height, width) of a photograph, by its header.
+    """Read the (height, width) of a photograph from its header.
 
     Raises:
-        Refusal: not an image, or one with too many pixels.
+        Refusal: the file is not an image, or the image has too many pixels.
     """
     try:
         height, width = image_size(data)
@@ -84,44 +83,41 @@ def header_size(data: bytes, limits: Limits) -> tuple[int, int]:
     if height * width > limits.pixels or max(height, width) > MAX_SIDE:
         raise Refusal(
             "too_many_pixels",
-            f"expected at most {limits.pixels} pixels and sides of at most {MAX_SIDE}; got {height} x {width}"
+            f"image: expected at most {limits.pixels} pixels and sides of at most {MAX_SIDE}, got {height} x {width}"
             f" (height x width), {height * width} pixels",
         )
     return height, width
 
 
 def parse_boxes(text: str, size: tuple[int, int], limits: Limits) -> Tensor:
-    """Boxes (K, 4) of JSON text, xyxy edges in pixels of a photograph of (height, width).
+    """Parse JSON into boxes (K, 4), xyxy edges in pixels of a photograph of size (height, width).
 
     Raises:
-        Refusal: other text, too many boxes, or a box that is not finite, has no area or lies outside.
+        Refusal: the text is invalid, there are too many boxes, or a box is not finite, empty or outside the photograph.
     """
     rows: list[_Row] = _parse(text, list[_Row], "boxes", "[[x1, y1, x2, y2], ...]")
     if len(rows) > limits.boxes:
-        raise Refusal("too_many_boxes", f"boxes: expected at most {limits.boxes}; got {len(rows)}")
+        raise Refusal("too_many_boxes", f"boxes: expected at most {limits.boxes}, got {len(rows)}")
     return _check(torch.tensor(rows, dtype=torch.float32).reshape(-1, 4), size, "boxes")
 
 
 def parse_box(text: str, size: tuple[int, int]) -> Tensor:
-    """One box (4,) of JSON text, xyxy edges in pixels of a photograph of (height, width).
+    """Parse JSON into one box (4,), xyxy edges in pixels of a photograph of size (height, width).
 
     Raises:
-        Refusal: other text, or a box that is not finite, has no area or lies outside.
+        Refusal: the text is invalid, or the box is not finite, empty or outside the photograph.
     """
     row: _Row = _parse(text, _Row, "box", "[x1, y1, x2, y2]")
     return _check(torch.tensor([row], dtype=torch.float32), size, "box")[0]
 
 
 def _parse(text: str, form: Any, name: str, example: str) -> Any:
-    from pydantic import (  # of the extra, which the other commands do without
-        TypeAdapter,
-        ValidationError,
-    )
+    from pydantic import TypeAdapter, ValidationError  # of the extra `serve`; the CLI imports this module without it
 
     try:
         return TypeAdapter(form).validate_json(text, strict=True)
     except ValidationError as error:
-        raise Refusal("bad_boxes", f"{name}: expected JSON such as {example}; got {text[:80]!r}") from error
+        raise Refusal("bad_boxes", f"{name}: expected JSON such as {example}, got {text[:80]!r}") from error
 
 
 def _check(boxes: Tensor, size: tuple[int, int], name: str) -> Tensor:

@@ -1,9 +1,9 @@
-// Requests to the server: the token, what to do while its queue is full, and its errors.
+// Requests to the server, with token, error codes, and retries while the server starts or its queue is full.
 
-const ATTEMPTS = 5;
+const MAX_ATTEMPTS = 5;
 let token = "";
 
-/** An answer that is no success; `code` is the server's, or "unreachable". */
+/** An unsuccessful request; `code` is the server's error code, or "unreachable". */
 export class ApiError extends Error {
   constructor(code, message, wait) {
     super(message);
@@ -16,20 +16,20 @@ export function setToken(text) {
   token = text;
 }
 
-/** What the server holds. While it is getting ready this waits, and tells `waiting` so. */
-export async function getModel(waiting) {
+/** Get the model description. While the server starts, pass its message to `onWaiting` and retry. */
+export async function getModel(onWaiting) {
   for (;;) {
     try {
       return await (await send("v1/model", {})).json();
     } catch (error) {
       if (error.code !== "not_ready") throw error;
-      waiting(error.message);
-      await pause(error.wait);
+      onWaiting(error.message);
+      await sleep(error.wait);
     }
   }
 }
 
-/** Post a form; fields that are undefined are left out. A full queue is asked again a few times, until `signal` aborts. */
+/** Post a form without its undefined fields. Retry a few times if the queue is full; `signal` aborts the request. */
 export async function post(path, fields, signal) {
   const body = new FormData();
   for (const [name, value] of Object.entries(fields)) if (value !== undefined) body.append(name, value);
@@ -37,13 +37,13 @@ export async function post(path, fields, signal) {
     try {
       return await send(path, { method: "POST", body, signal });
     } catch (error) {
-      if (error.code !== "queue_full" || attempt === ATTEMPTS) throw error;
-      await pause(error.wait);
+      if (error.code !== "queue_full" || attempt === MAX_ATTEMPTS) throw error;
+      await sleep(error.wait);
     }
   }
 }
 
-export const postJson = async (...asked) => (await post(...asked)).json();
+export const postJson = async (...request) => (await post(...request)).json();
 
 async function send(path, options) {
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
@@ -51,12 +51,12 @@ async function send(path, options) {
   try {
     response = await fetch(path, { ...options, headers });
   } catch {
-    throw new ApiError("unreachable", "No answer: the server cannot be reached, or the file cannot be read.");
+    throw new ApiError("unreachable", "The server cannot be reached, or the file cannot be read.");
   }
   if (response.ok) return response;
   const wait = Number(response.headers.get("Retry-After")) || 1;
   const { code, message } = await response.json().catch(() => ({}));
-  throw new ApiError(code ?? "unknown", message ?? `The server answered with status ${response.status}.`, wait);
+  throw new ApiError(code ?? "unknown", message ?? `The server responded with status ${response.status}.`, wait);
 }
 
-const pause = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
+const sleep = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));

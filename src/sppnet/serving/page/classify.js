@@ -1,13 +1,13 @@
-// Classifiers: the answer, and which parts of the photograph gave how much to it.
+// Classifiers: the prediction, and the contributions of the parts of the photograph to it.
 
 import { postJson } from "./api.js";
 import { binStage } from "./bins.js";
 import { compareSection } from "./compare.js";
-import { columns, el, grid, percent, pixels, problem, radios, say, signed, soft, table } from "./dom.js";
+import { announce, columns, el, errorMessage, grid, muted, percent, pixels, radios, signed, table } from "./dom.js";
 import { pictureNote } from "./picture.js";
 
 export const lead = () =>
-  "Give it photographs. It says what they show, and which of their parts spoke for the answer and which against.";
+  "Add photographs to classify them and see which of their parts count for the prediction, and which against it.";
 
 export const ask = ({ file, stop }) => postJson("v1/predict", { image: file }, stop.signal);
 
@@ -18,22 +18,22 @@ export function show(photo, model, panel) {
   const figure = binStage(photo, answer.size);
   const levels = el("div", {});
   const sums = el("div", {});
-  const explained = new Map(); // a label's explanation, asked for once
+  const explanations = new Map(); // promises of explanations, by label
   let label = answer.label;
-  let chosen = null; // index of the level, or "cells" or "none"
+  let overlay = null; // index of a level, "cells" or "none"
 
-  const seen = same(answer) ? "seen as they are" : `seen at ${pixels(answer.network_size)}`;
+  const input = sameSize(answer) ? "not resized" : `network input ${pixels(answer.network_size)}`;
   panel.append(
     columns(
       [figure.node],
       el("p", { class: "answer" }, el("strong", {}, answer.label), ` ${percent(answer.score)}`),
-      soft(`${pixels(answer.size)}, ${seen}${strange(answer, model)}`),
+      muted(`${pixels(answer.size)}, ${input}${sizeWarning(answer, model)}`),
       pictureNote(photo.picture),
       radios(
-        "Explain the answer",
-        answer.top.map((one) => [one.label, bar(one)]),
+        "Class to explain",
+        answer.top.map((prediction) => [prediction.label, bar(prediction)]),
         label,
-        choose,
+        explain,
         "bars",
       ),
       levels,
@@ -42,60 +42,60 @@ export function show(photo, model, panel) {
     compareSection(photo, model),
   );
   figure.show(null);
-  choose(label);
+  explain(label);
 
-  async function choose(next) {
+  async function explain(next) {
     label = next;
-    if (!explained.has(label)) explained.set(label, postJson("v1/explain", { image: photo.file, label: next }));
-    sums.replaceChildren(soft("Asking what each part gave …"));
+    if (!explanations.has(label)) explanations.set(label, postJson("v1/explain", { image: photo.file, label: next }));
+    sums.replaceChildren(muted("Loading the contributions …"));
     let explanation;
     try {
-      explanation = await explained.get(next);
+      explanation = await explanations.get(next);
     } catch (error) {
-      explained.delete(next);
-      if (label === next) sums.replaceChildren(problem(error));
+      explanations.delete(next);
+      if (label === next) sums.replaceChildren(errorMessage(error));
       return;
     }
-    if (label !== next) return; // another was chosen meanwhile
+    if (label !== next) return; // another class has been selected meanwhile
     const views = viewsOf(explanation);
-    chosen ??= bestView(explanation);
-    levels.replaceChildren(radios("Over the photograph", names(views), chosen, look));
-    look(chosen);
+    overlay ??= defaultView(explanation);
+    levels.replaceChildren(radios("Overlay", names(views), overlay, select));
+    select(overlay);
     sums.replaceChildren(...sumsOf(explanation));
-    say(`What the parts gave to the logit of ${label} is drawn over the photograph and in the tables.`);
+    announce(`Contributions to the logit of ${label} are shown over the photograph and in the tables.`);
 
-    function look(view) {
-      chosen = view;
+    function select(view) {
+      overlay = view;
       figure.show(views.get(view), explanation.seen);
     }
   }
 }
 
-const same = ({ size, network_size: seen }) => size[0] === seen[0] && size[1] === seen[1];
+const sameSize = ({ size, network_size: input }) => size[0] === input[0] && size[1] === input[1];
 
-/** What is said of a photograph that the network saw smaller or larger than all that it was trained on. */
-function strange({ network_size: seen }, { trained_sides: sides }) {
-  const side = Math.min(...seen);
+/** A note if the network input is smaller or larger than all training images. */
+function sizeWarning({ network_size: input }, { trained_sides: sides }) {
+  const side = Math.min(...input);
   if (!sides || (side >= sides[0] && side <= sides[1])) return "";
-  return `; the network was trained on photographs whose shorter side had ${sides.join(" to ")} pixels`;
+  return `; the network was trained on photographs with a shorter side of ${sides.join(" to ")} pixels`;
 }
 
-/** What can be laid over the photograph: each level, the cells, nothing. */
+/** The possible overlays: each level, the cells, none. */
 function viewsOf({ levels, cells }) {
   const views = new Map(levels.map((level, index) => [index, { ...level, word: "bin" }]));
-  const boxes = cells.values.map((contribution, index) => {
+  const bins = cells.values.map((contribution, index) => {
     const [row, column] = [Math.floor(index / cells.columns), index % cells.columns];
     return { contribution, box: [cells.x[column], cells.y[row], cells.x[column + 1], cells.y[row + 1]] };
   });
-  views.set("cells", { rows: cells.rows, columns: cells.columns, bins: boxes, word: "cell" });
+  views.set("cells", { rows: cells.rows, columns: cells.columns, bins, word: "cell" });
   return views.set("none", null);
 }
 
 const names = (views) =>
   [...views].map(([key, view]) => [key, view ? grid(view.rows, view.columns, view.word) : "photograph only"]);
 
-/** The finest level; the cells where the pyramid is one bin, which has no parts to tell apart. */
-function bestView({ levels }) {
+/** The finest level, or the cells if the pyramid is a single bin. */
+function defaultView({ levels }) {
   const finest = levels.reduce(
     (best, level, index) => (level.bins.length > levels[best].bins.length ? index : best),
     0,
@@ -112,11 +112,11 @@ function bar({ label, score }) {
 function sumsOf({ label, score, logit, rest, exact, levels }) {
   const total = ({ bins }) => bins.reduce((sum, { contribution }) => sum + contribution, 0);
   const rows = levels.map((level) => [grid(level.rows, level.columns, "bin"), signed(total(level))]);
-  rows.push([exact ? "bias, whatever is seen" : "left over", signed(rest)], ["logit", signed(logit)]);
+  rows.push([exact ? "bias" : "remainder", signed(rest)], ["logit", signed(logit)]);
   const text = exact
     ? "The bins and the bias add up to the logit exactly."
-    : "This network's last layers are not a sum over bins: each number is gradient times value, an approximation.";
-  const below = logit < 0 ? " That a logit is below 0 means little: those of the other classes may be lower." : "";
-  const last = `Of the logits of all classes softmax makes the probabilities; here ${percent(score)}.${below}`;
-  return [table(`The logit of “${label}”`, ["part", "contribution"], rows), soft(`${text} ${last}`)];
+    : "The head of this network is not linear in the bins: contributions are gradient × input, an approximation.";
+  const note = logit < 0 ? " A negative logit does not make the class unlikely: other logits may be lower." : "";
+  const last = `Softmax over the logits of all classes gives the probability, here ${percent(score)}.${note}`;
+  return [table(`Logit of “${label}”`, ["part", "contribution"], rows), muted(`${text} ${last}`)];
 }

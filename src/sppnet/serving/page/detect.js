@@ -1,18 +1,18 @@
-// Detectors: the objects above a threshold, and the cells that each one's box pools.
+// Detectors: the objects above a threshold, and the feature map cells that the selected box pools.
 
 import { postJson } from "./api.js";
-import { columns, el, pixels, score, slider, soft } from "./dom.js";
-import { classColour, drawBox, drawName } from "./overlay.js";
+import { columns, el, muted, pixels, score, slider } from "./dom.js";
+import { classColor, drawBox, drawName } from "./overlay.js";
 import { drawPicture, pictureNote } from "./picture.js";
 import { pooledCells } from "./pooled.js";
 import { Stage, whole } from "./stage.js";
 
-const MOST_NAMES = 40; // boxes, above which their names would hide the photograph
+const MAX_NAMED = 40; // with more boxes than this, names would hide the photograph
 
 export const lead = () =>
-  "Give it photographs. It finds objects in them; choose one and see which cells of the network's map its box pools.";
+  "Add photographs to find objects in them. Select an object to see which cells of the feature map its box pools.";
 
-/** Everything down to the slider's end. */
+/** Request all objects down to the lowest score of the slider. */
 export const ask = ({ file, stop }, model) =>
   postJson("v1/predict", { image: file, min_score: model.score_range[0] }, stop.signal);
 
@@ -24,48 +24,48 @@ const countText = (count) => `${count} object${count === 1 ? "" : "s"}`;
 
 export function show(photo, model, panel) {
   const { answer } = photo;
-  const colours = new Map(model.classes.map((name, index) => [name, classColour(index)]));
+  const colors = new Map(model.classes.map((name, index) => [name, classColor(index)]));
   let threshold = model.shown_score;
   let shown = [];
-  let chosen = null;
+  let selected = null;
 
-  const stage = new Stage(whole(answer.size), `The photograph ${photo.name} with the boxes of its objects`, draw);
+  const stage = new Stage(whole(answer.size), `Photograph ${photo.name} with the boxes of its objects`, draw);
   const cells = pooledCells(photo, () => stage.redraw());
   const [lowest, highest] = model.score_range;
-  const least = el("output");
-  const slide = slider("Minimum score", least, { min: lowest, max: highest, step: "0.01", value: threshold }, sift);
+  const minimum = el("output");
+  const slide = slider("Minimum score", minimum, { min: lowest, max: highest, step: "0.01", value: threshold }, filter);
   const count = el("p", { class: "answer", role: "status" });
   const list = el("ul", { class: "objects", "aria-label": "Objects, best first" });
-  stage.canvas.addEventListener("click", (event) => choose(under(stage.point(event)) ?? null));
+  stage.canvas.addEventListener("click", (event) => select(objectAt(stage.point(event)) ?? null));
 
   panel.append(
     columns(
       [stage.node],
       count,
-      soft(`${pixels(answer.size)}, ${answer.windows.toLocaleString("en")} windows looked at`),
+      muted(`${pixels(answer.size)}, ${answer.windows.toLocaleString("en")} windows scored`),
       pictureNote(photo.picture),
       slide.node,
       list,
       cells.node,
     ),
   );
-  sift();
+  filter();
 
-  function sift() {
+  function filter() {
     threshold = Number(slide.input.value);
-    least.textContent = score(threshold);
+    minimum.textContent = score(threshold);
     shown = answer.objects.filter(({ score }) => score >= threshold);
-    count.replaceChildren(el("strong", {}, countText(shown.length)), ` of ${answer.objects.length} that were found`);
+    count.replaceChildren(el("strong", {}, countText(shown.length)), ` of ${answer.objects.length} found`);
     list.replaceChildren(...shown.map(item));
-    if (chosen && !shown.includes(chosen)) choose(null);
+    if (selected && !shown.includes(selected)) select(null);
     else stage.redraw();
   }
 
   function item(object) {
     const swatch = el("i", { class: "swatch", "aria-hidden": "true" });
-    swatch.style.background = colours.get(object.label);
-    const onclick = () => choose(object === chosen ? null : object);
-    const pressed = String(object === chosen);
+    swatch.style.background = colors.get(object.label);
+    const onclick = () => select(object === selected ? null : object);
+    const pressed = String(object === selected);
     return el(
       "li",
       {},
@@ -80,32 +80,34 @@ export function show(photo, model, panel) {
     );
   }
 
-  function choose(object) {
-    chosen = object;
+  function select(object) {
+    selected = object;
     for (const [index, { firstChild }] of [...list.children].entries()) {
       firstChild.setAttribute("aria-pressed", String(shown[index] === object));
     }
-    cells.ask(object?.box ?? null, colours.get(object?.label));
+    cells.ask(object?.box ?? null, colors.get(object?.label));
     stage.redraw();
   }
 
-  /** The smallest box at a place. */
-  function under([x, y]) {
+  /** The object with the smallest box at a point. */
+  function objectAt([x, y]) {
     const area = ({ box }) => (box[2] - box[0]) * (box[3] - box[1]);
     const hit = shown.filter(({ box }) => box[0] <= x && x <= box[2] && box[1] <= y && y <= box[3]);
     return hit.sort((a, b) => area(a) - area(b))[0];
   }
 
   function draw(view) {
-    drawPicture(view.context, photo.picture, answer.size, view.part, chosen ? "grey" : "colour");
-    if (chosen) {
+    drawPicture(view.context, photo.picture, answer.size, view.part, selected ? "gray" : "color");
+    if (selected) {
       cells.draw(view);
-      drawBox(view, chosen.box, colours.get(chosen.label), 3);
+      drawBox(view, selected.box, colors.get(selected.label), 3);
       return;
     }
-    const upwards = shown.toReversed(); // the best on top
-    for (const { box, label } of upwards) drawBox(view, box, colours.get(label));
-    if (shown.length > MOST_NAMES) return;
-    for (const one of upwards) drawName(view, one.box, `${one.label} ${score(one.score)}`, colours.get(one.label));
+    const ascending = shown.toReversed(); // draw the best on top
+    for (const { box, label } of ascending) drawBox(view, box, colors.get(label));
+    if (shown.length > MAX_NAMED) return;
+    for (const object of ascending) {
+      drawName(view, object.box, `${object.label} ${score(object.score)}`, colors.get(object.label));
+    }
   }
 }

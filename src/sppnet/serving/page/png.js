@@ -1,23 +1,23 @@
-// Values of a grey or palette PNG. A canvas would give the palette's colours, and two classes may share one.
+// Decoder for grayscale and palette PNGs. A canvas would return palette colors, which several classes may share.
 
-const [GREY, PALETTE] = [0, 3]; // kinds with one number a pixel
-const UNKNOWN = "The mask is of a kind that this page does not read.";
+const [GRAY, PALETTE] = [0, 3]; // color types with one value per pixel
+const UNSUPPORTED = "This page cannot read the PNG format of the mask.";
 
-/** @returns {width, height, values}: one class index a pixel, row by row, of a PNG in base64. */
+/** Decode a base64 PNG. @returns {width, height, values}: one class index per pixel, row by row. */
 export async function decodePng(base64) {
   const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
   const view = new DataView(bytes.buffer);
   const parts = [];
   let header = null;
-  for (let at = 8; at < bytes.length;) {
-    const length = view.getUint32(at);
-    const kind = String.fromCharCode(...bytes.subarray(at + 4, at + 8));
-    const start = at + 8;
-    if (kind === "IHDR") header = readHeader(view, start);
-    if (kind === "IDAT") parts.push(bytes.subarray(start, start + length));
-    at = start + length + 4;
+  for (let offset = 8; offset < bytes.length;) {
+    const length = view.getUint32(offset);
+    const chunk = String.fromCharCode(...bytes.subarray(offset + 4, offset + 8));
+    const start = offset + 8;
+    if (chunk === "IHDR") header = readHeader(view, start);
+    if (chunk === "IDAT") parts.push(bytes.subarray(start, start + length));
+    offset = start + length + 4;
   }
-  if (!header || ![GREY, PALETTE].includes(header.colour) || header.interlaced) throw new Error(UNKNOWN);
+  if (!header || ![GRAY, PALETTE].includes(header.color) || header.interlaced) throw new Error(UNSUPPORTED);
   const stream = new Blob(parts).stream().pipeThrough(new DecompressionStream("deflate"));
   const data = new Uint8Array(await new Response(stream).arrayBuffer());
   const { width, height, depth } = header;
@@ -26,34 +26,34 @@ export async function decodePng(base64) {
   return { width, height, values: unpack(data, width, height, depth, pitch) };
 }
 
-function readHeader(view, at) {
-  const [width, height] = [view.getUint32(at), view.getUint32(at + 4)];
+function readHeader(view, offset) {
+  const [width, height] = [view.getUint32(offset), view.getUint32(offset + 4)];
   return {
     width,
     height,
-    depth: view.getUint8(at + 8),
-    colour: view.getUint8(at + 9),
-    interlaced: view.getUint8(at + 12),
+    depth: view.getUint8(offset + 8),
+    color: view.getUint8(offset + 9),
+    interlaced: view.getUint8(offset + 12),
   };
 }
 
-/** Undo the filters of all rows, in place; each row is a byte for its filter, then `pitch` bytes. */
+/** Undo the row filters in place; each row is a filter byte followed by `pitch` bytes. */
 function unfilter(data, height, pitch, step) {
   for (let row = 0; row < height; row++) {
     const start = row * (pitch + 1) + 1;
     const filter = data[start - 1];
-    for (let at = start; filter && at < start + pitch; at++) {
-      const left = at - start >= step ? data[at - step] : 0;
-      const up = row ? data[at - pitch - 1] : 0;
-      const corner = row && at - start >= step ? data[at - pitch - 1 - step] : 0;
-      data[at] += [0, left, up, (left + up) >> 1, paeth(left, up, corner)][filter]; // modulo 256 by its type
+    for (let i = start; filter && i < start + pitch; i++) {
+      const left = i - start >= step ? data[i - step] : 0;
+      const up = row ? data[i - pitch - 1] : 0;
+      const corner = row && i - start >= step ? data[i - pitch - 1 - step] : 0;
+      data[i] += [0, left, up, (left + up) >> 1, paeth(left, up, corner)][filter]; // wraps modulo 256
     }
   }
 }
 
 function paeth(left, up, corner) {
-  const guess = left + up - corner;
-  const [a, b, c] = [left, up, corner].map((value) => Math.abs(guess - value));
+  const estimate = left + up - corner;
+  const [a, b, c] = [left, up, corner].map((value) => Math.abs(estimate - value));
   return a <= b && a <= c ? left : b <= c ? up : corner;
 }
 

@@ -1,103 +1,104 @@
-// The cells of the map that a box pools, and the bins of a level over them: of detectors and of region encoders.
+// The feature map cells that a box pools and the bins over them, for detectors and region encoders.
 
 import { postJson } from "./api.js";
-import { el, grid, pixels, problem, radios, say, soft, table } from "./dom.js";
-import { between, drawBox, drawChessboard, drawLines, drawShade, fields, overlap } from "./overlay.js";
+import { announce, el, errorMessage, grid, muted, pixels, radios, table } from "./dom.js";
+import { binRects, cellRects, drawBox, drawCheckerboard, drawLines, drawShade, overlap } from "./overlay.js";
 import { drawPicture } from "./picture.js";
 import { Stage } from "./stage.js";
 
-const ROOM = 0.15; // around the box in the near view, as a share of its longer side
+const MARGIN = 0.15; // around the box in the close-up, as a share of its longer side
 
 /**
- * @returns {node: controls, text and a near view, ask(box, colour): what a box pools, or nothing for null, draw(view),
- * found(): the answer or null}; `changed` is called when there is something new to draw.
+ * @returns {node: controls, text and close-up, ask(box, color): request the cells of a box, or clear them for null,
+ * draw(view), isShown(): whether a response is drawn}; `onChange` is called when the photograph must be redrawn.
  */
-export function pooledCells(photo, changed) {
+export function pooledCells(photo, onChange) {
   const node = el("div", {});
-  const near = new Stage([0, 0, 1, 1], "The box from near, with its cells and bins", drawNear, 40);
-  let found = null;
-  let chosen = 0;
-  let asked = null;
+  const closeUp = new Stage([0, 0, 1, 1], "Close-up of the box with its cells and bins", drawCloseUp, 40);
+  let explanation = null;
+  let view = 0; // index of a level, or "cells"
+  let latest = null; // latest request
 
-  async function ask(box, colour) {
-    const mine = (asked = { box, colour });
-    found = null;
+  async function ask(box, color) {
+    const request = (latest = { box, color });
+    explanation = null;
     if (!box) return node.replaceChildren();
-    const waiting = setTimeout(() => asked === mine && node.replaceChildren(soft("Asking for its cells …")), 300);
+    const showLoading = () => latest === request && node.replaceChildren(muted("Loading its cells …"));
+    const timer = setTimeout(showLoading, 300);
     try {
       const answer = await postJson("v1/explain", { image: photo.file, box: JSON.stringify(box) });
-      if (asked === mine) tell(answer);
+      if (latest === request) show(answer);
     } catch (error) {
-      if (asked === mine) node.replaceChildren(problem(error));
+      if (latest === request) node.replaceChildren(errorMessage(error));
     } finally {
-      clearTimeout(waiting);
+      clearTimeout(timer);
     }
   }
 
-  function tell(answer) {
-    found = answer;
+  function show(answer) {
+    explanation = answer;
     const [left, top, right, bottom] = answer.cells;
-    const [mine, all] = [grid(bottom - top, right - left, "cell"), grid(...answer.map_size, "cell")];
-    const seen = pixels(answer.network_size);
-    const text = `The box pools ${mine} into one vector. The map, made of the photograph at ${seen}, has ${all}.`;
+    const [pooled, all] = [grid(bottom - top, right - left, "cell"), grid(...answer.map_size, "cell")];
+    const input = pixels(answer.network_size);
+    const text = `The box pools ${pooled} into one vector. The feature map, for an input of ${input}, has ${all}.`;
     const levels = answer.levels.map((level, index) => [index, grid(level.rows, level.columns, "bin")]);
     const options = [...levels, ["cells", "cells only"]];
     const numbers = el("details", {}, el("summary", {}, "All bins as a table"));
-    const shared = soft("Neighbouring bins overlap; each is drawn to the middle of the overlap.");
-    const choice = radios("Inside the box", options, chosen, look);
-    node.replaceChildren(el("p", { class: "pooled" }, text), choice, near.node, shared, numbers);
-    near.show(around(asked.box, answer));
-    look(chosen);
-    say(text);
+    const shared = muted("Neighboring bins overlap; each is drawn up to the middle of the overlap.");
+    const choice = radios("Inside the box", options, view, select);
+    node.replaceChildren(el("p", { class: "pooled" }, text), choice, closeUp.node, shared, numbers);
+    closeUp.show(around(latest.box, answer));
+    select(view);
+    announce(text);
 
-    function look(next) {
-      chosen = next;
-      const level = found.levels[chosen];
+    function select(next) {
+      view = next;
+      const level = explanation.levels[view];
       numbers.hidden = !level;
       shared.hidden = !level || !overlap(level);
       if (level) numbers.replaceChildren(numbers.firstChild, binTable(level));
-      near.redraw();
-      changed();
+      closeUp.redraw();
+      onChange();
     }
   }
 
-  function draw(view) {
-    if (!found) return;
-    const [left, top, right, bottom] = found.cells;
-    const xs = found.x.slice(Math.max(left, 0), Math.max(right, 0) + 1);
-    const ys = found.y.slice(Math.max(top, 0), Math.max(bottom, 0) + 1);
-    if (xs.length < 2 || ys.length < 2) return; // the rule roi_pool may take cells outside the map
-    drawShade(view, [xs[0], ys[0], xs.at(-1), ys.at(-1)], 0.55);
-    const level = found.levels[chosen];
-    if (level) drawChessboard(view, fields(level), level.columns);
-    drawLines(view, between(xs, ys));
+  function draw(target) {
+    if (!explanation) return;
+    const [left, top, right, bottom] = explanation.cells;
+    const xs = explanation.x.slice(Math.max(left, 0), Math.max(right, 0) + 1);
+    const ys = explanation.y.slice(Math.max(top, 0), Math.max(bottom, 0) + 1);
+    if (xs.length < 2 || ys.length < 2) return; // the rule roi_pool allows windows outside the map
+    drawShade(target, [xs[0], ys[0], xs.at(-1), ys.at(-1)], 0.55);
+    const level = explanation.levels[view];
+    if (level) drawCheckerboard(target, binRects(level), level.columns);
+    drawLines(target, cellRects(xs, ys));
   }
 
-  function drawNear(view) {
-    if (!found) return;
-    drawPicture(view.context, photo.picture, found.size, view.part, "grey");
-    draw(view);
-    drawBox(view, asked.box, asked.colour);
+  function drawCloseUp(target) {
+    if (!explanation) return;
+    drawPicture(target.context, photo.picture, explanation.size, target.part, "gray");
+    draw(target);
+    drawBox(target, latest.box, latest.color);
   }
 
-  return { node, ask, draw, found: () => found };
+  return { node, ask, draw, isShown: () => explanation !== null };
 }
 
-/** A box and its cells with some room, inside the photograph. */
+/** The area of a box and its cells with a margin, clipped to the photograph. */
 function around(box, { cells: [left, top, right, bottom], x, y, size: [height, width] }) {
-  const at = (edges, place) => edges[Math.min(Math.max(place, 0), edges.length - 1)];
-  const room = ROOM * Math.max(box[2] - box[0], box[3] - box[1]);
+  const at = (edges, index) => edges[Math.min(Math.max(index, 0), edges.length - 1)];
+  const margin = MARGIN * Math.max(box[2] - box[0], box[3] - box[1]);
   return [
-    Math.max(0, Math.min(box[0], at(x, left)) - room),
-    Math.max(0, Math.min(box[1], at(y, top)) - room),
-    Math.min(width, Math.max(box[2], at(x, right)) + room),
-    Math.min(height, Math.max(box[3], at(y, bottom)) + room),
+    Math.max(0, Math.min(box[0], at(x, left)) - margin),
+    Math.max(0, Math.min(box[1], at(y, top)) - margin),
+    Math.min(width, Math.max(box[2], at(x, right)) + margin),
+    Math.min(height, Math.max(box[3], at(y, bottom)) + margin),
   ];
 }
 
 function binTable({ columns, bins }) {
   const head = ["row, column", "left", "top", "right", "bottom"];
-  const place = (index) => `${Math.floor(index / columns) + 1}, ${(index % columns) + 1}`;
-  const rows = bins.map(({ box }, index) => [place(index), ...box.map((edge) => edge.toFixed(0))]);
+  const position = (index) => `${Math.floor(index / columns) + 1}, ${(index % columns) + 1}`;
+  const rows = bins.map(({ box }, index) => [position(index), ...box.map((edge) => edge.toFixed(0))]);
   return table("The bins, in pixels of the photograph", head, rows);
 }

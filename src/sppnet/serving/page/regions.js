@@ -1,19 +1,19 @@
-// Region encoders: a box that is drawn with the mouse or typed, its cells and bins, and its vector as a file.
+// Region encoders: a box, drawn or typed, with its cells and bins, and its vector as a download.
 
 import { post, postJson } from "./api.js";
-import { columns, el, pixels, soft } from "./dom.js";
+import { columns, el, muted, pixels } from "./dom.js";
 import { drawBox } from "./overlay.js";
 import { drawPicture, pictureNote } from "./picture.js";
 import { pooledCells } from "./pooled.js";
 import { Stage, whole } from "./stage.js";
 
-const COLOUR = "#ffd640";
-const EVERYTHING = "[0, 0, 1e6, 1e6]"; // a box that reaches so far is that of the whole photograph
+const COLOR = "#ffd640";
+const EVERYTHING = "[0, 0, 1e6, 1e6]"; // clipped by the server to the whole photograph
 
 export const lead = () =>
-  "Give it photographs and draw a box. It shows the cells and bins that the box pools, and gives its vector as a file.";
+  "Add photographs and draw a box to see which cells and bins it pools, and to download its feature vector.";
 
-/** The photograph as one box: what is asked of an encoder before a box is drawn, and how its size is learnt. */
+/** Request the photograph as one box, for its size and to validate the file before a box is drawn. */
 export const ask = ({ file, stop }) => postJson("v1/explain", { image: file, box: EVERYTHING }, stop.signal);
 
 export const summary = ({ size }) => pixels(size);
@@ -24,14 +24,14 @@ export function show(photo, model, panel) {
   if (box[0] >= box[2] || box[1] >= box[3]) box = [0, 0, width, height];
   let start = null;
 
-  const stage = new Stage(whole([height, width]), `The photograph ${photo.name} with the box`, draw);
+  const stage = new Stage(whole([height, width]), `Photograph ${photo.name} with the box`, draw);
   const cells = pooledCells(photo, () => stage.redraw());
   const names = ["Left", "Top", "Right", "Bottom"];
   const inputs = names.map((_, side) =>
-    el("input", { type: "number", step: "any", required: true, value: box[side], onchange: typed }),
+    el("input", { type: "number", step: "any", required: true, value: box[side], onchange: readInputs }),
   );
   const edges = names.map((name, side) => el("label", {}, name, inputs[side]));
-  const wrong = el("p", { class: "error", role: "alert", hidden: true });
+  const error = el("p", { class: "error", role: "alert", hidden: true });
   const button = el("button", { type: "button", onclick: download }, "Download the vector (safetensors)");
 
   stage.canvas.classList.add("drawable");
@@ -40,9 +40,9 @@ export function show(photo, model, panel) {
     start = stage.point(event);
     stage.canvas.setPointerCapture(event.pointerId);
   });
-  stage.canvas.addEventListener("pointermove", (event) => start && put(between(start, stage.point(event))));
+  stage.canvas.addEventListener("pointermove", (event) => start && setBox(boxBetween(start, stage.point(event))));
   stage.canvas.addEventListener("pointerup", () => {
-    if (start) cells.ask(box, COLOUR);
+    if (start) cells.ask(box, COLOR);
     start = null;
   });
   stage.canvas.addEventListener("pointercancel", () => (start = null));
@@ -50,38 +50,38 @@ export function show(photo, model, panel) {
   panel.append(
     columns(
       [stage.node],
-      soft(`${pixels([height, width])}. Draw a box over the photograph, or type its edges.`),
+      muted(`${pixels([height, width])}. Draw a box over the photograph, or type its edges.`),
       pictureNote(photo.picture),
       el("fieldset", { class: "edges" }, el("legend", {}, "Edges of the box, in pixels"), ...edges),
-      wrong,
+      error,
       cells.node,
       button,
     ),
   );
-  cells.ask(box, COLOUR);
+  cells.ask(box, COLOR);
 
-  /** A box of at least a pixel between two corners. */
-  function between([x1, y1], [x2, y2]) {
+  /** The box between two corners, at least one pixel wide and high. */
+  function boxBetween([x1, y1], [x2, y2]) {
     const first = (a, b, side) => Math.floor(Math.min(a, b, side - 1));
-    const last = (a, b, begin) => Math.max(begin + 1, Math.round(Math.max(a, b)));
+    const last = (a, b, edge) => Math.max(edge + 1, Math.round(Math.max(a, b)));
     const [left, top] = [first(x1, x2, width), first(y1, y2, height)];
     return [left, top, last(x1, x2, left), last(y1, y2, top)];
   }
 
-  function put(next) {
+  function setBox(next) {
     box = next;
     for (const [side, input] of inputs.entries()) input.value = box[side];
     cells.ask(null);
     stage.redraw();
   }
 
-  function typed() {
+  function readInputs() {
     const next = inputs.map((input) => input.valueAsNumber);
-    wrong.hidden = next[0] < next[2] && next[1] < next[3];
-    wrong.textContent = wrong.hidden ? "" : "Left has to be less than right, and top less than bottom.";
-    if (!wrong.hidden) return;
+    error.hidden = next[0] < next[2] && next[1] < next[3];
+    error.textContent = error.hidden ? "" : "Left must be less than right, and top less than bottom.";
+    if (!error.hidden) return;
     box = next;
-    cells.ask(box, COLOUR);
+    cells.ask(box, COLOR);
     stage.redraw();
   }
 
@@ -93,17 +93,17 @@ export function show(photo, model, panel) {
       const url = URL.createObjectURL(await response.blob());
       el("a", { href: url, download: `${photo.name}.safetensors` }).click();
       setTimeout(() => URL.revokeObjectURL(url), 10_000);
-      wrong.hidden = true;
-    } catch (error) {
-      [wrong.textContent, wrong.hidden] = [error.message, false];
+      error.hidden = true;
+    } catch ({ message }) {
+      [error.textContent, error.hidden] = [message, false];
     } finally {
       button.disabled = false;
     }
   }
 
   function draw(view) {
-    drawPicture(view.context, photo.picture, [height, width], view.part, cells.found() ? "grey" : "colour");
+    drawPicture(view.context, photo.picture, [height, width], view.part, cells.isShown() ? "gray" : "color");
     cells.draw(view);
-    drawBox(view, box, COLOUR);
+    drawBox(view, box, COLOR);
   }
 }

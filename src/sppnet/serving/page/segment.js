@@ -1,14 +1,14 @@
-// Segmenters: the classes of the pixels over the photograph, and how much of each atrous rate lies on the map.
+// Segmenters: the class mask over the photograph, and the share of taps of each atrous rate that fall on the map.
 
 import { postJson } from "./api.js";
-import { columns, el, grid, percent, pixels, problem, slider, soft } from "./dom.js";
+import { columns, el, errorMessage, grid, muted, percent, pixels, slider } from "./dom.js";
 import { canvas, drawPicture, pictureNote } from "./picture.js";
 import { decodePng } from "./png.js";
 import { Stage, whole } from "./stage.js";
 
-const LONGEST = 1200; // side of the drawn overlay, pixels
+const LONGEST = 1200; // longest side of the overlay, pixels
 
-export const lead = () => "Give it photographs. It says of each pixel what it shows, at the photograph's own size.";
+export const lead = () => "Add photographs to assign a class to every pixel, at the photograph's own size.";
 
 export const ask = ({ file, stop }) => postJson("v1/predict", { image: file }, stop.signal);
 
@@ -21,38 +21,38 @@ export async function show(photo, model, panel) {
   const { answer } = photo;
   const mask = await decodePng(answer.mask);
   const present = answer.classes.toSorted((a, b) => b.share - a.share);
-  const hidden = new Set(); // indices of classes that are switched off
+  const hidden = new Set(); // indices of hidden classes
   const index = new Map(model.classes.map((name, number) => [name, number]));
   let opacity = 0.6;
   let overlay = null;
 
   const stage = new Stage(
     whole(answer.size),
-    `The photograph ${photo.name} in the colours of its classes: ${summary(answer)}`,
+    `Photograph ${photo.name} with its classes in color: ${summary(answer)}`,
     draw,
   );
-  const readout = el("output", { class: "readout" }, "Point at the photograph for the class there.");
-  stage.canvas.addEventListener("pointermove", (event) => (readout.textContent = under(stage.point(event))));
+  const readout = el("output", { class: "readout" }, "Point at the photograph to see the class of a pixel.");
+  stage.canvas.addEventListener("pointermove", (event) => (readout.textContent = classAt(stage.point(event))));
   const amount = el("output", {}, percent(opacity, 0));
-  const slide = slider("Opacity of the colours", amount, { min: "0", max: "100", value: 100 * opacity }, fade);
+  const slide = slider("Opacity of the colors", amount, { min: "0", max: "100", value: 100 * opacity }, setOpacity);
   const boxes = present.map(({ label, share }) => toggle(label, share));
   const buttons = [
     ["Show all", true],
     ["Hide all", false],
-  ].map(([text, on]) => el("button", { type: "button", class: "plain", onclick: () => all(on) }, text));
+  ].map(([text, on]) => el("button", { type: "button", class: "plain", onclick: () => showAll(on) }, text));
   const taps = el("div", {});
 
   panel.append(
     columns(
       [stage.node, readout],
       el("p", { class: "answer" }, summary(answer)),
-      soft(pixels(answer.size)),
+      muted(pixels(answer.size)),
       pictureNote(photo.picture),
       slide.node,
       el(
         "fieldset",
         { class: "toggles" },
-        el("legend", {}, "Classes and their share"),
+        el("legend", {}, "Classes and their area"),
         ...boxes,
         el("p", {}, ...buttons),
       ),
@@ -73,20 +73,20 @@ export async function show(photo, model, panel) {
     return el("label", {}, box, swatch, el("span", {}, label), " ", el("small", {}, percent(share)));
   }
 
-  function all(on) {
+  function showAll(on) {
     hidden.clear();
     if (!on) for (const { label } of present) hidden.add(index.get(label));
     for (const label of boxes) label.firstChild.checked = on;
     paint();
   }
 
-  function fade() {
+  function setOpacity() {
     opacity = Number(slide.input.value) / 100;
     amount.textContent = percent(opacity, 0);
     stage.redraw();
   }
 
-  function under([x, y]) {
+  function classAt([x, y]) {
     const column = Math.min(Math.floor((x * mask.width) / answer.size[1]), mask.width - 1);
     const row = Math.min(Math.floor((y * mask.height) / answer.size[0]), mask.height - 1);
     return model.classes[mask.values[row * mask.width + column]];
@@ -107,8 +107,8 @@ export async function show(photo, model, panel) {
   }
 }
 
-/** The colours of the classes that are not hidden, by the nearest pixel of the mask. */
-function paintMask({ width, height, values }, colours, hidden) {
+/** Paint the visible classes onto a canvas, with nearest-neighbor sampling of the mask. */
+function paintMask({ width, height, values }, colors, hidden) {
   const factor = Math.min(1, LONGEST / Math.max(width, height));
   const node = canvas(...[height, width].map((side) => Math.max(1, Math.round(side * factor))));
   const context = node.getContext("2d");
@@ -118,7 +118,7 @@ function paintMask({ width, height, values }, colours, hidden) {
     for (let column = 0; column < node.width; column++, out += 4) {
       const value = values[start + Math.floor(((column + 0.5) * width) / node.width)];
       if (hidden.has(value)) continue;
-      const [red, green, blue] = colours[value] ?? [0, 0, 0];
+      const [red, green, blue] = colors[value] ?? [0, 0, 0];
       [image.data[out], image.data[out + 1], image.data[out + 2], image.data[out + 3]] = [red, green, blue, 255];
     }
   }
@@ -126,17 +126,17 @@ function paintMask({ width, height, values }, colours, hidden) {
   return node;
 }
 
-async function showTaps(photo, place) {
+async function showTaps(photo, node) {
   try {
     const { map_size: size, rates } = await postJson("v1/explain", { image: photo.file });
     const map = grid(...size, "cell");
     const text =
-      `The network looks around each cell of its map with 3 × 3 taps that are several cells apart. The map of this` +
-      ` photograph has ${map}; from many of them a tap that is far away lies beside the map and sees nothing. Each` +
-      ` field is the share of the cells from which that tap lies on the map.`;
-    place.replaceChildren(el("h3", {}, "Live taps"), soft(text), el("div", { class: "taps" }, ...rates.map(diagram)));
+      `The network reads 3 × 3 taps around each cell of its feature map, one or more cells apart. The map of this` +
+      ` photograph has ${map}; near its edges, distant taps fall outside the map and contribute nothing. Each value` +
+      ` is the share of cells for which that tap falls on the map.`;
+    node.replaceChildren(el("h3", {}, "Live taps"), muted(text), el("div", { class: "taps" }, ...rates.map(diagram)));
   } catch (error) {
-    place.replaceChildren(problem(error));
+    node.replaceChildren(errorMessage(error));
   }
 }
 
