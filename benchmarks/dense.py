@@ -1,11 +1,11 @@
-"""The dense modules: SPPF's maxima beside every exact way to them, ASPP beside torchvision's, sizes of answers.
+"""Benchmark the dense modules: SPPF's max pooling against all exact variants, and ASPP against torchvision's.
 
     python benchmarks/dense.py [--what sppf|aspp|sizes|all] [--threads 1] [--budget 0.3] [--json FILE]
 
-All forms of a case are checked against each other and timed in turns in one process. Times are first quartiles, since
-what disturbs a measurement makes it longer; with one thread they are the processor's for this process, which other work
-on the machine changes least. `auto / best` is the time of `sliding_max`, its checks and its choice included, divided by
-that of the fastest form.
+All variants of a case are checked against each other and timed alternately in one process. Times are first quartiles,
+because disturbances only add time. With one thread, the CPU time of the process is measured, which other load affects
+least. `auto / best` is the time of `sliding_max`, including its checks and its choice of a variant, divided by the time
+of the fastest variant.
 """
 
 import argparse
@@ -31,7 +31,7 @@ KERNELS = (5, 9, 13)
 TARGET = 1.1
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 PASSES = {False: "forward", True: "forward + backward"}
-MAPS = [  # of the halved channels
+MAPS = [  # with half the channels
     (1, 128, 7, 7),
     (1, 256, 13, 13),
     (1, 512, 10, 10),
@@ -46,7 +46,7 @@ MAPS = [  # of the halved channels
     (8, 256, 20, 20),
     (8, 128, 40, 40),
 ]
-ATROUS = [  # map, rates; torchvision does not train on one image
+ATROUS = [  # map, rates; torchvision cannot train on a single image
     ((2, 2048, 33, 33), (12, 24, 36)),
     ((2, 2048, 65, 65), (12, 24, 36)),
     ((8, 320, 23, 30), (6, 12, 18)),
@@ -57,8 +57,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--what", choices=["sppf", "aspp", "sizes", "all"], default="all")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--budget", type=float, default=0.3, help="seconds a case is timed; at least 3 rounds")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the maxima")
+    parser.add_argument("--budget", type=float, default=0.3, help="seconds per case; at least 3 rounds")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="dtype of the maps for sppf"
+    )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -75,34 +77,34 @@ def main() -> None:
 
 
 def time_maxima(budget: float, dtype: torch.dtype) -> list[dict[str, Any]]:
-    print(f"\n### SPPF {KERNELS}: ms of the maxima and their concatenation\n")
+    print(f"\n### SPPF {KERNELS}: ms for pooling and concatenation\n")
     print(f"| layout | pass | map | picked | auto | {' | '.join(VARIANTS)} | auto / best |")
     print("|---" * (6 + len(VARIANTS)) + "|")
     rows = []
     for (name, layout), backward, shape in itertools.product(LAYOUTS.items(), PASSES, MAPS):
         x = torch.randn(shape).to(dtype).contiguous(memory_format=layout).requires_grad_(backward)
-        forms: dict[str, Callable[[], Tensor]] = {"auto": lambda x=x: torch.cat([x, *sliding_max(x, KERNELS)], 1)}
+        variants: dict[str, Callable[[], Tensor]] = {"auto": lambda x=x: torch.cat([x, *sliding_max(x, KERNELS)], 1)}
         for variant, pool in VARIANTS.items():
-            forms[variant] = lambda x=x, pool=pool: torch.cat([x, *pool(x, KERNELS)], 1)
+            variants[variant] = lambda x=x, pool=pool: torch.cat([x, *pool(x, KERNELS)], 1)
         with torch.inference_mode(not backward):
-            picked, wanted = pick_variant(x), forms["parallel"]().detach()
-            for form, call in forms.items():
-                if not torch.equal(call(), wanted):
-                    raise SystemExit(f"{form} is not exact on {shape}, {name}")
+            picked, expected = pick_variant(x), variants["parallel"]().detach()
+            for variant, call in variants.items():
+                if not torch.equal(call(), expected):
+                    raise SystemExit(f"{variant} is not exact on {shape}, {name}")
             if backward:
-                forms = {form: _with_backward(call, x, wanted) for form, call in forms.items()}
-            seconds = measure(forms, budget, clock=_clock())
-        times = {form: 1e3 * _typical(values) for form, values in seconds.items()}
+                variants = {variant: _with_backward(call, x, expected) for variant, call in variants.items()}
+            seconds = measure(variants, budget, clock=_clock())
+        times = {variant: 1e3 * _typical(values) for variant, values in seconds.items()}
         best = min(VARIANTS, key=lambda variant: times[variant])
         ratio = times["auto"] / times[best]
-        cells = [name, PASSES[backward], " x ".join(map(str, shape)), picked, *(f"{one:.2f}" for one in times.values())]
+        cells = [name, PASSES[backward], " x ".join(map(str, shape)), picked, *(f"{ms:.2f}" for ms in times.values())]
         print(f"| {' | '.join(cells)} | {ratio:.2f} |{'' if best == picked else f' {best}'}", flush=True)
         row = {"layout": name, "backward": backward, "shape": shape, "picked": picked, "best": best}
         rows.append({**row, "ms": times, "ratio": ratio})
     worst = max(row["ratio"] for row in rows)
     above = sum(row["ratio"] > TARGET for row in rows)
     print(f"\nauto / best: at worst {worst:.2f}; above {TARGET} in {above} of {len(rows)} cases")
-    print("Behind a line: the fastest form where another one was picked.")
+    print("After a row: the fastest variant, where another one was picked.")
     return rows
 
 
@@ -119,35 +121,35 @@ def _with_backward(call: Callable[[], Tensor], x: Tensor, grad: Tensor) -> Calla
 
 
 def time_aspp(budget: float) -> list[dict[str, Any]]:
-    warnings.filterwarnings("ignore", message="ASPP: ")  # rates that the maps leave little of are the case
+    warnings.filterwarnings("ignore", message="ASPP: ")  # large rates on small maps are intended
     print("\n### ASPP to 256 channels, forward + backward, seconds\n")
     print("| map | rates | sppnet | torchvision | sppnet / torchvision |\n|---|---|---|---|---|")
     rows = []
     for shape, rates in ATROUS:
         ours, theirs = ASPP(shape[1], 256, rates, norm="batch", dropout=0.5), deeplabv3.ASPP(shape[1], rates, 256)
         with torch.no_grad():
-            for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-                mine.copy_(other)
+            for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+                own.copy_(other)
             x = torch.randn(shape)
             torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-3, atol=1e-4)
         grad = torch.randn(shape[0], 256, *shape[2:])
         x.requires_grad_()
         calls = {name: _train(module.train(), x, grad) for name, module in (("ours", ours), ("theirs", theirs))}
         seconds = measure(calls, budget, rounds=3, clock=_clock())
-        mine, other = map(_typical, seconds.values())
-        ratio = mine / other
-        print(f"| {' x '.join(map(str, shape))} | {rates} | {mine:.3f} | {other:.3f} | {ratio:.2f} |", flush=True)
-        rows.append({"shape": shape, "rates": rates, "ours": mine, "torchvision": other, "ratio": ratio})
+        own, other = map(_typical, seconds.values())
+        ratio = own / other
+        print(f"| {' x '.join(map(str, shape))} | {rates} | {own:.3f} | {other:.3f} | {ratio:.2f} |", flush=True)
+        rows.append({"shape": shape, "rates": rates, "ours": own, "torchvision": other, "ratio": ratio})
     return rows
 
 
 def check_sizes() -> None:
-    """Each size from 1 x 1 to 130 x 130: a segmenter's answer has the size of the image."""
+    """Check that a segmenter's output has the size of the image, for all sizes up to 130 x 130."""
     model = create_segmenter(SegmenterConfig(("a", "b"), width=32)).eval()
     sizes = list(itertools.product(range(1, 131), repeat=2))
     with torch.inference_mode():
         wrong = [size for size in sizes if model(torch.zeros(1, 3, *size)).shape != (1, 2, *size)]
-    print(f"\n{len(sizes)} sizes from 1 x 1 to 130 x 130, {len(wrong)} answers of another size", flush=True)
+    print(f"\n{len(sizes)} sizes from 1 x 1 to 130 x 130, {len(wrong)} outputs of another size", flush=True)
     if wrong:
         raise SystemExit(f"the first is {wrong[0]}")
 

@@ -1,10 +1,10 @@
-"""Seconds of SPP-net and of R-CNN for one image of 500 x 375 pixels and 2,000 windows, and their ratios.
+"""Compare the seconds that SPP-net and R-CNN take for one image of 500 x 375 pixels and 2,000 windows.
 
-    python benchmarks/detection.py [--backbones resnet18,tf_efficientnet_lite0] [--rounds 5] [--markdown]
+    python benchmarks/detection.py [--backbones resnet18,tf_efficientnet_lite0] [--rounds 5] [--json FILE]
 
-Both sides have the same network, pyramid and heads, with random weights in the heads; proposals are not counted, as
-in the paper. R-CNN's convolutions run on a sample of the windows and are scaled up to all. All parts are interleaved in
-one process; figures are medians with the lowest and highest of the rounds.
+Both methods use the same network, pyramid and heads, with random weights in the heads. Proposals are excluded, as in
+the paper. R-CNN's convolutions run on a sample of the windows, and their time is extrapolated. All parts are
+interleaved in one process. Results are the median, minimum and maximum over the rounds.
 """
 
 import argparse
@@ -25,10 +25,10 @@ from sppnet.detect.proposals import propose
 from sppnet.features.encoder import PAPER_SCALES, DistinctVectors
 
 SIZE, WINDOWS, SAMPLE, CLASSES = (500, 375), 2000, 64, 20
-RANKS = (1024, 256)  # Fast R-CNN's of fc6 and fc7
+RANKS = (1024, 256)  # ranks of fc6 and fc7 in Fast R-CNN
 SCALES = {"1 scale": (688,), "5 scales": PAPER_SCALES}
 HEADS = ("linear", "fc 4096", "bf16 + SVD")
-# (scales, what is timed) -> the ratio that is asked for.
+# Target ratio by scales and timed part.
 TARGETS = {
     ("1 scale", "conv + pool"): 150,
     ("5 scales", "conv + pool"): 22,
@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbones", default="resnet18,tf_efficientnet_lite0")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--sample", type=int, default=SAMPLE, help="windows that R-CNN's network runs on")
+    parser.add_argument("--sample", type=int, default=SAMPLE, help="number of windows that R-CNN's network runs on")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     image = Image.open(sample_photographs()[0]).convert("RGB").resize(SIZE, Image.Resampling.BICUBIC)
@@ -91,35 +91,35 @@ def compare(name: str, image: Image.Image, boxes: torch.Tensor, rounds: int, sam
                 if turn:
                     seconds[part].append(time.perf_counter() - started)
     factor = len(boxes) / len(crops)
-    seconds["R-CNN conv + pool"] = [factor * one for one in seconds["R-CNN conv + pool"]]
+    seconds["R-CNN conv + pool"] = [factor * value for value in seconds["R-CNN conv + pool"]]
     return seconds
 
 
 def report(name: str, seconds: dict[str, list[float]], sample: int) -> None:
-    print(f"\n### {name}\n\n| part | ms, median (lowest to highest) |\n|---|---|")
+    print(f"\n### {name}\n\n| part | ms, median (min to max) |\n|---|---|")
     for part, times in seconds.items():
-        low, middle, high = (1000 * one for one in (min(times), statistics.median(times), max(times)))
-        note = f", scaled up from {sample} windows" if part == "R-CNN conv + pool" else ""
+        low, middle, high = (1000 * value for value in (min(times), statistics.median(times), max(times)))
+        note = f", extrapolated from {sample} windows" if part == "R-CNN conv + pool" else ""
         print(f"| {part}{note} | {middle:,.1f} ({low:,.1f} to {high:,.1f}) |")
-    print("\n| | SPP-net, ms | R-CNN, ms | ratio | asked for |\n|---|---|---|---|---|")
+    print("\n| | SPP-net, ms | R-CNN, ms | ratio | target |\n|---|---|---|---|---|")
     for scales in SCALES:
         for what in ("conv + pool", *HEADS):
-            mine, theirs = _whole(seconds, scales, what)
-            ratios = [b / a for a, b in zip(mine, theirs, strict=True)]
-            middle = [1000 * statistics.median(part) for part in (mine, theirs)]
+            spp, rcnn = _total(seconds, scales, what)
+            ratios = [b / a for a, b in zip(spp, rcnn, strict=True)]
+            medians = [1000 * statistics.median(part) for part in (spp, rcnn)]
             target = TARGETS.get((scales, what), "")
             spread = f"{statistics.median(ratios):.0f} ({min(ratios):.0f} to {max(ratios):.0f})"
-            print(f"| {scales}, {what} | {middle[0]:,.0f} | {middle[1]:,.0f} | {spread} | {target} |")
+            print(f"| {scales}, {what} | {medians[0]:,.0f} | {medians[1]:,.0f} | {spread} | {target} |")
 
 
-def _whole(seconds: dict[str, list[float]], scales: str, what: str) -> tuple[list[float], list[float]]:
-    """Seconds of each round of both sides, for convolutions and pooling or with a head."""
-    mine = [sum(parts) for parts in zip(seconds[f"{scales} conv"], seconds[f"{scales} pool"], strict=True)]
-    theirs = seconds["R-CNN conv + pool"]
+def _total(seconds: dict[str, list[float]], scales: str, what: str) -> tuple[list[float], list[float]]:
+    """Return the seconds per round of SPP-net and R-CNN, for convolutions and pooling or with a head."""
+    spp = [sum(parts) for parts in zip(seconds[f"{scales} conv"], seconds[f"{scales} pool"], strict=True)]
+    rcnn = seconds["R-CNN conv + pool"]
     if what in HEADS:
-        mine = [a + b for a, b in zip(mine, seconds[f"{scales} {what}"], strict=True)]
-        theirs = [a + b for a, b in zip(theirs, seconds[f"R-CNN {what}"], strict=True)]
-    return mine, theirs
+        spp = [a + b for a, b in zip(spp, seconds[f"{scales} {what}"], strict=True)]
+        rcnn = [a + b for a, b in zip(rcnn, seconds[f"R-CNN {what}"], strict=True)]
+    return spp, rcnn
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Batches of images of mixed sizes: what padding them to the largest sides of their batch wastes, and what it costs.
+"""Measure the padding of batches of mixed image sizes, and the training throughput at native sizes.
 
     python benchmarks/mixed.py [--what waste] [--data DIR] [--mix] [--batch 32]
     python benchmarks/mixed.py --what throughput --data DIR [--batch 32] [--rounds 8]
 
-Waste is the share of padded pixels that belong to no image. Sizes come from a folder of images, from a made-up mix of
-photographs of every kind, or from both; all are taken at native size, within a million pixels.
+Waste is the share of pixels of a padded batch that belong to no image. Sizes come from a folder of images, from a
+synthetic mix of photograph sizes, or from both. Images are used at native size, with at most a million pixels.
 
-Throughput is that of training the embedded network, from files to updated weights: a step at 224 x 224, one at native
-sizes, one at 224 and so on in one process. Pixels of images are counted, not those of padding.
+Throughput is measured in training of the embedded network, from files to updated weights. Steps at 224 x 224 and at
+native sizes alternate in one process. Pixels of images are counted, without padding.
 """
 
 import argparse
@@ -28,38 +28,38 @@ from sppnet.backbones.backbone import create_backbone
 from sppnet.classify.batches import ImageBatches, Padded
 from sppnet.classify.model import Classifier
 from sppnet.classify.network import ClassifierConfig
+from sppnet.classify.options import TrainOptions
 from sppnet.data.batching import Draw, epoch_batches, share, waste
 from sppnet.data.formats.class_folders import read_classification
 from sppnet.data.listing import list_images
 from sppnet.data.resize import Resize
 from sppnet.data.sizes import read_sizes
 from sppnet.data.splits import find_split
-from sppnet.training.options import TrainOptions
 
 Size = tuple[int, int]
 
 NATIVE = Resize("native", max_pixels=1_000_000)
 BUDGET = 32 * 224 * 224
 EPOCHS, SEEDS = 4, 3
-CAMERAS = list(itertools.product((4 / 3, 3 / 2, 16 / 9), (0.3, 1, 3, 12)))  # aspect, megapixels; held either way
+CAMERAS = list(itertools.product((4 / 3, 3 / 2, 16 / 9), (0.3, 1, 3, 12)))  # aspect ratio, megapixels
 MILLION = 1_000_000
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--what", choices=["waste", "throughput"], default="waste")
-    parser.add_argument("--data", type=Path, help="a folder of images")
-    parser.add_argument("--mix", action="store_true", help="8,192 sizes of photographs of every kind")
-    parser.add_argument("--batch", type=int, default=32, help="most images a batch")
-    parser.add_argument("--rounds", type=int, default=8, help="of throughput: steps of each kind")
+    parser.add_argument("--data", type=Path, help="folder of images; for throughput, folder of class folders")
+    parser.add_argument("--mix", action="store_true", help="use 8,192 synthetic photograph sizes")
+    parser.add_argument("--batch", type=int, default=32, help="largest number of images per batch")
+    parser.add_argument("--rounds", type=int, default=8, help="throughput: steps per kind of batch")
     arguments = parser.parse_args()
     if arguments.what == "throughput":
         if not arguments.data:
-            parser.error("throughput needs --data DIR, a folder of class folders")
+            parser.error("--data: expected a folder of class folders for throughput, got none")
         show_throughput(arguments.data, arguments.batch, arguments.rounds)
         return
     if not (arguments.data or arguments.mix):
-        parser.error("expected --data DIR, --mix or both")
+        parser.error("--data: expected --data DIR, --mix or both, got none")
     if arguments.data:
         show_waste(arguments.data.name, folder_sizes(arguments.data), arguments.batch)
     if arguments.mix:
@@ -69,12 +69,12 @@ def main() -> None:
 def folder_sizes(folder: Path) -> list[Size]:
     sizes, failures = read_sizes(list_images(folder))
     for failure in failures:
-        print(f"left out: {failure}")
+        print(f"skipped: {failure}")
     return [NATIVE.target_size(*size) for size in sizes.values()]
 
 
 def mixed_sizes(count: int = 8192, seed: int = 0) -> list[Size]:
-    """A third camera formats, a third of any two sides, a third of aspects within 1:3 at up to two megapixels."""
+    """Draw one third camera formats, one third random sides, and one third areas and aspect ratios up to 1:3."""
     rng = random.Random(seed)
     sizes = []
     for number in range(count):
@@ -98,29 +98,28 @@ def log_uniform(rng: random.Random, low: float, high: float) -> float:
 
 
 def show_waste(name: str, sizes: list[Size], batch: int) -> None:
-    print(
-        f"\n### {name}: {len(sizes):,} images, batches of {batch}; waste in %, mean (least to most) of {SEEDS} seeds\n"
-    )
-    print("| order | waste | batches | pairs that met the epoch before, % |")
+    print(f"\n### {name}: {len(sizes):,} images, batches of {batch}; waste in %, mean (min to max) of {SEEDS} seeds\n")
+    print("| order | waste | batches | repeated pairs, % |")
     print("|---|---|---|---|")
     shuffled = [[chunks(sizes, random_order(len(sizes), seed), batch)] for seed in range(SEEDS)]
     show_row("random", sizes, shuffled)
     show_row(
         "sorted by area", sizes, [[chunks(sizes, sorted(range(len(sizes)), key=lambda i: math.prod(sizes[i])), batch)]]
     )
-    show_row(f"the planner, {EPOCHS} epochs each", sizes, plans(sizes, batch, None, 1))
-    print(f"\nEach process pads its part by itself. With a budget of {BUDGET:,} pixels a part:\n")
-    print("| processes | budget | waste | batches | busy, % | of one image | with an idle process | s a plan |")
+    show_row(f"planned, {EPOCHS} epochs each", sizes, plans(sizes, batch, None, 1))
+    print("\nRepeated pairs shared a batch in the previous epoch, too.")
+    print(f"\nEach process pads its own part of a batch. The budget is {BUDGET:,} pixels per part.\n")
+    print("| processes | budget | waste | batches | busy, % | of one image | with an idle process | s per plan |")
     print("|---" * 8 + "|")
     for budget, world in itertools.product((None, BUDGET), (1, 2, 4, 8)):
         show_parts(sizes, batch, budget, world)
     alone = sum(2 * math.prod(size) > BUDGET for size in sizes)
-    print(f"\n{alone:,} images have more than half the pixels of the budget: no two of these fit into it.")
-    print("Busy: pixels of the images, of those that the processes could take in the time of the fullest part.")
+    print(f"\n{alone:,} images have more than half the pixels of the budget, so no two of them share a part.")
+    print("Busy: pixels of the images relative to the capacity of all processes during the largest part.")
 
 
 def plans(sizes: list[Size], batch: int, budget: int | None, world: int) -> list[list[list[list[Draw]]]]:
-    """Batches by seed and epoch."""
+    """Plan the batches by seed and epoch."""
     return [
         [epoch_batches(sizes, batch, epoch, seed, None, budget, world) for epoch in range(EPOCHS)]
         for seed in range(SEEDS)
@@ -140,37 +139,37 @@ def chunks(sizes: list[Size], order: Sequence[int], batch: int) -> list[list[Dra
 
 def show_row(name: str, sizes: list[Size], runs: list[list[list[list[Draw]]]]) -> None:
     wastes = [waste(batches, sizes) for epochs in runs for batches in epochs]
-    again = [met_again(*pair) for epochs in runs for pair in itertools.pairwise(epochs)]
-    met = f"{100 * sum(again) / len(again):.0f}" if again else ""
-    print(f"| {name} | {spread(wastes)} | {len(runs[0][0])} | {met} |", flush=True)
+    repeated = [repeated_pairs(*pair) for epochs in runs for pair in itertools.pairwise(epochs)]
+    cell = f"{100 * sum(repeated) / len(repeated):.0f}" if repeated else ""
+    print(f"| {name} | {spread(wastes)} | {len(runs[0][0])} | {cell} |", flush=True)
 
 
 def show_parts(sizes: list[Size], batch: int, budget: int | None, world: int) -> None:
     begun = time.process_time()
     epochs = [batches for run in plans(sizes, batch, budget, world) for batches in run]
     seconds = (time.process_time() - begun) / len(epochs)
-    wastes, taken = [], 0
+    wastes, capacity = [], 0
     for batches in epochs:
         parts = [[share(group, rank, world) for rank in range(world)] for group in batches]
         wastes.append(waste(itertools.chain(*parts), sizes))
-        taken += sum(max(padded_pixels(part) for part in group if part) for group in parts) * world
-    busy = len(epochs) * sum(map(math.prod, sizes)) / taken
-    alone, idle = (
+        capacity += sum(max(padded_pixels(part) for part in group if part) for group in parts) * world
+    busy = len(epochs) * sum(map(math.prod, sizes)) / capacity
+    single, idle = (
         sum(len(group) < bound for batches in epochs for group in batches) / len(epochs) for bound in (2, world)
     )
     cells = [f"{world}", f"{budget or 'none'}", spread(wastes), f"{len(epochs[0])}", f"{100 * busy:.1f}"]
-    print(f"| {' | '.join(cells)} | {alone:.0f} | {idle:.0f} | {seconds:.2f} |", flush=True)
+    print(f"| {' | '.join(cells)} | {single:.0f} | {idle:.0f} | {seconds:.2f} |", flush=True)
 
 
 def padded_pixels(part: list[Draw]) -> int:
     return len(part) * max(draw.size[0] for draw in part) * max(draw.size[1] for draw in part)
 
 
-def met_again(before: list[list[Draw]], after: list[list[Draw]]) -> float:
-    """The share of pairs of batch-mates that were batch-mates before."""
-    place = {draw.index: number for number, group in enumerate(before) for draw in group}
+def repeated_pairs(before: list[list[Draw]], after: list[list[Draw]]) -> float:
+    """Compute the share of pairs within a batch that also shared a batch in the previous epoch."""
+    batch_of = {draw.index: number for number, group in enumerate(before) for draw in group}
     pairs = [pair for group in after for pair in itertools.combinations(group, 2)]
-    return sum(place[first.index] == place[second.index] for first, second in pairs) / len(pairs)
+    return sum(batch_of[first.index] == batch_of[second.index] for first, second in pairs) / len(pairs)
 
 
 def spread(shares: list[float]) -> str:
@@ -184,14 +183,14 @@ def show_throughput(data: Path, batch: int, rounds: int) -> None:
     model = Classifier(ClassifierConfig(tuple(str(sample) for sample in range(1000))), backbone)
     model.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-5)
-    one = Fabric(accelerator="cpu", devices=1)
-    fixed, bounded = TrainOptions(sizes="224", batch=batch), max(batch * 224 * 224, 1_000_000)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    fixed, budget = TrainOptions(sizes="224", batch=batch), max(batch * 224 * 224, 1_000_000)
     native = replace(fixed, sizes="native")
-    kinds = {"224 x 224": fixed, "native": native, "native, as many pixels": replace(native, batch_pixels=bounded)}
+    kinds = {"224 x 224": fixed, "native": native, "native, equal pixels": replace(native, batch_pixels=budget)}
     speeds: dict[str, list[float]] = {name: [] for name in kinds}
     with tempfile.TemporaryDirectory() as folder:
         epochs = {
-            name: ImageBatches(samples, backbone, options, Path(folder) / "sizes.json", one).epoch(1, 0)
+            name: ImageBatches(samples, backbone, options, Path(folder) / "sizes.json", fabric).epoch(1, 0)
             for name, options in kinds.items()
         }
         for _ in range(rounds + 1):
@@ -204,7 +203,7 @@ def show_throughput(data: Path, batch: int, rounds: int) -> None:
                 torch.nn.functional.cross_entropy(logits, y).backward()
                 optimizer.step()
                 speeds[name].append(pixels / (time.perf_counter() - begin))
-    print("| batches | megapixels of images a second | by 224 x 224, median (least to most) |\n|---|---|---|")
+    print("| batches | image megapixels per second | relative to 224 x 224, median (min to max) |\n|---|---|---|")
     for name, speed in speeds.items():
         ratios = sorted(n / f for n, f in zip(speed[1:], speeds["224 x 224"][1:], strict=True))
         middle = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"

@@ -1,8 +1,8 @@
-"""Every table of the benchmark: measured, checked, written as JSON, printed, and put into docs/performance.md.
+"""Measure all benchmark tables, print them, and write them to a JSON file and to docs/performance.md.
 
     python benchmarks/run.py --threads 1 --out benchmarks/results.json --markdown
 
-Nothing else should run on the machine meanwhile. See benchmarks/README.md.
+Run it on an otherwise idle machine. See benchmarks/README.md.
 """
 
 import argparse
@@ -66,18 +66,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--budget", type=float, default=1.5, help="seconds a case is timed")
-    add("--threads", type=int, help="of torch; none: its own choice")
+    add("--budget", type=float, default=1.5, help="seconds per case")
+    add("--threads", type=int, help="number of torch threads; default: chosen by torch")
     add("--device", default="cpu", help="cpu or cuda")
-    add(
-        "--compile",
-        action="store_true",
-        help="torch.compile of the plain form as a peer too: ten seconds more a case of whole maps",
-    )
-    add("--quick", action="store_true", help="one round and 50 regions: whether all runs, no figures")
-    add("--out", type=Path, default=ROOT / "results.json", help="all measurements as JSON")
+    add("--compile", action="store_true", help="also time torch.compile of the reference, 10 s more per case")
+    add("--quick", action="store_true", help="one round and 50 regions, as a smoke test")
+    add("--out", type=Path, default=ROOT / "results.json", help="JSON file for all measurements")
     page = ROOT.parent / "docs" / "performance.md"
-    add("--markdown", type=Path, nargs="?", const=page, help="write the tables between the markers of this page")
+    add("--markdown", type=Path, nargs="?", const=page, help="page to write the tables to, between its markers")
     return parser
 
 
@@ -95,12 +91,12 @@ def region_cases(device: str, regions: Iterable[tuple[tuple[int, int, int, int],
 
 
 def make_tables(comparisons: Sequence[Comparison], quartiles: bool) -> dict[str, tuple[list[str], Rows]]:
-    """Columns and rows by title."""
+    """Return the columns and rows of each table by title."""
     pyramids = [comparison for comparison in comparisons if not comparison.case.boxes]
     regions = [comparison for comparison in comparisons if comparison.case.boxes]
     return {
         "Whole maps, over all shapes: geometric mean (smallest - largest)": _summary(pyramids),
-        "Regions: their number, and the share of windows of cells that differ": _each(regions, quartiles),
+        "Regions: number of regions, and share of distinct windows": _each(regions, quartiles),
         "Whole maps, one by one": _each(pyramids, quartiles),
     }
 
@@ -122,12 +118,12 @@ def _summary(comparisons: Sequence[Comparison]) -> tuple[list[str], Rows]:
 
 
 def _spread(timings: Sequence[Timing | None]) -> str:
-    found = [timing for timing in timings if timing is not None]
-    if not found:
+    present = [timing for timing in timings if timing is not None]
+    if not present:
         return ""
-    ratios = [timing.ratio for timing in found]
+    ratios = [timing.ratio for timing in present]
     mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-    mark = f" {FASTER}" if any(timing.lost for timing in found) else ""
+    mark = f" {FASTER}" if any(timing.lost for timing in present) else ""
     return f"{mean:.2f} ({min(ratios):.2f} - {max(ratios):.2f}){mark}"
 
 
@@ -142,9 +138,9 @@ def _each(comparisons: Sequence[Comparison], quartiles: bool) -> tuple[list[str]
             shape += f": {case.boxes}, {100 * (comparison.distinct or 0):.0f} %"
         cells = [_cell(comparison.find(name), quartiles) for name in names]
         best = comparison.best_peer()
-        what = [shape, ",".join(map(str, case.levels)), case.dtype, case.layout, PASSES[case.backward]]
+        key = [shape, ",".join(map(str, case.levels)), case.dtype, case.layout, PASSES[case.backward]]
         mark = f" {FASTER}" if best.lost else ""
-        rows.append([*what, f"{comparison.timings[0].median_us:,.0f}", f"{best.ratio:.2f}{mark}", *cells])
+        rows.append([*key, f"{comparison.timings[0].median_us:,.0f}", f"{best.ratio:.2f}{mark}", *cells])
     return columns, rows
 
 
@@ -170,11 +166,11 @@ def show(comparisons: Sequence[Comparison]) -> None:
 def markdown(content: dict[str, Any], comparisons: Sequence[Comparison]) -> str:
     machine, versions = content["machine"], content["versions"]
     vectors = "AVX-512" if machine["avx512"] else "AVX2" if machine["avx2"] else "no AVX2"
-    where = machine["gpu"] or f"{machine['cpu']} ({vectors}, {machine['cores']} cores)"
+    hardware = machine["gpu"] or f"{machine['cpu']} ({vectors}, {machine['cores']} cores)"
     parts = [
-        f"{where}, {content['threads']} threads, {machine['os']}; "
+        f"{hardware}, {content['threads']} threads, {machine['os']}; "
         + ", ".join(f"{name} {number}" for name, number in versions.items() if number)
-        + f"; {content['date']}; {content['budget_seconds']} s a case.",
+        + f"; {content['date']}; {content['budget_seconds']} s per case.",
         "\n".join(f"- {line}" for line in legend(comparisons)),
     ]
     for title, (columns, rows) in make_tables(comparisons, quartiles=True).items():
@@ -184,11 +180,11 @@ def markdown(content: dict[str, Any], comparisons: Sequence[Comparison]) -> str:
 
 
 def split_page(page: Path, device: str) -> tuple[str, str]:
-    """What stands before and after the tables of this device, markers included."""
+    """Split a page at the tables of a device; both parts include the markers."""
     begin, end = f"<!-- figures of {device} -->", f"<!-- end of figures of {device} -->"
     text = page.read_text(encoding="utf-8")
     if not 0 <= text.find(begin) < text.find(end):
-        raise SystemExit(f"{page}: expected the lines {begin} and {end}, between which the tables go")
+        raise SystemExit(f"{page}: expected the markers {begin} and {end}, in this order")
     return text[: text.index(begin) + len(begin)], text[text.index(end) :]
 
 

@@ -1,9 +1,9 @@
-"""ASPP beside the same network without it and with a pyramid pooling module in its place, on your own data.
+"""Compare DeepLab v3+ with ASPP, with a pyramid pooling module and without a context module on your data.
 
     python benchmarks/segmentation.py DATA --out DIR [--epochs 5] [--seeds 3]
 
-trains DeepLab v3+ with each of the three and with several seeds on the training split, scores it on the validation
-split, and prints one table. A training that was killed goes on; one that is done is not done again.
+trains each of the three with several seeds on the training split, scores it on the validation split, and prints one
+table. Run the same command again to continue after an interruption; finished trainings are not repeated.
 """
 
 import argparse
@@ -46,9 +46,9 @@ def score(arguments: argparse.Namespace, options: SegmentOptions) -> dict:
     console.print(f"{options.context}, seed {options.seed}")
     training = train_segmenter(arguments.data, run, options, resume=True)
     if not training.finished:
-        raise SystemExit("interrupted; the same command goes on")
+        raise SystemExit("interrupted; run the same command again to continue")
     if training.scores is None:
-        raise SystemExit(f"{arguments.data} has no split for validation")
+        raise SystemExit(f"data: expected a validation split in {arguments.data}, got none")
     content = dataclasses.asdict(training.scores)
     parameters = create_segmenter(options.config(tuple(content["per_class"])), None).head.parameters()
     content["head_parameters"] = sum(parameter.numel() for parameter in parameters)
@@ -58,19 +58,19 @@ def score(arguments: argparse.Namespace, options: SegmentOptions) -> dict:
 
 
 def table(scores: dict[str, list[dict]]) -> Table:
-    shown = Table("context", "parameters of the head", "mIoU: mean (least to greatest)", "pixels", "seconds", "seeds")
-    for context, found in scores.items():
-        if found:
-            miou = [100 * one["miou"] for one in found]
-            shown.add_row(
+    rows = Table("context", "head parameters", "mIoU %, mean (min to max)", "pixel accuracy %", "seconds", "seeds")
+    for context, runs in scores.items():
+        if runs:
+            miou = [100 * run["miou"] for run in runs]
+            rows.add_row(
                 context,
-                f"{found[0]['head_parameters']:,}",
+                f"{runs[0]['head_parameters']:,}",
                 f"{statistics.mean(miou):.1f} ({min(miou):.1f} to {max(miou):.1f})",
-                f"{100 * statistics.mean(one['pixel_accuracy'] for one in found):.1f}",
-                f"{statistics.mean(one['seconds'] for one in found):.0f}",
-                str(len(found)),
+                f"{100 * statistics.mean(run['pixel_accuracy'] for run in runs):.1f}",
+                f"{statistics.mean(run['seconds'] for run in runs):.0f}",
+                str(len(runs)),
             )
-    return shown
+    return rows
 
 
 if __name__ == "__main__":

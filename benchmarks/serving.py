@@ -1,9 +1,9 @@
-"""The server under load: clients that send photographs of many sizes, beside the same model served one at a time.
+"""Put `sppnet serve` under load with photographs of many sizes, and compare it with serving one request at a time.
 
     python benchmarks/serving.py imagenet --seconds 120 --clients 32 --sizes 200
     python benchmarks/serving.py imagenet --what ratio --engine onnx
 
-Both servers run on this machine, and so do the clients, which take their share of its cores.
+Servers and clients share the cores of this machine. Unknown options are passed to the server.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,16 +26,16 @@ BOUNDARY = "photograph"
 
 
 class Reply(NamedTuple):
-    """What became of one request."""
+    """Start time, duration, image area and HTTP status of one request."""
 
-    began: float
+    start: float
     seconds: float
     pixels: int
     status: int
 
 
 class Server:
-    """`sppnet serve` in a process of its own."""
+    """`sppnet serve` in a subprocess."""
 
     def __init__(self, run: str, *options: str) -> None:
         command = [
@@ -50,10 +51,10 @@ class Server:
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.port = int(self.process.stdout.readline().rsplit(":", 1)[1])
-        while self.ask("/ready") != 200:
+        while self.request("/ready") != 200:
             time.sleep(0.2)
 
-    def ask(self, path: str) -> int:
+    def request(self, path: str) -> int:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         connection.request("GET", path)
         status = connection.getresponse().status
@@ -61,7 +62,7 @@ class Server:
         return status
 
     def resident(self) -> int:
-        """Bytes in memory."""
+        """Return the resident memory in bytes."""
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         return 1024 * int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
 
@@ -71,32 +72,32 @@ class Server:
 
 
 def photographs(count: int, seed: int) -> list[tuple[int, bytes]]:
-    """Pixels and multipart body of photographs, each of a size of its own: sides of 160 to 640, aspects to 1 : 3."""
+    """Create photographs of distinct sizes, sides 160 to 640, aspect ratios to 1:3, as (pixels, multipart body)."""
     from skimage import data
 
     sources = [Image.fromarray(picture()) for picture in (data.astronaut, data.coffee, data.chelsea, data.rocket)]
-    rng, found = random.Random(seed), {}
-    while len(found) < count:
+    rng, bodies = random.Random(seed), {}
+    while len(bodies) < count:
         height, width = rng.randint(160, 640), rng.randint(160, 640)
-        if max(height, width) > 3 * min(height, width) or (height, width) in found:
+        if max(height, width) > 3 * min(height, width) or (height, width) in bodies:
             continue
         file = io.BytesIO()
         rng.choice(sources).resize((width, height)).save(file, "JPEG", quality=88)
         head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n\r\n'
-        found[height, width] = head.encode() + file.getvalue() + f"\r\n--{BOUNDARY}--\r\n".encode()
-    return [(height * width, body) for (height, width), body in found.items()]
+        bodies[height, width] = head.encode() + file.getvalue() + f"\r\n--{BOUNDARY}--\r\n".encode()
+    return [(height * width, body) for (height, width), body in bodies.items()]
 
 
 def load(server: Server, bodies: list[tuple[int, bytes]], clients: int, seconds: float) -> list[Reply]:
-    """Each client sends one photograph after the other."""
+    """Send random photographs from parallel clients, each one after the other, for the given time."""
     replies: list[Reply] = []
-    end = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
 
     def client(number: int) -> None:
         rng = random.Random(number)
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=300)
         headers = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
-        while (began := time.monotonic()) < end:
+        while (start := time.monotonic()) < deadline:
             pixels, body = rng.choice(bodies)
             try:
                 connection.request("POST", "/v1/predict", body, headers)
@@ -106,7 +107,7 @@ def load(server: Server, bodies: list[tuple[int, bytes]], clients: int, seconds:
             except OSError:
                 connection.close()
                 status = 0
-            replies.append(Reply(began, time.monotonic() - began, pixels, status))
+            replies.append(Reply(start, time.monotonic() - start, pixels, status))
 
     threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
     for thread in threads:
@@ -120,7 +121,7 @@ def report_load(run: str, options: list[str], clients: int, sizes: int, seconds:
     server = Server(run, *options)
     bodies = photographs(sizes, 0)
     warm = load(server, bodies, clients, 30)
-    begun, memory = time.monotonic(), [server.resident()]
+    start, memory = time.monotonic(), [server.resident()]
     stop = threading.Event()
 
     def watch() -> None:
@@ -132,9 +133,9 @@ def report_load(run: str, options: list[str], clients: int, sizes: int, seconds:
     replies = load(server, bodies, clients, seconds)
     stop.set()
     watcher.join()
-    took = time.monotonic() - begun
+    elapsed = time.monotonic() - start
     server.stop()
-    statuses = {status: sum(reply.status == status for reply in replies) for status in {one.status for one in replies}}
+    statuses = Counter(reply.status for reply in replies)
     good = sorted((reply for reply in replies if reply.status == 200), key=lambda reply: reply.pixels)
     tenth = len(good) // 10
     ratios = []
@@ -146,7 +147,7 @@ def report_load(run: str, options: list[str], clients: int, sizes: int, seconds:
         "requests": len(replies),
         "warm-up": len(warm),
         "statuses": statuses,
-        "per second": len(good) / took,
+        "per second": len(good) / elapsed,
         "p50": statistics.median(reply.seconds for reply in good),
         "p99": statistics.quantiles([reply.seconds for reply in good], n=100)[98],
         "p99 over p50 at equal pixels, worst tenth": max(ratios),
@@ -156,19 +157,19 @@ def report_load(run: str, options: list[str], clients: int, sizes: int, seconds:
 
 
 def report_ratio(run: str, options: list[str], clients: int, sizes: int, rounds: int) -> dict[str, object]:
-    """Requests a second over those of one worker with all threads and no batches, in turn, ten seconds each."""
-    ours, plain = Server(run, *options), Server(run, *options, "--workers", "1", "--batch", "1")
+    """Compare requests per second with those of one worker without batches, alternating every ten seconds."""
+    batched, single = Server(run, *options), Server(run, *options, "--workers", "1", "--batch", "1")
     bodies = photographs(sizes, 0)
     rates: dict[str, list[float]] = {"ours": [], "one at a time": []}
     for number in range(rounds + 1):
-        for name, server in (("ours", ours), ("one at a time", plain)):
-            begun = time.monotonic()
+        for name, server in (("ours", batched), ("one at a time", single)):
+            start = time.monotonic()
             good = sum(reply.status == 200 for reply in load(server, bodies, clients, 10))
             if number:  # the first round warms up
-                rates[name].append(good / (time.monotonic() - begun))
-    ours.stop()
-    plain.stop()
-    ratios = [one / other for one, other in zip(*rates.values(), strict=True)]
+                rates[name].append(good / (time.monotonic() - start))
+    batched.stop()
+    single.stop()
+    ratios = [ours / other for ours, other in zip(*rates.values(), strict=True)]
     return {
         "per second": {name: round(statistics.median(values), 1) for name, values in rates.items()},
         "ratio": statistics.median(ratios),

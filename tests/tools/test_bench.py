@@ -1,4 +1,4 @@
-"""Timing: turns, medians and ratios on a clock of its own; peers that must be equal; the command and the tables."""
+"""Timing with a fake clock, comparison of candidates, `sppnet bench` and `benchmarks/run.py`."""
 
 import importlib.util
 import json
@@ -18,20 +18,11 @@ from torch import Tensor
 
 from sppnet.cli.main import run
 from sppnet.tools.bench import Comparison, Timing, check, compare, environment, measure, summarise
-from sppnet.tools.peers import (
-    Candidate,
-    Case,
-    Role,
-    box_cells,
-    draw_boxes,
-    proposals,
-    pyramid_candidates,
-    region_candidates,
-)
+from sppnet.tools.peers import Candidate, Case, Role, draw_boxes, pyramid_candidates, region_candidates
 
 
 class Clock:
-    """A clock that only calls move on."""
+    """Clock that only the timed calls advance."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -48,40 +39,40 @@ class Clock:
         return call
 
 
-def test_seconds_are_those_of_one_call_and_warm_up_does_not_count() -> None:
+def test_measures_seconds_per_call_without_warm_up() -> None:
     clock = Clock()
     calls = {"slow": clock.task("slow", 0.25, first=9.0), "fast": clock.task("fast", 0.0006, first=9.0)}
     seconds = measure(calls, 0.0, rounds=3, clock=clock)
     np.testing.assert_allclose(seconds["slow"], [0.25] * 3)
     np.testing.assert_allclose(seconds["fast"], [0.0006] * 3)
     assert clock.called.count("slow") == 2 + 3
-    assert clock.called.count("fast") == 2 + 3 * 4  # a round is four of 0.6 ms
+    assert clock.called.count("fast") == 2 + 3 * 4  # four calls of 0.6 ms per round
 
 
-def test_rounds_go_on_until_the_budget_is_spent() -> None:
+def test_rounds_continue_until_the_budget_is_spent() -> None:
     clock = Clock()
     seconds = measure({"a": clock.task("a", 0.1), "b": clock.task("b", 0.3)}, 1.9, rounds=2, clock=clock)
     assert [len(values) for values in seconds.values()] == [5, 5]
 
 
-def test_the_order_changes_from_round_to_round() -> None:
+def test_order_changes_between_rounds() -> None:
     clock = Clock()
     names = ["a", "b", "c", "d"]
     measure({name: clock.task(name, 0.1) for name in names}, 0.0, rounds=20, clock=clock)
-    turns = [tuple(clock.called[i : i + 4]) for i in range(8, len(clock.called), 4)]
-    assert all(sorted(turn) == names for turn in turns)
-    assert len(set(turns)) > 8
-    assert {turn[0] for turn in turns} == set(names)
+    rounds = [tuple(clock.called[i : i + 4]) for i in range(8, len(clock.called), 4)]
+    assert all(sorted(order) == names for order in rounds)
+    assert len(set(rounds)) > 8
+    assert {order[0] for order in rounds} == set(names)
 
 
-def test_waiting_for_the_device_is_timed() -> None:
+def test_device_synchronization_is_timed() -> None:
     clock = Clock()
     seconds = measure({"a": clock.task("a", 0.1)}, 0.0, rounds=2, clock=clock, wait=clock.task("wait", 0.5))
     np.testing.assert_allclose(seconds["a"], [0.6, 0.6])
 
 
 def test_ratios_are_taken_round_by_round() -> None:
-    """Every second round is ten times slower for all, which the ratio does not see."""
+    """Every second round is ten times slower for all candidates, which must not affect the ratios."""
     load = np.array([1.0, 10.0, 1.0, 10.0, 1.0])
     seconds = {"ours": 1e-6 * load, "slow": 3e-6 * load, "fast": 1e-6 * load * np.array([0.2, 0.4, 0.5, 0.6, 0.8])}
     ours, slow, fast = summarise(seconds, {"ours": "ours", "slow": "peer", "fast": "peer"}, {"slow": "why"})
@@ -98,86 +89,43 @@ def test_ratios_are_taken_round_by_round() -> None:
 
 
 @pytest.mark.parametrize("role", ["ours", "control", "limit", "orientation"])
-def test_only_to_a_peer_can_be_lost(role: Role) -> None:
+def test_only_peers_count_as_losses(role: Role) -> None:
     assert not Timing("x", role, 1.0, (1.0, 1.0), 0.5, (0.5, 0.5)).lost
 
 
-CASES = [
-    Case((2, 3, 13, 9), (4, 2, 1)),
-    Case((1, 2, 5, 17), (6, 3, 2, 1), "bfloat16", "channels_last"),
-    Case((3, 5, 1, 7), (1, (2, 3), 4, (4, 6)), "float32", "channels_last"),
-    Case((2, 70, 11, 10), (3, 2), reduce="avg"),
-    Case((2, 3, 11, 10), (3, 2), "bfloat16", reduce="avg"),
-    Case((2, 3, 14, 19), (6, 3, 2, 1), boxes=31),
-    Case((3, 70, 9, 31), (4, (1, 2), 1), "bfloat16", "channels_last", boxes=23),
-    Case((1, 3, 14, 19), (6, 3, 2, 1), "float16", boxes=11),
-    Case((2, 3, 14, 9), (3, 2), boxes=12, reduce="avg"),
-]
-
-
-@pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_peers_equal_ours(case: Case, backward: bool) -> None:
-    case = replace(case, backward=backward)
-    candidates = region_candidates(case, draw_boxes(case)) if case.boxes else pyramid_candidates(case)
-    check(candidates, case)
-    assert sum(candidate.role == "peer" for candidate in candidates) >= 1
-    assert len({candidate.name for candidate in candidates}) == len(candidates)
-
-
-def test_coarse_levels_come_from_the_smallest_that_they_divide(monkeypatch: pytest.MonkeyPatch) -> None:
-    pooled: list[tuple[int, int]] = []
-    derived: list[tuple[int, int]] = []
-
-    def adaptive(x: Tensor, grid: tuple[int, int]) -> Tensor:
-        pooled.append(grid)
-        return x.new_zeros(*x.shape[:2], *grid)
-
-    def fixed(x: Tensor, kernel: tuple[int, int]) -> Tensor:
-        derived.append(kernel)
-        return x.new_zeros(*x.shape[:2], x.shape[2] // kernel[0], x.shape[3] // kernel[1])
-
-    form = {c.name: c.form for c in pyramid_candidates(Case((1, 2, 9, 9), (6, 4, 3, 2, 1)))}["coarse from fine"]
-    monkeypatch.setattr(F, "adaptive_max_pool2d", adaptive)
-    monkeypatch.setattr(F, "max_pool2d", fixed)
-    assert form(torch.zeros(1, 2, 9, 9)).shape == (1, 2 * 66)
-    assert pooled == [(6, 6), (4, 4)]
-    assert derived == [(2, 2), (2, 2), (2, 2)]  # 3 from 6, 2 from 4, 1 from 2
-
-
-def wrong(bias: float = 0.0, factor: float = 1.0) -> list[Candidate]:
+def candidates_off_by(bias: float = 0.0, factor: float = 1.0) -> list[Candidate]:
     ours, peer, *_ = pyramid_candidates(Case((2, 3, 8, 8), (2, 1)))
 
     def form(x: Tensor) -> Tensor:
-        found = peer.form(x)
-        return found.detach() * (1 - factor) + factor * found + bias
+        vectors = peer.form(x)
+        return vectors.detach() * (1 - factor) + factor * vectors + bias
 
     return [ours, Candidate("off", form)]
 
 
-def test_an_unequal_peer_raises() -> None:
+def test_peer_with_different_values_raises() -> None:
     case = Case((2, 3, 8, 8), (2, 1))
-    check(wrong(), case)
-    with pytest.raises(RuntimeError, match=r"off is no peer: its values differ from sppnet's by up to 0\.001"):
-        check(wrong(bias=1e-3), case)
-    with pytest.raises(RuntimeError, match="off is no peer: its values differ from sppnet's by up to nan"):
-        check(wrong(bias=math.nan), case)
-    with pytest.raises(RuntimeError, match=r"its values have the shape \(2, 12\), and sppnet's \(2, 15\)"):
-        check([wrong()[0], Candidate("off", lambda x: F.adaptive_max_pool2d(x, 2).flatten(1))], case)
+    check(candidates_off_by(), case)
+    with pytest.raises(RuntimeError, match=r"expected the same values as sppnet, got a difference of up to 0\.001"):
+        check(candidates_off_by(bias=1e-3), case)
+    with pytest.raises(RuntimeError, match="off: expected the same values as sppnet, got a difference of up to nan"):
+        check(candidates_off_by(bias=math.nan), case)
+    with pytest.raises(RuntimeError, match=r"off: expected values of shape \(2, 15\), got \(2, 12\)"):
+        check([candidates_off_by()[0], Candidate("off", lambda x: F.adaptive_max_pool2d(x, 2).flatten(1))], case)
 
 
-def test_a_peer_with_another_gradient_raises() -> None:
-    with pytest.raises(RuntimeError, match="off is no peer: its gradients differ from sppnet's"):
-        check(wrong(factor=0.5), Case((2, 3, 8, 8), (2, 1), backward=True))
+def test_peer_with_different_gradient_raises() -> None:
+    with pytest.raises(RuntimeError, match="off: expected the same gradients as sppnet"):
+        check(candidates_off_by(factor=0.5), Case((2, 3, 8, 8), (2, 1), backward=True))
 
 
-def test_what_is_for_orientation_may_differ() -> None:
-    ours, off = wrong(bias=1.0)
+def test_orientation_candidates_may_differ() -> None:
+    ours, off = candidates_off_by(bias=1.0)
     check([ours, replace(off, role="orientation")], Case((2, 3, 8, 8), (2, 1), backward=True))
 
 
-def test_a_candidate_that_makes_a_part_is_scaled_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop over crops is differentiated for 250 windows, whatever their number."""
+def test_time_of_a_partial_candidate_is_scaled_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backward pass of the loop over crops is always timed for 250 windows."""
     monkeypatch.setattr("sppnet.tools.bench.measure", lambda calls, *_, **__: {name: np.ones(3) for name in calls})
     case = Case((1, 2, 6, 7), (1,), boxes=500, backward=True)
     comparison = compare(case, 0.0, rounds=1)
@@ -185,37 +133,12 @@ def test_a_candidate_that_makes_a_part_is_scaled_up(monkeypatch: pytest.MonkeyPa
     assert crops is not None
     assert (crops.median_us, crops.ratio) == (2e6, 2)
     assert {timing.ratio for timing in comparison.timings if timing.name != crops.name} == {1}
-    assert crops.note == "250 of 500 windows timed, and scaled"
-    found = {c.name: c for c in region_candidates(case, draw_boxes(case))}["crops of channels_last"]
-    assert found.share == 0.5
-    assert len(found.form(torch.zeros(1, 2, 6, 7))) == 250
+    assert crops.note == "250 of 500 windows timed, scaled to all"
+    partial = {c.name: c for c in region_candidates(case, draw_boxes(case))}["crops of channels_last"]
+    assert partial.share == 0.5
+    assert len(partial.form(torch.zeros(1, 2, 6, 7))) == 250
     forward = {c.name: c for c in region_candidates(replace(case, backward=False), draw_boxes(case))}
     assert forward["crops of channels_last"].share == 1
-
-
-@pytest.mark.parametrize(("height", "width"), [(40, 60), (75, 100), (38, 50)])
-def test_proposals_look_like_proposals(height: int, width: int) -> None:
-    case = Case((1, 1, height, width), (1,), boxes=2000)
-    (boxes,) = draw_boxes(case)
-    assert torch.equal(boxes, proposals(2000, 16 * height, 16 * width))
-    cells = box_cells([boxes], case)
-    assert 0.65 <= len(cells.unique(dim=0)) / 2000 <= 0.8
-    assert (cells[:, 1:3] >= 0).all()
-    assert (cells[:, 3] <= width).all()
-    assert (cells[:, 4] <= height).all()
-    assert (cells[:, 3] == width).any()  # up to the last cell
-    sides = boxes[:, 2:] - boxes[:, :2]
-    areas = sides.prod(dim=1).log2()
-    assert 10 < areas.quantile(0.25) < areas.quantile(0.75) - 2 < math.log2(256 * height * width) - 2
-
-
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_few_boxes_on_a_tiny_map_stay_on_it(count: int) -> None:
-    case = Case((2, 1, 1, 2), (1,), boxes=count)
-    cells = box_cells(draw_boxes(case), case)
-    assert cells.shape == (count, 5)
-    assert (cells[:, 3] <= 2).all()
-    assert (cells[:, 4] == 1).all()
 
 
 def test_bench_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,7 +178,7 @@ def test_bench_prints_a_table_of_regions(capsys: pytest.CaptureFixture[str], mon
     assert "2 x 4 x 9 x 8 bfloat16 channels_last, max; threads: 1, rounds: 1" in out
     assert "orientation" in out
     assert "sppnet again" in out
-    assert "limit" not in out.partition("Numbers are times")[0]  # in bfloat16
+    assert "limit" not in out.partition("Values are times")[0]  # the limit is timed in float32 only
 
 
 @pytest.mark.parametrize(
@@ -265,12 +188,12 @@ def test_bench_prints_a_table_of_regions(capsys: pytest.CaptureFixture[str], mon
         (["--shape", "8,256,38,0"], "shape: expected images"),
         (["--shape", "8,-256,38,1"], "shape: expected images"),
         (["--levels", "2,0"], "smallest level is 1"),
-        (["--boxes", "0"], "boxes: expected at least 1, or none for whole maps; got 0"),
-        (["--threads", "0"], "threads: expected at least 1; got 0"),
-        (["--device", "abacus"], "device: 'abacus' cannot be used here"),
+        (["--boxes", "0"], "boxes: expected at least 1, got 0; omit --boxes"),
+        (["--threads", "0"], "threads: expected at least 1, got 0"),
+        (["--device", "abacus"], "device: expected an available device, got 'abacus'"),
     ],
 )
-def test_wrong_arguments_are_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejects_wrong_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", *arguments]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
 
@@ -285,13 +208,13 @@ def script() -> ModuleType:
     return module
 
 
-def test_the_script_has_all_cases_by_themselves() -> None:
+def test_script_has_no_duplicate_cases() -> None:
     module = script()
     cases = [*module.pyramid_cases("cpu"), *module.region_cases("cpu", module.REGIONS)]
     assert len(set(cases)) == len(cases) == 9 * 8 + 3 * 4
 
 
-def test_the_script_writes_json_and_tables(
+def test_script_writes_json_and_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = script()
@@ -315,17 +238,17 @@ def test_the_script_writes_json_and_tables(
     assert len(page.read_text().splitlines()) == len(text.splitlines())
 
 
-def test_a_page_without_markers_is_refused_before_anything_is_timed(tmp_path: Path) -> None:
+def test_script_rejects_a_page_without_markers_before_timing(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("<!-- end of figures of cpu --><!-- figures of cpu -->")
-    with pytest.raises(SystemExit, match="expected the lines <!-- figures of cpu -->"):
+    with pytest.raises(SystemExit, match="expected the markers <!-- figures of cpu -->"):
         script().main(["--markdown", str(page)])
 
 
-def test_losses_are_marked_and_means_are_geometric() -> None:
+def test_tables_mark_losses_and_use_geometric_means() -> None:
     module = script()
 
-    def made(ratio: float, shape: tuple[int, int, int, int]) -> Comparison:
+    def comparison(ratio: float, shape: tuple[int, int, int, int]) -> Comparison:
         entries: list[tuple[str, Any, float]] = [
             ("sppnet", "ours", 1),
             ("adaptive", "peer", ratio),
@@ -334,15 +257,15 @@ def test_losses_are_marked_and_means_are_geometric() -> None:
         timings = tuple(Timing(n, role, r * 10.0, (1.0, 2.0), float(r), (r - 0.1, r + 0.1)) for n, role, r in entries)
         return Comparison(Case(shape, (2, 1)), 5, timings)
 
-    tables = module.make_tables([made(8.0, (1, 1, 2, 2)), made(0.5, (1, 1, 3, 3))], quartiles=True)
-    (_, summary), (_, regions), (columns, each) = tables.values()
+    tables = module.make_tables([comparison(8.0, (1, 1, 2, 2)), comparison(0.5, (1, 1, 3, 3))], quartiles=True)
+    (_, summary), (_, regions), (columns, rows) = tables.values()
     assert summary == [
         ["float32", "nchw", "forward", *["2.00 (0.50 - 8.00) ▼"] * 2, "0.25 (0.25 - 0.25)", "", "1 of 2"]
     ]
     assert regions == []
     assert columns[5:] == ["sppnet µs", "best of torch", "adaptive", "limit"]
-    assert each[0][5:] == ["10", "8.00", "8.00 (7.90 - 8.10)", "0.25 (0.15 - 0.35)"]
-    assert each[1][5:] == ["10", "0.50 ▼", "0.50 (0.40 - 0.60) ▼", "0.25 (0.15 - 0.35)"]
+    assert rows[0][5:] == ["10", "8.00", "8.00 (7.90 - 8.10)", "0.25 (0.15 - 0.35)"]
+    assert rows[1][5:] == ["10", "0.50 ▼", "0.50 (0.40 - 0.60) ▼", "0.25 (0.15 - 0.35)"]
 
 
 def test_docs_have_the_markers() -> None:
@@ -350,11 +273,3 @@ def test_docs_have_the_markers() -> None:
     before, after = module.split_page(module.ROOT.parent / "docs" / "performance.md", "cpu")
     assert before.endswith("<!-- figures of cpu -->")
     assert after.startswith("<!-- end of figures of cpu -->")
-
-
-def test_levels_that_torchvision_cuts_inexactly_end_no_run() -> None:
-    """At 57 cells its level 7 reads one row too many, so it is no peer there."""
-    case = Case((1, 16, 60, 60), (7, 2), boxes=60)
-    roles = {one.name: one.role for one in region_candidates(case, draw_boxes(case))}
-    assert roles["roi_pool"] == roles["roi_pool, coarse from fine"] == "orientation"
-    assert roles["crops of channels_last"] == "peer"

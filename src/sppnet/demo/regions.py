@@ -1,4 +1,4 @@
-"""The detection part of the demonstration: some 2,000 windows of a photograph in one pass, against a pass for each."""
+"""Demo of region classification: 2,000 windows of a photograph in one pass, compared with one pass per window."""
 
 import time
 from dataclasses import dataclass
@@ -19,23 +19,24 @@ from sppnet.features.encoder import RegionEncoder
 from sppnet.inference.results import Detections
 from sppnet.ops.boxes import areas, suppress
 
-# The network learnt from 224 pixels: on maps of the paper's size it takes parts of an object for anything, and at 224
-# a window of some size is half of the map.
+# The network was trained at 224 pixels: at the paper's scale it misclassifies parts of objects, and at 224 medium-sized
+# windows cover half of the feature map.
 _SCALE, _PAPER_SCALE = 384, 688
-_WINDOWS, _SHOWN = 2000, 5
-_LEAST, _OVERLAP, _INSIDE = 0.6, 0.3, 0.6
+_MAX_WINDOWS, _MAX_SHOWN = 2000, 5
+_MIN_PROBABILITY, _NMS_IOU, _MAX_CONTAINED = 0.6, 0.3, 0.6
 _RUNS, _SAMPLE = 3, 64
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What one pass over a photograph takes, with an answer for each of its windows.
+    """Timing of one pass that classifies all windows of a photograph, from the run with the median total time.
 
     Attributes:
-        scale: shorter side at which the network saw the photograph, pixels.
-        distinct: number of windows that do not cover the same cells as another.
-        convolutions, pooling, head: seconds of resizing and the network, of pooling all windows, and of the classifier
-            on them; the run with the median sum.
+        scale: shorter side of the network's input, in pixels.
+        distinct: number of windows that cover different cells of the feature map.
+        convolutions: seconds for resizing and the backbone.
+        pooling: seconds for pooling all windows.
+        head: seconds for classifying all windows.
     """
 
     scale: int
@@ -46,24 +47,23 @@ class Pass:
 
     @property
     def seconds(self) -> float:
-        """All three together."""
+        """Total seconds."""
         return self.convolutions + self.pooling + self.head
 
 
 @dataclass(frozen=True)
 class Regions:
-    """What one pass over a photograph found, and what it took.
+    """Classified windows of a photograph and the measured times.
 
     Attributes:
-        found: windows whose answer is likely, best first; the scores are probabilities.
-        windows: how many were asked about.
-        grid: the windows are those of a grid, as OpenCV or its contrib modules are missing.
-        search: seconds in which the windows were found.
-        once: the pass that found them.
-        paper: a pass at the paper's size.
-        each: seconds of warping, network and classifier for one window by itself, measured on `sample` of them in
-            batches of 32.
-        sample: how many windows went through the network by themselves.
+        found: most likely windows, best first; the scores are probabilities.
+        windows: number of windows classified.
+        grid: whether the windows form a grid because OpenCV or its contrib modules are missing.
+        search: seconds for finding the windows.
+        once: the pass whose windows are `found`.
+        paper: a pass at the paper's scale.
+        each: seconds to warp and classify one window on its own, averaged over `sample` windows in batches of 32.
+        sample: number of windows timed on their own.
     """
 
     found: Detections
@@ -75,35 +75,35 @@ class Regions:
     each: float
     sample: int
 
-    def ratio(self, one: Pass) -> float:
-        """How many times as long as that one pass a pass for each window would take."""
-        return self.each * self.windows / one.seconds
+    def ratio(self, single: Pass) -> float:
+        """Return the time of one pass per window divided by the time of `single`."""
+        return self.each * self.windows / single.seconds
 
 
 def find_regions(model: Classifier, photograph: Image.Image) -> Regions:
-    """Ask the classifier about every window of a photograph.
+    """Classify every window of a photograph.
 
-    Windows are those of selective search, or of a sliding grid without OpenCV. They are ordered by the probability of
-    their likeliest class times the root of their share of the photograph: small pieces of an object are often surer
-    than the whole.
+    Windows come from selective search, or from a sliding grid without OpenCV. They are ranked by the probability of
+    their most likely class times the square root of their share of the photograph's area, because small parts of an
+    object often score higher than the whole.
 
     Args:
-        model: pools the one level 1, as its own global average.
-        photograph: RGB.
+        model: classifier with global average pooling: the single level 1.
+        photograph: RGB image.
     """
     started, grid = time.perf_counter(), False
     try:
-        boxes = propose(photograph, "selective-search", max_windows=_WINDOWS)
+        boxes = propose(photograph, "selective-search", max_windows=_MAX_WINDOWS)
     except ModuleNotFoundError:
-        boxes, grid = propose(photograph, "grid", max_windows=_WINDOWS), True
+        boxes, grid = propose(photograph, "grid", max_windows=_MAX_WINDOWS), True
     search = time.perf_counter() - started
     with torch.inference_mode():
-        once, probabilities = _pass(model, photograph, boxes, _SCALE)
-        paper, _ = _pass(model, photograph, boxes, _PAPER_SCALE)
-        # The windows are sorted from left to right; these are of all places.
+        once, probabilities = _time_pass(model, photograph, boxes, _SCALE)
+        paper, _ = _time_pass(model, photograph, boxes, _PAPER_SCALE)
+        # Windows are sorted from left to right; spread the sample over the photograph.
         sample = boxes[torch.linspace(0, len(boxes) - 1, min(_SAMPLE, len(boxes))).long()]
         crops = CropEncoder(model.backbone, (1,), reduce="avg")
-        crops.distinct(photograph, sample[:32])  # the first run of a new shape takes longer
+        crops.distinct(photograph, sample[:32])  # warm-up: the first run of a new shape is slower
         started = time.perf_counter()
         model.head(crops.distinct(photograph, sample).data).softmax(1)
         each = (time.perf_counter() - started) / len(sample)
@@ -112,45 +112,45 @@ def find_regions(model: Classifier, photograph: Image.Image) -> Regions:
 
 
 def regions_section(regions: Regions, classes: tuple[str, ...], name: str, picture: str) -> str:
-    """The report's section: the annotated picture, what was measured, and the paper's figures beside it.
+    """Render the report section: the annotated picture, the measured times and the paper's figures.
 
     Args:
-        regions: of the photograph.
-        classes: names of the labels.
-        name: of the photograph.
+        regions: result of :func:`find_regions`.
+        classes: class names, in label order.
+        name: file name of the photograph.
         picture: URI of the annotated photograph.
     """
     passes = (regions.once, regions.paper)
     count = f"{regions.windows:,}"
     rows = (
-        ("different windows among them", [f"{one.distinct:,}" for one in passes]),
-        ("the network, once", [f"{1000 * one.convolutions:,.0f} ms" for one in passes]),
-        ("pooling them all", [f"{1000 * one.pooling:,.0f} ms" for one in passes]),
-        ("the classifier on all of them", [f"{1000 * one.head:,.0f} ms" for one in passes]),
-        ("one pass in all", [f"{1000 * one.seconds:,.0f} ms" for one in passes]),
+        ("distinct windows", [f"{timing.distinct:,}" for timing in passes]),
+        ("network, once", [f"{1000 * timing.convolutions:,.0f} ms" for timing in passes]),
+        ("pooling all windows", [f"{1000 * timing.pooling:,.0f} ms" for timing in passes]),
+        ("classifier on all windows", [f"{1000 * timing.head:,.0f} ms" for timing in passes]),
+        ("one pass in total", [f"{1000 * timing.seconds:,.0f} ms" for timing in passes]),
         (
-            f"a pass for each, by the sample: {count} × {1000 * regions.each:.1f} ms",
+            f"one pass per window: {count} × {1000 * regions.each:.1f} ms",
             [f"{regions.each * regions.windows:.1f} s"] * len(passes),
         ),
-        ("so many times as long", [f"{regions.ratio(one):.0f}" for one in passes]),
+        ("speedup", [f"{regions.ratio(timing):.0f}" for timing in passes]),
     )
-    answers = zip(regions.found.labels.tolist(), regions.found.scores.tolist(), strict=True)
-    objects = ", ".join(f"{classes[label]} ({100 * score:.0f} %)" for label, score in answers)
+    predictions = zip(regions.found.labels.tolist(), regions.found.scores.tolist(), strict=True)
+    objects = ", ".join(f"{classes[label]} ({100 * score:.0f}%)" for label, score in predictions)
     return Template(REGIONS).substitute(
         name=escape(name),
         windows=count,
         source=(
-            "of a sliding grid; those of selective search need OpenCV with its contrib modules:"
-            ' <code>pip install "sppnet[detect]"</code>'
+            "The windows form a sliding grid; selective search needs OpenCV with its contrib modules:"
+            ' <code>pip install "sppnet[detect]"</code>.'
             if regions.grid
-            else "that selective search takes for possible objects"
+            else "The windows are object proposals from selective search."
         ),
         scale=regions.once.scale,
         paper=regions.paper.scale,
-        least=f"{100 * _LEAST:.0f} %",
+        threshold=f"{100 * _MIN_PROBABILITY:.0f}%",
         picture=picture,
-        alt=escape(f"{name} with the likeliest windows outlined"),
-        objects=escape(objects) or "none here",
+        alt=escape(f"{name} with boxes around the most likely objects"),
+        objects=escape(objects) or "none",
         rows="".join(
             f'<tr><th scope="row">{label}</th>' + "".join(f"<td>{value}</td>" for value in values) + "</tr>"
             for label, values in rows
@@ -160,10 +160,10 @@ def regions_section(regions: Regions, classes: tuple[str, ...], name: str, pictu
     )
 
 
-def _pass(
+def _time_pass(
     model: Classifier, photograph: Image.Image, boxes: Float[Tensor, "k 4"], scale: int
 ) -> tuple[Pass, Float[Tensor, "k c"]]:
-    """What the pass takes, and the probabilities of each window."""
+    """Time one pass and return the class probabilities of each window."""
     encoder = RegionEncoder(model.backbone, (1,), (scale,), reduce="avg")
 
     def run() -> tuple[list[float], Float[Tensor, "n c"], Tensor]:
@@ -176,29 +176,29 @@ def _pass(
         times.append(time.perf_counter())
         return [after - before for before, after in pairwise(times)], probabilities, distinct.index
 
-    _, probabilities, index = run()  # also compiles what is not yet compiled
+    _, probabilities, index = run()  # warm-up, including compilation
     steps = sorted((run()[0] for _ in range(_RUNS)), key=sum)[_RUNS // 2]
     return Pass(scale, len(probabilities), *steps), probabilities[index]
 
 
 def _best(boxes: Float[Tensor, "k 4"], probabilities: Float[Tensor, "k c"], size: tuple[int, int]) -> Detections:
-    """The best windows of each class, none of which lies mostly inside a better one."""
-    likely, labels = probabilities.max(1)
-    scores = likely * (areas(boxes) / (size[0] * size[1])).sqrt()
+    """Select the best windows of each class, skipping those mostly inside a better one."""
+    best, labels = probabilities.max(1)
+    scores = best * (areas(boxes) / (size[0] * size[1])).sqrt()
     rows: list[int] = []
-    for label in labels[likely >= _LEAST].unique().tolist():
-        mine = ((labels == label) & (likely >= _LEAST)).nonzero()[:, 0]
-        rows += mine[suppress(boxes[mine], scores[mine], _OVERLAP)].tolist()
+    for label in labels[best >= _MIN_PROBABILITY].unique().tolist():
+        candidates = ((labels == label) & (best >= _MIN_PROBABILITY)).nonzero()[:, 0]
+        rows += candidates[suppress(boxes[candidates], scores[candidates], _NMS_IOU)].tolist()
     rows.sort(key=lambda row: -float(scores[row]))
     kept: list[int] = []
     for row in rows:
-        if all(_inside(boxes[row], boxes[other]) < _INSIDE for other in kept):
+        if all(_contained(boxes[row], boxes[better]) < _MAX_CONTAINED for better in kept):
             kept.append(row)
-    chosen = torch.tensor(kept[:_SHOWN], dtype=torch.long)
-    return Detections(boxes[chosen], likely[chosen], labels[chosen])
+    chosen = torch.tensor(kept[:_MAX_SHOWN], dtype=torch.long)
+    return Detections(boxes[chosen], best[chosen], labels[chosen])
 
 
-def _inside(a: Float[Tensor, "4"], b: Float[Tensor, "4"]) -> float:
-    """The shared area over the smaller one's."""
+def _contained(a: Float[Tensor, "4"], b: Float[Tensor, "4"]) -> float:
+    """Return the intersection as a share of the smaller box."""
     shared = areas(torch.cat((torch.maximum(a[:2], b[:2]), torch.minimum(a[2:], b[2:]))))
     return float(shared / torch.minimum(areas(a), areas(b)).clamp(min=1e-9))

@@ -1,4 +1,4 @@
-"""The demonstration: photographs of any size, one network, and a report that shows what each bin answers."""
+"""Demo: classify photographs of any size and write an HTML report that shows the prediction of each bin."""
 
 import base64
 import re
@@ -36,24 +36,24 @@ _SAMPLES = {
     "skimage": ("data/chelsea.png", "data/coffee.png"),
 }
 _CREDITS = (
-    "Photographs: china.jpg by danielbuechele and flower.jpg by vultilion, both CC BY 2.0 by way of scikit-learn;"
-    " chelsea.png by Stefan van der Walt and coffee.png by Rachel Michetti, both CC0 by way of scikit-image. All are"
-    " resized here, and grey where bins are drawn over them."
+    "Photographs: china.jpg by danielbuechele and flower.jpg by vultilion, both CC BY 2.0, from scikit-learn;"
+    " chelsea.png by Stefan van der Walt and coffee.png by Rachel Michetti, both CC0, from scikit-image. All are"
+    " resized here, and converted to gray where bins are drawn over them."
 )
 
-_HEADS = ("image", "pixels", "map", "vector", "answer", "ms")
+_HEADS = ("image", "pixels", "map", "vector", "prediction", "ms")
 
 Top = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demonstration made.
+    """Output of the demo.
 
     Attributes:
-        report: the HTML page; it needs no other file and no network.
-        answers: one for each photograph, at its own size.
-        regions: of the photograph whose windows were classified, the last one.
+        report: path of the self-contained HTML page.
+        answers: prediction for each photograph at its own size.
+        regions: classified windows of the last photograph.
     """
 
     report: Path
@@ -63,7 +63,7 @@ class DemoResult:
 
 @dataclass(frozen=True)
 class _View:
-    """One pass of one image through the network."""
+    """Result of one forward pass of an image."""
 
     name: str
     size: tuple[int, int]
@@ -74,21 +74,21 @@ class _View:
 
 
 def run_demo(out: Path, images: Sequence[str | Path] = (), levels: Sequence[int] = (6, 3, 2, 1)) -> DemoResult:
-    """Classify photographs at their own and at other sizes with the embedded network; write a report of it.
+    """Classify photographs at their own and at other sizes with the embedded network and write a report.
 
     Args:
-        out: folder of the report ``index.html`` and its pictures; files of these names are replaced.
-        images: image files; none for four photographs that come with scikit-learn and scikit-image.
-        levels: of the pyramid, each n >= 1 for n x n bins; one picture a photograph is drawn of each.
+        out: output folder for ``index.html`` and its pictures; existing files are overwritten.
+        images: image files; if empty, four photographs from scikit-learn and scikit-image.
+        levels: pyramid levels, each n >= 1 for n x n bins; each photograph gets one picture per level.
 
     Raises:
-        sppnet.ImageError: the first image that cannot be read.
+        sppnet.ImageError: an image cannot be read.
         TypeError: `images` is a single path.
-        ValueError: a level below 1, or no `images` and scikit-learn or scikit-image is not installed.
+        ValueError: a level is below 1, or `images` is empty and scikit-learn or scikit-image is not installed.
     """
     start = time.perf_counter()
     if isinstance(images, str | Path):
-        raise TypeError(f"images: expected a sequence of files; got one: {str(images)!r}; give [{str(images)!r}]")
+        raise TypeError(f"images: expected a sequence of files, got a single path; pass [{str(images)!r}]")
     bins = count_bins(levels)
     paths = [Path(image) for image in images] or sample_photographs()
     photographs = [load_image(path) for path in paths]
@@ -96,11 +96,11 @@ def run_demo(out: Path, images: Sequence[str | Path] = (), levels: Sequence[int]
     answers, sections = [], []
     columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn()
     with ExitStack() as stack:
-        # Images this small gain little from more threads, which wait for each other where the cores are shared.
+        # Images this small gain little from more threads, which contend for shared cores.
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)
         progress = stack.enter_context(Progress(*columns, console=console))
-        task = progress.add_task("the network", total=len(paths) + 2)
+        task = progress.add_task("network", total=len(paths) + 2)
         model = imagenet_classifier()
         stack.enter_context(torch.inference_mode())
         for path, stem, photograph in zip(paths, _stems(paths), photographs, strict=True):
@@ -131,35 +131,35 @@ def run_demo(out: Path, images: Sequence[str | Path] = (), levels: Sequence[int]
 
 
 def sample_photographs() -> list[Path]:
-    """Files of the four photographs that come with scikit-learn and scikit-image.
+    """Return the paths of the four photographs that ship with scikit-learn and scikit-image.
 
     Raises:
-        ValueError: one of the two is not installed, or does not have its photographs.
+        ValueError: a package or one of its photographs is missing.
     """
     files = []
     for package, names in _SAMPLES.items():
-        # Found, not imported: importing them takes seconds, and only their files are wanted.
+        # Only their files are needed; importing the packages takes seconds.
         spec = find_spec(package)
         folders = list(spec.submodule_search_locations or []) if spec else []
         found = [Path(folder, name) for name in names for folder in folders if Path(folder, name).is_file()]
         if len(found) != len(names):
             raise ValueError(
-                f"images: none given, and the package {package} with the photographs {', '.join(names)} is not"
-                ' installed; install it with pip install "sppnet[demo]", or name image files of your own'
+                f"images: the default photographs {', '.join(names)} come with the package {package} and are not"
+                ' installed; run pip install "sppnet[demo]" or pass image files of your own'
             )
         files += found
     return files
 
 
 def _stems(paths: Sequence[Path]) -> list[str]:
-    """The beginnings of the names of each photograph's pictures, all different also where case does not count."""
+    """Return a file name stem for each photograph, unique on case-insensitive file systems too."""
     stems: list[str] = []
     for path in paths:
-        stem = plain = re.sub(r"[^\w-]+", "-", path.stem).strip("-").lower()[:60] or "image"
+        stem = base = re.sub(r"[^\w-]+", "-", path.stem).strip("-").lower()[:60] or "image"
         number = 1
         while stem in stems:
             number += 1
-            stem = f"{plain}-{number}"
+            stem = f"{base}-{number}"
         stems.append(stem)
     return stems
 
@@ -167,34 +167,34 @@ def _stems(paths: Sequence[Path]) -> list[str]:
 def _photograph(
     model: Classifier, path: Path, photograph: Image.Image, base: Path, levels: Sequence[int]
 ) -> tuple[Prediction, str]:
-    """The answer for a photograph and its section of the report; its pictures' names begin with `base`."""
+    """Classify a photograph and render its section of the report; picture names start with `base`."""
     policy = Resize("native", max_pixels=model.config.max_pixels)
-    own = policy(photograph, model.backbone.interpolation)
-    centre = Resize("center-crop", model.backbone.side)(photograph, model.backbone.interpolation)
+    native = policy(photograph, model.backbone.interpolation)
+    center = Resize("center-crop", model.backbone.side)(photograph, model.backbone.interpolation)
     others = (
-        ("half of it", own.resize((max(1, own.width // 2), max(1, own.height // 2)), Image.Resampling.BICUBIC)),
-        ("warped to an odd size", own.resize((225, 321), Image.Resampling.BICUBIC)),
-        ("warped tall", own.resize((160, 400), Image.Resampling.BICUBIC)),
-        ("warped flat", own.resize((400, 160), Image.Resampling.BICUBIC)),
-        ("centre, cut out", centre),
+        ("half size", native.resize((max(1, native.width // 2), max(1, native.height // 2)), Image.Resampling.BICUBIC)),
+        ("warped to an odd size", native.resize((225, 321), Image.Resampling.BICUBIC)),
+        ("warped tall", native.resize((160, 400), Image.Resampling.BICUBIC)),
+        ("warped flat", native.resize((400, 160), Image.Resampling.BICUBIC)),
+        ("center crop", center),
     )
-    shrunk = own.size != photograph.size
-    views = [_view(model, "own size, shrunk" if shrunk else "own size", own, levels)]
+    shrunk = native.size != photograph.size
+    views = [_view(model, "own size, reduced" if shrunk else "own size", native, levels)]
     views += [_view(model, name, image, levels) for name, image in others]
     top, size = views[0].top, (photograph.height, photograph.width)
     answer = Prediction(str(path), top[0][0], top[0][1], top, size, views[0].size)
-    ground = _ground(photograph)
-    pictures, most = _pictures(model, ground, answer, views[0].features, base, levels)
+    canvas = _canvas(photograph)
+    pictures, highest = _pictures(model, canvas, answer, views[0].features, base, levels)
     section = Template(SECTION).substitute(
         name=escape(path.name),
         size=_sides(size),
-        shrunk=f" The network saw it at {_sides(views[0].size)}, within its bound of pixels." if shrunk else "",
-        photograph=_save(ground, base.with_name(f"{base.name}-photograph.jpg")),
+        shrunk=f" The network's input is reduced to {_sides(views[0].size)}, its pixel limit." if shrunk else "",
+        photograph=_save(canvas, base.with_name(f"{base.name}-photograph.jpg")),
         alt=escape(f"The photograph {path.name}"),
-        own=_answers(f"At {'' if shrunk else 'its own size, '}{_sides(views[0].size)}", top),
-        centre=_answers(f"Its centre at the trained size, {_sides(views[-1].size)}", views[-1].top),
+        native=_top_classes(f"At {'' if shrunk else 'its own size, '}{_sides(views[0].size)}", top),
+        center=_top_classes(f"Center crop at the training size, {_sides(views[-1].size)}", views[-1].top),
         label=escape(answer.label),
-        most=_percent(most),
+        highest=_percent(highest),
         pictures="\n".join(pictures),
         heads="".join(f'<th scope="col">{head}</th>' for head in _HEADS),
         rows="\n".join(_row(view) for view in views),
@@ -203,26 +203,26 @@ def _photograph(
 
 
 def _regions(model: Classifier, photograph: Image.Image) -> tuple[Regions, Image.Image]:
-    """The windows of a photograph that look like objects, and the picture of them."""
-    ground = _ground(photograph)
-    # Small photographs are only drawn larger: the network gains nothing from pixels that are made up.
-    seen = ground if max(photograph.size) > _SIDE else photograph
-    regions = find_regions(model, seen)
-    boxes = regions.found.boxes * (max(ground.size) / max(seen.size))
-    # Numbered anew, so that these few classes have the colours that differ most.
+    """Find the most likely objects in a photograph and draw them."""
+    canvas = _canvas(photograph)
+    # Small photographs are enlarged for drawing only: the network gains nothing from interpolated pixels.
+    source = canvas if max(photograph.size) > _SIDE else photograph
+    regions = find_regions(model, source)
+    boxes = regions.found.boxes * (max(canvas.size) / max(source.size))
+    # Renumber the labels so that these few classes get the most distinct colors.
     present, labels = regions.found.labels.unique(return_inverse=True)
     names = [model.config.classes[label] for label in present.tolist()]
-    return regions, draw_detections(ground, Detections(boxes, regions.found.scores, labels), names)
+    return regions, draw_detections(canvas, Detections(boxes, regions.found.scores, labels), names)
 
 
-def _ground(photograph: Image.Image) -> Image.Image:
-    """What is drawn on: all of one length, for the names on small photographs to be readable."""
+def _canvas(photograph: Image.Image) -> Image.Image:
+    """Resize to a fixed longest side, so that class names are readable on small photographs too."""
     width, height = (max(1, round(side * _SIDE / max(photograph.size))) for side in photograph.size)
     return photograph.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def _view(model: Classifier, name: str, image: Image.Image, levels: Sequence[int]) -> _View:
-    """Run the network once on the image as it is; reading and resizing are not timed."""
+    """Run the network on the image without resizing; only the forward pass is timed."""
     x = to_tensor(image, model.backbone.mean, model.backbone.std)[None]
     start = time.perf_counter()
     features: FeatureMap = model.backbone(x)
@@ -235,32 +235,32 @@ def _view(model: Classifier, name: str, image: Image.Image, levels: Sequence[int
 
 
 def _pictures(
-    model: Classifier, ground: Image.Image, answer: Prediction, features: FeatureMap, base: Path, levels: Sequence[int]
+    model: Classifier, canvas: Image.Image, answer: Prediction, features: FeatureMap, base: Path, levels: Sequence[int]
 ) -> tuple[list[str], float]:
-    """A figure of each level, and the probability that stands for the full tint in all of them."""
+    """Render one figure per level; also return the probability drawn with the strongest tint."""
     index = model.config.classes.index(answer.label)
     vectors = [pyramid_pool(features.data, [n], reduce="avg").reshape(-1, n * n).T for n in levels]
-    answers = [model.head(bins).softmax(1) for bins in vectors]
-    most = max(float(probabilities[:, index].max()) for probabilities in answers)
+    predictions = [model.head(bins).softmax(1) for bins in vectors]
+    highest = max(float(probabilities[:, index].max()) for probabilities in predictions)
     figures = []
-    for n, bins, probabilities in zip(levels, vectors, answers, strict=True):
-        values = (probabilities[:, index] / most).clamp(0, 1).tolist()
-        firsts: list[int] = probabilities.argmax(1).tolist()
-        boxes = bin_boxes(features, (ground.height, ground.width), answer.network_size, n)
-        picture = draw_bins(ground, boxes, values=values, labels=[model.config.classes[i] for i in firsts])
+    for n, bins, probabilities in zip(levels, vectors, predictions, strict=True):
+        values = (probabilities[:, index] / highest).clamp(0, 1).tolist()
+        winners: list[int] = probabilities.argmax(1).tolist()
+        boxes = bin_boxes(features, (canvas.height, canvas.width), answer.network_size, n)
+        picture = draw_bins(canvas, boxes, values=values, labels=[model.config.classes[i] for i in winners])
         source = _save(picture, base.with_name(f"{base.name}-level-{n}.jpg"))
         score, best = (part.item() for part in model.head(bins.mean(0)).softmax(0).max(0))
-        same = f"{firsts.count(index)} of {n * n} bins answer {answer.label} by themselves"
-        title, caption = "Level 1: the whole map", f"The answer for the photograph: {answer.label}"
+        count = f"{winners.count(index)} of {n * n} bins predict {answer.label} on their own"
+        title, caption = "Level 1: the whole map", f"Prediction for the photograph: {answer.label}"
         if n > 1:
             title = f"Level {n}: {n} × {n} bins"
-            caption = f"{same}; averaged, all {n * n} answer {model.config.classes[best]}"
-        alt = f"{Path(answer.source).name} with the bins of level {n}: {same}"
+            caption = f"{count}; the average of all {n * n} predicts {model.config.classes[best]}"
+        alt = f"{Path(answer.source).name} with the bins of level {n}: {count}"
         figures.append(
             f'<figure><img src="{source}" alt="{escape(alt)}"><figcaption><b>{title}.</b>'
             f" {escape(caption)} ({_percent(score)}).</figcaption></figure>"
         )
-    return figures, most
+    return figures, highest
 
 
 def _save(image: Image.Image, file: Path) -> str:
@@ -274,10 +274,10 @@ def _sides(size: tuple[int, int]) -> str:
 
 
 def _percent(probability: float) -> str:
-    return f"{100 * probability:.1f} %"
+    return f"{100 * probability:.1f}%"
 
 
-def _answers(title: str, top: Top) -> str:
+def _top_classes(title: str, top: Top) -> str:
     items = "".join(
         f'<li><span>{escape(label)}</span> <b>{_percent(score)}</b><i style="width:{100 * score:.1f}%"></i></li>'
         for label, score in top
@@ -288,6 +288,6 @@ def _answers(title: str, top: Top) -> str:
 def _row(view: _View) -> str:
     label, score = view.top[0]
     rows, columns = view.features.data.shape[2:]
-    answer = f"{escape(label)}, {_percent(score)}"
-    cells = (_sides(view.size), f"{rows} × {columns}", f"{view.vector:,}", answer, f"{view.milliseconds:.0f}")
+    prediction = f"{escape(label)}, {_percent(score)}"
+    cells = (_sides(view.size), f"{rows} × {columns}", f"{view.vector:,}", prediction, f"{view.milliseconds:.0f}")
     return f'<tr><th scope="row">{escape(view.name)}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"

@@ -1,4 +1,4 @@
-"""How fast the operators are beside their peers: all candidates of a case timed in turns, and checked first."""
+"""Benchmark of the operators against alternatives in torch and torchvision; outputs are compared before timing."""
 
 import math
 import os
@@ -30,15 +30,15 @@ from sppnet.tools.peers import (
     region_candidates,
 )
 
-FASTER = "▼"  # marks a peer that is faster than ours
-_BATCH_SECONDS = 2e-3  # what the clock must see at a time
+FASTER = "▼"  # marks a peer that is faster than sppnet
+_BATCH_SECONDS = 2e-3  # shortest interval to time
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Microseconds a call, and the ratio to our time of the same round: above 1 is slower than ours.
+    """Microseconds per call and the ratio to sppnet's time in the same round: above 1 is slower than sppnet.
 
-    Quartiles are the first and the third.
+    Quartiles are the first and third.
     """
 
     name: str
@@ -51,13 +51,13 @@ class Timing:
 
     @property
     def lost(self) -> bool:
-        """Whether this peer is faster than ours."""
+        """Whether this is a peer that is faster than sppnet."""
         return self.role == "peer" and self.ratio < 1
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The timings of a case, ours first; of regions also the share of windows that are not copies of another."""
+    """Timings of a case, sppnet first; for regions also the share of distinct windows."""
 
     case: Case
     rounds: int
@@ -65,27 +65,27 @@ class Comparison:
     distinct: float | None = None
 
     def best_peer(self) -> Timing:
-        """The exact peer with the smallest median."""
+        """Return the peer with the smallest median."""
         return min((timing for timing in self.timings if timing.role == "peer"), key=lambda timing: timing.median_us)
 
     def find(self, name: str) -> Timing | None:
-        """The candidate of that name, if the case has it."""
+        """Return the timing of the named candidate, or None."""
         return next((timing for timing in self.timings if timing.name == name), None)
 
 
 def compare(case: Case, budget: float = 1.5, *, compiled: bool = False, rounds: int = 5) -> Comparison:
-    """Check every candidate of a case against ours and time them in turns.
+    """Check the output of every candidate of a case, then time them alternately.
 
-    Ours is timed twice, as two candidates: the ratio of ``sppnet again`` tells what ratios mean nothing.
+    sppnet is timed twice, as two candidates: the deviation of ``sppnet again`` from 1 is measurement noise.
 
     Args:
-        case: the case; the map holds normal numbers, boxes are :func:`sppnet.tools.peers.proposals`.
-        budget: seconds after which no further round begins.
-        compiled: whether torch.compile of the plain form is timed too, for whole maps.
-        rounds: fewest rounds, whatever the budget.
+        case: case to time, with a normally distributed map and boxes from :func:`sppnet.tools.peers.proposals`.
+        budget: seconds after which no new round starts.
+        compiled: whether to also time torch.compile, for whole maps.
+        rounds: minimum number of rounds, regardless of `budget`.
 
     Raises:
-        RuntimeError: a peer does not give what ours gives.
+        RuntimeError: the output of a peer differs from sppnet's.
     """
     with torch.inference_mode(not case.backward):
         x, out = _maps(case), _vectors(case)
@@ -117,39 +117,39 @@ def measure(
     clock: Callable[[], float] = time.perf_counter,
     wait: Callable[[], object] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Time calls in turns, in a new order each round, so that what slows the machine for a while slows them all.
+    """Time calls alternately, in a new random order each round, so that slowdowns of the machine affect all alike.
 
     Args:
-        calls: what is timed. Two calls of each come first and do not count; the second tells how many in a row take
-            2 ms, so that the clock is exact enough.
-        budget: seconds after which no further round begins.
-        rounds: fewest rounds, whatever the budget.
-        clock: gives seconds.
-        wait: waits for the device; timed with the calls.
+        calls: functions to time. Each is called twice as a warm-up; the second call determines how many repeats fill
+            2 ms, for the precision of the clock.
+        budget: seconds after which no new round starts.
+        rounds: minimum number of rounds, regardless of `budget`.
+        clock: function that returns the time in seconds.
+        wait: function that synchronizes the device; its time is included.
 
     Returns:
-        For each name the seconds of one call, one number a round.
+        For each name, the seconds per call in each round.
     """
 
-    def seconds_of(name: str, repeats: int) -> float:
-        begin = clock()
+    def time_call(name: str, repeats: int) -> float:
+        start = clock()
         for _ in range(repeats):
             calls[name]()
         if wait is not None:
             wait()
-        return (clock() - begin) / repeats
+        return (clock() - start) / repeats
 
     repeats = {}
     for name in calls:
-        seconds_of(name, 1)
-        repeats[name] = max(math.ceil(_BATCH_SECONDS / max(seconds_of(name, 1), 1e-7)), 1)
+        time_call(name, 1)
+        repeats[name] = max(math.ceil(_BATCH_SECONDS / max(time_call(name, 1), 1e-7)), 1)
     generator, names = np.random.default_rng(0), list(calls)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     end, done = clock() + budget, 0
     while done < rounds or clock() < end:
         for index in generator.permutation(len(names)):
             name = names[index]
-            seconds[name].append(seconds_of(name, repeats[name]))
+            seconds[name].append(time_call(name, repeats[name]))
         done += 1
     return {name: np.array(values) for name, values in seconds.items()}
 
@@ -157,64 +157,63 @@ def measure(
 def summarise(
     seconds: Mapping[str, np.ndarray], roles: Mapping[str, Role], notes: Mapping[str, str]
 ) -> tuple[Timing, ...]:
-    """Medians and quartiles of the times, and of their ratios to the first name's, round by round."""
-    ours = next(iter(seconds.values()))
+    """Return medians and quartiles of the times and of their per-round ratios to the first name."""
+    baseline = next(iter(seconds.values()))
     timings = []
     for name, values in seconds.items():
         low, median, high = (1e6 * np.quantile(values, (0.25, 0.5, 0.75))).tolist()
-        first, ratio, third = np.quantile(values / ours, (0.25, 0.5, 0.75)).tolist()
+        first, ratio, third = np.quantile(values / baseline, (0.25, 0.5, 0.75)).tolist()
         timings.append(Timing(name, roles[name], median, (low, high), ratio, (first, third), notes.get(name, "")))
     return tuple(timings)
 
 
 def check(candidates: Sequence[Candidate], case: Case) -> None:
-    """See that every exact candidate gives what the first one gives.
+    """Check that every candidate, except those with the role ``orientation``, computes the same as the first.
 
-    Maxima are compared bit for bit. Gradients are compared in float32, whatever the dtype of the case: numbers of
-    few bits are often equal, and of equal maxima a form may choose any.
+    Maxima must be bit-identical. Gradients are always compared in float32: low-precision maps have many ties, and
+    candidates may route the gradient to any of the tied cells.
 
     Raises:
-        RuntimeError: naming the candidate that differs.
+        RuntimeError: a candidate differs; the message names it.
     """
     ours, *others = [candidate for candidate in candidates if candidate.role != "orientation"]
     x = _maps(case)
     expected = ours.form(x).detach()
     tolerance = 0.0 if case.reduce == "max" else 2e-2 if x.element_size() < 4 else 1e-5
     for other in others:
-        _same(other.name, "values", other.form(x).detach(), _first(expected, other.share), tolerance)
+        _check_equal(other.name, "values", other.form(x).detach(), _first(expected, other.share), tolerance)
     if case.backward:
         x, grad = _maps(case, torch.float32), torch.randn_like(expected, dtype=torch.float32)
         for other in others:
             part = _first(grad, other.share)
-            (found,) = torch.autograd.grad(other.form(x), x, part)
+            (actual,) = torch.autograd.grad(other.form(x), x, part)
             (wanted,) = torch.autograd.grad(ours.form(x)[: len(part)], x, part)
-            _same(other.name, "gradients", found, wanted, 1e-5)
+            _check_equal(other.name, "gradients", actual, wanted, 1e-5)
 
 
-def _same(name: str, what: str, found: Tensor, expected: Tensor, tolerance: float) -> None:
-    if found.shape != expected.shape:
-        shapes = f"{tuple(found.shape)}, and sppnet's {tuple(expected.shape)}"
-        raise RuntimeError(f"{name} is no peer: its {what} have the shape {shapes}")
-    worst = (found - expected).abs().max().item()
+def _check_equal(name: str, quantity: str, actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    if actual.shape != expected.shape:
+        raise RuntimeError(f"{name}: expected {quantity} of shape {tuple(expected.shape)}, got {tuple(actual.shape)}")
+    worst = (actual - expected).abs().max().item()
     if not worst <= tolerance * expected.abs().max().item():
-        raise RuntimeError(f"{name} is no peer: its {what} differ from sppnet's by up to {worst:.3g}")
+        raise RuntimeError(f"{name}: expected the same {quantity} as sppnet, got a difference of up to {worst:.3g}")
 
 
 def legend(comparisons: Sequence[Comparison]) -> list[str]:
-    """How to read the tables, and the notes of the candidates."""
+    """Return an explanation of the tables and the notes on the candidates, as lines."""
     lines = [
-        "Numbers are times divided by sppnet's own of the same round: the median, and in brackets the quartiles."
-        f" Above 1 sppnet is faster; {FASTER} marks a peer that is faster than sppnet.",
-        "limit: torch reads once what is read and writes once what is written; 0.5 is half as long as sppnet takes.",
-        "sppnet again: the same function as a second candidate; what it differs from 1 by means nothing elsewhere.",
+        "Values are times relative to sppnet in the same round: median, and quartiles in brackets. Above 1 sppnet is"
+        f" faster; {FASTER} marks a peer that is faster than sppnet.",
+        "limit: torch reads the input once and writes the output once; 0.5 is half of sppnet's time.",
+        "sppnet again: the same function timed as a second candidate; its deviation from 1 is noise.",
     ]
     noted = {timing.name: timing.note for comparison in comparisons for timing in comparison.timings if timing.note}
-    notes = {name: re.sub(r"[\d.]+ s once", "seconds of compilation in the JSON", note) for name, note in noted.items()}
+    notes = {name: re.sub(r"[\d.]+ s to compile", "compile time in the JSON", note) for name, note in noted.items()}
     return lines + [f"{name}: {note}." for name, note in sorted(notes.items())]
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:
-    """Machine, versions, threads and time of a measurement, ready for JSON."""
+    """Return machine, versions, threads and date of a measurement as JSON-compatible values."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
@@ -245,7 +244,7 @@ def _version(name: str) -> str | None:
 
 
 def _maps(case: Case, dtype: torch.dtype | None = None) -> Float[Tensor, "n c h w"]:
-    """The same normal numbers at each call, rounded to the dtype."""
+    """Return a normally distributed map, the same at each call."""
     memory_format = torch.channels_last if case.layout == "channels_last" else torch.contiguous_format
     x = torch.randn(case.shape, generator=torch.Generator().manual_seed(0))
     x = x.to(case.device, dtype or getattr(torch, case.dtype)).contiguous(memory_format=memory_format)
@@ -253,7 +252,7 @@ def _maps(case: Case, dtype: torch.dtype | None = None) -> Float[Tensor, "n c h 
 
 
 def _vectors(case: Case) -> Float[Tensor, "k d"]:
-    """Of the shape of the result: the gradient that comes in, and where the limit writes."""
+    """Return random vectors of the output's shape, used as incoming gradient and as output buffer of `limit`."""
     shape = (case.boxes or case.shape[0], case.shape[1] * count_bins(case.levels))
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     return x.to(case.device, getattr(torch, case.dtype))

@@ -1,4 +1,4 @@
-"""What the installation stands on: packages, devices and weights. Everything is found by looking."""
+"""Inventory of the installation: packages, devices and downloaded weights."""
 
 import importlib.metadata
 import os
@@ -18,13 +18,13 @@ _NOT_FOR_USERS = ("all", "dev", "docs")
 
 @dataclass(frozen=True)
 class Package:
-    """A package that sppnet uses.
+    """A dependency of sppnet.
 
     Attributes:
-        name: as pip has it.
-        needed: versions that will do, such as ``>=1.6``.
-        version: that is installed; None for none.
-        usable: whether one is installed that will do.
+        name: distribution name.
+        needed: version specifier, such as ``>=1.6``.
+        version: installed version, or None.
+        usable: whether the installed version satisfies the specifier.
     """
 
     name: str
@@ -35,13 +35,13 @@ class Package:
 
 @dataclass(frozen=True)
 class Device:
-    """A device of torch.
+    """A torch device.
 
     Attributes:
-        name: as torch has it, such as ``cuda:0``.
-        model: what its maker calls it.
-        memory: bytes that it has; None where torch does not say.
-        details: cores, vectors, compilers, in words.
+        name: torch name, such as ``cuda:0``.
+        model: product name.
+        memory: size in bytes, or None if unknown.
+        details: cores, vector width and compilers, as text.
     """
 
     name: str
@@ -52,13 +52,13 @@ class Device:
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights on the disk.
+    """Pretrained weights on disk.
 
     Attributes:
         source: ``embedded``, ``torch hub`` or ``huggingface``.
-        name: of the file or of the network.
-        bytes: how many there are.
-        problem: what is wrong with them; None for nothing, or where it was not looked at.
+        name: file name or network name.
+        bytes: size in bytes.
+        problem: what is wrong with the weights; None if nothing is, or if they were not checked.
     """
 
     source: str
@@ -68,24 +68,24 @@ class Weights:
 
 
 def packages(installed: importlib.metadata.Distribution | None = None) -> dict[str, tuple[Package, ...]]:
-    """The packages of the base installation, under the name "", and of each extra.
+    """Return the dependencies of the base installation, under the key "", and of each extra.
 
     Args:
-        installed: whose metadata are read; None for sppnet's.
+        installed: distribution to inspect; None for sppnet.
     """
     installed = installed or importlib.metadata.distribution("sppnet")
-    lines = [Requirement(line) for line in installed.requires or ()]
+    requirements = [Requirement(line) for line in installed.requires or ()]
     extras = installed.metadata.get_all("Provides-Extra") or []
-    found = {"": tuple(_look_up(line) for line in lines if _applies(line, ""))}
+    groups = {"": tuple(_look_up(entry) for entry in requirements if _applies(entry, ""))}
     for extra in extras:
         if extra not in _NOT_FOR_USERS:
-            own = (line for line in lines if _applies(line, extra) and not _applies(line, ""))
-            found[extra] = tuple(_look_up(line) for line in own)
-    return found
+            added = (entry for entry in requirements if _applies(entry, extra) and not _applies(entry, ""))
+            groups[extra] = tuple(_look_up(entry) for entry in added)
+    return groups
 
 
-def _applies(line: Requirement, extra: str) -> bool:
-    return line.marker is None or line.marker.evaluate({"extra": extra})
+def _applies(requirement: Requirement, extra: str) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
 
 
 def _look_up(requirement: Requirement) -> Package:
@@ -102,34 +102,34 @@ def _version(name: str) -> str | None:
 
 
 def devices() -> tuple[Device, ...]:
-    """The CPU, then each GPU that torch can use."""
-    about = machine()["machine"]
-    cores = f"{about['cores']} cores, {torch.get_num_threads()} threads, vectors of {vector_bits()} bits"
+    """Return the CPU, then each GPU that torch can use."""
+    host = machine()["machine"]
+    cores = f"{host['cores']} cores, {torch.get_num_threads()} threads, {vector_bits()}-bit vectors"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
-    found = [Device("cpu", about["cpu"], memory, cores)]
+    available = [Device("cpu", host["cpu"], memory, cores)]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        triton = f"Triton {_version('triton')}" if find_spec("triton") else "no Triton: plain torch serves"
+        triton = f"Triton {_version('triton')}" if find_spec("triton") else "no Triton: plain torch operators"
         details = f"compute capability {properties.major}.{properties.minor}, {triton}"
-        found.append(Device(f"cuda:{index}", properties.name, properties.total_memory, details))
+        available.append(Device(f"cuda:{index}", properties.name, properties.total_memory, details))
     if torch.backends.mps.is_available():
-        found.append(Device("mps", "Apple GPU", torch.mps.recommended_max_memory(), "plain torch serves"))
-    return tuple(found)
+        available.append(Device("mps", "Apple GPU", torch.mps.recommended_max_memory(), "plain torch operators"))
+    return tuple(available)
 
 
 def vector_bits() -> int:
-    """Width of the registers that the CPU kernels are compiled for."""
+    """Return the SIMD register width, in bits, that the CPU kernels are compiled for."""
     from numba import config
     from numba.core.codegen import get_host_cpu_features
 
-    asked: str | None = config.CPU_FEATURES  # type: ignore[attr-defined, unused-ignore]
+    override: str | None = config.CPU_FEATURES  # type: ignore[attr-defined, unused-ignore]
     host: str = get_host_cpu_features()  # type: ignore[no-untyped-call]
-    features = (host if asked is None else asked).split(",")
+    features = (host if override is None else override).split(",")
     return 512 if "+avx512f" in features else 256 if "+avx" in features else 128
 
 
 def weights() -> tuple[Weights, ...]:
-    """The embedded weights and those that timm has downloaded before."""
+    """Return the embedded weights and those that timm has already downloaded."""
     return (_embedded(), *_torch_hub(), *_huggingface())
 
 

@@ -1,9 +1,10 @@
-"""What the operators are timed against: the ways from a map to its vectors that torch and torchvision offer."""
+"""Alternatives to the operators in torch and torchvision, as candidates for the benchmark."""
 
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -22,14 +23,14 @@ Layout = Literal["nchw", "channels_last"]
 Role = Literal["ours", "control", "peer", "limit", "orientation"]
 Form = Callable[[Tensor], Tensor]
 
-_STRIDE = 16  # pixels from one cell to the next, for boxes
-_EXACT_SIDES = (1, 2, 3, 4, 6)  # of levels whose bins torchvision's roi_pool cuts exactly at every window
-_CROPS = 250  # windows that the loop over crops differentiates; each costs it a gradient of the whole map
+_STRIDE = 16  # pixels per cell, for boxes
+_EXACT_SIDES = (1, 2, 3, 4, 6)  # level sides for which torchvision's roi_pool computes exact bin edges
+_CROPS = 250  # windows in the backward pass of the loop over crops: each needs a gradient of the whole map
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is pooled: whole maps, or with `boxes` above 0 that many regions of them, over all images."""
+    """Benchmark case: pooling of whole maps if `boxes` is 0, else of that many regions in total over all images."""
 
     shape: tuple[int, int, int, int]
     levels: tuple[Level, ...]
@@ -43,10 +44,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way from a map to its vectors.
+    """One way to compute the vectors of a map.
 
-    All but ``orientation`` must give what the first candidate gives. `share` is the part of the vectors that one
-    call makes, the first of them; its time is scaled up to all.
+    All candidates except those with the role ``orientation`` must match the first one. If `share` is below 1, a call
+    computes only the first part of the vectors, and its time is scaled up.
     """
 
     name: str
@@ -57,7 +58,7 @@ class Candidate:
 
 
 def pyramid_candidates(case: Case) -> list[Candidate]:
-    """Ours and its peers for whole maps."""
+    """Return the candidates for whole maps, sppnet first."""
     grids, reduce = parse_levels(case.levels), case.reduce
     candidates = [
         Candidate("sppnet", lambda x: pyramid_pool(x, case.levels, reduce=reduce), "ours"),
@@ -73,20 +74,19 @@ def pyramid_candidates(case: Case) -> list[Candidate]:
 
 
 def compiled_candidate(case: Case, x: Float[Tensor, "n c h w"], grad: Float[Tensor, "n d"] | None) -> Candidate:
-    """torch.compile of the plain form, compiled here; the seconds that it took are in the note."""
+    """Compile per-level adaptive pooling with torch.compile; the note has the compile time."""
     grids = parse_levels(case.levels)
     torch.compiler.reset()
     form = torch.compile(lambda x: _adaptive(x, grids, case.reduce, _separate), dynamic=False)
-    begin = time.perf_counter()
+    start = time.perf_counter()
     call(form, x, grad)()
-    return Candidate("compiled", form, note=f"adaptive by torch.compile, {time.perf_counter() - begin:.1f} s once")
+    note = f"adaptive with torch.compile, {time.perf_counter() - start:.1f} s to compile"
+    return Candidate("compiled", form, note=note)
 
 
 def region_candidates(case: Case, boxes: list[Tensor]) -> list[Candidate]:
-    """Ours and its peers for regions under the rule ``roi_pool``, which is torchvision's."""
-    from sppnet.ops.cpu import (
-        dispatch as cpu,  # imported where it is needed, as everywhere: its compiler takes long
-    )
+    """Return the candidates for regions under torchvision's rule ``roi_pool``, sppnet first."""
+    from sppnet.ops.cpu import dispatch as cpu  # imported late: Numba is slow to import
 
     grids, reduce = parse_levels(case.levels), case.reduce
 
@@ -99,20 +99,14 @@ def region_candidates(case: Case, boxes: list[Tensor]) -> list[Candidate]:
         def unmerged(x: Tensor) -> Tensor:
             return cpu.forward(x, box_cells(boxes, case), grids, "adaptive", reduce, False, merge=False)[0]
 
-        candidates.append(Candidate("sppnet, not merged", unmerged, "ours", note="equal windows pooled each"))
+        candidates.append(Candidate("sppnet, not merged", unmerged, "ours", note="identical windows pooled separately"))
     if reduce == "max":
         exact = all(side in _EXACT_SIDES for grid in grids for side in grid)
         role: Role = "peer" if exact else "orientation"
-        note = "" if exact else "cuts bins in float32, which is not exact at these levels: for orientation"
-        candidates += [
-            Candidate("roi_pool", lambda x: _regions(x, boxes, grids, roi_pool, _separate), role, note=note),
-            Candidate(
-                "roi_pool, coarse from fine",
-                lambda x: _regions(x, boxes, grids, roi_pool, _nested),
-                role,
-                note=note,
-            ),
-        ]
+        note = "" if exact else "float32 bin edges are inexact at these levels; for orientation only"
+        for name, combine in (("roi_pool", _separate), ("roi_pool, coarse from fine", _nested)):
+            form = partial(_regions, boxes=boxes, grids=grids, op=roi_pool, combine=combine)
+            candidates.append(Candidate(name, form, role, note=note))
     count = min(_CROPS, case.boxes) if case.backward else case.boxes
 
     def crops(x: Tensor) -> Tensor:
@@ -120,8 +114,8 @@ def region_candidates(case: Case, boxes: list[Tensor]) -> list[Candidate]:
         parts = [maps[i : i + 1, :, top:bottom, left:right] for i, left, top, right, bottom in windows]
         return torch.cat([_adaptive(part, grids, reduce, _nested) for part in parts])
 
-    note = "" if count == case.boxes else f"{count} of {case.boxes} windows timed, and scaled"
-    note_align = "2 x 2 samples a bin, averaged: another quantity, for orientation"
+    note = "" if count == case.boxes else f"{count} of {case.boxes} windows timed, scaled to all"
+    note_align = "averages 2 x 2 samples per bin, a different quantity; for orientation only"
     return [
         *candidates,
         Candidate("crops of channels_last", crops, share=count / case.boxes, note=note),
@@ -130,43 +124,43 @@ def region_candidates(case: Case, boxes: list[Tensor]) -> list[Candidate]:
 
 
 def limit(case: Case, x: Float[Tensor, "n c h w"], out: Float[Tensor, "k d"]) -> Callable[[], object]:
-    """What torch takes to read once what is read and to write once what is written.
+    """Return a function in which torch only reads the input once and writes the output once.
 
-    For regions it writes to fresh memory, as a result of that length always is; for whole maps to memory in use.
+    It writes to newly allocated memory for regions, whose outputs are large, and to a reused buffer for whole maps.
     """
     x, gradient = x.detach(), torch.empty_like(x)
-    fresh = torch.empty_like if case.boxes else lambda tensor: tensor
+    allocate = torch.empty_like if case.boxes else lambda tensor: tensor
 
     def run() -> None:
         x.sum()
-        fresh(out).fill_(1)
+        allocate(out).fill_(1)
         if case.backward:
             out.sum()
-            fresh(gradient).fill_(1)
+            allocate(gradient).fill_(1)
 
     return run
 
 
 def call(form: Form, x: Float[Tensor, "n c h w"], grad: Float[Tensor, "k d"] | None) -> Callable[[], object]:
-    """What is timed: the form, or the form and the gradient of the map."""
+    """Return the function to time: `form`, with its backward pass if `grad` is given."""
     if grad is None:
         return lambda: form(x)
     return lambda: torch.autograd.grad(form(x), x, grad)
 
 
 def proposals(count: int, height: int, width: int, seed: int = 0) -> Float[Tensor, "k 4"]:
-    """Boxes with the look of a proposal method's, the same for the same arguments.
+    """Draw reproducible random boxes that resemble object proposals.
 
-    A quarter as many boxes are drawn first: area log-uniform between 32 x 32 pixels and 0.9 of the image, width to
-    height log-uniform between 1/3 and 3, place uniform. Each proposal is one of them, drawn at random, every edge
-    moved by a normal error of 3 % of the side. None ends after the last cell of a map of stride 16, which under the
-    rule ``roi_pool`` is half a stride before the image's edge.
+    First, `count` / 4 boxes are drawn: area log-uniform between 32 x 32 pixels and 0.9 of the image, aspect ratio
+    log-uniform between 1/3 and 3, position uniform. Each proposal is a random one of them, with every edge shifted by
+    normal noise of 3% of the side. No box extends beyond the last cell of a map of stride 16, which under the rule
+    ``roi_pool`` is half a stride before the image's edge.
 
     Args:
         count: number of boxes.
-        height: of the image, in pixels.
-        width: of the image, in pixels.
-        seed: of all that is drawn.
+        height: image height in pixels.
+        width: image width in pixels.
+        seed: random seed.
 
     Returns:
         (count, 4) float32 xyxy in pixels.
@@ -187,15 +181,15 @@ def proposals(count: int, height: int, width: int, seed: int = 0) -> Float[Tenso
 
 
 def draw_boxes(case: Case) -> list[Tensor]:
-    """Proposals of each image of the case, which has stride 16."""
+    """Draw proposals for each image of the case, at stride 16."""
     images, _, height, width = case.shape
     counts = [case.boxes // images + (index < case.boxes % images) for index in range(images)]
-    drawn = [proposals(count, height * _STRIDE, width * _STRIDE, seed) for seed, count in enumerate(counts)]
-    return [boxes.to(case.device) for boxes in drawn]
+    proposed = [proposals(count, height * _STRIDE, width * _STRIDE, seed) for seed, count in enumerate(counts)]
+    return [boxes.to(case.device) for boxes in proposed]
 
 
 def box_cells(boxes: list[Tensor], case: Case) -> Int[Tensor, "k 5"]:
-    """Boxes as windows of cells: image, then xyxy cells, half-open."""
+    """Convert boxes to windows of cells: image index, then half-open xyxy cells."""
     counts = torch.tensor([len(part) for part in boxes], device=case.device)
     images = torch.arange(len(boxes), device=case.device).repeat_interleave(counts)
     scale, offset = (1 / _STRIDE, 1 / _STRIDE), (0.0, 0.0)
@@ -206,12 +200,12 @@ Pool = Callable[[tuple[int, int]], Tensor]
 
 
 def _separate(pool: Pool, grids: Grids) -> Tensor:
-    """Each level from the map."""
+    """Pool each level from the map."""
     return torch.cat([pool(grid).flatten(1) for grid in grids], dim=1)
 
 
 def _nested(pool: Pool, grids: Grids) -> Tensor:
-    """Maxima of a level from those of the smallest level that it divides; from the map where there is none."""
+    """Pool each level from the coarsest finished level that it divides, or else from the map; for maxima only."""
     done: dict[tuple[int, int], Tensor] = {}
     for rows, columns in sorted(set(grids), key=math.prod, reverse=True):
         finer = [grid for grid in done if grid[0] % rows == 0 and grid[1] % columns == 0]
@@ -224,7 +218,7 @@ def _nested(pool: Pool, grids: Grids) -> Tensor:
 
 
 def _adaptive(x: Tensor, grids: Grids, reduce: Reduce, combine: Callable[[Pool, Grids], Tensor]) -> Tensor:
-    if reduce == "avg":  # means of overlapping bins do not follow from finer ones
+    if reduce == "avg":  # means of overlapping bins cannot be derived from finer levels
         return _separate(lambda grid: F.adaptive_avg_pool2d(x, grid), grids)
     return combine(lambda grid: F.adaptive_max_pool2d(x, grid), grids)
 
@@ -232,13 +226,13 @@ def _adaptive(x: Tensor, grids: Grids, reduce: Reduce, combine: Callable[[Pool, 
 def _regions(
     x: Tensor, boxes: list[Tensor], grids: Grids, op: Callable[..., Tensor], combine: Callable[[Pool, Grids], Tensor]
 ) -> Tensor:
-    wide = x.float() if x.element_size() < 4 else x  # torchvision wants boxes in the dtype of the map
-    return combine(lambda grid: op(wide, boxes, grid, 1 / _STRIDE), grids).to(x.dtype)
+    maps = x.float() if x.element_size() < 4 else x  # torchvision requires boxes in the dtype of the map
+    return combine(lambda grid: op(maps, boxes, grid, 1 / _STRIDE), grids).to(x.dtype)
 
 
 def _align(x: Tensor, boxes: list[Tensor], grid: tuple[int, int], scale: float) -> Tensor:
-    found: Tensor = roi_align(x, boxes, grid, scale, sampling_ratio=2)
-    return found
+    pooled: Tensor = roi_align(x, boxes, grid, scale, sampling_ratio=2)
+    return pooled
 
 
 def _channels_last(x: Tensor) -> Tensor:

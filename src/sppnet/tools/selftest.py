@@ -1,4 +1,4 @@
-"""Tests of the operators on the machine at hand: every device, dtype and layout against the plain form in float64."""
+"""Self-tests of the operators on this machine: every device, dtype and layout against a float64 reference."""
 
 import itertools
 import tempfile
@@ -18,11 +18,11 @@ from sppnet.ops.reference import Reduce
 from sppnet.ops.regions import box_windows, region_pyramid_pool
 
 LEVELS = (6, (4, 5), 3, 2, 1)
-"""Levels that follow from each other, and one that does not."""
+"""Levels whose bins nest (6, 3, 2, 1), and one whose bins do not."""
 SIZES = ((1, 1), (1, 9), (7, 5), (24, 32), (38, 51))
-"""(height, width) of maps: fewer cells than bins, odd, divisible and not."""
-_CHANNELS = (3, 67)  # less than a vector; full vectors and a rest
-# For an image; few for each map, and more, which other kernels serve; the second kind may leave the map.
+"""(height, width) of feature maps: fewer cells than bins, odd sides, divisible by the levels and not."""
+_CHANNELS = (3, 67)  # less than one SIMD vector; several vectors plus a remainder
+# Boxes per image and cell rule: few and more boxes use different kernels; `roi_pool` allows boxes off the map.
 _BOXES: tuple[tuple[int, CellRule], ...] = ((2, "paper"), (4, "roi_pool"))
 _IMAGES, _STRIDE, _ROUNDINGS = 2, 16, 4
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -37,7 +37,7 @@ _SERVERS = {
 
 @dataclass(frozen=True)
 class Case:
-    """Maps of one size, and what is pooled of them: boxes, or with none of them the maps whole."""
+    """Test case: feature maps of one size, pooled whole if `boxes` is 0, else in that many boxes per image."""
 
     size: tuple[int, int]
     channels: int
@@ -46,22 +46,22 @@ class Case:
     rule: CellRule = "paper"
 
     def __str__(self) -> str:
-        what = f"{self.boxes} boxes an image ({self.rule})" if self.boxes else "whole maps"
-        return f"{self.reduce} over {self.size[0]} x {self.size[1]} cells, {self.channels} channels, {what}"
+        regions = f"{self.boxes} boxes per image ({self.rule})" if self.boxes else "whole maps"
+        return f"{self.reduce} over {self.size[0]} x {self.size[1]} cells, {self.channels} channels, {regions}"
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a test found.
+    """Outcome of a self-test.
 
     Attributes:
-        test: its name.
-        device: where it ran.
-        dtype: of the maps.
-        served: by which kernels.
-        cases: how many were tried; 0 where the test could not be made.
-        wrong: how many of them gave something else, or failed.
-        note: the first wrong case and what was wrong with it, or why there was no test.
+        test: name of the test.
+        device: torch device it ran on.
+        dtype: dtype of the feature maps.
+        served: kernels that ran.
+        cases: number of cases tried; 0 if the test could not run.
+        wrong: number of cases that failed.
+        note: first failed case and its error, or the reason why the test could not run.
     """
 
     test: str
@@ -74,7 +74,7 @@ class Result:
 
 
 def cases() -> list[Case]:
-    """All that the operators are tried with, the smallest maps first."""
+    """Return all test cases of the operators, smallest maps first."""
     kinds: tuple[tuple[int, CellRule], ...] = ((0, "paper"), *_BOXES)
     return [
         Case(size, channels, reduce, *kind)
@@ -83,14 +83,14 @@ def cases() -> list[Case]:
 
 
 def check_operators(devices: Sequence[torch.device], tried: Iterator[Case]) -> list[Result]:
-    """Compare `pyramid_pool` and `region_pyramid_pool`, forward and backward, with the plain form.
+    """Compare forward and backward of `pyramid_pool` and `region_pyramid_pool` with the reference.
 
     Args:
-        devices: that are tried, each with every dtype that it has.
-        tried: cases, such as those of :func:`cases`.
+        devices: devices to test, each with all dtypes it supports.
+        tried: cases to run, such as :func:`cases`.
 
     Returns:
-        One result for each operator, device and dtype.
+        One result per operator, device and dtype.
     """
     kinds = [
         (test, device, dtype)
@@ -99,36 +99,35 @@ def check_operators(devices: Sequence[torch.device], tried: Iterator[Case]) -> l
         for dtype in _DTYPES
         if device.type != "mps" or dtype is not torch.float64
     ]
-    done: dict[tuple[str, torch.device, torch.dtype], list[str | None]] = {kind: [] for kind in kinds}
+    outcomes: dict[tuple[str, torch.device, torch.dtype], list[str | None]] = {kind: [] for kind in kinds}
     for case in tried:
         maps, boxes = _inputs(case)
         expected = _reference(case, maps, boxes)
-        for (test, device, dtype), found in done.items():
+        for (test, device, dtype), problems in outcomes.items():
             if (test == "pyramid_pool") == (case.boxes == 0):
-                for layout in _LAYOUTS:
-                    problem = _try(case, maps.to(device, dtype, memory_format=_LAYOUTS[layout]), boxes, expected)
-                    found.append(problem and f"{case}, {layout}: {problem}")
-    return [_summarise(*kind, found) for kind, found in done.items()]
+                for layout, memory_format in _LAYOUTS.items():
+                    x = maps.to(device, dtype, memory_format=memory_format)
+                    problem = _find_problem(case, x, boxes, expected)
+                    problems.append(problem and f"{case}, {layout}: {problem}")
+    return [_summarize(*kind, problems) for kind, problems in outcomes.items()]
 
 
-def _summarise(test: str, device: torch.device, dtype: torch.dtype, found: list[str | None]) -> Result:
+def _summarize(test: str, device: torch.device, dtype: torch.dtype, outcomes: list[str | None]) -> Result:
     served = _SERVERS[library._kernels(torch.ones(1, device=device, dtype=dtype)).__name__]
-    problems = [problem for problem in found if problem]
-    return Result(
-        test, str(device), str(dtype).removeprefix("torch."), served, len(found), len(problems), *problems[:1]
-    )
+    problems = [problem for problem in outcomes if problem]
+    name = str(dtype).removeprefix("torch.")
+    return Result(test, str(device), name, served, len(outcomes), len(problems), *problems[:1])
 
 
 def _inputs(case: Case) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Maps whose numbers every dtype holds, some of them equal, and boxes in pixels, some of them beyond the map."""
+    """Return maps with tied values, exact in every dtype, and boxes in pixels, some partly off the map."""
     generator = torch.Generator().manual_seed(0)
     maps = torch.randint(0, 256, (_IMAGES, case.channels, *case.size), generator=generator) / 8 - 16
     height, width = (side * _STRIDE for side in case.size)
     corners = torch.rand(_IMAGES, case.boxes, 2, 2, generator=generator) * 1.5 - 0.25
     if case.rule == "paper":
         corners = corners.clamp(0, 1)
-    begin, end = corners.amin(2), corners.amax(2)
-    boxes = torch.cat((begin, end), dim=2) * torch.tensor([width, height, width, height])
+    boxes = torch.cat((corners.amin(2), corners.amax(2)), dim=2) * torch.tensor([width, height, width, height])
     return maps, tuple(boxes)
 
 
@@ -139,7 +138,7 @@ def _pool(x: Tensor, case: Case, boxes: Sequence[Tensor]) -> Tensor:
 
 
 def _reference(case: Case, maps: Tensor, boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Vectors and gradient by the plain form, in float64."""
+    """Return vectors and gradient of the reference implementation in float64."""
     windows, grids = None, parse_levels(LEVELS)
     if case.boxes:
         images = torch.arange(_IMAGES).repeat_interleave(case.boxes)
@@ -152,35 +151,35 @@ def _reference(case: Case, maps: Tensor, boxes: Sequence[Tensor]) -> tuple[Tenso
 
 
 def _weights(vectors: Tensor) -> Tensor:
-    """Of the sum of vectors whose gradient is compared: numbers that every dtype holds."""
+    """Return incoming gradients that are exact in every dtype."""
     return (torch.arange(vectors.numel(), device=vectors.device) % 8 - 3.5).to(vectors.dtype).view(vectors.shape)
 
 
-def _try(case: Case, x: Tensor, boxes: Sequence[Tensor], expected: tuple[Tensor, Tensor]) -> str | None:
-    """What is wrong with the operator's vectors or gradient."""
+def _find_problem(case: Case, x: Tensor, boxes: Sequence[Tensor], expected: tuple[Tensor, Tensor]) -> str | None:
+    """Describe what is wrong with the operator's vectors or gradient, or return None."""
     try:
         x = x.detach().requires_grad_()
         vectors = _pool(x, case, boxes)
         (gradient,) = torch.autograd.grad(vectors, x, _weights(vectors))
-        alone = _pool(x.detach(), case, boxes)
-    except Exception as error:  # whatever a kernel or its compiler raises
+        no_grad = _pool(x.detach(), case, boxes)
+    except Exception as error:  # anything a kernel or its compiler raises
         return _first_line(error)
     exact = case.reduce == "max"
     return (
         _difference("vectors", vectors.detach(), expected[0], exact)
-        or _difference("vectors without a gradient", alone, expected[0], exact)
-        or _difference("gradient", gradient, expected[1], False)
+        or _difference("vectors without grad", no_grad, expected[0], exact)
+        or _difference("gradients", gradient, expected[1], False)
     )
 
 
-def _difference(what: str, found: Tensor, expected: Tensor, exact: bool) -> str | None:
-    if found.shape != expected.shape:
-        return f"{what}: expected the shape {tuple(expected.shape)}; got {tuple(found.shape)}"
-    off = (found.cpu().double() - expected).abs()
-    step = 0.0 if exact else _ROUNDINGS * torch.finfo(found.dtype).eps
-    if (off <= step * (expected.abs() + expected.abs().max())).all():  # never so for what is no number
+def _difference(name: str, actual: Tensor, expected: Tensor, exact: bool) -> str | None:
+    if actual.shape != expected.shape:
+        return f"{name}: expected shape {tuple(expected.shape)}, got {tuple(actual.shape)}"
+    error = (actual.cpu().double() - expected).abs()
+    tolerance = 0.0 if exact else _ROUNDINGS * torch.finfo(actual.dtype).eps
+    if (error <= tolerance * (expected.abs() + expected.abs().max())).all():  # False for NaN
         return None
-    return f"{what} differ by up to {off.max():.2g}, of values up to {expected.abs().max():.3g}"
+    return f"{name} differ by up to {error.max():.2g}; largest expected value {expected.abs().max():.3g}"
 
 
 def _first_line(error: Exception) -> str:
@@ -188,7 +187,7 @@ def _first_line(error: Exception) -> str:
 
 
 class _Layer(nn.Module):
-    """Both operators between others, as in a network."""
+    """Both operators between elementwise ones, as in a network."""
 
     def forward(self, x: Tensor) -> Tensor:
         boxes = [torch.tensor([[0.0, 0.0, 60.0, 90.0], [20.0, 10.0, 40.0, 300.0]], device=x.device)] * _IMAGES
@@ -197,17 +196,17 @@ class _Layer(nn.Module):
 
 
 def check_compiled(device: torch.device) -> Result:
-    """Compile a layer with torch.compile's own compiler, one graph for all sizes, and compare."""
+    """Compare a layer with its torch.compile version, one graph for all sizes."""
 
     def build() -> Callable[[Tensor], Tensor]:
         torch._dynamo.reset()
         compiled: Callable[[Tensor], Tensor] = torch.compile(_Layer(), fullgraph=True, dynamic=True)
         return compiled
 
-    return _check_built("torch.compile", device, _no_compiler(device), build)
+    return _check_built("torch.compile", device, _missing_compiler(device), build)
 
 
-def _no_compiler(device: torch.device) -> str:
+def _missing_compiler(device: torch.device) -> str:
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
     from torch.utils._triton import has_triton
@@ -224,7 +223,7 @@ def _no_compiler(device: torch.device) -> str:
 
 
 def check_onnx() -> Result:
-    """Write a layer as an ONNX file, run it in onnxruntime and compare."""
+    """Compare a layer with its ONNX export in onnxruntime."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     note = f'not installed: {", ".join(missing)}; pip install "sppnet[export]"' if missing else ""
     return _check_built("ONNX", torch.device("cpu"), note, _in_onnxruntime)
@@ -254,7 +253,7 @@ def _in_onnxruntime() -> Callable[[Tensor], Tensor]:
 def _check_built(
     test: str, device: torch.device, missing: str, build: Callable[[], Callable[[Tensor], Tensor]]
 ) -> Result:
-    """Compare what `build` made of a layer with the layer itself, at sizes that it has not seen."""
+    """Compare the callable that `build` returns with the layer itself, at sizes it was not built with."""
     head = (test, str(device), "float32", "")
     if missing:
         return Result(*head, 0, note=missing)
@@ -268,6 +267,6 @@ def _check_built(
                 problem = _difference("vectors", built(x), layer(x).cpu().double(), True)
                 if problem:
                     problems.append(f"{size[0]} x {size[1]} cells: {problem}")
-    except Exception as error:  # whatever a compiler raises
+    except Exception as error:  # anything a compiler raises
         problems.append(_first_line(error))
     return Result(*head, len(sizes), len(problems), *problems[:1])
