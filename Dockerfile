@@ -1,31 +1,33 @@
-# Serves a model over HTTP, by default the embedded ImageNet classifier:
+# Serve a model over HTTP, by default the embedded ImageNet classifier:
 #   docker build -t sppnet .
 #   docker run --rm -p 8000:8000 sppnet
 #   docker run --rm -p 8000:8000 -v "$PWD/runs:/runs" sppnet serve cats --host 0.0.0.0
-# For a GPU: --build-arg TORCH_INDEX=https://pypi.org/simple --build-arg PACKAGES="gcc libc6-dev", and `docker run --gpus all`.
+# pip reads the index from its own configuration. The default index has the CUDA builds of PyTorch, which also run on the
+# CPU; for smaller CPU builds: --build-arg PIP_INDEX_URL=URL, with the URL that PyTorch's installation page gives.
+# For a GPU: --build-arg PACKAGES="gcc libc6-dev", and `docker run --gpus all`.
 
 FROM python:3.12-slim AS build
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-# Extras of pyproject.toml, with commas between them; detectors with selective search want `detect` too.
+# Extras of pyproject.toml, separated by commas; detectors with selective search also need `detect`.
 ARG EXTRAS=serve
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /source
-# The large and rarely changing part first: a layer of its own.
+# PyTorch is large and rarely changes, so it has its own layer, the only one that uses another index.
+ARG PIP_INDEX_URL
 RUN python -m venv /opt/sppnet \
-    && /opt/sppnet/bin/pip install --index-url "$TORCH_INDEX" torch torchvision
+    && /opt/sppnet/bin/pip install torch torchvision
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
-RUN /opt/sppnet/bin/pip install ".[$EXTRAS]"
+RUN env -u PIP_INDEX_URL /opt/sppnet/bin/pip install ".[$EXTRAS]"
 
 FROM python:3.12-slim
-# For a GPU, whose kernels are compiled when they are first used: gcc libc6-dev; for --engine compiled: g++.
+# For a GPU, whose kernels are compiled at first use: gcc libc6-dev; for --engine compiled: g++.
 ARG PACKAGES=
 RUN [ -z "$PACKAGES" ] || { apt-get update && apt-get install -y --no-install-recommends $PACKAGES \
     && rm -rf /var/lib/apt/lists/*; }
 RUN useradd --create-home --uid 10001 sppnet \
     && install --directory --owner sppnet /runs
 COPY --from=build /opt/sppnet /opt/sppnet
-# Kernels are compiled for the processor at hand when they are first used, and kept here.
+# Kernels are compiled for the processor at first use and cached here.
 ENV PATH=/opt/sppnet/bin:$PATH NUMBA_CACHE_DIR=/home/sppnet/.cache/numba PYTHONUNBUFFERED=1
 USER 10001
 WORKDIR /runs

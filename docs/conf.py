@@ -1,4 +1,4 @@
-"""The site: Sphinx reads the pages, the docstrings and the commands' own help; it asks the network for nothing."""
+"""Sphinx configuration: pages, docstrings and the help texts of commands, built without network access."""
 
 import io
 import os
@@ -44,18 +44,18 @@ html_copy_source = False
 html_show_sphinx = False
 html_show_copyright = False
 
-# What other packages define is not on this site, and their sites are not asked for it.
+# Names of other packages are not documented here, and intersphinx would need network access.
 nitpick_ignore_regex = [("py:.*", r"(jaxtyping|torch|numpy|PIL|collections|pathlib|os)\..*|Tensor|'.*'")]
 
 
 class CommandHelp(SphinxDirective):
-    """``{command-help} train classify``: what ``sppnet train classify --help`` prints."""
+    """Directive ``{command-help} train classify``, which shows the output of ``sppnet train classify --help``."""
 
     required_arguments = 1
     optional_arguments = 2
 
     def run(self) -> list[nodes.Node]:
-        """The help as a literal block."""
+        """Return the help text as a literal block."""
         os.environ["COLUMNS"] = "84"
         out = io.StringIO()
         with redirect_stdout(out):
@@ -72,10 +72,10 @@ class CommandHelp(SphinxDirective):
 def resolve_name(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nodes.TextElement
 ) -> nodes.Node | None:
-    """Link a name of ours to the page that has it, under whichever name; one that no page has must exist at least."""
+    """Link a name of the package to its page, also under an alias; undocumented names only have to exist."""
     target = node.get("reftarget", "")
-    inside = [target, *(f"{node.get(place)}.{target}" for place in ("py:class", "py:module"))]
-    for dotted in inside if node.get("refdomain") == "py" else ():
+    candidates = [target, *(f"{node.get(scope)}.{target}" for scope in ("py:class", "py:module"))]
+    for dotted in candidates if node.get("refdomain") == "py" else ():
         value = find(dotted)
         if value is None:
             continue
@@ -83,26 +83,25 @@ def resolve_name(
         public = f"sppnet.{getattr(value, '__name__', '')}"
         for name in (public, f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"):
             if name in documented:
-                found = documented[name]
-                builder = app.builder
-                place = builder.get_relative_uri(node.get("refdoc", ""), found.docname)
-                return nodes.reference("", "", content, internal=True, refuri=f"{place}#{found.node_id}")
+                entry = documented[name]
+                uri = app.builder.get_relative_uri(node.get("refdoc", ""), entry.docname)
+                return nodes.reference("", "", content, internal=True, refuri=f"{uri}#{entry.node_id}")
         return content
     return None
 
 
 def find(dotted: str) -> Any:
-    """What a dotted name of the package stands for, None if there is no such thing."""
+    """Resolve a dotted name of the package; None if it does not exist."""
     if not dotted.startswith("sppnet."):
         return None
     try:
         return pkgutil.resolve_name(dotted)
-    except (ImportError, AttributeError):
+    except (ImportError, AttributeError, ValueError):
         return None
 
 
 def setup(app: Sphinx) -> None:
-    """Add what is our own."""
+    """Register the directive, the lexer for CSV and the resolver of names."""
     app.add_directive("command-help", CommandHelp)
     app.add_lexer("csv", TextLexer)
     app.connect("missing-reference", resolve_name)
