@@ -1,4 +1,4 @@
-"""Record what the main commands compute on real images, or compare two such records bit for bit.
+"""Record the outputs of the main commands on real images, or compare two such records bit for bit.
 
 Run it before and after a refactoring, on the same machine::
 
@@ -25,7 +25,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-# torch reads these when it is imported; the subprocesses inherit them.
+# Read by torch on import, and inherited by the subprocesses.
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 import numpy as np
@@ -43,15 +43,15 @@ def run(*arguments: str | Path) -> str:
     sys.stderr.write(f"+ sppnet {' '.join(map(str, arguments))}\n")
     finished = subprocess.run(command, capture_output=True, text=True)
     if finished.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {finished.returncode}:\n{finished.stderr}")
+        raise SystemExit(f"{' '.join(command)} exited with {finished.returncode}:\n{finished.stderr}")
     return finished.stdout
 
 
 def read_json_lines(text: str) -> list[Any]:
-    """Decode JSON objects that follow each other."""
-    decoder, objects, place = json.JSONDecoder(), [], 0
-    while (place := len(text) - len(text[place:].lstrip())) < len(text):
-        content, place = decoder.raw_decode(text, place)
+    """Decode concatenated JSON objects."""
+    decoder, objects, offset = json.JSONDecoder(), [], 0
+    while (offset := len(text) - len(text[offset:].lstrip())) < len(text):
+        content, offset = decoder.raw_decode(text, offset)
         objects.append(content)
     return objects
 
@@ -103,7 +103,7 @@ def record_classification(data: Path) -> Any:
 
 
 def record_detection(data: Path) -> Any:
-    """Train a detector on a few images and evaluate it on them."""
+    """Train a detector on a few images and evaluate it on the same images."""
     source, target = data / "bccd", Path("voc")
     names = (source / "ImageSets" / "Main" / "train.txt").read_text().split()[:DETECTION_IMAGES]
     copy_files([source / "JPEGImages" / f"{name}.jpg" for name in names], target / "JPEGImages")
@@ -135,7 +135,7 @@ def record_segmentation(data: Path) -> Any:
 
 
 def record_export(_data: Path) -> Any:
-    """Export the classifier trained before and run the file."""
+    """Export the classifier of `record_classification` and run the file."""
     import onnxruntime
 
     run("export", "classifier", "--out", "model.onnx")
@@ -168,7 +168,7 @@ RECORDS = {
 
 
 def record(data: Path) -> dict[str, Any]:
-    """Run everything in a temporary folder, so that no path of this machine is part of a record."""
+    """Run all commands in a temporary folder, so that records contain no paths of the machine."""
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         contents = {name: function(data) for name, function in RECORDS.items()}
@@ -177,25 +177,25 @@ def record(data: Path) -> dict[str, Any]:
     return contents
 
 
-def differences(before: Any, after: Any, place: str = "") -> list[str]:
-    """List the places at which two records differ."""
+def differences(before: Any, after: Any, path: str = "") -> list[str]:
+    """List the differences between two records, each with its path."""
     if isinstance(before, dict) and isinstance(after, dict):
         keys = sorted(before.keys() | after.keys())
         missing = object()
         return [
             line
             for key in keys
-            for line in differences(before.get(key, missing), after.get(key, missing), f"{place}/{key}")
+            for line in differences(before.get(key, missing), after.get(key, missing), f"{path}/{key}")
         ]
     if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
         pairs = enumerate(zip(before, after, strict=True))
-        return [line for number, pair in pairs for line in differences(*pair, f"{place}/{number}")]
-    # repr tells -0.0 from 0.0, and takes NaN as equal to itself.
-    return [] if repr(before) == repr(after) else [f"{place}: {before!r} became {after!r}"]
+        return [line for number, pair in pairs for line in differences(*pair, f"{path}/{number}")]
+    # repr distinguishes -0.0 from 0.0 and treats NaN as equal to itself.
+    return [] if repr(before) == repr(after) else [f"{path}: {before!r} became {after!r}"]
 
 
 def main() -> int:
-    """Parse the command line."""
+    """Record or compare, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     recording = commands.add_parser("record", help="run the commands and write their outputs")

@@ -1,4 +1,4 @@
-"""Does torch itself export a pyramid of its adaptive pools for every size by now? Prints an answer, judges nothing.
+"""Report whether torch exports a pyramid of its own adaptive pools correctly for every map size.
 
 Usage: python scripts/probe_torch_export.py
 """
@@ -18,37 +18,37 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 LEVELS = (6, 3, 2, 1)
 TRACED = (24, 30)  # multiples of every level
-OTHERS = ((36, 48), (13, 17), (7, 25), (5, 4))  # the first again, the others not
+OTHERS = ((36, 48), (13, 17), (7, 25), (5, 4))  # only the first again
 POOLS: dict[str, Callable[[Tensor, int], Tensor]] = {"max": F.adaptive_max_pool2d, "avg": F.adaptive_avg_pool2d}
 
 
 class Pyramid(nn.Module):
-    """Torch's own adaptive pools, a level each, and their concatenation."""
+    """Concatenation of torch's adaptive pools, one per level."""
 
     def __init__(self, pool: Callable[[Tensor, int], Tensor]) -> None:
         super().__init__()
         self.pool = pool
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) in, (N, C * bins) out."""
+        """Pool (N, C, H, W) to (N, C * bins)."""
         return torch.cat([self.pool(x, level).flatten(1) for level in LEVELS], dim=1)
 
 
-def compare(found: Callable[[Tensor], Tensor], model: nn.Module) -> str:
-    """At how many of the sizes that were not traced the values are those of the model."""
-    faults = [fault for fault in (fault_at(size, found, model) for size in OTHERS) if fault]
-    if not faults:
+def compare(exported: Callable[[Tensor], Tensor], model: nn.Module) -> str:
+    """Describe whether the exported function matches the model at sizes that were not traced."""
+    errors = [error for error in (error_at(size, exported, model) for size in OTHERS) if error]
+    if not errors:
         return f"exact at all {len(OTHERS)} other sizes"
-    traced = fault_at(TRACED, found, model) or "right"
-    return f"NOT exact: wrong at {len(faults)} of {len(OTHERS)} other sizes, {faults[0]}; at the traced size {traced}"
+    traced = error_at(TRACED, exported, model) or "exact"
+    return f"NOT exact: wrong at {len(errors)} of {len(OTHERS)} other sizes, {errors[0]}; at the traced size: {traced}"
 
 
-def fault_at(size: tuple[int, int], found: Callable[[Tensor], Tensor], model: nn.Module) -> str:
-    """What is wrong at this size; empty where nothing is."""
+def error_at(size: tuple[int, int], exported: Callable[[Tensor], Tensor], model: nn.Module) -> str:
+    """Describe the error at a size; empty if the values match."""
     x = torch.randn(1, 8, *size)
     expected = model(x)
     try:
-        vector = found(x)
+        vector = exported(x)
     except Exception as error:
         return f"{size[0]} x {size[1]}: {first_line(error)}"
     if vector.shape != expected.shape:
@@ -57,7 +57,7 @@ def fault_at(size: tuple[int, int], found: Callable[[Tensor], Tensor], model: nn
 
 
 def through_onnx(model: nn.Module) -> str:
-    """What torch.onnx.export makes of the model, run by onnxruntime."""
+    """Export with torch.onnx.export and compare in onnxruntime."""
     try:
         import onnxruntime  # type: ignore[import-untyped, unused-ignore]
     except ModuleNotFoundError as error:
@@ -70,7 +70,7 @@ def through_onnx(model: nn.Module) -> str:
                 model, (torch.randn(1, 8, *TRACED),), dynamo=True, dynamic_shapes=(sizes,), verbose=False
             )
             if program is None:
-                return "refused without a word"
+                return "refused without a message"
             program.save(path)
             session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         except Exception as error:
@@ -80,7 +80,7 @@ def through_onnx(model: nn.Module) -> str:
 
 
 def through_export(model: nn.Module) -> str:
-    """What torch.export makes of the model."""
+    """Export with torch.export and compare."""
     sizes = {2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
     try:
         program = torch.export.export(model, (torch.randn(1, 8, *TRACED),), dynamic_shapes=(sizes,))
@@ -90,7 +90,7 @@ def through_export(model: nn.Module) -> str:
 
 
 def through_compile(model: nn.Module, backend: str) -> str:
-    """What torch.compile makes of the model, and in how many graphs."""
+    """Compile with torch.compile, compare, and count the graphs."""
     torch._dynamo.reset()
     counter = CompileCounterWithBackend(backend)
     compiled = torch.compile(model, dynamic=True, backend=counter)
@@ -103,7 +103,7 @@ def through_compile(model: nn.Module, backend: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The root of an error, short."""
+    """Return the first line of the root cause of an error."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines() or [""]
@@ -111,7 +111,7 @@ def first_line(error: BaseException) -> str:
 
 
 def installed(name: str) -> str:
-    """Name and version of a package, or that it is missing."""
+    """Return the name and version of a package, or that it is missing."""
     try:
         return f"{name} {version(name)}"
     except PackageNotFoundError:
@@ -119,28 +119,28 @@ def installed(name: str) -> str:
 
 
 def main() -> None:
-    """Try each way for each pool and print what came of it."""
+    """Export each pool in each way and print the results."""
     warnings.simplefilter("ignore")
     versions = [installed(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")]
     report([f"python {platform.python_version()}", *versions])
     verdicts = []
     for name, pool in POOLS.items():
         model = Pyramid(pool).eval()
-        ways = {
+        outcomes = {
             "torch.onnx.export(dynamo=True)": through_onnx(model),
             "torch.export": through_export(model),
             "torch.compile(dynamic=True), aot_eager": through_compile(model, "aot_eager"),
             "torch.compile(dynamic=True), inductor": through_compile(model, "inductor"),
         }
         report([f"adaptive_{name}_pool2d, levels {LEVELS}, traced at {TRACED[0]} x {TRACED[1]}:"])
-        report([f"  {way}: {verdict}" for way, verdict in ways.items()], "\n")
-        verdicts += [ways["torch.onnx.export(dynamo=True)"], ways["torch.export"]]
+        report([f"  {way}: {verdict}" for way, verdict in outcomes.items()], "\n")
+        verdicts += [outcomes["torch.onnx.export(dynamo=True)"], outcomes["torch.export"]]
     exact = all(verdict.startswith("exact") for verdict in verdicts)
-    report([f"torch's own adaptive pools export for every size: {'yes' if exact else 'no'}"])
+    report([f"torch's adaptive pools export correctly for every size: {'yes' if exact else 'no'}"])
 
 
 def report(parts: list[str], separator: str = ", ") -> None:
-    """Print the parts as one line, or as several."""
+    """Print the parts, joined by the separator."""
     sys.stdout.write(separator.join(parts) + "\n")
 
 

@@ -10,7 +10,7 @@ import torch
 
 pytest.register_assert_rewrite("tests.helpers.browsing", "tests.helpers.web_clients")
 
-# One thread a worker: threads that wait for each other on a busy machine cost more than they bring.
+# One thread per process: on a busy machine, more threads slow each other down.
 torch.set_num_threads(1)
 
 
@@ -23,7 +23,7 @@ def _seeded() -> None:
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """Shape checks off, as for a user: what the function itself says of a wrong argument is tested."""
+    """Disable shape checks, as in normal use, to test the error messages of the functions themselves."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,4 +1,4 @@
-"""The structure of the package: imports point one way, and no module is too long."""
+"""Structure of the package: layered imports and module sizes."""
 
 import ast
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import sppnet
 
 SOURCE = Path(sppnet.__file__).parent
-# Each package may import those of earlier lines, and its own modules. The same order is in docs/architecture.md.
+# A package may import packages of earlier lines and its own modules. docs/architecture.md lists the same order.
 TIERS = (
     ("errors", "console", "devices"),
     ("io",),
@@ -34,16 +34,16 @@ MODULES = {
 
 
 def imports(module: str) -> set[str]:
-    """Modules of the package that a module imports anywhere, in its functions too."""
-    found = set()
+    """Return the modules of the package that a module imports, also inside functions."""
+    names = set()
     for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} has a relative import"
-            inner = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {name if name in MODULES else str(node.module) for name in inner}
-    return {name for name in found if name in MODULES and name != module}
+            members = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if name in MODULES else str(node.module) for name in members}
+    return {name for name in names if name in MODULES and name != module}
 
 
 GRAPH = {module: imports(module) for module in MODULES if module not in ("sppnet", "sppnet.__main__")}
@@ -58,7 +58,7 @@ def test_imports_point_to_earlier_packages(module: str) -> None:
     own = package(module)
     wrong = [name for name in GRAPH[module] - {"sppnet"} if package(name) != own and RANKS[package(name)] >= RANKS[own]]
     assert not wrong
-    if own != "cli":  # the version is all that a module may take from the package itself
+    if own != "cli":  # other modules may import only the version from the package itself
         assert "sppnet" not in GRAPH[module] or "__version__" in MODULES[module].read_text(encoding="utf-8")
 
 

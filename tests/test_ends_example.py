@@ -1,4 +1,4 @@
-"""The law of the images of examples/ends: only the ends of an image tell its class."""
+"""Images of examples/ends: the class is visible at the ends of an image only."""
 
 import importlib.util
 import math
@@ -23,38 +23,38 @@ def example() -> ModuleType:
     return module
 
 
-def centre(image: Image.Image) -> Image.Image:
-    """The central square of the shorter side, and where the sides' difference is odd the pixel row beyond it too."""
+def center(image: Image.Image) -> Image.Image:
+    """Crop the central square, plus one line of pixels if the difference of the sides is odd."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, image.width - left, image.height - top))
 
 
-def test_images_of_one_seed_and_different_classes_have_the_same_central_square(example: ModuleType) -> None:
+def test_classes_share_the_central_square_of_equal_seeds(example: ModuleType) -> None:
     for seed in SEEDS:
-        images = [example.draw_image(seed, colour) for colour in example.COLOURS.values()]
+        images = [example.draw_image(seed, color) for color in example.COLORS.values()]
         first = np.asarray(images[0])
-        assert all(np.array_equal(np.asarray(centre(images[0])), np.asarray(centre(image))) for image in images)
-        # And differ elsewhere, enough to be seen.
+        assert all(np.array_equal(np.asarray(center(images[0])), np.asarray(center(image))) for image in images)
+        # The ends differ visibly.
         changed = [(np.asarray(image) != first).any(2).sum() for image in images[1:]]
         assert min(changed) >= 3 * (0.14 * min(images[0].size)) ** 2 * 0.4
 
 
-def test_centre_crops_of_different_classes_are_equal_to_the_last_bit(example: ModuleType) -> None:
-    """Also as they are resized, so that not even a filter's reach brings an end into the crop."""
+def test_center_crops_of_different_classes_are_identical(example: ModuleType) -> None:
+    """Also after resizing: the filter does not reach the ends."""
     for seed in SEEDS[:20]:
-        crops = [example.centre_crop(example.draw_image(seed, colour)) for colour in example.COLOURS.values()]
+        crops = [example.center_crop(example.draw_image(seed, color)) for color in example.COLORS.values()]
         assert len({crop.tobytes() for crop in crops}) == 1
 
 
 @pytest.mark.parametrize("form", ["native sizes", "letterbox", "warp"])
-def test_the_other_forms_keep_the_ends(example: ModuleType, form: str) -> None:
+def test_other_forms_differ_between_classes(example: ModuleType, form: str) -> None:
     for seed in SEEDS[:20]:
-        images = [example.FORMS[form](example.draw_image(seed, colour)) for colour in example.COLOURS.values()]
+        images = [example.FORMS[form](example.draw_image(seed, color)) for color in example.COLORS.values()]
         assert len({image.tobytes() for image in images}) == len(images)
 
 
-def test_both_orientations_and_aspects_up_to_1_to_3_occur(example: ModuleType) -> None:
+def test_both_orientations_and_the_range_of_aspect_ratios_occur(example: ModuleType) -> None:
     sizes = [example.draw_image(seed, (0, 0, 0)).size for seed in SEEDS]
     assert 20 < sum(width > height for width, height in sizes) < 40
     aspects = [max(size) / min(size) for size in sizes]
@@ -62,15 +62,15 @@ def test_both_orientations_and_aspects_up_to_1_to_3_occur(example: ModuleType) -
     assert 2.85 < max(aspects) < 3.05
 
 
-def test_all_forms_have_as_many_pixels(example: ModuleType) -> None:
+def test_forms_have_equal_area(example: ModuleType) -> None:
     image = example.draw_image("image", (0, 0, 0))
     area = image.width * image.height
-    for change in example.FORMS.values():
-        other = change(image)
-        assert math.isclose(other.width * other.height, area, rel_tol=0.02)
+    for transform in example.FORMS.values():
+        transformed = transform(image)
+        assert math.isclose(transformed.width * transformed.height, area, rel_tol=0.02)
 
 
-def test_the_data_are_the_same_each_time(example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_are_reproducible(example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(example, "COUNTS", {"train": 2, "val": 1})
     for name in ("a", "b"):
         example.write_images(tmp_path / name)

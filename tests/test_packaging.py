@@ -1,4 +1,4 @@
-"""What is shipped, and what a base installation can do: wheel, sdist, metadata, extras, imports."""
+"""Wheel, sdist, metadata, extras, container, and commands of installations without extras."""
 
 import importlib.metadata
 import json
@@ -31,7 +31,7 @@ SHIPPED = {".py", ".typed", ".html", ".css", ".js", ".svg"}
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sdist, the wheel that comes of it, and in `direct` the wheel of the checkout."""
+    """Build the sdist, the wheel from the sdist, and in `direct` the wheel from the checkout."""
     pytest.importorskip("hatchling")
     out = tmp_path_factory.mktemp("dist")
     build = [sys.executable, "-m", "build", "--no-isolation", str(ROOT)]
@@ -42,8 +42,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(built: Path) -> Path:
-    (found,) = built.glob("*.whl")
-    return found
+    (path,) = built.glob("*.whl")
+    return path
 
 
 def contents(wheel: Path) -> dict[str, bytes]:
@@ -56,28 +56,27 @@ def metadata(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> importlib
     out = tmp_path_factory.mktemp("unpacked")
     with zipfile.ZipFile(wheel) as file:
         file.extractall(out)
-    (found,) = importlib.metadata.distributions(path=[str(out)])
-    return found
+    (distribution,) = importlib.metadata.distributions(path=[str(out)])
+    return distribution
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+def test_wheel_contains_exactly_the_package(wheel: Path) -> None:
     assert wheel.name == f"sppnet-{sppnet.__version__}-py3-none-any.whl"
     files = {path.relative_to(SOURCE.parent) for path in SOURCE.rglob("*") if path.is_file()}
     files = {path for path in files if "__pycache__" not in path.parts}
     assert {path.suffix for path in files} <= SHIPPED
     info = f"sppnet-{sppnet.__version__}.dist-info"
-    about = {f"{info}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")}
-    assert set(contents(wheel)) == {path.as_posix() for path in files} | about
+    info_files = {f"{info}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")}
+    assert set(contents(wheel)) == {path.as_posix() for path in files} | info_files
     for name in ("py.typed", "serving/page/index.html"):
         assert f"sppnet/{name}" in contents(wheel)
 
 
-def test_the_container_is_built_of_what_is_there() -> None:
-    """Not of a container that is built: of its files, extras and command."""
+def test_dockerfile_refers_to_existing_files_extras_and_commands() -> None:
     lines = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text()).splitlines()
-    let_through = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    included = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = {name for line in lines if re.match("COPY (?!--from)", line) for name in line.split()[1:-1]}
-    assert copied == let_through
+    assert copied == included
     assert all((ROOT / name).exists() for name in copied)
     (extras,) = (line.removeprefix("ARG EXTRAS=") for line in lines if line.startswith("ARG EXTRAS="))
     assert set(extras.split(",")) <= set(EXTRAS)
@@ -87,7 +86,7 @@ def test_the_container_is_built_of_what_is_there() -> None:
     assert serve_parser().parse_args(command[1:]).run == command[1] == "imagenet"
 
 
-def test_the_sdist_gives_the_wheel_of_the_checkout(built: Path, wheel: Path) -> None:
+def test_sdist_and_checkout_build_the_same_wheel(built: Path, wheel: Path) -> None:
     assert contents(wheel) == contents(built / "direct" / wheel.name)
     with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
@@ -95,14 +94,14 @@ def test_the_sdist_gives_the_wheel_of_the_checkout(built: Path, wheel: Path) -> 
     assert not [name for name in names if "__pycache__" in name or name.endswith((".nbi", ".nbc", ".png", ".pth"))]
 
 
-def test_the_metadata_is_what_an_index_takes(built: Path, metadata: importlib.metadata.Distribution) -> None:
+def test_metadata_is_complete_and_passes_twine(built: Path, metadata: importlib.metadata.Distribution) -> None:
     twine = [sys.executable, "-m", "twine", "check", "--strict", *map(str, built.glob("sppnet-*"))]
     assert subprocess.run(twine, capture_output=True, check=False).returncode == 0
-    about = metadata.metadata
-    assert (about["Name"], about["Version"]) == ("sppnet", sppnet.__version__)
-    assert about["License-Expression"] == "Apache-2.0"
-    assert about["Requires-Python"] == ">=3.11"
-    assert set(about.get_all("Provides-Extra") or ()) == set(EXTRAS)
+    fields = metadata.metadata
+    assert (fields["Name"], fields["Version"]) == ("sppnet", sppnet.__version__)
+    assert fields["License-Expression"] == "Apache-2.0"
+    assert fields["Requires-Python"] == ">=3.11"
+    assert set(fields.get_all("Provides-Extra") or ()) == set(EXTRAS)
     (command,) = metadata.entry_points
     assert (command.group, command.name, command.value) == ("console_scripts", "sppnet", "sppnet.cli.main:main")
 
@@ -111,21 +110,22 @@ def names_of(lines: list[str]) -> set[str]:
     return {canonicalize_name(Requirement(line).name) for line in lines}
 
 
-def test_all_has_every_extra() -> None:
+def test_extra_all_includes_every_extra() -> None:
     (line,) = EXTRAS["all"]
     assert Requirement(line).extras == set(EXTRAS) - NOT_FOR_USERS
     assert Requirement(EXTRAS["dev"][0]).extras >= {"all"}
 
 
-def test_the_doctor_tells_of_each_package_of_each_extra(metadata: importlib.metadata.Distribution) -> None:
-    found = {
-        extra: {canonicalize_name(one.name) for one in own} for extra, own in environment.packages(metadata).items()
+def test_doctor_lists_every_package_of_every_extra(metadata: importlib.metadata.Distribution) -> None:
+    listed = {
+        extra: {canonicalize_name(package.name) for package in packages}
+        for extra, packages in environment.packages(metadata).items()
     }
     expected = {extra: names_of(lines) for extra, lines in EXTRAS.items() if extra not in NOT_FOR_USERS}
-    assert found == {"": names_of(PROJECT["dependencies"]), **expected}
+    assert listed == {"": names_of(PROJECT["dependencies"]), **expected}
 
 
-# Imports as they are without any extra. The last three are what the packages of extras bring along.
+# Hides the packages of all extras. The last three are dependencies of such packages.
 WITHOUT_EXTRAS = """
 import importlib.util, json, os, sys
 
@@ -135,7 +135,7 @@ ABSENT = {
     "onnx_ir", "starlette", "pydantic",
 }
 
-class Without:
+class HideAbsent:
     def __init__(self, finder):
         self.finder = finder
     def find_spec(self, name, *rest):
@@ -143,13 +143,13 @@ class Without:
     def __getattr__(self, name):
         return getattr(self.finder, name)
 
-sys.meta_path = [Without(finder) for finder in sys.meta_path]
+sys.meta_path = [HideAbsent(finder) for finder in sys.meta_path]
 from sppnet.tools import selftest
 from sppnet.cli.main import run
 selftest.SIZES = ((1, 1), (7, 5))
-for words in json.loads(sys.argv[1]):
+for arguments in json.loads(sys.argv[1]):
     try:
-        code = run(words)
+        code = run(arguments)
     except SystemExit as end:
         code = end.code
     for stream in (sys.stdout, sys.stderr):
@@ -158,7 +158,7 @@ for words in json.loads(sys.argv[1]):
 
 
 def without_extras(*commands: list[str]) -> list[tuple[int, str, str]]:
-    """Exit code, standard output and error of each command."""
+    """Return the exit code, standard output and standard error of each command."""
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_EXTRAS, json.dumps(commands)],
         capture_output=True,
@@ -173,36 +173,26 @@ def without_extras(*commands: list[str]) -> list[tuple[int, str, str]]:
     return list(zip(codes, *texts, strict=False))
 
 
-def test_without_extras_the_base_commands_work(tmp_path: Path) -> None:
+def test_base_commands_work_without_extras(tmp_path: Path) -> None:
     image = next(write_classes(tmp_path, 1).rglob("*.png"))
-    helped, told, predicted = without_extras(["--help"], ["doctor"], ["predict", "imagenet", str(image), "--json"])
-    assert helped[0] == told[0] == predicted[0] == 0
+    helped, diagnosed, predicted = without_extras(["--help"], ["doctor"], ["predict", "imagenet", str(image), "--json"])
+    assert helped[0] == diagnosed[0] == predicted[0] == 0
     assert "serve" in helped[1]
-    assert "not installed: onnx, onnxscript, onnxruntime" in told[1]
-    assert "all is well" in told[1]
+    assert "not installed: onnx, onnxscript, onnxruntime" in diagnosed[1]
+    assert "all checks passed" in diagnosed[1]
     assert json.loads(predicted[1])["label"]
 
 
-def test_what_needs_an_extra_says_how_to_install_it(tmp_path: Path) -> None:
+def test_missing_extras_are_named_with_the_install_command(tmp_path: Path) -> None:
     classes, objects = write_classes(tmp_path / "classes", 2), write_voc(tmp_path / "voc", 2, 1)
     image = str(next(classes.rglob("*.png")))
     boxes = tmp_path / "boxes.csv"
     boxes.write_text(f"path,x1,y1,x2,y2\n{image},1,1,20,20\n")
     (tmp_path / "model.onnx").write_bytes(b"")
     out, run = ["--out", str(tmp_path / "out")], ["--out", str(tmp_path / "run")]
-    features = ["features", image, "--boxes", str(boxes), "--backbone", "test_resnet", "--weights", "none", *out]
-    detect = [
-        "train",
-        "detect",
-        str(objects),
-        "--backbone",
-        "test_resnet",
-        "--weights",
-        "none",
-        "--finetune",
-        "false",
-        *run,
-    ]
+    network = ["--backbone", "test_resnet", "--weights", "none"]
+    features = ["features", image, "--boxes", str(boxes), *network, *out]
+    detect = ["train", "detect", str(objects), *network, "--finetune", "false", *run]
     needs = [
         ("serve", ["serve", "imagenet"]),
         ("export", ["export", "imagenet", "--out", str(tmp_path / "new.onnx")]),
@@ -214,65 +204,66 @@ def test_what_needs_an_extra_says_how_to_install_it(tmp_path: Path) -> None:
         ("detect", detect),
         ("demo", ["demo", *out]),
     ]
-    for (extra, words), (code, _, said) in zip(needs, without_extras(*(words for _, words in needs)), strict=True):
-        assert code in (1, 2), words
-        assert f'pip install "sppnet[{extra}]"' in " ".join(said.split()), words
-        assert "Traceback" not in said
-    assert not (tmp_path / "run").exists()  # those of long work say so before it
+    outcomes = without_extras(*(arguments for _, arguments in needs))
+    for (extra, arguments), (code, _, error) in zip(needs, outcomes, strict=True):
+        assert code in (1, 2), arguments
+        assert f'pip install "sppnet[{extra}]"' in " ".join(error.split()), arguments
+        assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()  # trainings fail before they start
 
 
 def closure(lines: list[str]) -> set[str]:
-    """Names of the installed distributions that these requirements ask for, and of those that they ask for."""
-    waiting, done = [(Requirement(line), frozenset({""})) for line in lines], set()
-    while waiting:
-        requirement, asked = waiting.pop()
+    """Return the names of the installed distributions that the requirements need, directly or indirectly."""
+    pending, done = [(Requirement(line), frozenset({""})) for line in lines], set()
+    while pending:
+        requirement, requested = pending.pop()
         name, extras = canonicalize_name(requirement.name), frozenset({"", *requirement.extras})
-        if requirement.marker and not any(requirement.marker.evaluate({"extra": extra}) for extra in asked):
+        if requirement.marker and not any(requirement.marker.evaluate({"extra": extra}) for extra in requested):
             continue
         if (name, extras) not in done:
             done.add((name, extras))
-            waiting += [(Requirement(line), extras) for line in importlib.metadata.requires(name) or ()]
+            pending += [(Requirement(line), extras) for line in importlib.metadata.requires(name) or ()]
     return {name for name, _ in done}
 
 
 def installation(wheel: Path, folder: Path, extras: tuple[str, ...]) -> Path:
-    """An environment with the wheel and what its metadata ask for, linked from this one; its `bin` folder."""
+    """Create an environment with the wheel and links to its requirements; return the `bin` folder."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     (packages,) = folder.glob("lib/python*/site-packages")
     lines = [*PROJECT["dependencies"], *(line for extra in extras for line in EXTRAS[extra])]
     for name in closure(lines):
-        found = importlib.metadata.distribution(name)
-        for top in {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
+        distribution = importlib.metadata.distribution(name)
+        for top in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
             if not (packages / top).exists():
-                (packages / top).symlink_to(str(found.locate_file(top)))
+                (packages / top).symlink_to(str(distribution.locate_file(top)))
     pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python")]
     subprocess.run([*pip, "install", "--no-deps", "--no-index", "-q", str(wheel)], check=True, capture_output=True)
     return folder / "bin"
 
 
-def ask(program: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    around = {**os.environ, "OMP_NUM_THREADS": "1", "CXX": "/no/such/compiler", "PYTHONPATH": ""}
-    return subprocess.run([str(program), *words], capture_output=True, text=True, check=False, env=around)
+def run_program(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CXX": "/no/such/compiler", "PYTHONPATH": ""}
+    return subprocess.run([str(program), *arguments], capture_output=True, text=True, check=False, env=env)
 
 
 @pytest.mark.slow
-def test_an_installed_wheel_works(wheel: Path, tmp_path: Path) -> None:
+def test_installed_wheel_works(wheel: Path, tmp_path: Path) -> None:
     image = next(write_classes(tmp_path / "images", 1).rglob("*.png"))
     program = installation(wheel, tmp_path / "base", ()) / "sppnet"
-    assert ask(program, "--version").stdout == f"sppnet {sppnet.__version__}\n"
-    told = ask(program, "doctor", "--json")
-    found = json.loads(told.stdout)
-    assert (told.returncode, found["ok"]) == (0, True)
-    assert all(one["usable"] for one in found["packages"]["base"])
-    assert not any(one["usable"] for one in found["packages"]["serve"])
-    predicted = ask(program, "predict", "imagenet", str(image), "--json")
+    assert run_program(program, "--version").stdout == f"sppnet {sppnet.__version__}\n"
+    doctor = run_program(program, "doctor", "--json")
+    content = json.loads(doctor.stdout)
+    assert (doctor.returncode, content["ok"]) == (0, True)
+    assert all(package["usable"] for package in content["packages"]["base"])
+    assert not any(package["usable"] for package in content["packages"]["serve"])
+    predicted = run_program(program, "predict", "imagenet", str(image), "--json")
     assert (predicted.returncode, predicted.stderr.count("Error")) == (0, 0), predicted.stderr
     assert json.loads(predicted.stdout)["label"]
 
 
 @pytest.mark.slow
-def test_the_extra_serve_is_all_that_the_server_needs(wheel: Path, tmp_path: Path) -> None:
+def test_server_needs_only_the_extra_serve(wheel: Path, tmp_path: Path) -> None:
     python = installation(wheel, tmp_path / "serve", ("serve",)) / "python"
     page = "import sppnet.serving.app as a, sppnet.serving.server; print(sorted(p.name for p in a._PAGE.iterdir()))"
-    done = ask(python, "-c", page)
+    done = run_program(python, "-c", page)
     assert "index.html" in done.stdout, done.stderr

@@ -1,7 +1,7 @@
-"""Long images whose evidence lies at their ends: native sizes beside letterbox, warp and centre crop.
+"""Compare native sizes, letterboxing, warping and center crops on long images with the evidence at their ends.
 
-The images are generated. Each has a texture all over and a mark of a strong colour at one or both ends of its long
-side. The colour of the mark is the class, and the central square of an image has nothing of it.
+The images are generated. Each has a texture and a mark of saturated color at one or both ends of its longer side. The
+color of the mark is the class. The central square contains no mark.
 """
 
 import argparse
@@ -19,14 +19,14 @@ from rich.console import Console
 from rich.table import Table
 
 from sppnet.classify.evaluate import evaluate_classifier
+from sppnet.classify.options import TrainOptions
 from sppnet.classify.train import train_classifier
 from sppnet.data.formats.class_folders import read_classification
 from sppnet.registry import load_classifier
-from sppnet.training.options import TrainOptions
 
 SEED = 7
-COUNTS = {"train": 80, "val": 40}  # images of a class
-COLOURS = {
+COUNTS = {"train": 80, "val": 40}  # images per class
+COLORS = {
     "blue": (40, 70, 210),
     "green": (40, 170, 60),
     "orange": (240, 140, 20),
@@ -34,15 +34,15 @@ COLOURS = {
     "red": (210, 40, 40),
 }
 SHORT = (56, 80)  # pixels of the shorter side
-ASPECT = (1.9, 3.0)  # long over short side; below 1.9 a mark has no place beside the central square
-RADIUS = (0.14, 0.22)  # of a mark, as a share of the shorter side
+ASPECT = (1.9, 3.0)  # longer over shorter side; below 1.9 marks do not fit outside the central square
+RADIUS = (0.14, 0.22)  # radius of a mark, relative to the shorter side
 BLOTS = 12
 
 OPTIONS = TrainOptions(stage=3, sizes="native", epochs=8, batch=16, lr=1e-3)
 
 
-def draw_image(seed: str, colour: tuple[int, int, int]) -> Image.Image:
-    """An image with marks of a colour; all else depends on the seed alone."""
+def draw_image(seed: str, color: tuple[int, int, int]) -> Image.Image:
+    """Draw an image with marks of a color; everything else depends on the seed only."""
     rng = np.random.default_rng(list(seed.encode()))
     short = int(rng.integers(SHORT[0], SHORT[1] + 1))
     long = round(short * rng.uniform(*ASPECT))
@@ -56,39 +56,39 @@ def draw_image(seed: str, colour: tuple[int, int, int]) -> Image.Image:
         across = rng.uniform(radius, short - radius)
         corners, rotation = int(rng.integers(3, 9)), int(rng.integers(360))
         if end in marked:
-            draw.regular_polygon((long - along if end else along, across, radius), corners, rotation, colour)
+            draw.regular_polygon((long - along if end else along, across, radius), corners, rotation, color)
     return image.transpose(Image.Transpose.ROTATE_90) if upright else image
 
 
 def _texture(rng: np.random.Generator, short: int, long: int) -> Image.Image:
-    """Soft noise, and blots of dull colours anywhere."""
+    """Draw smooth noise with blots of muted colors."""
     coarse = rng.integers(100, 156, (short // 20, long // 20, 3), dtype=np.uint8)
     image = Image.fromarray(coarse).resize((long, short), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(image)
     for _ in range(BLOTS):
         x, y, radius = rng.uniform(0, long), rng.uniform(0, short), rng.uniform(0.05, 0.2) * short
-        colour = tuple(int(value) for value in rng.integers(80, 176, 3))
-        draw.regular_polygon((x, y, radius), int(rng.integers(3, 9)), int(rng.integers(360)), colour)
+        color = tuple(int(value) for value in rng.integers(80, 176, 3))
+        draw.regular_polygon((x, y, radius), int(rng.integers(3, 9)), int(rng.integers(360)), color)
     return image
 
 
 def native(image: Image.Image) -> Image.Image:
-    """The image as it is."""
+    """Return the unchanged image."""
     return image
 
 
 def letterbox(image: Image.Image) -> Image.Image:
-    """In the middle of a grey square of as many pixels."""
+    """Center the image in a gray square of equal area."""
     return ImageOps.pad(image, _square(image), color=(128, 128, 128))
 
 
 def warp(image: Image.Image) -> Image.Image:
-    """Warped to a square of as many pixels."""
+    """Warp the image to a square of equal area."""
     return image.resize(_square(image), Image.Resampling.BICUBIC)
 
 
-def centre_crop(image: Image.Image) -> Image.Image:
-    """The central square, enlarged to as many pixels."""
+def center_crop(image: Image.Image) -> Image.Image:
+    """Crop the central square and enlarge it to equal area."""
     return ImageOps.fit(image, _square(image))
 
 
@@ -97,23 +97,23 @@ def _square(image: Image.Image) -> tuple[int, int]:
     return side, side
 
 
-FORMS = {"native sizes": native, "letterbox": letterbox, "warp": warp, "centre crop": centre_crop}
+FORMS = {"native sizes": native, "letterbox": letterbox, "warp": warp, "center crop": center_crop}
 
 
 def write_images(root: Path) -> None:
-    """A data set for each form of the images: a folder of splits of class folders."""
+    """Write one data set per form: a folder of splits of class folders."""
     for split, count in COUNTS.items():
-        for name, colour in COLOURS.items():
+        for name, color in COLORS.items():
             for number in range(count):
-                image = draw_image(f"{SEED} {split} {name} {number}", colour)
-                for form, change in FORMS.items():
+                image = draw_image(f"{SEED} {split} {name} {number}", color)
+                for form, transform in FORMS.items():
                     path = root / form / split / name / f"{number:03}.png"
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    change(image).save(path)
+                    transform(image).save(path)
 
 
 def train_and_test(data: Path, run: Path, options: TrainOptions) -> float:
-    """Share of right answers on the validation images, all images at the size that they have on disk."""
+    """Train and return the top-1 accuracy on the validation images, all at the size they have on disk."""
     train_classifier(data / "train", run, options)
     model = load_classifier(run)
     return evaluate_classifier(model, read_classification(data, "val", model.config.classes).samples).scores.top1
@@ -121,23 +121,23 @@ def train_and_test(data: Path, run: Path, options: TrainOptions) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="empty folder for images and runs; left out: a temporary one")
-    parser.add_argument("--seeds", type=int, default=1, help="how often each training is done")
+    parser.add_argument("--out", type=Path, help="empty folder for images and runs; default: a temporary folder")
+    parser.add_argument("--seeds", type=int, default=1, help="number of trainings per form")
     arguments = parser.parse_args()
     started = time.monotonic()
     out = arguments.out or Path(tempfile.mkdtemp(prefix="sppnet-ends-"))
     write_images(out / "images")
     table = Table("trained and tested on", "top-1 %")
     for form in FORMS:
-        found = [
+        scores = [
             100 * train_and_test(out / "images" / form, out / f"{form}-{seed}", replace(OPTIONS, seed=seed))
             for seed in range(arguments.seeds)
         ]
-        spread = f" ({min(found):.1f} to {max(found):.1f})" if len(found) > 1 else ""
-        table.add_row(form, f"{statistics.mean(found):.1f}{spread}")
+        spread = f" ({min(scores):.1f} to {max(scores):.1f})" if len(scores) > 1 else ""
+        table.add_row(form, f"{statistics.mean(scores):.1f}{spread}")
     Console().print(table)
-    images = " and ".join(f"{count * len(COLOURS)} {split}" for split, count in COUNTS.items())
-    print(f"{len(COLOURS)} classes, {images} images; {time.monotonic() - started:.0f} s in all")
+    images = " and ".join(f"{count * len(COLORS)} {split}" for split, count in COUNTS.items())
+    print(f"{len(COLORS)} classes, {images} images; {time.monotonic() - started:.0f} s in total")
     if arguments.out is None:
         shutil.rmtree(out)
 

@@ -1,4 +1,4 @@
-"""Spatial pyramid pooling: networks that take every image at its own size."""
+"""Spatial pyramid pooling in PyTorch: networks that process each image at its own size."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -53,7 +53,7 @@ __all__ = [
     "region_pyramid_pool",
 ]
 
-# A public name is imported when it is first used, so that ``import sppnet`` is fast.
+# Public names are imported on first use, which keeps ``import sppnet`` fast.
 _NAMES = {
     "sppnet.backbones.backbone": ("Backbone", "FeatureMap", "create_backbone"),
     "sppnet.backbones.padded.ledger": ("PaddingError",),

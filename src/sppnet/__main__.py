@@ -1,4 +1,4 @@
-"""`python -m sppnet` is `sppnet`."""
+"""Run the `sppnet` command with `python -m sppnet`."""
 
 from sppnet.cli.main import main
 

@@ -14,7 +14,7 @@ from sppnet.segment.options import SegmentOptions
         ({"scale": (2.0, 1.0)}, "scale: expected 0 < minimum <= maximum <= 10"),
         ({"jitter": 1.0}, r"jitter: expected a number in \[0, 1\)"),
         ({"output_stride": 4}, "output_stride: expected 8, 16 or 32, got 4"),
-        ({"head": "deeplabv2", "norm": "group"}, "norm: expected safe (unused by deeplabv2), got group"),
+        ({"head": "deeplabv2", "norm": "group"}, "norm: expected safe, unused by deeplabv2, got group"),
         ({"workers": -1}, "workers: expected at least 0, got -1"),
         ({"schedule": "polly"}, "schedule: expected one of .*, got 'polly'; did you mean 'poly'"),
     ],

@@ -1,4 +1,4 @@
-"""`sppnet bench`: the speed of the operators on a shape of your own, beside what torch offers."""
+"""`sppnet bench`: time the pooling operators on a given shape against alternatives in torch."""
 
 import dataclasses
 import json
@@ -19,34 +19,34 @@ from sppnet.tools.peers import Case, Dtype, Layout
 
 
 def bench_parser() -> ArgumentParser:
-    """Options of `sppnet bench`."""
+    """Build the argument parser of `sppnet bench`."""
     parser = ArgumentParser(
-        description="Time the pyramid of maps of your own shape, or of regions of them, beside the forms that torch"
-        " and torchvision offer. All are checked to give the same and timed in turns."
+        description="Time pyramid pooling of feature maps of a given shape, or of regions of them, against alternatives"
+        " in torch and torchvision. Results are checked for equality first, and timings are interleaved."
     )
     add = parser.add_argument
-    add("--shape", type=list[int] | str, default="8,256,38,50", help="of the map: images, channels, height, width")
-    add("--levels", type=list[int] | str, default="6,3,2,1", help="levels of the pyramid, such as 6,3,2,1 or 2x3,1")
-    add("--boxes", type=int | None, help="regions over all images, for which stride 16 is taken; left out: whole maps")
-    add("--dtype", type=Dtype, default="float32", help="of the map")
-    add("--layout", type=Layout, default="nchw", help="memory format of the map")
-    add("--backward", action="store_true", help="time the gradient of the map too")
-    add("--reduce", type=Reduce, default="max", help="what a bin keeps of its cells")
-    add("--threads", type=int | None, help="of torch; left out: its own choice")
-    add("--device", default="cpu", help="auto, cpu, cuda or mps")
+    add("--shape", type=list[int] | str, default="8,256,38,50", help="shape of the maps: images,channels,height,width")
+    add("--levels", type=list[int] | str, default="6,3,2,1", help="pyramid levels, such as 6,3,2,1 or 2x3,1")
+    add("--boxes", type=int | None, help="number of regions over all images, at stride 16; default: whole maps")
+    add("--dtype", type=Dtype, default="float32", help="dtype of the maps")
+    add("--layout", type=Layout, default="nchw", help="memory format of the maps: nchw or channels_last")
+    add("--backward", action="store_true", help="also time the gradient of the maps")
+    add("--reduce", type=Reduce, default="max", help="pooling within a bin: max or avg")
+    add("--threads", type=int | None, help="number of torch threads; default: chosen by torch")
+    add("--device", default="cpu", help="device: auto, cpu, cuda or mps")
     add("--json", action="store_true", help="print one JSON object and nothing else on standard output")
     return parser
 
 
 def bench(arguments: Namespace) -> int:
-    """Time one case and print it."""
+    """Time one case, print the result and return 0."""
     shape, levels = _parse_shape(arguments.shape), parse_level_text(arguments.levels)
     parse_levels(levels)
     if arguments.boxes is not None and arguments.boxes < 1:
-        raise ValueError(f"boxes: expected at least 1, or none for whole maps; got {arguments.boxes}")
+        raise ValueError(f"boxes: expected at least 1, got {arguments.boxes}; omit --boxes for whole maps")
     if arguments.threads is not None:
         if arguments.threads < 1:
-            raise ValueError(f"threads: expected at least 1; got {arguments.threads}")
+            raise ValueError(f"threads: expected at least 1, got {arguments.threads}")
         torch.set_num_threads(arguments.threads)
     device = str(pick_device(arguments.device))
     options = (arguments.dtype, arguments.layout, arguments.backward, arguments.boxes or 0, arguments.reduce)
@@ -65,7 +65,7 @@ def _parse_shape(text: str | list[int]) -> tuple[int, int, int, int]:
     parts = [int(part) for part in re.findall(r"\d+", str(text))]
     if len(parts) != 4 or min(parts) < 1 or not re.fullmatch(r"[\d,\s()\[\]]+", str(text)):
         raise ValueError(
-            f"shape: expected images, channels, height and width, each at least 1, such as 8,256,38,50; got {text!r}"
+            f"shape: expected images, channels, height and width, each at least 1, such as 8,256,38,50, got {text!r}"
         )
     images, channels, height, width = parts
     return images, channels, height, width
@@ -73,12 +73,12 @@ def _parse_shape(text: str | list[int]) -> tuple[int, int, int, int]:
 
 def _table(comparison: Comparison) -> Table:
     case = comparison.case
-    what = f"{case.boxes} regions ({100 * (comparison.distinct or 0):.0f} % distinct)" if case.boxes else "whole maps"
+    pooled = f"{case.boxes} regions ({100 * (comparison.distinct or 0):.0f} % distinct)" if case.boxes else "whole maps"
     title = (
-        f"{what}, {'forward and backward' if case.backward else 'forward'}: {' x '.join(map(str, case.shape))}"
+        f"{pooled}, {'forward and backward' if case.backward else 'forward'}: {' x '.join(map(str, case.shape))}"
         f" {case.dtype} {case.layout}, {case.reduce}; threads: {torch.get_num_threads()}, rounds: {comparison.rounds}"
     )
-    table = Table("", "median µs", "quartiles µs", "times ours", "quartiles", title=title, title_justify="left")
+    table = Table("", "median µs", "quartiles µs", "ratio to sppnet", "quartiles", title=title, title_justify="left")
     for timing in comparison.timings:
         low, high = timing.quartiles_us
         first, third = timing.ratio_quartiles

@@ -1,4 +1,4 @@
-"""`sppnet check`: one look at every file of a data set."""
+"""`sppnet check`: decode every file of a data set and report its problems."""
 
 import json
 import sys
@@ -15,43 +15,43 @@ from sppnet.data.check.run import Check, check_data
 
 
 def check_parser() -> ArgumentParser:
-    """Options of `sppnet check`."""
+    """Build the argument parser of `sppnet check`."""
     parser = ArgumentParser(
-        description="Look once at every file of a data set and name what is wrong. Its layout is recognised: class"
-        " folders, splits of them, CSV with path,label; VOC, COCO; images with masks; or a folder of images. Exit code"
-        " 1 if there is an error or a warning."
+        description="Decode every file of a data set and list the problems. The layout is detected: class folders,"
+        " splits of class folders, a CSV file with path,label, VOC, COCO, images with masks, or a folder of images. The"
+        " exit code is 1 if there is an error or a warning."
     )
-    parser.add_argument("data", help="folder, .csv or .json file, as for training")
-    parser.add_argument("--workers", type=int, default=2, help="images decoded at a time")
+    parser.add_argument("data", help="folder, .csv file or .json file, as for training")
+    parser.add_argument("--workers", type=int, default=2, help="number of images decoded in parallel")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else on standard output")
     return parser
 
 
 def check_dataset(arguments: Namespace) -> int:
-    """Check a data set; 1 if anything but notes is found."""
-    found = check_data(arguments.data, arguments.workers)
+    """Check a data set and return 1 if it has errors or warnings, else 0."""
+    check = check_data(arguments.data, arguments.workers)
     if arguments.json:
-        sys.stdout.write(json.dumps(_content(found)) + "\n")
+        sys.stdout.write(json.dumps(_json_content(check)) + "\n")
     else:
-        _print(found)
-    return 0 if all(KINDS[kind] == "note" for kind in found.counts) else 1
+        _print(check)
+    return 0 if all(KINDS[kind] == "note" for kind in check.counts) else 1
 
 
-def _content(found: Check) -> dict[str, Any]:
-    sides, aspects = histograms(found.sizes)
-    suggested = suggest_training(found.sizes)
+def _json_content(check: Check) -> dict[str, Any]:
+    sides, aspects = histograms(check.sizes)
+    suggested = suggest_training(check.sizes)
     problems = [
-        {"path": str(one.path), "kind": one.kind, "severity": one.severity, "reason": one.reason}
-        for one in found.problems
+        {"path": str(problem.path), "kind": problem.kind, "severity": problem.severity, "reason": problem.reason}
+        for problem in check.problems
     ]
     return {
-        "data": str(found.root),
-        "layout": found.layout,
-        "images": found.images,
-        "usable": len(found.sizes),
+        "data": str(check.root),
+        "layout": check.layout,
+        "images": check.images,
+        "usable": len(check.sizes),
         "problems": problems,
-        "counts": found.counts,
-        "sizes": {name: part._asdict() for name, part in ranges(found.sizes).items()},
+        "counts": check.counts,
+        "sizes": {name: part._asdict() for name, part in ranges(check.sizes).items()},
         "shorter_side": sides,
         "aspect": aspects,
         "suggestions": {
@@ -63,42 +63,42 @@ def _content(found: Check) -> dict[str, Any]:
     }
 
 
-def _print(found: Check) -> None:
-    _line(f"{found.root}: {found.layout}, {found.images} images, {len(found.sizes)} of them usable")
-    for kind, problems in groupby(found.problems, lambda problem: problem.kind):
-        one = list(problems)
-        _line(f"\n{KINDS[kind]}: {kind} ({len(one)})")
-        for problem in one:
-            _line(f"  {problem.path}: {problem.reason}")
-    if found.sizes:
-        _line("")
-        _print_sizes(found)
-    severities = [problem.severity for problem in found.problems]
-    told = [f"{severities.count(name)} {name}s" for name in ("error", "warning", "note")]
-    _line(f"\n{', '.join(told)}")
+def _print(check: Check) -> None:
+    _print_line(f"{check.root}: {check.layout}, {check.images} images, {len(check.sizes)} of them usable")
+    for kind, problems in groupby(check.problems, lambda problem: problem.kind):
+        listed = list(problems)
+        _print_line(f"\n{KINDS[kind]}: {kind} ({len(listed)})")
+        for problem in listed:
+            _print_line(f"  {problem.path}: {problem.reason}")
+    if check.sizes:
+        _print_line("")
+        _print_sizes(check)
+    severities = [problem.severity for problem in check.problems]
+    totals = [f"{severities.count(name)} {name}s" for name in ("error", "warning", "note")]
+    _print_line(f"\n{', '.join(totals)}")
 
 
-def _print_sizes(found: Check) -> None:
-    table = Table("pixels", "least", "median", "greatest")
-    for name, part in ranges(found.sizes).items():
+def _print_sizes(check: Check) -> None:
+    table = Table("pixels", "minimum", "median", "maximum")
+    for name, part in ranges(check.sizes).items():
         table.add_row(name, *(f"{value:g}" for value in part))
     results.print(table)
-    for counts in histograms(found.sizes):
-        table = Table("images of", "number", "%")
+    for counts in histograms(check.sizes):
+        table = Table("group", "images", "%")
         for name, count in counts.items():
-            table.add_row(name, str(count), f"{100 * count / len(found.sizes):.1f}")
+            table.add_row(name, str(count), f"{100 * count / len(check.sizes):.1f}")
         results.print(table)
-    suggested = suggest_training(found.sizes)
-    table = Table("bucket", "images", "median height x width", "greatest")
+    suggested = suggest_training(check.sizes)
+    table = Table("bucket", "images", "median height x width", "maximum")
     for number, bucket in enumerate(suggested.buckets, start=1):
         sizes = (f"{height} x {width}" for height, width in (bucket.size, bucket.canvas))
         table.add_row(str(number), str(bucket.images), *sizes)
     results.print(table)
-    _line(
+    _print_line(
         f"Padding in batches of {BATCH}: {100 * suggested.waste_random:.1f} % of the pixels in random order,"
-        f" {100 * suggested.waste_sorted:.1f} % where images of like shape meet (--sizes native)."
+        f" {100 * suggested.waste_sorted:.1f} % with images grouped by shape (--sizes native)."
     )
 
 
-def _line(text: str) -> None:
+def _print_line(text: str) -> None:
     results.print(text, highlight=False, soft_wrap=True, markup=False)

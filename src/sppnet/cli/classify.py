@@ -1,4 +1,4 @@
-"""`sppnet train classify` and what `evaluate` and `predict` do with a classifier."""
+"""`sppnet train classify`, and `sppnet evaluate` and `sppnet predict` for classifiers."""
 
 import dataclasses
 import json
@@ -12,15 +12,10 @@ from rich.table import Table
 
 from sppnet.classify.evaluate import Evaluation, Scores, evaluate_classifier
 from sppnet.classify.model import Classifier
+from sppnet.classify.options import TrainOptions
 from sppnet.classify.predict import predict_images, size_policy
 from sppnet.classify.trained_sides import count_outside, outside_text
-from sppnet.cli.common import (
-    complain,
-    find_images,
-    list_failures,
-    numbers,
-    parse_level_text,
-)
+from sppnet.cli.common import complain, find_images, list_failures, numbers, parse_level_text
 from sppnet.console import results, track
 from sppnet.data.formats.class_folders import read_classification
 from sppnet.data.resize import POLICIES, Resize
@@ -28,59 +23,54 @@ from sppnet.data.splits import find_split
 from sppnet.inference.results import Failure
 from sppnet.ops.bins import Rule
 from sppnet.ops.reference import Reduce
-from sppnet.training.options import TrainOptions
 
-RESIZE = f"size policy: {', '.join(POLICIES)}; a side follows a colon, as in shorter-side:256"
+RESIZE = f"resize policy: {', '.join(POLICIES)}, with an optional side as in shorter-side:256"
 
 
 def train_parser() -> ArgumentParser:
-    """Options of `sppnet train classify`."""
+    """Build the argument parser of `sppnet train classify`."""
     parser = ArgumentParser(
-        description="Train a classifier. Ctrl-C stops after the step under way and loses nothing; --resume goes on."
+        description="Train a classifier. Ctrl-C stops after the current step and loses no progress; --resume continues."
     )
     add, default = parser.add_argument, TrainOptions()
     add("data", help="folder of class folders, folder of splits (train, val), or CSV file with path,label")
     add("--config", action="config", help="YAML file with any of these options")
-    add("--out", required=True, metavar="RUN", help="folder for the model, its metrics and its checkpoint")
-    add("--val", type=str | None, metavar="DATA", help="images for validation; by default the split val, if any")
-    add("--resume", action="store_true", help="go on with the training in RUN, if there is one")
+    add("--out", required=True, metavar="RUN", help="output folder for the model, its metrics and its checkpoint")
+    add("--val", type=str | None, metavar="DATA", help="validation images; default: the split val, if there is one")
+    add("--resume", action="store_true", help="continue the training in RUN, if there is one")
     add("--backbone", default=default.backbone, help="timm network, or zf5, convnet5, overfeat5, overfeat7")
-    add(
-        "--stage",
-        type=int | None,
-        help="feature map of the backbone: 0 the finest, -1 the coarsest; left out: last",
-    )
-    add("--weights", default=default.weights, help="auto, hub (downloads timm's), none, or a safetensors file")
-    add("--levels", type=list[int] | str, default="3,2,1", help="levels of the pyramid, such as 6,3,2,1 or 2x3,1")
-    add("--reduce", type=Reduce, default=default.reduce, help="what a bin keeps of its cells")
-    add("--rule", type=Rule, default=default.rule, help="how maps are cut into bins")
-    add("--head", type=str | None, help="linear, fc (the paper's three layers) or svm (the choice if frozen)")
-    add("--freeze-backbone", action="store_true", help="compute features once, keep them on disk, train the head")
-    add("--sizes", default=default.sizes, help="training sizes: 224; 180,224 in turn; 180-224 drawn; native")
+    add("--stage", type=int | None, help="feature map: 0 (finest) to -1 (coarsest); default: the classifier's input")
+    add("--weights", default=default.weights, help="weights: auto, hub (timm download), none, or a safetensors file")
+    add("--levels", type=list[int] | str, default="3,2,1", help="pyramid levels, such as 6,3,2,1 or 2x3,1")
+    add("--reduce", type=Reduce, default=default.reduce, help="pooling within a bin: max or avg")
+    add("--rule", type=Rule, default=default.rule, help="division of maps into bins: adaptive, sliding or caffe")
+    add("--head", type=str | None, help="linear, fc (paper) or svm; default: svm for a frozen backbone, else linear")
+    add("--freeze-backbone", action="store_true", help="compute features once, cache them on disk and train the head")
+    add("--sizes", default=default.sizes, help="training sizes: 224; 180,224 (alternating); 180-224 (random); native")
     add("--resize", type=str | None, metavar="POLICY", help=f"{RESIZE}; for evaluation and frozen features")
-    add("--max-pixels", type=int, default=default.max_pixels, help="bound of native sizes, height times width")
-    add("--epochs", type=int, default=default.epochs, help="passes over the images")
-    add("--batch", type=int, default=default.batch, help="images a batch, of all processes together")
-    add("--batch-pixels", type=int | None, help="native sizes: most pixels of a batch with its padding, a process")
-    add("--optimizer", default=default.optimizer, help="adamw or sgd")
-    add("--lr", type=float | None, help="highest learning rate; left out: 3e-4 for adamw, 1e-2 for sgd")
-    add("--weight-decay", type=float | None, help="left out: 5e-2 for adamw, 5e-4 for sgd")
-    add("--schedule", default=default.schedule, help="cosine or step")
-    add("--precision", default=default.precision, help="32-true or bf16-mixed")
-    add("--svm-c", type=float, default=default.svm_c, help="penalty of the SVM")
-    add("--seed", type=int, default=default.seed, help="of everything that is drawn")
-    add("--workers", type=int, default=default.workers, help="processes that decode images")
-    add("--deterministic", action="store_true", help="equal seeds give equal bits, on a GPU too; else an error")
-    add("--device", default=default.device, help="auto, cpu, cuda or mps")
-    add("--devices", type=int, default=default.devices, help="processes, one a GPU; torchrun needs no number here")
-    add("--nodes", type=int, default=default.nodes, help="machines, each with that many processes")
-    add("--cache", type=str | None, metavar="DIR", help="folder for features and sizes that runs may share; else RUN")
-    add("--tensorboard", action="store_true", help="write TensorBoard events into RUN too")
+    add("--max-pixels", type=int, default=default.max_pixels, help="largest image area at native sizes, in pixels")
+    add("--epochs", type=int, default=default.epochs, help="number of epochs")
+    add("--batch", type=int, default=default.batch, help="images per batch, over all processes")
+    add("--batch-pixels", type=int | None, help="native sizes: padded batch pixels per process; default: no limit")
+    add("--optimizer", default=default.optimizer, help="optimizer: adamw or sgd")
+    add("--lr", type=float | None, help="peak learning rate; default: 3e-4 for adamw, 1e-2 for sgd")
+    add("--weight-decay", type=float | None, help="weight decay; default: 5e-2 for adamw, 5e-4 for sgd")
+    add("--schedule", default=default.schedule, help="learning rate schedule: cosine or step")
+    add("--precision", default=default.precision, help="precision: 32-true or bf16-mixed")
+    add("--svm-c", type=float, default=default.svm_c, help="penalty C of the SVM")
+    add("--seed", type=int, default=default.seed, help="random seed")
+    add("--workers", type=int, default=default.workers, help="number of processes that decode images")
+    add("--deterministic", action="store_true", help="make equal seeds give identical results on a GPU, or fail")
+    add("--device", default=default.device, help="device: auto, cpu, cuda or mps")
+    add("--devices", type=int, default=default.devices, help="processes per machine, one per GPU; omit with torchrun")
+    add("--nodes", type=int, default=default.nodes, help="number of machines, each with --devices processes")
+    add("--cache", type=str | None, metavar="DIR", help="cache of features and sizes, shareable; default: RUN")
+    add("--tensorboard", action="store_true", help="also write TensorBoard events to RUN")
     return parser
 
 
 def train(arguments: Namespace) -> int:
-    """Train; 1 if it was interrupted."""
+    """Train and return 0, or 1 if interrupted."""
     from sppnet.classify.train import train_classifier
 
     names = {field.name for field in dataclasses.fields(TrainOptions)}
@@ -89,7 +79,7 @@ def train(arguments: Namespace) -> int:
     training = train_classifier(arguments.data, arguments.out, options, val=arguments.val, resume=arguments.resume)
     list_failures(training.failures, training.skipped)
     if not training.finished:
-        complain(f"stopped; the same command with --resume goes on with {training.run}")
+        complain(f"stopped; run the same command with --resume to continue {training.run}")
         return 1
     if training.scores:
         results.print(_score_table("accuracy", training.scores))
@@ -98,7 +88,7 @@ def train(arguments: Namespace) -> int:
 
 
 def evaluate(model: Classifier, arguments: Namespace) -> int:
-    """Score a classifier; 1 if an image could not be read."""
+    """Score a classifier and return 0, or 1 if an image could not be read."""
     split = arguments.split or find_split(arguments.data, "test", "val", "valid", "validation")
     data = read_classification(arguments.data, split, model.config.classes)
     policies = _policies(model, arguments)
@@ -107,7 +97,7 @@ def evaluate(model: Classifier, arguments: Namespace) -> int:
     ]
     failures = {failure.path: failure for evaluation in evaluations for failure in evaluation.failures}
     if arguments.json:
-        content = _content(arguments, evaluations)
+        content = _json_content(arguments, evaluations)
         content["failures"] = [{"path": failure.path, "reason": failure.reason} for failure in failures.values()]
         sys.stdout.write(json.dumps(content) + "\n")
     elif arguments.sizes:
@@ -123,46 +113,47 @@ def evaluate(model: Classifier, arguments: Namespace) -> int:
 
 
 def _policies(model: Classifier, arguments: Namespace) -> list[Resize | None]:
-    """The size policies that are asked for, one by one; None for those of views."""
-    several = [name for name in ("compare", "sizes") if arguments[name]]
-    if several and (arguments.resize or arguments.views != "full"):
-        raise ValueError(f"{several[0]}: it takes the place of --resize, and views have sizes of their own")
-    if len(several) > 1:
-        raise ValueError("sizes: it takes shorter sides where --compare takes size policies; give one of the two")
+    """Return the resize policies to evaluate; None with views, which have their own sizes."""
+    comparisons = [name for name in ("compare", "sizes") if arguments[name]]
+    if comparisons and (arguments.resize or arguments.views != "full"):
+        conflict = "--resize" if arguments.resize else "--views"
+        raise ValueError(f"{comparisons[0]}: expected neither --resize nor --views, got {conflict}")
+    if len(comparisons) > 1:
+        raise ValueError("sizes: expected either --sizes or --compare, got both")
     if arguments.views != "full":
         return [None]
     if arguments.sizes:
         return [size_policy(model, f"shorter-side:{side}") for side in numbers("sizes", arguments.sizes)]
-    asked = arguments.compare.split(",") if arguments.compare else [arguments.resize]
-    return [size_policy(model, name) for name in asked]
+    names = arguments.compare.split(",") if arguments.compare else [arguments.resize]
+    return [size_policy(model, name) for name in names]
 
 
 def predict(model: Classifier, arguments: Namespace) -> int:
-    """Classify images, a line for each; 1 if one could not be read."""
+    """Classify images, print one line each, and return 0, or 1 if an image could not be read."""
     paths, failures = find_images(arguments.images)
-    answers = predict_images(model, paths, resize=arguments.resize, views=arguments.views, batch=arguments.batch)
-    answered = outside = 0
-    for result in track(answers, "predicting", len(paths)):
+    predictions = predict_images(model, paths, resize=arguments.resize, views=arguments.views, batch=arguments.batch)
+    count = outside = 0
+    for result in track(predictions, "predicting", len(paths)):
         if isinstance(result, Failure):
             failures.append(result.error)
             continue
-        answered += 1
+        count += 1
         outside += count_outside(model.config, [result], arguments.views)
         if arguments.json:
             sys.stdout.write(json.dumps(dataclasses.asdict(result)) + "\n")
         else:
             sys.stdout.write(f"{result.source}\t{result.label}\t{result.score:.3f}\n")
     list_failures(tuple(failures), ())
-    if text := outside_text(model.config, outside, answered):
+    if text := outside_text(model.config, outside, count):
         complain(text)
     return 1 if failures else 0
 
 
-def _content(arguments: Namespace, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    """What --json prints: one evaluation, with --compare the others too, with --sizes all by their side."""
+def _json_content(arguments: Namespace, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """Return the first evaluation, with those of --compare; or the evaluations of --sizes by shorter side."""
     if arguments.sizes:
         sides = (evaluation.resize.removeprefix("shorter-side:") for evaluation in evaluations)
-        return {"sizes": {side: _evaluation_content(one) for side, one in zip(sides, evaluations, strict=True)}}
+        return {"sizes": dict(zip(sides, map(_evaluation_content, evaluations), strict=True))}
     content = _evaluation_content(evaluations[0])
     if arguments.compare:
         content["compare"] = {evaluation.resize: _evaluation_content(evaluation) for evaluation in evaluations}
@@ -178,7 +169,7 @@ def _evaluation_content(evaluation: Evaluation) -> dict[str, Any]:
 
 def _evaluation_tables(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Scores]]:
     if len(evaluations) > 1:
-        return {"the same images by size policy": {evaluation.resize: evaluation.scores for evaluation in evaluations}}
+        return {"same images by resize policy": {evaluation.resize: evaluation.scores for evaluation in evaluations}}
     (evaluation,) = evaluations
     return {
         "accuracy": {f"all images, {evaluation.resize}": evaluation.scores},
@@ -188,12 +179,12 @@ def _evaluation_tables(evaluations: Sequence[Evaluation]) -> dict[str, dict[str,
 
 
 def _size_table(model: Classifier, evaluations: Sequence[Evaluation]) -> Table:
-    """Top-1 by shorter side and by the images' aspect ratio."""
+    """Tabulate top-1 accuracy by shorter side and aspect ratio."""
     groups = list(dict.fromkeys(name for evaluation in evaluations for name in evaluation.by_aspect))
-    title = "top-1 % by shorter side in pixels and by the images' aspect ratio, width/height"
+    title = "top-1 % by shorter side in pixels (rows) and by aspect ratio, width/height (columns)"
     if model.config.trained_sides:
-        least, greatest = model.config.trained_sides
-        title += f"; * has images outside the {least} to {greatest} pixels that the network was trained on"
+        smallest, largest = model.config.trained_sides
+        title += f"; * some images are outside the training range of {smallest} to {largest} pixels"
     table = Table("", "all", *(escape(name.removeprefix("width/height ")) for name in groups), title=title)
     table.title_justify = "left"
     for evaluation in evaluations:

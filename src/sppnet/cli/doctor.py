@@ -1,4 +1,4 @@
-"""`sppnet doctor`: whether the installation, or a network, does on this machine what it is to do."""
+"""`sppnet doctor`: test the installation on this machine, or a network with padded batches."""
 
 import dataclasses
 import json
@@ -21,65 +21,65 @@ _PADDING_OPTIONS = {"stage": None, "weights": "none", "images": 32}
 
 
 def doctor_parser() -> ArgumentParser:
-    """Options of `sppnet doctor`."""
+    """Build the argument parser of `sppnet doctor`."""
     parser = ArgumentParser(
-        description="Tell versions, devices and weights, and test the operators on this machine: every device and dtype"
-        " against plain torch in float64, torch.compile and ONNX where they are installed. Exit code 1 where an"
-        " operator is wrong or the embedded weights are damaged. With --backbone test instead whether images of"
-        " different sizes in one padded batch get the answers from a network that they get alone: exit code 1 where"
-        f" the largest difference is above {BOUND:g} of the largest value, in float64 above {DOUBLE_BOUND:g}, or where"
-        " the network has a layer for which it cannot be had, which is named."
+        description="Print versions, devices and weights, and test the operators on this machine: every device and"
+        " dtype against a float64 reference, torch.compile and ONNX if installed. The exit code is 1 if an operator is"
+        " wrong or the embedded weights are damaged. With --backbone, test instead whether a network gives images in"
+        " one padded batch the same feature maps as single images. The exit code is then 1 if the network has an"
+        f" unsupported layer or the largest relative difference exceeds {BOUND:g} ({DOUBLE_BOUND:g} in float64)."
     )
     add = parser.add_argument
     add("--backbone", type=str | None, help="timm network, or zf5, convnet5, overfeat5, overfeat7")
-    add("--stage", type=int | None, help="--backbone: its feature map: 0 the finest, -1 the coarsest; left out: last")
-    add("--weights", default="none", help="--backbone: none (random), auto, hub (downloads timm's), or a file")
-    add("--images", type=int, default=32, help="--backbone: images of different sizes in the batch")
-    add("--device", default="auto", help="cpu, cuda or mps; auto: all that there are, with --backbone the first GPU")
+    add("--stage", type=int | None, help="--backbone: feature map, 0 (finest) to -1 (coarsest)")
+    add("--weights", default="none", help="--backbone: none (random), auto, hub (timm download), or a file")
+    add("--images", type=int, default=32, help="--backbone: number of images of different sizes in the batch")
+    add("--device", default="auto", help="cpu, cuda, mps or auto: all devices, or the first GPU with --backbone")
     add("--json", action="store_true", help="print one JSON object and nothing else on standard output")
     return parser
 
 
 def doctor(arguments: Namespace) -> int:
-    """Test, and print what was found; 1 where something is wrong."""
+    """Test the installation or a network, print the results, and return 0, or 1 if a test failed."""
     if arguments.backbone is not None:
-        return _padding(arguments)
+        return _test_padding(arguments)
     for name, default in _PADDING_OPTIONS.items():
         if arguments[name] != default:
-            raise ValueError(f"{name}: an option of --backbone, which names the network to test; got none")
+            raise ValueError(f"{name}: expected no value without --backbone, got {arguments[name]}")
     devices = environment.devices()
     if arguments.device != "auto":
         name = _with_index(pick_device(arguments.device))
         devices = tuple(device for device in devices if device.name == name)
-    with console.status("looking for packages and weights"):
+    with console.status("checking packages and weights"):
         packages, weights = environment.packages(), environment.weights()
     tests = _test([torch.device(device.name) for device in devices])
-    well = not any(test.wrong for test in tests) and not any(one.problem for one in weights)
+    ok = not any(test.wrong for test in tests) and not any(file.problem for file in weights)
     if arguments.json:
-        found = {
+        content = {
             "sppnet": __version__,
             "python": platform.python_version(),
             "platform": platform.platform(),
-            "packages": {extra or "base": [dataclasses.asdict(one) for one in own] for extra, own in packages.items()},
+            "packages": {extra or "base": list(map(dataclasses.asdict, own)) for extra, own in packages.items()},
             "devices": [dataclasses.asdict(device) for device in devices],
-            "weights": [dataclasses.asdict(one) for one in weights],
+            "weights": [dataclasses.asdict(file) for file in weights],
             "tests": [dataclasses.asdict(test) for test in tests],
-            "ok": well,
+            "ok": ok,
         }
-        sys.stdout.write(json.dumps(found) + "\n")
-        return 0 if well else 1
-    _say(f"sppnet {__version__}, Python {platform.python_version()}, {platform.platform()}")
-    _say_packages(packages)
+        sys.stdout.write(json.dumps(content) + "\n")
+        return 0 if ok else 1
+    _print_line(f"sppnet {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    _print_packages(packages)
     for device in devices:
         memory = f", {device.memory / 2**30:.1f} GB" if device.memory else ""
-        _say(f"{device.name}: {device.model}{memory}; {device.details}")
-    for one in weights:
-        _say(f"weights, {one.source}: {one.name}, " + (f"{one.bytes / 1e6:.1f} MB" if not one.problem else "DAMAGED"))
-    _say_tests(tests)
-    for problem in (one.problem for one in weights if one.problem):
-        _say(f"DAMAGED: {problem}")
-    _say("all is well" if well else "something is wrong; see above")
-    return 0 if well else 1
+        _print_line(f"{device.name}: {device.model}{memory}; {device.details}")
+    for file in weights:
+        state = "DAMAGED" if file.problem else f"{file.bytes / 1e6:.1f} MB"
+        _print_line(f"weights, {file.source}: {file.name}, {state}")
+    _print_tests(tests)
+    for problem in (file.problem for file in weights if file.problem):
+        _print_line(f"DAMAGED: {problem}")
+    _print_line("all checks passed" if ok else "some checks failed; see above")
+    return 0 if ok else 1
 
 
 def _with_index(device: torch.device) -> str:
@@ -88,65 +88,65 @@ def _with_index(device: torch.device) -> str:
 
 def _test(devices: list[torch.device]) -> list[selftest.Result]:
     cases = selftest.cases()
-    found = selftest.check_operators(devices, track(cases, "operators, compiled when they are first used", len(cases)))
+    tests = selftest.check_operators(devices, track(cases, "operators, compiled on first use", len(cases)))
     for device in devices:
         with console.status(f"torch.compile on {device}"):
-            found.append(selftest.check_compiled(device))
+            tests.append(selftest.check_compiled(device))
     with console.status("ONNX"):
-        found.append(selftest.check_onnx())
-    return found
+        tests.append(selftest.check_onnx())
+    return tests
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     results.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-def _say_packages(packages: dict[str, tuple[environment.Package, ...]]) -> None:
-    table = Table("for", "packages", "to install")
+def _print_packages(packages: dict[str, tuple[environment.Package, ...]]) -> None:
+    table = Table("extra", "packages", "install with")
     for extra, own in packages.items():
         command = 'pip install "sppnet' + (f'[{extra}]"' if extra else '"')
         names = [
-            f"{one.name} {one.version or 'missing'}"
-            + (f" (needs {one.needed})" if one.version and not one.usable else "")
-            for one in own
+            f"{package.name} {package.version or 'missing'}"
+            + (f" (needs {package.needed})" if package.version and not package.usable else "")
+            for package in own
         ]
-        missing = not all(one.usable for one in own)
-        table.add_row(extra or "all", escape(", ".join(names)), escape(command) if missing else "")
+        missing = not all(package.usable for package in own)
+        table.add_row(extra or "base", escape(", ".join(names)), escape(command) if missing else "")
     results.print(table)
 
 
-def _say_tests(tests: list[selftest.Result]) -> None:
-    table = Table("test", "device", "dtype", "served by", "cases", "")
+def _print_tests(tests: list[selftest.Result]) -> None:
+    table = Table("test", "device", "dtype", "implementation", "cases", "result")
     for test in tests:
-        verdict = f"{test.wrong} WRONG" if test.wrong else "right" if test.cases else escape(test.note)
-        table.add_row(test.test, test.device, test.dtype, test.served, str(test.cases), verdict)
+        result = f"{test.wrong} FAILED" if test.wrong else "passed" if test.cases else escape(test.note)
+        table.add_row(test.test, test.device, test.dtype, test.served, str(test.cases), result)
     results.print(table)
     for test in tests:
         if test.wrong:
-            _say(f"WRONG: {test.test}, {test.device}, {test.dtype}: {test.note}")
+            _print_line(f"FAILED: {test.test}, {test.device}, {test.dtype}: {test.note}")
 
 
-def _padding(arguments: Namespace) -> int:
-    """Print the largest difference; 1 where the answers differ or the network was refused."""
+def _test_padding(arguments: Namespace) -> int:
+    """Compare a padded batch with single images and return 0, or 1 if they differ or the network is refused."""
     device = str(pick_device(arguments.device))
-    with console.status(f"{arguments.images} images of different sizes in one batch, and one by one"):
+    with console.status(f"{arguments.images} images of different sizes, in one batch and one by one"):
         report = check_padding(arguments.backbone, arguments.stage, arguments.weights, arguments.images, device)
     if arguments.json:
         values = {**dataclasses.asdict(report), "exact": report.exact, "bound": BOUND}
         finite = {name: None if value == math.inf else value for name, value in values.items()}  # JSON has no infinity
         sys.stdout.write(json.dumps(finite) + "\n")
     else:
-        _say(_line(report))
+        _print_line(_padding_line(report))
     return 0 if report.exact else 1
 
 
-def _line(report: PaddingReport) -> str:
+def _padding_line(report: PaddingReport) -> str:
     if report.difference is None or report.worst is None or report.naive is None:
         return f"{report.backbone}: refused. {report.refused}"
     height, width = report.worst
     return (
-        f"{report.backbone}: {'exact' if report.exact else 'NOT exact'}. {len(report.sizes)} images of different sizes"
-        f" in one batch against one by one: largest difference {report.difference:.1e} of the largest value, at"
-        f" {height} x {width} (bound {BOUND:g}); with padding left as it comes it is {report.naive:.1e}"
-        + (f"; in float64 it is {report.double:.1e} (bound {DOUBLE_BOUND:g})" if report.double is not None else "")
+        f"{report.backbone}: {'exact' if report.exact else 'NOT exact'}. {len(report.sizes)} images of different sizes,"
+        f" padded batch against single images: largest relative difference {report.difference:.1e} at"
+        f" {height} x {width} (bound {BOUND:g}); without clearing of the padding {report.naive:.1e}"
+        + (f"; in float64 {report.double:.1e} (bound {DOUBLE_BOUND:g})" if report.double is not None else "")
     )

@@ -1,4 +1,4 @@
-"""`sppnet predict --engine ray`: options, and what a worker does with each task's images."""
+"""`--engine ray`: run `sppnet predict` and `sppnet features` on a Ray cluster."""
 
 import hashlib
 import json
@@ -40,32 +40,41 @@ from sppnet.segment.model import Segmenter
 Engine = Literal["local", "ray"]
 
 SHARD = 256
-_ADDRESS = "ray: cluster to connect to: auto, host:port or ray://host:10001; left out: one is started on this machine"
-_ACTORS = "ray: processes that answer; left out: one a GPU, or one a CPU where there is none"
+_ENGINE = "where to run: local for this process, ray for many processes or machines (see docs/scale.md)"
+_ADDRESS = "--engine ray: cluster address: auto, host:port or ray://host:10001; default: start Ray on this machine"
+_ACTORS = "--engine ray: number of worker processes; default: one per GPU, or one per CPU without GPUs"
 
 
 def add_engine_options(parser: ArgumentParser) -> None:
-    """Options of all commands that run on Ray."""
+    """Add the options of commands that can run on Ray."""
     add = parser.add_argument
-    add("--engine", type=Engine, default="local", help="local, or ray: many processes or machines, see docs/scale.md")
+    add("--engine", type=Engine, default="local", help=_ENGINE)
     add("--ray-address", type=str | None, metavar="ADDRESS", help=_ADDRESS)
     add("--actors", type=int | None, help=_ACTORS)
 
 
 def refuse_engine_options(arguments: Namespace) -> None:
-    """The options above mean nothing to the local engine."""
+    """Raise ValueError for Ray options with the local engine."""
     for name, default in (("ray_address", None), ("actors", None), ("shard", SHARD)):
-        if arguments.get(name, default) != default:
-            raise ValueError(f"{name.replace('_', '-')}: an option of --engine ray")
+        if (value := arguments.get(name, default)) != default:
+            raise ValueError(f"{name.replace('_', '-')}: expected no value without --engine ray, got {value}")
 
 
 def predict(arguments: Namespace, refuse: Callable[[Namespace, type], None]) -> int:
-    """Answer for images on Ray, into files; 1 if an image could not be read."""
+    """Predict for images on Ray and write the results to files.
+
+    Args:
+        arguments: options of `sppnet predict`.
+        refuse: check that raises ValueError for options that the task of the run does not support.
+
+    Returns:
+        1 if an image could not be read, else 0.
+    """
     if arguments.out is None:
-        raise ValueError("out: --engine ray writes its answers into a folder; name it with --out DIR or s3://...")
+        raise ValueError("out: expected a folder with --engine ray, got none; set --out DIR or --out s3://...")
     model = load_run(arguments.run)
     refuse(arguments, type(model))
-    model, answer, options = _question(model, arguments)
+    model, predictor, options = _prepare(model, arguments)
     names, failures = collect_images(arguments.images, image_names)
     if not names:
         list_failures(failures, ())
@@ -78,56 +87,55 @@ def predict(arguments: Namespace, refuse: Callable[[Namespace, type], None]) -> 
     parts = Parts(remote.place(arguments.out), names, arguments.shard, settings | options)
     todo = parts.open()
     tasks = [json.dumps({"file": parts.file(number), "names": parts.images(number)}) for number in todo]
-    unread: dict[int, list[tuple[str, str]]] = {}
+    unreadable: dict[int, list[tuple[str, str]]] = {}
     if tasks:
-        job = PredictJob(model, answer, parts.folder, Path.cwd())
-        died = 0
+        job = PredictJob(model, predictor, parts.folder, Path.cwd())
+        deaths = 0
         with cluster(arguments.ray_address, arguments.actors):
             finished = run_tasks(job, tasks, arguments.actors, arguments.device)
             for done in track(finished, f"files of {parts.size} images", len(parts), len(parts) - len(todo)):
-                unread[todo[done.task]] = [(name, reason) for name, reason in json.loads(done.result)]
-                died += done.tries - 1
-        _tell_deaths(died)
+                unreadable[todo[done.task]] = [(name, reason) for name, reason in json.loads(done.result)]
+                deaths += done.tries - 1
+        _report_deaths(deaths)
     for number in range(len(parts)):
-        if number not in unread:  # an earlier call's
-            unread[number] = [pair for line in parts.lines(number) if (pair := failure_of(line))]
-    pairs = [pair for number in sorted(unread) for pair in unread[number]]
+        if number not in unreadable:  # written by an earlier call
+            unreadable[number] = [pair for line in parts.lines(number) if (pair := failure_of(line))]
+    pairs = [pair for number in sorted(unreadable) for pair in unreadable[number]]
     parts.close(pairs)
     if arguments.json:
         for number in range(len(parts)):
             sys.stdout.writelines(f"{line}\n" for line in parts.lines(number) if not failure_of(line))
     else:
-        text = f"{len(names) - len(pairs)} answers in {len(parts)} files: {arguments.out}"
+        text = f"{len(names) - len(pairs)} results in {len(parts)} files: {arguments.out}"
         results.print(text, highlight=False, soft_wrap=True, markup=False)
     failures += [ImageError(*pair) for pair in pairs]
     list_failures(failures, ())
     return 1 if failures else 0
 
 
-def _question(model: Model, arguments: Namespace) -> tuple[Model, Callable[[Any, Sources], Answers], dict[str, Any]]:
-    """The model that answers, what it is asked, and the options that the answers depend on."""
+def _prepare(model: Model, arguments: Namespace) -> tuple[Model, Callable[[Any, Sources], Answers], dict[str, Any]]:
+    """Return the model, the function that predicts with it, and the options that determine its results."""
     if isinstance(model, Segmenter):
-        raise ValueError("engine: ray labels no pixels yet; leave --engine out for a segmenter")
+        raise ValueError("engine: expected local for a segmenter, got ray; only classifiers and detectors run on Ray")
     if isinstance(model, Classifier):
         options = {"resize": arguments.resize, "views": arguments.views}
         classify = partial(classify_images, batch=arguments.batch, **options)
-        for _ in predict_images(model, [], batch=arguments.batch, **options):  # what is wrong is told before Ray starts
+        for _ in predict_images(model, [], batch=arguments.batch, **options):  # checks the options before Ray starts
             pass
         return model, classify, options
     for name, default in (("workers", 2), ("cache", None)):
         if arguments[name] != default:
-            raise ValueError(f"{name}: an option of --engine local; ray searches each image anew, --actors at a time")
+            raise ValueError(f"{name}: expected no value with --engine ray, got {arguments[name]}")
     detect.override_proposals(model, arguments)
     if is_box_file(model.config.proposals):
-        sources = detect.PROPOSALS.rpartition(", several")[0]
-        raise ValueError(f"proposals: --engine ray takes {sources}; it reads no file yet; got {model.config.proposals}")
-    least = detect.least_shown(model, arguments)
-    options = {"min_score": least, "svd": arguments.svd, "head": arguments.head}
-    return detect.cheaper(model, arguments), partial(detect_images, least=least), options
+        raise ValueError(f"proposals: expected {detect.METHODS} with --engine ray, got {model.config.proposals}")
+    min_score = detect.least_shown(model, arguments)
+    options = {"min_score": min_score, "svd": arguments.svd, "head": arguments.head}
+    return detect.cheaper(model, arguments), partial(detect_images, least=min_score), options
 
 
 def features_engine(arguments: Namespace) -> RegionEngine | None:
-    """What computes vectors, by what was typed; None for this process alone."""
+    """Return the function that computes vectors on Ray, or None for the local engine."""
     if arguments.engine == "local":
         refuse_engine_options(arguments)
         return None
@@ -140,22 +148,22 @@ def features_engine(arguments: Namespace) -> RegionEngine | None:
                 {
                     "file": str(file.path),
                     "source": file.source,
-                    "pieces": [(one.name, str(one.path), one.boxes.tolist(), one.ids) for one in file.pieces],
+                    "pieces": [(piece.name, str(piece.path), piece.boxes.tolist(), piece.ids) for piece in file.pieces],
                 }
             )
             for file in files
         ]
         job = FeaturesJob(encoder, dtype, Path.cwd())
         with cluster(arguments.ray_address, arguments.actors):
-            died = 0
+            deaths = 0
             for done in run_tasks(job, tasks, arguments.actors, arguments.device):
-                died += done.tries - 1
+                deaths += done.tries - 1
                 yield from [None] * len(files[done.task].pieces)
-        _tell_deaths(died)
+        _report_deaths(deaths)
 
     return compute
 
 
-def _tell_deaths(died: int) -> None:
-    if died:
-        complain(f"processes died {died} times; their images were done again")
+def _report_deaths(deaths: int) -> None:
+    if deaths:
+        complain(f"worker processes died {deaths} times; their images were processed again")

@@ -1,4 +1,4 @@
-"""`sppnet export` and `sppnet verify`: a run as an ONNX file, and the proof that the file is right."""
+"""`sppnet export` and `sppnet verify`: export a run to ONNX and compare the file with the run."""
 
 import dataclasses
 import json
@@ -17,44 +17,44 @@ from sppnet.registry import load_classifier
 
 
 def export_parser() -> ArgumentParser:
-    """Options of `sppnet export`."""
+    """Build the argument parser of `sppnet export`."""
     parser = ArgumentParser(
-        description="Write a run as an ONNX file that takes images of every size. The file is compared with the run"
-        " in onnxruntime and appears only if it is right."
+        description="Export a classifier to an ONNX file that accepts images of any size. The file is compared with"
+        " the run in onnxruntime and written only if they agree."
     )
     add = parser.add_argument
     add("run", help="run folder, or imagenet for the embedded network")
-    add("--out", required=True, metavar="FILE.onnx", help="the file; one that is there is replaced")
-    add("--with-preprocessing", action="store_true", help="take uint8 pixels (N, H, W, 3); scaling is in the file")
-    add("--regions", action="store_true", help="write the pyramid of boxes of a feature map, not the classifier")
-    add("--levels", type=str | None, help="levels of --regions, such as 6,3,2,1; left out: the run's own")
-    add("--sizes", type=int, default=50, help="number of sizes at which the file is checked")
+    add("--out", required=True, metavar="FILE.onnx", help="output file; an existing file is replaced")
+    add("--with-preprocessing", action="store_true", help="accept uint8 pixels (N, H, W, 3) and normalize in the graph")
+    add("--regions", action="store_true", help="export pooling of boxes on a feature map, not the classifier")
+    add("--levels", type=str | None, help="--regions: pyramid levels, such as 6,3,2,1; default: those of the run")
+    add("--sizes", type=int, default=50, help="number of random image sizes to check")
     return parser
 
 
 def verify_parser() -> ArgumentParser:
-    """Options of `sppnet verify`."""
+    """Build the argument parser of `sppnet verify`."""
     parser = ArgumentParser(
-        description="Compare an ONNX file with its run at sizes drawn anew, and say at which sizes they differ."
+        description="Compare an ONNX file with its run at random image sizes and report the sizes at which they differ."
     )
     add = parser.add_argument
-    add("file", help="file that `sppnet export` wrote")
-    add("run", help="run folder that it was made from, or imagenet")
-    add("--sizes", type=int, default=200, help="number of sizes")
-    add("--seed", type=int, default=0, help="of sizes, images and boxes")
-    add("--tolerance", type=float, default=1e-4, help="largest difference, relative to the largest number of the run")
+    add("file", help="file written by `sppnet export`")
+    add("run", help="run folder of the exported model, or imagenet")
+    add("--sizes", type=int, default=200, help="number of random image sizes")
+    add("--seed", type=int, default=0, help="random seed of sizes, images and boxes")
+    add("--tolerance", type=float, default=1e-4, help="largest allowed difference, relative to the largest output")
     add("--json", action="store_true", help="print one JSON object and nothing else on standard output")
     return parser
 
 
 def export(arguments: Namespace) -> int:
-    """Write the file, checked."""
+    """Write and verify the file, and return 0."""
     from sppnet.export.models import export_classifier, export_regions
 
     if arguments.levels and not arguments.regions:
-        raise ValueError("levels: a classifier has those that it was trained with; --levels is for --regions")
+        raise ValueError(f"levels: expected no value without --regions, got {arguments.levels}")
     if arguments.with_preprocessing and arguments.regions:
-        raise ValueError("with-preprocessing: --regions takes feature maps, not images; leave one of the two out")
+        raise ValueError("with-preprocessing: expected images as input, got --regions, which takes feature maps")
     levels = parse_level_text(arguments.levels) if arguments.levels else None
     model, out = load_classifier(arguments.run), Path(arguments.out)
     if arguments.regions:
@@ -66,18 +66,18 @@ def export(arguments: Namespace) -> int:
 
 
 def check(arguments: Namespace) -> int:
-    """Compare file and run; 1 if they differ anywhere."""
+    """Compare the file with the run and return 0, or 1 if they differ at any size."""
     model = load_classifier(arguments.run)
     report = verify(arguments.file, model, arguments.sizes, arguments.seed, arguments.tolerance)
     if arguments.json:
-        sys.stdout.write(json.dumps(_content(report)) + "\n")
+        sys.stdout.write(json.dumps(_json_content(report)) + "\n")
     else:
         _print(report)
     return 1 if report.mismatches else 0
 
 
-def _content(report: Verification) -> dict[str, object]:
-    """For JSON, which knows no infinite numbers."""
+def _json_content(report: Verification) -> dict[str, object]:
+    """Replace infinite numbers, which JSON does not have, by None."""
     content = dataclasses.asdict(report)
     for part in (content, *content["mismatches"]):
         for name in ("worst", "error"):
@@ -87,13 +87,14 @@ def _content(report: Verification) -> dict[str, object]:
 
 
 def _print(report: Verification) -> None:
-    table = Table("file", "what", "sizes", "wrong", "worst difference", "at")
+    table = Table("file", "task", "sizes", "mismatches", "largest difference", "at")
     worst_size = f"{report.worst_size[0]} x {report.worst_size[1]}"
-    wrong = str(len(report.mismatches))
-    table.add_row(escape(report.file), report.task, str(report.sizes), wrong, f"{report.worst:.1e}", worst_size)
+    count = str(len(report.mismatches))
+    table.add_row(escape(report.file), report.task, str(report.sizes), count, f"{report.worst:.1e}", worst_size)
     results.print(table)
     if report.mismatches:
-        failed = Table("size", "images", "what is wrong", title=f"wrong by more than {report.tolerance:.0e}")
-        for one in report.mismatches:
-            failed.add_row(f"{one.size[0]} x {one.size[1]}", str(one.images), escape(one.reason))
+        failed = Table("size", "images", "problem", title=f"differences above {report.tolerance:.0e}")
+        for mismatch in report.mismatches:
+            size = f"{mismatch.size[0]} x {mismatch.size[1]}"
+            failed.add_row(size, str(mismatch.images), escape(mismatch.reason))
         results.print(failed)

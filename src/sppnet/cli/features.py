@@ -1,4 +1,4 @@
-"""`sppnet features`: vectors of boxes of many images, into files."""
+"""`sppnet features`: compute feature vectors of boxes and write them to files."""
 
 import re
 from pathlib import Path
@@ -25,40 +25,36 @@ _PROBLEMS = "problems.txt"
 
 
 def features_parser() -> ArgumentParser:
-    """Options of `sppnet features`."""
+    """Build the argument parser of `sppnet features`."""
     parser = ArgumentParser(
-        description="Write one vector a box: the network runs once an image, and a pyramid is pooled over the cells of"
-        " each box. DIR gets files of at most 250 MB and index.json; a run that was stopped or killed goes on with the"
-        " same command. sppnet.features.vectors.read_features(DIR) reads them back, image by image."
+        description="Write one feature vector per box. The network runs once per image, and a pyramid is pooled over"
+        " the cells of each box. DIR receives files of at most 250 MB and index.json. Run the same command again to"
+        " continue after an interruption. sppnet.features.vectors.read_features(DIR) reads the vectors image by image."
     )
     add = parser.add_argument
-    add("images", help="folder of images, or one image; a path, or a URL such as s3://bucket/photos")
-    add("--boxes", required=True, metavar="FILE", help="boxes: .csv, .jsonl, or .json of COCO")
-    add("--out", required=True, metavar="DIR", help="folder for the vectors, a path or a URL")
-    add("--box-format", type=BoxFormat | None, help="what a box is; left out: as the file says")
-    add("--on-bad", type=OnBad, default="raise", help="bad boxes: an error, cut at the image, or left out")
+    add("images", help="image or folder of images, as a path or a URL such as s3://bucket/photos")
+    add("--boxes", required=True, metavar="FILE", help="box file: .csv, .jsonl, or COCO .json")
+    add("--out", required=True, metavar="DIR", help="output folder, as a path or a URL")
+    add("--box-format", type=BoxFormat | None, help="xyxy or xywh, optionally -normalised; default: as in the file")
+    add("--on-bad", type=OnBad, default="raise", help="invalid boxes: raise an error, clip to the image, or drop")
     add("--backbone", default=EMBEDDED_BACKBONE, help="timm network, or zf5, convnet5, overfeat5, overfeat7")
-    add(
-        "--stage",
-        type=int | None,
-        help="feature map of the backbone: 0 the finest, -1 the coarsest; left out: last",
-    )
-    add("--weights", default="auto", help="auto, hub (downloads timm's), none (random, always the same), or a file")
-    add("--levels", type=str, default="6,3,2,1", help="levels of the pyramid, such as 6,3,2,1 or 2x3,1")
-    add("--scales", type=str, default="688", help="shorter side of the image; of several each box takes its own")
-    add("--max-side", type=int, default=2000, help="most pixels of the longer side")
-    add("--rule", type=CellRule, default="paper", help="how boxes become cells")
-    add("--reduce", type=Reduce, default="max", help="what a bin keeps of its cells")
-    add("--format", type=Storage, default="safetensors", help="of the files")
-    add("--dtype", type=Dtype, default="float16", help="of the vectors")
-    add("--draw", type=int, default=0, metavar="N", help="draw boxes and cells of the first N images first")
+    add("--stage", type=int | None, help="feature map: 0 (finest) to -1 (coarsest); default: the classifier's input")
+    add("--weights", default="auto", help="auto, hub (timm download), none (random with a fixed seed), or a file")
+    add("--levels", type=str, default="6,3,2,1", help="pyramid levels, such as 6,3,2,1 or 2x3,1")
+    add("--scales", type=str, default="688", help="shorter sides in pixels; one is chosen for each box")
+    add("--max-side", type=int, default=2000, help="largest longer side in pixels")
+    add("--rule", type=CellRule, default="paper", help="mapping of boxes to cells: paper, released or roi_pool")
+    add("--reduce", type=Reduce, default="max", help="pooling within a bin: max or avg")
+    add("--format", type=Storage, default="safetensors", help="file format: safetensors or parquet")
+    add("--dtype", type=Dtype, default="float16", help="dtype of the vectors: float16 or float32")
+    add("--draw", type=int, default=0, metavar="N", help="draw boxes and cells of the first N images beforehand")
     engine.add_engine_options(parser)
-    add("--device", default="auto", help="auto, cpu, cuda or mps")
+    add("--device", default="auto", help="device: auto, cpu, cuda or mps")
     return parser
 
 
 def features(arguments: Namespace) -> int:
-    """Write the vectors; 1 if images could not be used."""
+    """Write the vectors and return 0, or 1 if an image could not be used."""
     levels, scales = parse_level_text(arguments.levels), _parse_scales(arguments.scales)
     images, out = remote.place(arguments.images, Path()), remote.place(arguments.out, Path())
     compute = engine.features_engine(arguments)
@@ -74,9 +70,9 @@ def features(arguments: Namespace) -> int:
     if data.problems:
         problems = remote.join(out, _PROBLEMS)
         remote.write_text("\n".join(data.problems) + "\n", problems)
-        complain(f"{len(data.problems)} boxes or images were cut or left out; {problems} lists them")
+        complain(f"{len(data.problems)} boxes or images were clipped or skipped; see {problems}")
     results.print(
-        f"{report.vectors} vectors of {encoder.length} numbers in {report.files} files: {out}",
+        f"{report.vectors} vectors of length {encoder.length} in {report.files} files: {out}",
         highlight=False,
         soft_wrap=True,
         markup=False,
@@ -87,11 +83,11 @@ def features(arguments: Namespace) -> int:
 
 def _parse_scales(text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"\s*\d+(\s*,\s*\d+)*\s*", text):
-        raise ValueError(f"scales: expected pixels such as 688 or 480,576,688,864,1200; got {text!r}")
+        raise ValueError(f"scales: expected pixels such as 688 or 480,576,688,864,1200, got {text!r}")
     return tuple(map(int, text.split(",")))
 
 
 def _backbone(arguments: Namespace) -> Backbone:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # so that random weights are those of the run that is to go on
+        torch.manual_seed(0)  # random weights must be the same when a run continues
         return create_backbone(arguments.backbone, arguments.stage, arguments.weights)

@@ -1,4 +1,4 @@
-"""`sppnet train segment` and what `evaluate` and `predict` do with a segmenter."""
+"""`sppnet train segment`, and `sppnet evaluate` and `sppnet predict` for segmenters."""
 
 import dataclasses
 import json
@@ -27,61 +27,56 @@ from sppnet.segment.predict import answer_stems, segment_file
 from sppnet.segment.views import View, label_image
 
 OUTPUT = "palette,overlay"
-CLASSES = "file with a class name a line, or CSV with name and id or r,g,b; left out: the data set's own"
+CLASSES = "class file: one name per line, or CSV with name and id or r,g,b; default: the file of the data set"
 
 
 def train_parser() -> ArgumentParser:
-    """Options of `sppnet train segment`."""
+    """Build the argument parser of `sppnet train segment`."""
     parser = ArgumentParser(
-        description="Train a network that gives each pixel of an image its class: DeepLab v3+, v3, v2 or PSPNet."
-        " Ctrl-C loses nothing; --resume goes on."
+        description="Train a network for semantic segmentation: DeepLab v3+, v3, v2 or PSPNet. Ctrl-C loses no"
+        " progress; --resume continues."
     )
     add, default = parser.add_argument, SegmentOptions()
-    add("data", help="images and masks: folders images and masks, VOC with SegmentationClass, or CamVid's layout")
+    add("data", help="folders images and masks, VOC layout with SegmentationClass, or CamVid layout")
     add("--config", action="config", help="YAML file with any of these options")
-    add("--out", required=True, metavar="RUN", help="folder for the model and its checkpoint")
-    add("--split", type=str | None, help="part of the data to train on; left out: train, or all without splits")
-    add("--val", type=str | None, metavar="DATA", help="validation images; left out: the split val of the data")
+    add("--out", required=True, metavar="RUN", help="output folder for the model and its checkpoint")
+    add("--split", type=str | None, help="split to train on; default: train, or all images without splits")
+    add("--val", type=str | None, metavar="DATA", help="validation images; default: the split val, if there is one")
     add("--classes", type=str | None, metavar="FILE", help=CLASSES)
-    add(
-        "--ignore",
-        type=str | None,
-        metavar="IDS",
-        help="all ids of masks that do not count, by commas: 0,255; left out: 255",
-    )
-    add("--resume", action="store_true", help="go on with the training in RUN, if there is one")
-    add("--head", type=HeadName, default=default.head, help=", ".join(get_args(HeadName)))
-    add("--context", type=Context, default=default.context, help="of deeplabv3plus: aspp, ppm or none")
-    add("--backbone", default=default.backbone, help="convolutional network of timm")
-    add("--weights", default=default.weights, help="auto, hub (downloads timm's), none, or a safetensors file")
-    add("--output-stride", type=int, default=default.output_stride, help="pixels a cell of the last map: 8, 16 or 32")
-    add("--rates", default="auto", help="of ASPP, such as 6,12,18; auto fits the papers' to the crop")
-    add("--width", type=int, default=default.width, help="channels inside the head (the papers': 256)")
-    add("--norm", type=Norm, default=default.norm, help="safe (batch norm that trains at batch 1), batch or group")
-    add("--separable", type=bool | None, help="depthwise separable convolutions in the head; left out: deeplabv3plus")
-    add("--image-level", type=bool, default=default.image_level, help="ASPP's image-level branch")
-    add("--dropout", type=float, default=default.dropout, help="share of channels that the head drops in training")
-    add("--crop", default=",".join(map(str, default.crop)), help="height,width that a step sees of an image, pixels")
-    add("--scale", default=",".join(map(str, default.scale)), help="least,greatest factor of size before the crop")
-    add("--jitter", type=float, default=default.jitter, help="brightness, contrast, saturation change by this share")
-    add("--class-weights", type=ClassWeights, default=default.class_weights, help="none, root or median frequency")
-    add("--epochs", type=int, default=default.epochs, help="times that each image is seen")
-    add("--batch", type=int, default=default.batch, help="images a step; 1 works")
-    add("--optimizer", default=default.optimizer, help="adamw or sgd")
-    add("--lr", type=float | None, default=default.lr, help="highest learning rate")
-    add("--weight-decay", type=float | None, help="left out: the optimiser's customary one")
-    add("--schedule", default=default.schedule, help="poly, cosine or step")
-    add("--precision", default=default.precision, help="32-true or bf16-mixed")
-    add("--seed", type=int, default=default.seed, help="of everything that is drawn")
-    add("--workers", type=int, default=default.workers, help="processes that decode images")
-    add("--deterministic", action="store_true", help="equal seeds give equal bits, on a GPU too; else an error")
-    add("--device", default=default.device, help="auto, cpu, cuda or mps")
-    add("--tensorboard", action="store_true", help="write TensorBoard events too")
+    add("--ignore", type=str | None, metavar="IDS", help="mask ids to ignore; default: 255 and those of the layout")
+    add("--resume", action="store_true", help="continue the training in RUN, if there is one")
+    add("--head", type=HeadName, default=default.head, help=f"segmentation head: {', '.join(get_args(HeadName))}")
+    add("--context", type=Context, default=default.context, help="context module of deeplabv3plus: aspp, ppm or none")
+    add("--backbone", default=default.backbone, help="convolutional timm network")
+    add("--weights", default=default.weights, help="weights: auto, hub (timm download), none, or a safetensors file")
+    add("--output-stride", type=int, default=default.output_stride, help="stride of the last map: 8, 16 or 32 pixels")
+    add("--rates", default="auto", help="ASPP rates such as 6,12,18; auto fits the rates of the papers to the crop")
+    add("--width", type=int, default=default.width, help="channels of the head (papers: 256)")
+    add("--norm", type=Norm, default=default.norm, help="safe (batch norm for any batch size), batch or group")
+    add("--separable", type=bool | None, help="separable convolutions; default: only for deeplabv3plus")
+    add("--image-level", type=bool, default=default.image_level, help="image-level branch of ASPP")
+    add("--dropout", type=float, default=default.dropout, help="dropout probability in the head")
+    add("--crop", default=",".join(map(str, default.crop)), help="height,width of the training crops in pixels")
+    add("--scale", default=",".join(map(str, default.scale)), help="smallest,largest scale factor before cropping")
+    add("--jitter", type=float, default=default.jitter, help="strength of brightness, contrast and saturation jitter")
+    add("--class-weights", type=ClassWeights, default=default.class_weights, help="loss weights: none, root or median")
+    add("--epochs", type=int, default=default.epochs, help="number of epochs")
+    add("--batch", type=int, default=default.batch, help="images per batch, from 1")
+    add("--optimizer", default=default.optimizer, help="optimizer: adamw or sgd")
+    add("--lr", type=float | None, default=default.lr, help="peak learning rate")
+    add("--weight-decay", type=float | None, help="weight decay; default: 5e-2 for adamw, 5e-4 for sgd")
+    add("--schedule", default=default.schedule, help="learning rate schedule: poly, cosine or step")
+    add("--precision", default=default.precision, help="precision: 32-true or bf16-mixed")
+    add("--seed", type=int, default=default.seed, help="random seed")
+    add("--workers", type=int, default=default.workers, help="number of processes that decode images")
+    add("--deterministic", action="store_true", help="make equal seeds give identical results on a GPU, or fail")
+    add("--device", default=default.device, help="device: auto, cpu, cuda or mps")
+    add("--tensorboard", action="store_true", help="also write TensorBoard events to RUN")
     return parser
 
 
 def train(arguments: Namespace) -> int:
-    """Train; 1 if it was interrupted."""
+    """Train and return 0, or 1 if interrupted."""
     from sppnet.segment.train import train_segmenter
 
     training = train_segmenter(
@@ -95,16 +90,16 @@ def train(arguments: Namespace) -> int:
     )
     list_problems(training.problems, training.failures)
     if not training.finished:
-        console.print(f"stopped; the same command with --resume goes on with {training.run}", highlight=False)
+        console.print(f"stopped; run the same command with --resume to continue {training.run}", highlight=False)
         return 1
     if training.scores:
-        results.print(scores_table(training.scores), f"in {training.seconds:.0f} seconds", highlight=False)
+        results.print(scores_table(training.scores), f"after {training.seconds:.0f} s", highlight=False)
     results.print(f"{training.run} is ready", highlight=False, markup=False)
     return 0
 
 
 def evaluate(model: Segmenter, arguments: Namespace) -> int:
-    """Score a segmenter; 1 if an image or a mask could not be used."""
+    """Score a segmenter and return 0, or 1 if an image or mask could not be used."""
     from sppnet.data.formats.class_tables import ClassRow
     from sppnet.data.formats.segmentation import (
         choose_segmentation_split,
@@ -119,14 +114,14 @@ def evaluate(model: Segmenter, arguments: Namespace) -> int:
     )
     view = view_of(model, arguments)
 
-    def answer(image: Image.Image) -> Tensor:
+    def predict_labels(image: Image.Image) -> Tensor:
         return label_image(model, image, view)
 
-    evaluation = evaluate_segmenter(model, data, answer)
+    evaluation = evaluate_segmenter(model, data, predict_labels)
     list_problems(data.problems, evaluation.failures)
     if arguments.pictures:
-        write_mosaic(evaluation, data, answer, Path(arguments.pictures), model.config.colours)
-        console.print(f"best and worst images are in {arguments.pictures}", highlight=False, markup=False)
+        write_mosaic(evaluation, data, predict_labels, Path(arguments.pictures), model.config.colours)
+        console.print(f"best and worst images written to {arguments.pictures}", highlight=False, markup=False)
     if arguments.json:
         sys.stdout.write(json.dumps(json_content(evaluation)) + "\n")
     else:
@@ -135,13 +130,13 @@ def evaluate(model: Segmenter, arguments: Namespace) -> int:
 
 
 def predict(model: Segmenter, arguments: Namespace) -> int:
-    """Give each pixel of images its class; 1 if an image could not be read."""
+    """Segment images, print one line each, and return 0, or 1 if an image could not be read."""
     view = view_of(model, arguments)
     outputs = tuple(arguments.output.split(","))
     paths, failures = find_images(arguments.images)
     folder = Path(arguments.out) if arguments.out else None
     if folder is None and arguments.output != OUTPUT:
-        raise ValueError(f"output: {arguments.output} is written to a folder; name it with --out")
+        raise ValueError(f"output: expected a folder for {arguments.output}, got none; set --out")
     stems: Sequence[Path | None] = answer_stems(paths, folder) if folder else [None] * len(paths)
     for path, stem in zip(paths, stems, strict=True):
         try:
@@ -153,14 +148,14 @@ def predict(model: Segmenter, arguments: Namespace) -> int:
             sys.stdout.write(json.dumps(dataclasses.asdict(answer)) + "\n")
         else:
             shares = sorted(answer.classes.items(), key=lambda item: -item[1])
-            shown = ", ".join(f"{label} {100 * share:.1f} %" for label, share in shares if share >= 0.0005)
-            sys.stdout.write(f"{path}\t{shown}\n")
+            text = ", ".join(f"{label} {100 * share:.1f} %" for label, share in shares if share >= 0.0005)
+            sys.stdout.write(f"{path}\t{text}\n")
     list_problems((), failures)
     return 1 if failures else 0
 
 
 def view_of(model: Segmenter, arguments: Namespace) -> View:
-    """How images are looked at, by what was typed."""
+    """Convert command-line options to a view: scales, mirroring and tiling."""
     if arguments.global_context:
         model.require_image_level()
     return View(
@@ -174,12 +169,12 @@ def view_of(model: Segmenter, arguments: Namespace) -> View:
 
 
 def scores_table(scores: SegmentationScores) -> Table:
-    """Intersection over union of each class and the means, in per cent."""
-    table = Table("class", "IoU", "share of the pixels")
+    """Tabulate IoU per class, mean IoU and pixel accuracy, in percent."""
+    table = Table("class", "IoU %", "pixels %")
     total = max(sum(scores.pixels.values()), 1)
     for name, value in scores.per_class.items():
-        shown = "-" if value is None else f"{100 * value:.1f}"
-        table.add_row(escape(name), shown, f"{100 * scores.pixels[name] / total:.1f}")
+        iou = "-" if value is None else f"{100 * value:.1f}"
+        table.add_row(escape(name), iou, f"{100 * scores.pixels[name] / total:.1f}")
     table.add_section()
     table.add_row("mean IoU", f"{100 * scores.miou:.1f}", "")
     table.add_row("pixel accuracy", f"{100 * scores.pixel_accuracy:.1f}", "")
@@ -187,7 +182,7 @@ def scores_table(scores: SegmentationScores) -> Table:
 
 
 def options_of(arguments: Namespace) -> SegmentOptions:
-    """The settings that words on the command line mean."""
+    """Convert command-line options to training options."""
     names = {field.name for field in dataclasses.fields(SegmentOptions)}
     values = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
     values |= {

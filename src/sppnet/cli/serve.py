@@ -1,4 +1,4 @@
-"""`sppnet serve`: a run behind HTTP, with a page for people."""
+"""`sppnet serve`: serve a run over HTTP, with a web page."""
 
 import os
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from sppnet.backbones.backbone import Backbone, create_backbone
 from sppnet.classify.model import Classifier
 from sppnet.cli.common import parse_level_text
-from sppnet.cli.detect import PROPOSALS, SHOWN, override_proposals
+from sppnet.cli.detect import METHODS, SHOWN, override_proposals
 from sppnet.console import console, results
 from sppnet.detect.model import Detector
 from sppnet.detect.proposals import is_box_file
@@ -22,85 +22,61 @@ from sppnet.features.encoder import RegionEncoder
 from sppnet.inference.memory import parse_memory
 from sppnet.registry import IMAGENET, Model, load
 from sppnet.segment.model import Segmenter
-from sppnet.serving.engines import (
-    Engine,
-    onnx_probabilities,
-    takes_padding,
-    torch_probabilities,
-)
+from sppnet.serving.engines import Engine, onnx_probabilities, takes_padding, torch_probabilities
 from sppnet.serving.limits import Limits
-from sppnet.serving.tasks import (
-    ClassifyTask,
-    DetectTask,
-    Kind,
-    RegionTask,
-    SegmentTask,
-    Task,
-    warm_up,
-)
+from sppnet.serving.tasks import ClassifyTask, DetectTask, Kind, RegionTask, SegmentTask, Task, warm_up
 
-_MODULES = ("fastapi", "python_multipart", "prometheus_client", "uvicorn")
+_REQUIRED_MODULES = ("fastapi", "python_multipart", "prometheus_client", "uvicorn")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_LIKE_SIZE_WASTE = 0.1
-_MOST_WORKERS = 4
-# On a CPU two images of one size take a little less time together, eight half as much again as one by one.
+_MAX_PADDING = 0.1
+_MAX_CPU_WORKERS = 4
+# On a CPU, a batch of 2 equal sizes is slightly faster than 2 passes; a batch of 8 takes 1.5 times as long as 8 passes.
 _CPU_BATCH, _GPU_BATCH = 2, 16
-_TOKEN = 16
-# oneDNN keeps the plans of the last 1,024 convolutions with their memory: about a gigabyte more where every photograph
-# has a size of its own, and no faster. It reads this when it makes its first.
-_FEW_PRIMITIVES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+_MIN_TOKEN_LENGTH = 16
+# By default oneDNN caches 1,024 convolution primitives. If every image has a different size, that takes about 1 GB and
+# saves no time. oneDNN reads the variable when it creates its first primitive.
+_ONEDNN_CACHE = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
 def serve_parser() -> ArgumentParser:
-    """Options of `sppnet serve`."""
+    """Build the argument parser of `sppnet serve`."""
     parser = ArgumentParser(
-        description="Answer for photographs over HTTP, and on a page for people at /. The addresses are described at"
-        " /openapi.json. Ctrl-C or SIGTERM: nothing new is taken, what was taken is answered."
+        description="Serve a model over HTTP, with a web page at / and a description of the API at /openapi.json. After"
+        " Ctrl-C or SIGTERM the server accepts no new requests and finishes those it has accepted."
     )
     add = parser.add_argument
-    add("run", help="run folder, or imagenet for the embedded network; with --regions also the name of a backbone")
-    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all of this machine's")
-    add("--port", type=int, default=8000, help="0 for any that is free")
-    add("--token-file", type=str | None, metavar="FILE", help="requests must bear the token that this file holds")
-    add("--regions", action="store_true", help="serve vectors of boxes, from the maps of the run's network")
-    add("--levels", type=str | None, help="--regions: levels of the pyramid; left out: 6,3,2,1, or a detector's own")
-    add(
-        "--scale", type=int | None, help="--regions: shorter side of the photograph; left out: 688, or a detector's own"
-    )
-    add("--weights", default="auto", help="--regions of a backbone: auto, hub (downloads timm's), none, or a file")
-    add(
-        "--engine",
-        type=Engine,
-        default="eager",
-        help="eager, compiled (torch.compile), or onnx (classifiers, onnxruntime, CPU)",
-    )
-    add("--device", default="auto", help="auto, cpu, cuda or mps")
-    add(
-        "--workers",
-        type=int | None,
-        help="batches answered at a time; left out: one a core, at most 4, 2 on a GPU; segmenters: 1",
-    )
-    add("--batch", type=int | None, help="most photographs of a batch; left out: 2 on a CPU, 16 on a GPU")
-    add("--batch-wait", type=float, default=5.0, help="milliseconds that a request waits for others of like size")
-    add("--max-bytes", default="20MB", help="of a request; larger ones get status 413")
-    add("--max-pixels", type=int, default=50_000_000, help="of a photograph; larger ones get status 422")
-    add("--max-boxes", type=int, default=1000, help="of a request; more get status 400")
-    add("--queue", type=int, default=64, help="requests at a time; more get status 503")
-    add("--upload-seconds", type=float, default=20.0, help="in which a request must arrive; slower ones get status 408")
-    add("--memory", default="4GB", help="segmenters: a photograph that takes more in one pass is cut into tiles")
-    add("--proposals", type=str | None, help=f"detectors: {PROPOSALS}; left out: as in training")
+    add("run", help="run folder, or imagenet for the embedded network; with --regions also a backbone name")
+    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all addresses of this machine")
+    add("--port", type=int, default=8000, help="port to listen on; 0 for any free port")
+    add("--token-file", type=str | None, metavar="FILE", help="file with a token that every request must contain")
+    add("--regions", action="store_true", help="serve feature vectors of boxes instead of predictions")
+    add("--levels", type=str | None, help="--regions: pyramid levels; default: those of a detector, else 6,3,2,1")
+    add("--scale", type=int | None, help="--regions: shorter side in pixels; default: that of a detector, else 688")
+    add("--weights", default="auto", help="--regions with a backbone: auto, hub (timm download), none, or a file")
+    add("--engine", type=Engine, default="eager", help="eager, compiled (torch.compile), or onnx (CPU classifiers)")
+    add("--device", default="auto", help="device: auto, cpu, cuda or mps")
+    add("--workers", type=int | None, help="parallel batches; default: CPU cores up to 4, 2 on a GPU, 1 if segmenting")
+    add("--batch", type=int | None, help="largest number of images per batch; default: 2 on a CPU, 16 on a GPU")
+    add("--batch-wait", type=float, default=5.0, help="milliseconds to wait for requests of similar image size")
+    add("--max-bytes", default="20MB", help="largest request; larger requests get status 413")
+    add("--max-pixels", type=int, default=50_000_000, help="largest image area in pixels; larger images get status 422")
+    add("--max-boxes", type=int, default=1000, help="largest number of boxes per request; more get status 400")
+    add("--queue", type=int, default=64, help="largest number of concurrent requests; further ones get status 503")
+    add("--upload-seconds", type=float, default=20.0, help="time limit for receiving a request; then status 408")
+    add("--memory", default="4GB", help="segmenters: memory limit; images that need more are processed in tiles")
+    add("--proposals", type=str | None, help=f"detectors: {METHODS}; default: as in training")
     return parser
 
 
 def serve(arguments: Namespace) -> int:
-    """Serve until told to stop."""
-    missing = [name for name in _MODULES if find_spec(name) is None]
+    """Serve until interrupted and return 0."""
+    missing = [name for name in _REQUIRED_MODULES if find_spec(name) is None]
     if missing:
         raise ModuleNotFoundError(f'serve needs {", ".join(missing)}: pip install "sppnet[serve]"')
     from sppnet.serving.app import Batching, Service, create_app
     from sppnet.serving.server import run_server
 
-    os.environ.setdefault(*_FEW_PRIMITIVES)
+    os.environ.setdefault(*_ONEDNN_CACHE)
     limits = Limits(
         parse_memory(arguments.max_bytes, "max-bytes"),
         arguments.max_pixels,
@@ -109,17 +85,17 @@ def serve(arguments: Namespace) -> int:
         arguments.upload_seconds,
     )
     if arguments.batch is not None and arguments.batch < 1:
-        raise ValueError(f"batch: expected at least 1; got {arguments.batch}")
+        raise ValueError(f"batch: expected at least 1, got {arguments.batch}")
     if not arguments.batch_wait >= 0:
-        raise ValueError(f"batch-wait: expected at least 0 milliseconds; got {arguments.batch_wait:g}")
+        raise ValueError(f"batch-wait: expected at least 0 milliseconds, got {arguments.batch_wait:g}")
     if not 0 <= arguments.port <= 65_535:
-        raise ValueError(f"port: expected 0 to 65535; got {arguments.port}")
+        raise ValueError(f"port: expected 0 to 65535, got {arguments.port}")
     token = _read_token(arguments.token_file)
     device = pick_device(arguments.device)
     with console.status(f"loading {arguments.run}"):
         model = _load(arguments).to(device)
     workers = _workers(arguments.workers, device, isinstance(model, Segmenter))
-    most = arguments.batch or (_CPU_BATCH if device.type == "cpu" else _GPU_BATCH)
+    batch = arguments.batch or (_CPU_BATCH if device.type == "cpu" else _GPU_BATCH)
     threads = max(1, _cores() // workers)
     padded = (
         device.type != "cpu"
@@ -127,65 +103,66 @@ def serve(arguments: Namespace) -> int:
         and isinstance(model, Classifier)
         and takes_padding(model.backbone)
     )
-    kind, make = _prepare(arguments, model, limits, threads, padded)
-    batching = Batching(workers, threads, arguments.batch_wait / 1000, most, _LIKE_SIZE_WASTE if padded else 0.0)
-    service = Service(Path(arguments.run).name or str(arguments.run), make, arguments.engine, limits, batching)
+    kind, create_task = _prepare(arguments, model, limits, threads, padded)
+    batching = Batching(workers, threads, arguments.batch_wait / 1000, batch, _MAX_PADDING if padded else 0.0)
+    service = Service(Path(arguments.run).name or str(arguments.run), create_task, arguments.engine, limits, batching)
     if arguments.host not in _LOOPBACK and token is None:
-        console.print(f"anyone who reaches {arguments.host} may ask; --token-file asks for a token", highlight=False)
+        console.print(f"{arguments.host} accepts requests without a token; set --token-file", highlight=False)
     app = create_app(service, kind, token)
-    run_server(app, service, arguments.host, arguments.port, partial(_tell, arguments.run))
+    run_server(app, service, arguments.host, arguments.port, partial(_print_url, arguments.run))
     return 0
 
 
-def _tell(run: str, url: str) -> None:
-    results.print(f"{run} at {url}", highlight=False, soft_wrap=True, markup=False)
+def _print_url(run: str, url: str) -> None:
+    results.print(f"serving {run} at {url}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _read_token(file: str | None) -> str | None:
     if file is None:
         return None
     token = Path(file).read_text(encoding="utf-8", errors="replace").strip()
-    if not token.isascii() or not token.isprintable() or " " in token or len(token) < _TOKEN:
-        raise ValueError(f"token-file: expected {_TOKEN} or more printable ASCII characters without spaces in {file}")
+    if not token.isascii() or not token.isprintable() or " " in token or len(token) < _MIN_TOKEN_LENGTH:
+        expected = f"at least {_MIN_TOKEN_LENGTH} printable ASCII characters without spaces"
+        raise ValueError(f"token-file: expected {expected} in {file}, got another format")
     return token
 
 
-def _workers(asked: int | None, device: torch.device, segments: bool) -> int:
-    if asked is not None and asked < 1:
-        raise ValueError(f"workers: expected at least 1; got {asked}")
+def _workers(requested: int | None, device: torch.device, segments: bool) -> int:
+    if requested is not None and requested < 1:
+        raise ValueError(f"workers: expected at least 1, got {requested}")
     if segments:
-        # What a pass may take is what --memory leaves of what is held, which several would each take for theirs.
-        if asked not in (None, 1):
-            raise ValueError(f"workers: a segmenter has 1, with all cores, so that --memory holds; got {asked}")
+        # Each pass may use all the memory left below --memory, so concurrent passes would exceed the limit.
+        if requested not in (None, 1):
+            raise ValueError(f"workers: expected 1 for a segmenter, got {requested}; --memory is a limit for one pass")
         return 1
-    return asked or (min(_cores(), _MOST_WORKERS) if device.type == "cpu" else 2)
+    return requested or (min(_cores(), _MAX_CPU_WORKERS) if device.type == "cpu" else 2)
 
 
 def _cores() -> int:
-    """Cores that this process may use."""
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _load(arguments: Namespace) -> Model | RegionEncoder:
-    """The run's model; with --regions an encoder of its network's maps, or of a network's by its name."""
+    """Load the model of the run, or create a region encoder from its backbone or from a named backbone."""
     for name, default in (("levels", None), ("scale", None), ("weights", "auto")):
         if not arguments.regions and arguments[name] != default:
-            raise ValueError(f"{name}: an option of --regions; a run has its own")
+            raise ValueError(f"{name}: expected no value without --regions, got {arguments[name]}")
     run = arguments.run
     if not arguments.regions:
         return load(run)
-    asked: dict[str, Any] = {"levels": parse_level_text(arguments.levels)} if arguments.levels else {}
+    options: dict[str, Any] = {"levels": parse_level_text(arguments.levels)} if arguments.levels else {}
     if arguments.scale is not None:
-        asked["scales"] = (arguments.scale,)
+        options["scales"] = (arguments.scale,)
     if run != IMAGENET and not Path(run).is_dir():
-        return RegionEncoder(create_backbone(run, None, arguments.weights), **asked)
+        return RegionEncoder(create_backbone(run, None, arguments.weights), **options)
     if arguments.weights != "auto":
-        raise ValueError(f"weights: {run} is a run, which has its own; leave --weights out")
+        raise ValueError(f"weights: expected no value for a run, got {arguments.weights}; {run} has its own weights")
     model = load(run)
     if isinstance(model, Detector) and isinstance(model.encoder, RegionEncoder):
         names = ("levels", "scales", "max_side", "rule", "reduce", "scale_rule")
-        asked = {name: getattr(model.encoder, name) for name in names} | asked
-    return RegionEncoder(_backbone_of(model), **asked)
+        options = {name: getattr(model.encoder, name) for name in names} | options
+    return RegionEncoder(_backbone_of(model), **options)
 
 
 def _backbone_of(model: Model | RegionEncoder) -> Backbone:
@@ -195,23 +172,21 @@ def _backbone_of(model: Model | RegionEncoder) -> Backbone:
 def _prepare(
     arguments: Namespace, model: Model | RegionEncoder, limits: Limits, threads: int, padded: bool
 ) -> tuple[Kind, Callable[[], Task]]:
-    """The task's name, and what makes it ready; that may take minutes."""
+    """Return the kind of task and a function that creates the task and warms it up, which may take minutes."""
     if arguments.engine == "onnx" and (not isinstance(model, Classifier) or model.device.type != "cpu"):
-        raise ValueError("engine: onnx is for classifiers on the CPU; take eager or compiled")
+        raise ValueError("engine: expected eager or compiled, got onnx; it supports classifiers on the CPU only")
     if arguments.proposals and not isinstance(model, Detector):
-        raise ValueError(f"proposals: an option for detectors; {arguments.run} holds none")
+        raise ValueError(f"proposals: expected a detector, got another model from {arguments.run}; omit --proposals")
     backbone = _backbone_of(model)
     memory = parse_memory(arguments.memory)
     if isinstance(model, Detector):
         override_proposals(model, arguments)
         if is_box_file(model.config.proposals):
-            raise ValueError(
-                f"proposals: {model.config.proposals} has the boxes of known images; take selective-search"
-            )
+            raise ValueError(f"proposals: expected {METHODS}, got the box file {model.config.proposals}")
 
-    def make() -> Task:
+    def create_task() -> Task:
         if arguments.engine == "compiled":
-            # As the workers do: torch uses a graph with as many threads as it was made with.
+            # Compile with the thread count of the workers, because graphs are bound to it.
             torch.set_num_threads(threads)
             backbone.compile_network()
         task: Task
@@ -227,9 +202,9 @@ def _prepare(
             task = RegionTask(model, limits)
         warm_up(task)
         if arguments.engine == "compiled":
-            # No request waits for a compiler: what these graphs do not cover is computed without one.
+            # Requests that the graphs do not cover run in eager mode and never wait for the compiler.
             torch.compiler.set_stance("eager_on_recompile")
         return task
 
     kinds: dict[type, Kind] = {Classifier: "classify", Detector: "detect", Segmenter: "segment"}
-    return kinds.get(type(model), "regions"), make
+    return kinds.get(type(model), "regions"), create_task

@@ -81,7 +81,7 @@ class SegmentOptions(LoopOptions):
         changed = [name for name, default in unused.items() if getattr(self, name) != default]
         if self.head == "deeplabv2" and changed:
             name = changed[0]
-            raise ValueError(f"{name}: expected {unused[name]} (unused by deeplabv2), got {getattr(self, name)}")
+            raise ValueError(f"{name}: expected {unused[name]}, unused by deeplabv2, got {getattr(self, name)}")
         if self.workers < 0:
             raise ValueError(f"workers: expected at least 0, got {self.workers}")
 
