@@ -29,7 +29,7 @@ from sppnet.classify.batches import ImageBatches, Padded
 from sppnet.classify.model import Classifier
 from sppnet.classify.network import ClassifierConfig
 from sppnet.classify.options import TrainOptions
-from sppnet.data.batching import Draw, epoch_batches, share, waste
+from sppnet.data.batching import BatchImage, epoch_batches, padding_fraction, share
 from sppnet.data.formats.class_folders import read_classification
 from sppnet.data.listing import list_images
 from sppnet.data.resize import Resize
@@ -118,7 +118,7 @@ def show_waste(name: str, sizes: list[Size], batch: int) -> None:
     print("Busy: pixels of the images relative to the capacity of all processes during the largest part.")
 
 
-def plans(sizes: list[Size], batch: int, budget: int | None, world: int) -> list[list[list[list[Draw]]]]:
+def plans(sizes: list[Size], batch: int, budget: int | None, world: int) -> list[list[list[list[BatchImage]]]]:
     """Plan the batches by seed and epoch."""
     return [
         [epoch_batches(sizes, batch, epoch, seed, None, budget, world) for epoch in range(EPOCHS)]
@@ -130,15 +130,15 @@ def random_order(count: int, seed: int) -> list[int]:
     return random.Random(seed).sample(range(count), count)
 
 
-def chunks(sizes: list[Size], order: Sequence[int], batch: int) -> list[list[Draw]]:
+def chunks(sizes: list[Size], order: Sequence[int], batch: int) -> list[list[BatchImage]]:
     return [
-        [Draw(index, sizes[index], "") for index in order[begin : begin + batch]]
+        [BatchImage(index, sizes[index], "") for index in order[begin : begin + batch]]
         for begin in range(0, len(order), batch)
     ]
 
 
-def show_row(name: str, sizes: list[Size], runs: list[list[list[list[Draw]]]]) -> None:
-    wastes = [waste(batches, sizes) for epochs in runs for batches in epochs]
+def show_row(name: str, sizes: list[Size], runs: list[list[list[list[BatchImage]]]]) -> None:
+    wastes = [padding_fraction(batches, sizes) for epochs in runs for batches in epochs]
     repeated = [repeated_pairs(*pair) for epochs in runs for pair in itertools.pairwise(epochs)]
     cell = f"{100 * sum(repeated) / len(repeated):.0f}" if repeated else ""
     print(f"| {name} | {spread(wastes)} | {len(runs[0][0])} | {cell} |", flush=True)
@@ -151,7 +151,7 @@ def show_parts(sizes: list[Size], batch: int, budget: int | None, world: int) ->
     wastes, capacity = [], 0
     for batches in epochs:
         parts = [[share(group, rank, world) for rank in range(world)] for group in batches]
-        wastes.append(waste(itertools.chain(*parts), sizes))
+        wastes.append(padding_fraction(itertools.chain(*parts), sizes))
         capacity += sum(max(padded_pixels(part) for part in group if part) for group in parts) * world
     busy = len(epochs) * sum(map(math.prod, sizes)) / capacity
     single, idle = (
@@ -161,11 +161,11 @@ def show_parts(sizes: list[Size], batch: int, budget: int | None, world: int) ->
     print(f"| {' | '.join(cells)} | {single:.0f} | {idle:.0f} | {seconds:.2f} |", flush=True)
 
 
-def padded_pixels(part: list[Draw]) -> int:
+def padded_pixels(part: list[BatchImage]) -> int:
     return len(part) * max(draw.size[0] for draw in part) * max(draw.size[1] for draw in part)
 
 
-def repeated_pairs(before: list[list[Draw]], after: list[list[Draw]]) -> float:
+def repeated_pairs(before: list[list[BatchImage]], after: list[list[BatchImage]]) -> float:
     """Compute the share of pairs within a batch that also shared a batch in the previous epoch."""
     batch_of = {draw.index: number for number, group in enumerate(before) for draw in group}
     pairs = [pair for group in after for pair in itertools.combinations(group, 2)]

@@ -5,15 +5,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from sppnet.errors import ImageError, choose, list_some, require_positive, suggest
+from sppnet.errors import ImageError, check_choice, did_you_mean, list_some, require_positive
 
 
 def test_choose_lists_the_choices_and_suggests_the_closest() -> None:
-    choose("rule", "max", ["max", "avg"])
+    check_choice("rule", "max", ["max", "avg"])
     with pytest.raises(ValueError, match=r"^rule: expected one of max, avg, got 'mx'; did you mean 'max'\?$"):
-        choose("rule", "mx", ["max", "avg"])
+        check_choice("rule", "mx", ["max", "avg"])
     with pytest.raises(ValueError, match=r"^rule: expected one of max, avg, got 'zzz'$"):
-        choose("rule", "zzz", ["max", "avg"])
+        check_choice("rule", "zzz", ["max", "avg"])
 
 
 def test_image_error_can_be_pickled() -> None:
@@ -22,8 +22,8 @@ def test_image_error_can_be_pickled() -> None:
 
 
 def test_suggest() -> None:
-    assert suggest("tset", ["train", "test"]) == "; did you mean test?"
-    assert suggest("zzz", ["train", "test"]) == ""
+    assert did_you_mean("tset", ["train", "test"]) == "; did you mean test?"
+    assert did_you_mean("zzz", ["train", "test"]) == ""
 
 
 def test_list_some_counts_names_after_the_tenth() -> None:

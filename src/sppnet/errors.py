@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable
 
 
-def choose(argument: str, value: str, choices: Iterable[str]) -> None:
+def check_choice(argument: str, value: str, choices: Iterable[str]) -> None:
     """Check that a value is one of the legal choices.
 
     Raises:
@@ -29,7 +29,7 @@ class ImageError(ValueError):
         return f"{self.path}: {self.reason}"
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a "did you mean" suffix for a message, or an empty string if no known name is close."""
     close = difflib.get_close_matches(name, list(known), n=3)
     return f"; did you mean {' or '.join(close)}?" if close else ""

@@ -9,7 +9,7 @@ from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.padding import get_same_padding
 from torch import Tensor, nn
 
-from sppnet.backbones.same_padding import integers_in_export, integers_when_compiled, same_padding
+from sppnet.backbones.same_padding import integer_padding_in_export, integer_padding_when_compiled, same_padding
 
 
 @given(st.integers(1, 3000), st.integers(1, 11), st.integers(1, 8), st.integers(1, 3))
@@ -25,8 +25,8 @@ def test_compiles_one_integer_graph_for_all_sizes(unchecked: None) -> None:
         graphs.append(module.code)
         return module.forward
 
-    integers_when_compiled()
-    integers_when_compiled()  # repeated calls are harmless
+    integer_padding_when_compiled()
+    integer_padding_when_compiled()  # repeated calls are harmless
     torch.manual_seed(0)
     network = nn.Sequential(Conv2dSame(3, 4, 3, stride=2), Conv2dSame(4, 4, 5, stride=2), Conv2dSame(4, 2, 3, stride=2))
     compiled = torch.compile(network, backend=record, dynamic=True)
@@ -41,6 +41,6 @@ def test_compiles_one_integer_graph_for_all_sizes(unchecked: None) -> None:
 def test_export_restores_timm() -> None:
     from timm.layers import padding
 
-    with integers_in_export():
+    with integer_padding_in_export():
         assert padding.get_same_padding is same_padding
     assert padding.get_same_padding is get_same_padding

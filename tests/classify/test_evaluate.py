@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sppnet import Classifier, ClassifierConfig, create_backbone
-from sppnet.classify.evaluate import evaluate_classifier, rank, scores_of
+from sppnet.classify.evaluate import evaluate_classifier, scores_of, top_classes
 from sppnet.data.formats.class_folders import read_classification
 from tests.helpers.images import write_classes
 
@@ -26,8 +26,8 @@ def test_scores_of_an_empty_set_are_zero() -> None:
 
 
 def test_rank_returns_five_or_all_classes() -> None:
-    assert rank(torch.tensor([[0.1, 0.3, 0.2]])).tolist() == [[1, 2, 0]]
-    assert rank(torch.randn(2, 9)).shape == (2, 5)
+    assert top_classes(torch.tensor([[0.1, 0.3, 0.2]])).tolist() == [[1, 2, 0]]
+    assert top_classes(torch.randn(2, 9)).shape == (2, 5)
 
 
 def test_groups_add_up_and_unreadable_files_are_reported(tmp_path: Path) -> None:

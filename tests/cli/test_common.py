@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sppnet.cli.common import find_images, list_failures, numbers, parse_level_text
+from sppnet.cli.common import find_images, list_failures, parse_level_text, parse_numbers
 from sppnet.errors import ImageError
 
 
@@ -18,11 +18,11 @@ def test_parses_levels() -> None:
 
 
 def test_parses_numbers() -> None:
-    assert numbers("hidden", "4096,1024") == (4096, 1024)
-    assert numbers("scales", "0.75,1", float, 0) == (0.75, 1.0)
+    assert parse_numbers("hidden", "4096,1024") == (4096, 1024)
+    assert parse_numbers("scales", "0.75,1", float, 0) == (0.75, 1.0)
     for text in ("", "1,", "0", "1.5", "nan"):
         with pytest.raises(ValueError, match=f"sizes: expected comma-separated numbers of at least 1, got '{text}'"):
-            numbers("sizes", text)
+            parse_numbers("sizes", text)
 
 
 def test_finds_images_and_lists_skipped_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,14 @@ from rich.console import Console
 
 from sppnet.cli.compare_detectors import tables
 from sppnet.cli.main import run
-from sppnet.studies.detectors import COLUMNS, PAPER, PAPER_SECONDS, Column, DetectorComparison, comparison_content
+from sppnet.studies.detectors import (
+    COLUMNS,
+    PAPER,
+    PAPER_SECONDS,
+    DetectorComparison,
+    DetectorResults,
+    comparison_content,
+)
 from tests.helpers.detection_data import write_voc
 
 
@@ -16,7 +23,7 @@ def test_tables_show_means_ranges_speed_ups_and_the_papers_results() -> None:
     precision = {row: [0.25, 0.5] for row in PAPER}
     parts = [row for row in PAPER_SECONDS if row != "speed-up"]
     columns = {
-        name: Column(precision, dict.fromkeys(parts, seconds))
+        name: DetectorResults(precision, dict.fromkeys(parts, seconds))
         for name, seconds in zip(COLUMNS, (0.5, 1.0, 8.0), strict=True)
     }
     console = Console(file=io.StringIO(), width=140)

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from sppnet.cli.compare_sizes import tables
 from sppnet.cli.main import run
-from sppnet.studies.sizes import CROP, FULL, OWN, VARIANTS, VIEWS, RunFigures, SizeComparison, comparison_content
+from sppnet.studies.sizes import CROP, FULL, OWN, VARIANTS, VIEWS, RunScores, SizeComparison, comparison_content
 
 
 def table_lines() -> list[str]:
@@ -25,9 +25,9 @@ def table_lines() -> list[str]:
     return [" ".join(line.split()) for line in text.splitlines()]
 
 
-def made_up_run(error: float, seed: int) -> RunFigures:
+def made_up_run(error: float, seed: int) -> RunScores:
     errors = {test: error + number for number, test in enumerate((VIEWS, CROP, FULL, OWN))}
-    return RunFigures(errors, errors, (2 + seed) * 1_000_000, 1.0 + seed, ())
+    return RunScores(errors, errors, (2 + seed) * 1_000_000, 1.0 + seed, ())
 
 
 def test_tables_show_means_ranges_gains_and_the_papers_results() -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sppnet.data.batching import Draw, Schedule, count_batches, epoch_batches, share, waste
+from sppnet.data.batching import BatchImage, Schedule, count_batches, epoch_batches, padding_fraction, share
 
 Size = tuple[int, int]
 
@@ -24,21 +24,21 @@ def random_sizes(count: int) -> list[Size]:
     return [(rng.randint(60, 500), rng.randint(60, 500)) for _ in range(count)]
 
 
-def draws(*sizes: Size) -> list[Draw]:
-    return [Draw(index, size, "") for index, size in enumerate(sizes)]
+def draws(*sizes: Size) -> list[BatchImage]:
+    return [BatchImage(index, size, "") for index, size in enumerate(sizes)]
 
 
-def padded(batch: Sequence[Draw]) -> int:
+def padded(batch: Sequence[BatchImage]) -> int:
     """Return the pixels of a batch after padding."""
     height, width = (max((draw.size[axis] for draw in batch), default=0) for axis in (0, 1))
     return len(batch) * height * width
 
 
-def members(batches: Sequence[Sequence[Draw]]) -> set[frozenset[int]]:
+def members(batches: Sequence[Sequence[BatchImage]]) -> set[frozenset[int]]:
     return {frozenset(draw.index for draw in batch) for batch in batches}
 
 
-def repeated_pairs(first: list[list[Draw]], second: list[list[Draw]]) -> float:
+def repeated_pairs(first: list[list[BatchImage]], second: list[list[BatchImage]]) -> float:
     before, after = (
         {pair for batch in batches for pair in itertools.combinations(sorted(draw.index for draw in batch), 2)}
         for batches in (first, second)
@@ -103,7 +103,7 @@ def test_batches_without_a_budget_do_not_depend_on_processes() -> None:
 def test_equal_sizes_need_no_padding_and_are_regrouped() -> None:
     sizes = [(32, 48)] * 200
     first, second = (epoch_batches(sizes, 10, epoch, 0, None) for epoch in (0, 1))
-    assert waste(first, sizes) == 0
+    assert padding_fraction(first, sizes) == 0
     assert repeated_pairs(first, second) < 0.15
 
 
@@ -111,13 +111,13 @@ def test_increasing_sizes_are_regrouped() -> None:
     sizes = [(500 + number, 500) for number in range(200)]
     first, second = (epoch_batches(sizes, 10, epoch, 0, None) for epoch in (0, 1))
     assert repeated_pairs(first, second) < 0.6
-    assert waste(first, sizes) < 0.03
+    assert padding_fraction(first, sizes) < 0.03
 
 
 def test_two_shapes_are_not_mixed() -> None:
     sizes = [(300, 200), (200, 300)] * 48
     batches = epoch_batches(sizes, 16, 3, 0, None)
-    assert waste(batches, sizes) == 0
+    assert padding_fraction(batches, sizes) == 0
     assert [len(group) for group in batches] == [16] * 6
 
 
@@ -126,7 +126,7 @@ def test_batch_lengths_are_balanced() -> None:
 
 
 def test_one_image_and_no_images() -> None:
-    assert epoch_batches([(5, 7)], 16, 2, 3, None) == [[Draw(0, (5, 7), "augment 3 2 0")]]
+    assert epoch_batches([(5, 7)], 16, 2, 3, None) == [[BatchImage(0, (5, 7), "augment 3 2 0")]]
     assert epoch_batches([], 16, 0, 0, None) == epoch_batches([], 16, 0, 0, 64) == []
     assert epoch_batches([], 16, 0, 0, None, 100) == []
     assert count_batches([], 16) == count_batches([], 16, 100) == 0
@@ -136,9 +136,9 @@ def test_similar_shapes_are_grouped() -> None:
     rng = np.random.default_rng(0)
     sizes = [(int(h), int(w)) for h, w in np.exp(rng.uniform(np.log(60), np.log(500), (1024, 2)))]
     random_order = [draws(*sizes)[first : first + 8] for first in range(0, 1024, 8)]
-    assert waste(random_order, sizes) > 0.7
+    assert padding_fraction(random_order, sizes) > 0.7
     epochs = [epoch_batches(sizes, 8, epoch, 0, None) for epoch in range(3)]
-    assert all(waste(batches, sizes) < 0.16 for batches in epochs)
+    assert all(padding_fraction(batches, sizes) < 0.16 for batches in epochs)
     assert all(repeated_pairs(*pair) < 0.45 for pair in itertools.pairwise(epochs))
 
 
@@ -193,9 +193,9 @@ def test_last_shares_are_empty_with_fewer_images_than_processes() -> None:
 def test_waste() -> None:
     batch = draws((10, 30), (20, 15))
     sizes = [(10, 30), (20, 15), (5, 5)]
-    assert waste([batch], sizes) == pytest.approx(1 - (300 + 300) / (2 * 20 * 30))
-    assert waste([batch, [Draw(2, (5, 5), "")], []], sizes) == pytest.approx(1 - 625 / 1225)
-    assert waste([], sizes) == 0
+    assert padding_fraction([batch], sizes) == pytest.approx(1 - (300 + 300) / (2 * 20 * 30))
+    assert padding_fraction([batch, [BatchImage(2, (5, 5), "")], []], sizes) == pytest.approx(1 - 625 / 1225)
+    assert padding_fraction([], sizes) == 0
 
 
 def test_rejects_invalid_arguments() -> None:

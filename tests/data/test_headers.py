@@ -13,7 +13,7 @@ from PIL import Image
 
 from sppnet.data.formats.masks import read_raw
 from sppnet.data.headers import describe_bomb, raw_mode
-from sppnet.data.images import exif_turn, image_size, load_image, open_image
+from sppnet.data.images import exif_transpose, image_size, load_image, open_image
 from sppnet.errors import ImageError
 from tests.helpers.defects import bomb
 from tests.helpers.image_bytes import encode
@@ -22,7 +22,7 @@ MODES = ("1", "L", "P", "P;1", "LA", "I;16", "RGB", "RGB;16", "RGBA")
 
 _MEMORY = """
 import sys
-from sppnet.errors import ImageError; from sppnet.data.images import exif_turn, image_size, load_image, open_image
+from sppnet.errors import ImageError; from sppnet.data.images import exif_transpose, image_size, load_image, open_image
 
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
@@ -154,7 +154,7 @@ def test_exif_data_after_png_pixels_are_found_without_decoding(late: bool, tmp_p
     with open_image(str(path)) as image:
         assert image.fp
         position = image.fp.tell()
-        assert exif_turn(image) == Image.Transpose.ROTATE_270
+        assert exif_transpose(image) == Image.Transpose.ROTATE_270
         assert image.fp.tell() == position
         assert image.tile, "the image has been decoded"
         np.testing.assert_array_equal(np.asarray(image), pixels)  # decoding still works

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sppnet.data.listing import LocalImages, RemoteImages, header_size, image_names, list_images
+from sppnet.data.listing import LocalImages, RemoteImages, header_size, list_image_names, list_images
 from sppnet.errors import ImageError
 
 
@@ -30,16 +30,18 @@ def test_lists_images_of_nested_folders(tmp_path: Path) -> None:
 def test_urls_and_patterns_are_listed_in_folder_order(tmp_path: Path) -> None:
     touch(tmp_path, "b.png", "a/z.JPG", "a/b/c.png", "c/a.png", "B.jpeg", ".hidden.png", "a/.git/d.png")
     touch(tmp_path, "note.txt", "text/a.txt")
-    assert image_names(str(tmp_path)) == [str(path) for path in list_images(tmp_path)]
-    assert image_names(f"file://{tmp_path}/") == [f"file://{path}" for path in list_images(tmp_path)]
-    assert image_names(f"file://{tmp_path}/note.txt") == [f"file://{tmp_path}/note.txt"]
-    assert image_names(f"{tmp_path}/**/*.png") == [str(tmp_path / name) for name in ("b.png", "a/b/c.png", "c/a.png")]
+    assert list_image_names(str(tmp_path)) == [str(path) for path in list_images(tmp_path)]
+    assert list_image_names(f"file://{tmp_path}/") == [f"file://{path}" for path in list_images(tmp_path)]
+    assert list_image_names(f"file://{tmp_path}/note.txt") == [f"file://{tmp_path}/note.txt"]
+    assert list_image_names(f"{tmp_path}/**/*.png") == [
+        str(tmp_path / name) for name in ("b.png", "a/b/c.png", "c/a.png")
+    ]
     with pytest.raises(ImageError, match="no file matches the pattern"):
-        image_names(f"file://{tmp_path}/*.tif")
+        list_image_names(f"file://{tmp_path}/*.tif")
     with pytest.raises(ImageError, match="no such file or folder"):
-        image_names(f"file://{tmp_path}/none")
+        list_image_names(f"file://{tmp_path}/none")
     with pytest.raises(ImageError, match="contains no images"):
-        image_names(f"file://{tmp_path}/text")
+        list_image_names(f"file://{tmp_path}/text")
 
 
 def test_images_are_found_by_path_or_by_file_name(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sppnet.data.splits import find_split, sort_splits, splits, usual_split
+from sppnet.data.splits import default_split, find_split, sort_splits, split_folders
 
 
 def make_folders(root: Path, *names: str) -> Path:
@@ -14,22 +14,22 @@ def make_folders(root: Path, *names: str) -> Path:
 
 
 def test_split_folders_are_listed_training_first(tmp_path: Path) -> None:
-    assert splits(make_folders(tmp_path / "lower", "val/a", "train/a", ".git")) == ("train", "val")
-    assert splits(make_folders(tmp_path / "upper", "Test/a")) == ("Test",)
+    assert split_folders(make_folders(tmp_path / "lower", "val/a", "train/a", ".git")) == ("train", "val")
+    assert split_folders(make_folders(tmp_path / "upper", "Test/a")) == ("Test",)
 
 
 def test_other_folders_have_no_splits(tmp_path: Path) -> None:
-    assert splits(make_folders(tmp_path / "one", "val")) == ()
-    assert splits(make_folders(tmp_path / "two", "train", "plane")) == ()
-    assert splits(tmp_path / "gone") == ()
+    assert split_folders(make_folders(tmp_path / "one", "val")) == ()
+    assert split_folders(make_folders(tmp_path / "two", "train", "plane")) == ()
+    assert split_folders(tmp_path / "gone") == ()
     (tmp_path / "file").touch()
-    assert splits(tmp_path / "file") == ()
+    assert split_folders(tmp_path / "file") == ()
 
 
 def test_rejects_split_folders_next_to_other_folders(tmp_path: Path) -> None:
     make_folders(tmp_path, "train/a", "val/a", "annotations")
     with pytest.raises(ValueError, match=r"contains split folders \(train, val\) and other folders \(annotations\)"):
-        splits(tmp_path)
+        split_folders(tmp_path)
 
 
 def test_find_split_ignores_case(tmp_path: Path) -> None:
@@ -45,8 +45,8 @@ def test_sort_splits() -> None:
 
 
 def test_usual_split() -> None:
-    assert usual_split("data", ["val", "test"], None, "train", "val") == "val"
-    assert usual_split("data", ["val", "test"], "test", "val") == "test"
-    assert usual_split("data", [], None, "train") is None
+    assert default_split("data", ["val", "test"], None, "train", "val") == "val"
+    assert default_split("data", ["val", "test"], "test", "val") == "test"
+    assert default_split("data", [], None, "train") is None
     with pytest.raises(ValueError, match="split: expected one of val, test for data, got none"):
-        usual_split("data", ["val", "test"], None, "train")
+        default_split("data", ["val", "test"], None, "train")

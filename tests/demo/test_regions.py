@@ -8,7 +8,7 @@ from PIL import Image
 from sppnet import Classifier, imagenet_classifier
 from sppnet.data.images import load_image
 from sppnet.demo import regions
-from sppnet.demo.regions import Pass, Regions, find_regions, regions_section
+from sppnet.demo.regions import PassTiming, Regions, find_regions, regions_section
 from sppnet.demo.run import sample_photographs
 from sppnet.detect.proposals import propose
 from sppnet.features.encoder import RegionEncoder
@@ -32,7 +32,7 @@ def test_section_has_the_measured_times_and_their_ratios() -> None:
     detections = Detections(
         torch.tensor([[0.0, 0, 9, 9], [5, 5, 9, 9]]), torch.tensor([0.96, 0.75]), torch.tensor([1, 0])
     )
-    once, paper = Pass(384, 700, 0.1, 0.008, 0.012), Pass(688, 1100, 1.2, 0.02, 0.03)
+    once, paper = PassTiming(384, 700, 0.1, 0.008, 0.012), PassTiming(688, 1100, 1.2, 0.02, 0.03)
     result = Regions(detections, 1500, False, 0.84, once, paper, 0.04, 64)
     assert result.ratio(once) == pytest.approx(500)
     assert result.ratio(paper) == pytest.approx(48)
@@ -55,7 +55,7 @@ def test_section_has_the_measured_times_and_their_ratios() -> None:
 
 def test_section_without_likely_windows() -> None:
     no_detections = Detections(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.long))
-    timing = Pass(384, 1, 0.1, 0.1, 0.1)
+    timing = PassTiming(384, 1, 0.1, 0.1, 0.1)
     section = regions_section(Regions(no_detections, 1, False, 0.1, timing, timing, 0.1, 1), (), "a", "data:,")
     assert "at least 60%: none." in section
 

@@ -11,7 +11,7 @@ from PIL import Image
 from sppnet import Classifier, ImageError, Prediction, imagenet_classifier
 from sppnet.data.images import load_image, to_tensor
 from sppnet.demo import regions, run
-from sppnet.demo.regions import Pass, Regions
+from sppnet.demo.regions import PassTiming, Regions
 from sppnet.demo.run import DemoResult, run_demo, sample_photographs
 from sppnet.inference.results import Detections
 from tests.helpers.html_page import Page
@@ -173,7 +173,7 @@ def test_windows_of_the_last_photograph_are_classified_in_one_pass(result: DemoR
 
 
 def test_boxes_are_scaled_to_the_drawn_picture(model: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    timing = Pass(384, 1, 0.1, 0.1, 0.1)
+    timing = PassTiming(384, 1, 0.1, 0.1, 0.1)
     sizes = []
 
     def find(_: Classifier, image: Image.Image) -> Regions:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import sppnet.detect.proposals
 from sppnet.detect.classic.selective_search import selective_search
-from sppnet.detect.proposals import SOURCES, Proposals, proposals_of, propose
+from sppnet.detect.proposals import SOURCES, Proposals, propose, propose_all
 from sppnet.detect.window_grid import window_grid
 from sppnet.inference.results import Failure
 from sppnet.io.files import read_tensors, save_tensors
@@ -86,7 +86,7 @@ def test_cache_is_keyed_by_content_and_settings(
     scene.save(tmp_path / "a.png")
     (tmp_path / "copy.png").write_bytes((tmp_path / "a.png").read_bytes())
     folder = tmp_path / "new" / "cache"
-    (first,) = proposals_of([tmp_path / "a.png"], "selective-search", folder)
+    (first,) = propose_all([tmp_path / "a.png"], "selective-search", folder)
     assert torch.equal(boxes_of(first), propose(scene, "selective-search"))
     calls = []
 
@@ -95,11 +95,11 @@ def test_cache_is_keyed_by_content_and_settings(
         return selective_search(*arguments)
 
     monkeypatch.setattr(sppnet.detect.proposals, "selective_search", counted)
-    (cached,) = proposals_of([tmp_path / "copy.png"], "selective-search", folder)
+    (cached,) = propose_all([tmp_path / "copy.png"], "selective-search", folder)
     assert torch.equal(boxes_of(cached), boxes_of(first))
     assert not calls
     for changed in ({"max_windows": 5}, {"seed": 1}, {"seconds": 60.0}, {"max_windows": None}):
-        proposals_of([tmp_path / "copy.png"], "selective-search", folder, **changed)
+        propose_all([tmp_path / "copy.png"], "selective-search", folder, **changed)
     assert len(calls) == 4
     assert len(list(folder.iterdir())) == 5
 
@@ -108,7 +108,7 @@ def test_equal_images_may_be_searched_concurrently(tmp_path: Path, scene: Image.
     paths = [tmp_path / f"{number}.png" for number in range(8)]
     for path in paths:
         scene.save(path)
-    results = proposals_of(paths, "grid", tmp_path / "cache", workers=8)
+    results = propose_all(paths, "grid", tmp_path / "cache", workers=8)
     assert all(torch.equal(boxes_of(result), propose(scene, "grid")) for result in results)
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
@@ -116,7 +116,7 @@ def test_equal_images_may_be_searched_concurrently(tmp_path: Path, scene: Image.
 def test_cache_records_incomplete_searches(tmp_path: Path, scene: Image.Image) -> None:
     scene.save(tmp_path / "a.png")
     for _ in range(2):  # computed, then read from the cache
-        (result,) = proposals_of([tmp_path / "a.png"], "selective-search", tmp_path / "cache", seconds=1e-9)
+        (result,) = propose_all([tmp_path / "a.png"], "selective-search", tmp_path / "cache", seconds=1e-9)
         assert isinstance(result, Proposals)
         assert not result.complete
     (file,) = (tmp_path / "cache").iterdir()
@@ -138,10 +138,10 @@ def test_killed_run_loses_only_the_current_image(
     with monkeypatch.context() as patch:
         patch.setattr(sppnet.detect.proposals, "selective_search", killed)
         with pytest.raises(KeyboardInterrupt):
-            proposals_of(paths, "selective-search", tmp_path / "cache")
+            propose_all(paths, "selective-search", tmp_path / "cache")
     before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()}
     assert len(before) >= 2
-    results = proposals_of(paths, "selective-search", tmp_path / "cache", workers=2)
+    results = propose_all(paths, "selective-search", tmp_path / "cache", workers=2)
     after = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()}
     assert len(after) == 4
     assert before.items() <= after.items()
@@ -154,7 +154,7 @@ def test_unreadable_images_give_failures_and_the_others_proposals(tmp_path: Path
     scene.save(tmp_path / "good.png")
     (tmp_path / "truncated.png").write_bytes((tmp_path / "good.png").read_bytes()[:3000])
     paths = [tmp_path / "missing.png", tmp_path / "truncated.png", tmp_path, tmp_path / "good.png"]
-    missing, truncated, directory, good = proposals_of(paths, "grid", tmp_path / "cache", workers=2)
+    missing, truncated, directory, good = propose_all(paths, "grid", tmp_path / "cache", workers=2)
     for result, path, reason in (
         (missing, paths[0], "no such file"),
         (truncated, paths[1], "file is "),
@@ -170,16 +170,16 @@ def test_unreadable_images_give_failures_and_the_others_proposals(tmp_path: Path
 @pytest.mark.parametrize("damage", ["truncated", "other tensors"])
 def test_damaged_cache_file_is_named(tmp_path: Path, scene: Image.Image, damage: str) -> None:
     scene.save(tmp_path / "a.png")
-    proposals_of([tmp_path / "a.png"], "grid", tmp_path / "cache")
+    propose_all([tmp_path / "a.png"], "grid", tmp_path / "cache")
     (file,) = (tmp_path / "cache").iterdir()
     if damage == "truncated":
         os.truncate(file, 100)
     else:
         save_tensors({"vectors": torch.ones(3)}, file)
     with pytest.raises(ValueError, match=rf"folder: .*{file.name} is damaged \(.*\); delete it to compute it again"):
-        proposals_of([tmp_path / "a.png"], "grid", tmp_path / "cache")
+        propose_all([tmp_path / "a.png"], "grid", tmp_path / "cache")
     file.unlink()
-    (result,) = proposals_of([tmp_path / "a.png"], "grid", tmp_path / "cache")
+    (result,) = propose_all([tmp_path / "a.png"], "grid", tmp_path / "cache")
     assert torch.equal(boxes_of(result), propose(scene, "grid"))
 
 
@@ -198,7 +198,7 @@ def test_rejects_invalid_arguments(tmp_path: Path, scene: Image.Image) -> None:
     with pytest.raises(ValueError, match=r"image: expected mode RGB, got mode L"):
         propose(scene.convert("L"), "grid")
     with pytest.raises(ValueError, match=r"workers: expected at least 1, got 0"):
-        proposals_of([], "grid", tmp_path, workers=0)
+        propose_all([], "grid", tmp_path, workers=0)
 
 
 def test_only_selective_search_requires_opencv(
@@ -208,7 +208,7 @@ def test_only_selective_search_requires_opencv(
     with pytest.raises(ModuleNotFoundError, match="selective search needs OpenCV"):
         propose(scene, "selective-search")
     with pytest.raises(ModuleNotFoundError, match="selective search needs OpenCV"):
-        proposals_of([], "selective-search", tmp_path)
+        propose_all([], "selective-search", tmp_path)
     assert len(propose(scene, "grid")) > 1
 
 
@@ -218,11 +218,11 @@ def test_box_file_lists_the_proposals(tmp_path: Path, scene: Image.Image, capsys
         scene.save(path)
     file = tmp_path / "boxes.csv"
     file.write_text("image,x1,y1,x2,y2\na.png,20,30,60,80\n")
-    listed, unlisted = proposals_of(paths, str(file), None)
+    listed, unlisted = propose_all(paths, str(file), None)
     assert boxes_of(listed).tolist() == [[0, 0, 160, 120], [20, 30, 60, 80]]
     assert boxes_of(unlisted).tolist() == [[0, 0, 160, 120]]
     assert "1 of 2 images have no box in" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"proposals: expected boxes of the images, such as .*b\.png, got none in"):
-        proposals_of(paths[1:], str(file), None)
+        propose_all(paths[1:], str(file), None)
     with pytest.raises(ValueError, match=r"proposals: expected a file of boxes, got .*gone\.csv, which does not exist"):
-        proposals_of(paths, str(tmp_path / "gone.csv"), None)
+        propose_all(paths, str(tmp_path / "gone.csv"), None)

@@ -13,7 +13,7 @@ from PIL import Image
 from sppnet import Classifier, ClassifierConfig, Detector, DetectorConfig, RegionEncoder, create_backbone
 from sppnet.classify.predict import Prediction, predict_images
 from sppnet.data.images import load_image
-from sppnet.distributed.jobs import FeaturesJob, PredictJob, classify_images, detect_images, load_run
+from sppnet.distributed.jobs import FeaturesJob, PredictJob, classify_images, detect_images, load_remote
 from sppnet.features.shards import read_metadata, read_shard
 from sppnet.training.run import save_run
 
@@ -38,11 +38,11 @@ def classifier() -> Classifier:
 
 def test_load_run_reads_urls(classifier: Classifier, tmp_path: Path) -> None:
     save_run(classifier, tmp_path / "run")
-    model = load_run(f"file://{tmp_path}/run")
+    model = load_remote(f"file://{tmp_path}/run")
     x = torch.randn(1, 3, 40, 50)
     assert torch.equal(model(x), classifier(x))
     with pytest.raises(ValueError, match=r"run: expected a folder written by `sppnet train`, got file://.*none;"):
-        load_run(f"file://{tmp_path}/none")
+        load_remote(f"file://{tmp_path}/none")
 
 
 def test_predict_job_writes_predictions_and_failures_in_order(

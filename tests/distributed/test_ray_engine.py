@@ -20,7 +20,7 @@ from sppnet.data.listing import list_images
 from sppnet.distributed.ray_engine import cluster, import_ray
 from sppnet.features.shards import read_metadata
 from sppnet.features.vectors import read_features
-from sppnet.io.part_files import read_answers
+from sppnet.io.part_files import read_predictions
 from sppnet.training.run import save_run
 
 COUNT = 40  # images, all of different size, so that batching does not change the rounding
@@ -116,7 +116,7 @@ def test_killed_worker_loses_and_duplicates_nothing(
         "index.json",
         *(f"part-{number:05d}.jsonl" for number in range(11)),
     ]
-    sources = [answer["source"] for answer in read_answers(tmp_path)]
+    sources = [answer["source"] for answer in read_predictions(tmp_path)]
     assert sources == [str(path) for path in list_images(images)]
     # A second run has nothing to do and does not connect to Ray.
     times = {file.name: file.stat().st_mtime_ns for file in tmp_path.glob("part-*")}

@@ -97,6 +97,6 @@ SLOW = {
         "sppnet features photos --boxes boxes.csv --engine ray --out vectors",
         "sppnet predict imagenet photos --engine ray --out imagenet-answers",
         "sppnet predict imagenet photos --engine ray --out imagenet-answers --actors 4 --json > answers.jsonl",
-        "from sppnet.io.part_files import read_answers",
+        "from sppnet.io.part_files import read_predictions",
     )
 }

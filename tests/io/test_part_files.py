@@ -5,44 +5,44 @@ from pathlib import Path
 import pytest
 
 from sppnet.io import remote
-from sppnet.io.part_files import Parts, failure_line, failure_of, read_answers
+from sppnet.io.part_files import Shards, failure_line, parse_failure, read_predictions
 
 
 @pytest.fixture
-def parts(tmp_path: Path) -> Parts:
-    return Parts(tmp_path / "out", ["a", "b", "c"], 2, {"model": "classifier"})
+def parts(tmp_path: Path) -> Shards:
+    return Shards(tmp_path / "out", ["a", "b", "c"], 2, {"model": "classifier"})
 
 
-def write_part(parts: Parts, number: int, text: str) -> None:
+def write_part(parts: Shards, number: int, text: str) -> None:
     remote.write_text(text, remote.join(parts.folder, parts.file(number)))
 
 
-def test_resumes_with_the_missing_files(parts: Parts) -> None:
+def test_resumes_with_the_missing_files(parts: Shards) -> None:
     assert parts.open() == [0, 1]
     with pytest.raises(ValueError, match="are incomplete; run the same command again to resume"):
-        read_answers(parts.folder)
+        read_predictions(parts.folder)
     write_part(parts, 1, failure_line("c", "reason") + "\n")
     Path(parts.folder, "part-00000.123.part.jsonl").touch()  # left by a killed process
     assert parts.open() == [0]
     write_part(parts, 0, '{"source": "a"}\n{"source": "b"}\n')
     assert parts.open() == []
     parts.close([("c", "reason")])
-    assert [answer["source"] for answer in read_answers(str(parts.folder))] == ["a", "b", "c"]
+    assert [answer["source"] for answer in read_predictions(str(parts.folder))] == ["a", "b", "c"]
     assert remote.list_names(parts.folder) == {"index.json", "part-00000.jsonl", "part-00001.jsonl"}
 
 
-def test_rejects_folders_of_other_jobs(parts: Parts) -> None:
+def test_rejects_folders_of_other_jobs(parts: Shards) -> None:
     parts.open()
     for other in (
-        Parts(parts.folder, ["a", "b"], 2, parts.settings),
-        Parts(parts.folder, parts.names, 3, parts.settings),
-        Parts(parts.folder, parts.names, 2, {"model": "detector"}),
+        Shards(parts.folder, ["a", "b"], 2, parts.settings),
+        Shards(parts.folder, parts.names, 3, parts.settings),
+        Shards(parts.folder, parts.names, 2, {"model": "detector"}),
     ):
         with pytest.raises(ValueError, match="contains predictions of another job"):
             other.open()
 
 
-def test_rejects_shards_without_an_index(parts: Parts) -> None:
+def test_rejects_shards_without_an_index(parts: Shards) -> None:
     parts.open()
     write_part(parts, 1, "")
     Path(parts.folder, "index.json").unlink()
@@ -52,9 +52,9 @@ def test_rejects_shards_without_an_index(parts: Parts) -> None:
 
 def test_rejects_empty_shards(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="shard: expected at least 1 image, got 0"):
-        Parts(tmp_path, ["a"], 0, {}).open()
+        Shards(tmp_path, ["a"], 0, {}).open()
 
 
 def test_failure_lines_are_recognized() -> None:
-    assert failure_of(failure_line("c", 'it is "failure": text')) == ("c", 'it is "failure": text')
-    assert failure_of('{"source": "\\"failure\\": "}') is None
+    assert parse_failure(failure_line("c", 'it is "failure": text')) == ("c", 'it is "failure": text')
+    assert parse_failure('{"source": "\\"failure\\": "}') is None

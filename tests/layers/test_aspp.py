@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torchvision.models.segmentation.deeplabv3 import ASPP as TorchvisionASPP  # noqa: N811
 
 from sppnet.layers.aspp import ASPP
-from sppnet.layers.atrous import LEAST_LIVE
+from sppnet.layers.atrous import MIN_LIVE_SHARE
 from sppnet.layers.norms import Norm
 from sppnet.layers.ppm import PyramidPoolingModule
 from tests.helpers.batch_norm import randomize_batch_norms
@@ -85,7 +85,7 @@ def test_explain_warns_only_of_dead_branches() -> None:
         taps = aspp.explain((28, 28))
     assert [branch.rate for branch in taps] == [12, 24, 36]
     assert "rate 36: 11.1% of the taps are live (0.0% of the cells have all nine)" in str(taps[2])
-    assert min(branch.share for branch in aspp.explain((65, 65))) > LEAST_LIVE
+    assert min(branch.share for branch in aspp.explain((65, 65))) > MIN_LIVE_SHARE
 
 
 def test_training_warns_of_dead_branches_and_evaluation_does_not() -> None:

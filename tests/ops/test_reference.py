@@ -32,7 +32,7 @@ def test_gradients_in_chunks_and_of_equal_boxes(reduce: Reduce, monkeypatch: pyt
 def test_saved_cells_hold_the_maxima() -> None:
     x = torch.randn(2, 3, 6, 7)
     values, cells = reference.forward(x, WINDOWS, GRIDS, "adaptive", "max", True)
-    assert torch.equal(reference.take(x, cells, WINDOWS, GRIDS), values)
+    assert torch.equal(reference.gather_cells(x, cells, WINDOWS, GRIDS), values)
     assert (cells[2] == -1).all()
     assert (values[2] == 0).all()
     assert (cells[0] >= 0).all()

@@ -8,7 +8,7 @@ from PIL import Image
 
 from sppnet.inference.memory import parse_memory, pass_bytes
 from sppnet.segment import memory as segment_memory
-from sppnet.segment.memory import greatest_tile, whole_fits
+from sppnet.segment.memory import largest_tile, whole_fits
 from sppnet.segment.model import Segmenter
 from tests.helpers.tiny_segmenter import tiny_segmenter
 
@@ -41,36 +41,36 @@ def test_tiles_are_as_large_as_memory_allows(model: Segmenter, memory: int) -> N
         strips = 4 * 3 * (overlap + stride) * (size[1] + side)
         return GIGA + pass_bytes(model, side, side) + strips + 10 * side * side
 
-    side = greatest_tile(model, size, memory, overlap, stride)
+    side = largest_tile(model, size, memory, overlap, stride)
     assert side % stride == 0
     assert needed(side) <= memory < needed(side + stride)
 
 
 @pytest.mark.usefixtures("_one_gigabyte_in_use")
 def test_tiles_are_no_larger_than_the_image(model: Segmenter) -> None:
-    assert greatest_tile(model, (300, 500), 100 * GIGA, 64, 16) == 512
-    assert greatest_tile(model, (20, 30), 100 * GIGA, 64, 16) == 160
+    assert largest_tile(model, (300, 500), 100 * GIGA, 64, 16) == 512
+    assert largest_tile(model, (20, 30), 100 * GIGA, 64, 16) == 160
 
 
 @pytest.mark.usefixtures("_one_gigabyte_in_use")
 def test_error_states_the_required_memory(model: Segmenter) -> None:
     with pytest.raises(ValueError, match=r"^memory: expected at least ") as error:
-        greatest_tile(model, (2000, 3000), 900 * 10**6, 32, 16)
+        largest_tile(model, (2000, 3000), 900 * 10**6, 32, 16)
     message = (
         r"at least (\d+MB) for an image of 2000 x 3000 pixels in tiles of 128 x 128, got 900MB;"
         " the process already uses 1000MB"
     )
     required = re.search(message, str(error.value))
     assert required
-    assert greatest_tile(model, (2000, 3000), parse_memory(required[1]), 32, 16) >= 128
+    assert largest_tile(model, (2000, 3000), parse_memory(required[1]), 32, 16) >= 128
 
 
 @pytest.mark.usefixtures("_one_gigabyte_in_use")
 def test_pass_for_the_global_context_must_fit_too(model: Segmenter) -> None:
     memory = GIGA + pass_bytes(model, 1024, 700) - 1
-    assert greatest_tile(model, (2048, 1400), memory, 64, 16) >= 160
+    assert largest_tile(model, (2048, 1400), memory, 64, 16) >= 160
     with pytest.raises(ValueError, match="memory: "):
-        greatest_tile(model, (2048, 1400), memory, 64, 16, context=(1024, 700))
+        largest_tile(model, (2048, 1400), memory, 64, 16, context=(1024, 700))
 
 
 LIMITED = """

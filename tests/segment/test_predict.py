@@ -11,7 +11,7 @@ from sppnet.data.images import load_image
 from sppnet.inference import memory as inference_memory
 from sppnet.segment import memory as segment_memory
 from sppnet.segment.model import Segmenter
-from sppnet.segment.predict import answer_stems
+from sppnet.segment.predict import output_stems
 from sppnet.segment.views import pixel_probabilities
 
 
@@ -42,7 +42,7 @@ def test_writes_palette_overlay_and_probabilities(
 
 def test_result_files_replace_neither_images_nor_each_other(tmp_path: Path) -> None:
     names = ["a.png", "b/a.jpg", "a_overlay.jpg", "c.jpg"]
-    stems = answer_stems([tmp_path / name for name in names], tmp_path)
+    stems = output_stems([tmp_path / name for name in names], tmp_path)
     assert [stem.name for stem in stems] == ["a-2", "a-3", "a_overlay", "c"]
 
 

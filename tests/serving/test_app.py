@@ -18,7 +18,7 @@ from sppnet.detect.model import Detector
 from sppnet.detect.proposals import propose
 from sppnet.features.encoder import RegionEncoder
 from sppnet.segment.model import Segmenter
-from sppnet.segment.views import View, label_image
+from sppnet.segment.views import View, segment_image
 from sppnet.serving import schema
 from sppnet.serving.app import Batching, Service, create_app
 from sppnet.serving.engines import torch_probabilities
@@ -65,7 +65,7 @@ def test_detection_matches_the_library(detect: TestClient, detector: Detector) -
 def test_segmentation_matches_the_library(segment: TestClient, segmenter: Segmenter) -> None:
     data = photograph(70, 50)
     with Image.open(io.BytesIO(data)) as image:
-        expected = label_image(segmenter, image.convert("RGB"), View())
+        expected = segment_image(segmenter, image.convert("RGB"), View())
     answer = post(segment, "/v1/predict", data).json()
     with Image.open(io.BytesIO(base64.b64decode(answer["mask"]))) as mask:
         assert np.array_equal(np.asarray(mask), expected.numpy())

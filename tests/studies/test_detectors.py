@@ -11,7 +11,7 @@ from sppnet.data.formats.detection import read_detection
 from sppnet.detect.classic.fit import propose_windows
 from sppnet.detect.model import Detector, Method
 from sppnet.detect.options import DetectOptions
-from sppnet.studies.detectors import COLUMNS, Column, DetectorComparison, comparison_content, time_detector
+from sppnet.studies.detectors import COLUMNS, DetectorComparison, DetectorResults, comparison_content, time_detector
 from tests.helpers.detection_data import write_voc
 
 
@@ -33,7 +33,9 @@ def test_command_prints_the_papers_tables(data: Path, tmp_path: Path, capsys: py
 
 
 def test_content_has_the_speed_up_over_rcnn_and_the_papers_results() -> None:
-    columns = {name: Column({"fc6": [0.5]}, {"in all": total}) for name, total in zip(COLUMNS, (2, 4, 8), strict=True)}
+    columns = {
+        name: DetectorResults({"fc6": [0.5]}, {"in all": total}) for name, total in zip(COLUMNS, (2, 4, 8), strict=True)
+    }
     content = comparison_content(DetectorComparison(columns, 1, (3, 2), 20.0, ("a.png: no such file",)))
     assert [content["columns"][name]["seconds"]["speed-up"] for name in COLUMNS] == [4, 2, 1]
     assert content["images"] == {"train": 3, "test": 2}

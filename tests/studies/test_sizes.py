@@ -18,7 +18,14 @@ from sppnet.cli.main import run
 from sppnet.data.formats.class_folders import read_classification
 from sppnet.data.images import image_size
 from sppnet.registry import load_classifier
-from sppnet.studies.sizes import VARIANTS, compare_sizes, comparison_content, first_images, gain, spread
+from sppnet.studies.sizes import (
+    VARIANTS,
+    compare_sizes,
+    comparison_content,
+    error_reduction,
+    first_images,
+    format_range,
+)
 from tests.helpers.images import write_classes
 
 # A network of a few thousand weights, made for 160 pixels.
@@ -165,9 +172,9 @@ def test_larger_count_adds_to_the_first_images(data: Path) -> None:
 
 
 def test_gain_and_spread() -> None:
-    assert gain([36.0, 34.0], [35.0, 34.5]) == [1.0, -0.5]
-    assert spread([1.0, -0.5], "+") == "+0.2\n-0.5 to +1.0"
-    assert spread([12.34]) == "12.3"
+    assert error_reduction([36.0, 34.0], [35.0, 34.5]) == [1.0, -0.5]
+    assert format_range([1.0, -0.5], "+") == "+0.2\n-0.5 to +1.0"
+    assert format_range([12.34]) == "12.3"
 
 
 def test_json_has_the_papers_tables_2_and_3(compared: Path) -> None:

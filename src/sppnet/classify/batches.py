@@ -14,12 +14,12 @@ from torch.utils.data import DataLoader, Dataset
 from sppnet.backbones.backbone import Backbone
 from sppnet.classify.options import TrainOptions
 from sppnet.data.batching import (
-    Draw,
+    BatchImage,
     Schedule,
     count_batches,
     epoch_batches,
+    padding_fraction,
     share,
-    waste,
 )
 from sppnet.data.formats.class_folders import Sample
 from sppnet.data.images import load_image, to_tensor
@@ -123,7 +123,7 @@ class ImageBatches:
             no_share = len(batch) <= self.rank  # the process takes part in the step with an unlabeled image
             yield x, y[:0] if no_share else y, [] if no_share else failures
 
-    def plan(self, epoch: int) -> list[list[Draw]]:
+    def plan(self, epoch: int) -> list[list[BatchImage]]:
         """Return the batches of an epoch, before they are divided among the processes."""
         options = self.options
         return epoch_batches(
@@ -133,7 +133,7 @@ class ImageBatches:
     def waste(self) -> float:
         """Return the fraction of pixels in the first epoch that are padding; 0 for square images."""
         parts = (share(batch, rank, self.world) for batch in self.plan(0) for rank in range(self.world))
-        return waste(parts, self.sizes)
+        return padding_fraction(parts, self.sizes)
 
     def side(self, epoch: int) -> int | None:
         """Return the side of the square images of an epoch, or None for native sizes."""
@@ -145,7 +145,7 @@ class _Images(Dataset[tuple[Tensor, int] | ImageError]):
         self.samples, self.crop = samples, crop
         self.mean, self.std, self.interpolation = backbone.mean, backbone.std, backbone.interpolation
 
-    def __getitem__(self, draw: Draw) -> tuple[Tensor, int] | ImageError:
+    def __getitem__(self, draw: BatchImage) -> tuple[Tensor, int] | ImageError:
         sample = self.samples[draw.index]
         try:
             image = load_image(sample.path)
@@ -155,7 +155,7 @@ class _Images(Dataset[tuple[Tensor, int] | ImageError]):
         return to_tensor(image, self.mean, self.std), sample.label
 
 
-def _augment(image: Image.Image, draw: Draw, resampling: Image.Resampling, crop: bool) -> Image.Image:
+def _augment(image: Image.Image, draw: BatchImage, resampling: Image.Resampling, crop: bool) -> Image.Image:
     rng = random.Random(draw.seed)  # noqa: S311
     height, width = draw.size
     box = None

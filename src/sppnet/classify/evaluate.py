@@ -72,7 +72,7 @@ def scores_of(ranked: Int[Tensor, "n k"], labels: Int[Tensor, " n"]) -> Scores:
     )
 
 
-def rank(logits: Float[Tensor, "n c"]) -> Int[Tensor, "n k"]:
+def top_classes(logits: Float[Tensor, "n c"]) -> Int[Tensor, "n k"]:
     """Return the indices of the five most probable classes (all classes if there are fewer), in descending order."""
     return logits.topk(min(5, logits.shape[1])).indices
 

@@ -44,7 +44,7 @@ class Classifier(ClassifierNetwork):
             UserWarning: images were classified at a shorter side outside `config.trained_sides`; at most once per call.
         """
         from sppnet.classify.predict import predict_images
-        from sppnet.classify.trained_sides import count_outside, outside_text
+        from sppnet.classify.trained_sides import count_outside, outside_warning
         from sppnet.inference.results import Failure
 
         single = isinstance(images, str | bytes | os.PathLike | Image.Image | np.ndarray)
@@ -53,7 +53,9 @@ class Classifier(ClassifierNetwork):
             if isinstance(result, Failure):
                 raise result.error
             results.append(result)
-        if text := outside_text(self.config, count_outside(self.config, results, views), len(results), 'resize="{}"'):
+        if text := outside_warning(
+            self.config, count_outside(self.config, results, views), len(results), 'resize="{}"'
+        ):
             warnings.warn(text, UserWarning, stacklevel=2)
         return results
 

@@ -12,7 +12,7 @@ from sppnet.backbones.backbone import Backbone
 from sppnet.backbones.paper import paper_head
 from sppnet.backbones.weights import EMBEDDED_BACKBONE
 from sppnet.data.resize import Resize
-from sppnet.errors import choose
+from sppnet.errors import check_choice
 from sppnet.layers.pyramid import SpatialPyramidPool
 from sppnet.ops.bins import Level, Rule
 from sppnet.ops.pyramid import Sizes
@@ -59,7 +59,7 @@ class ClassifierNetwork(nn.Module):
 
     def __init__(self, config: ClassifierConfig, backbone: Backbone) -> None:
         super().__init__()
-        choose("head", config.head, get_args(Head))
+        check_choice("head", config.head, get_args(Head))
         if not config.classes or len(set(config.classes)) < len(config.classes):
             counts = f"{len(config.classes)} names, {len(set(config.classes))} of them distinct"
             raise ValueError(f"classes: expected one or more distinct names, got {counts}")

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from sppnet.backbones.weights import EMBEDDED_BACKBONE
 from sppnet.data.batching import Schedule
 from sppnet.data.resize import Resize
-from sppnet.errors import choose, require_positive
+from sppnet.errors import check_choice, require_positive
 from sppnet.ops.bins import Level, Rule, parse_levels
 from sppnet.ops.reference import Reduce
 from sppnet.training.options import LoopOptions
@@ -64,7 +64,7 @@ class TrainOptions(LoopOptions):
             ("head", (None, "linear", "fc", "svm")),
         ):
             if getattr(self, name) not in choices:
-                choose(name, getattr(self, name), [choice for choice in choices if choice])
+                check_choice(name, getattr(self, name), [choice for choice in choices if choice])
         require_positive(self, "max_pixels", "devices", "nodes")
         if self.batch_pixels is not None and (Schedule.parse(self.sizes).sides or self.batch_pixels < self.max_pixels):
             raise ValueError(

@@ -16,7 +16,7 @@ from sppnet.classify.network import ClassifierNetwork
 from sppnet.classify.views import Views, view_probabilities
 from sppnet.data.images import ImageSource, load_image, to_tensor
 from sppnet.data.resize import Resize
-from sppnet.errors import ImageError, choose
+from sppnet.errors import ImageError, check_choice
 from sppnet.inference.results import Failure
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ def predict_images(
         views: ``full`` or the views to average, see :func:`sppnet.classify.views.view_probabilities`.
         batch: number of images read at a time, at least 1.
     """
-    choose("views", views, get_args(Views))
+    check_choice("views", views, get_args(Views))
     if batch < 1:
         raise ValueError(f"batch: expected at least 1, got {batch}")
     if views != "full" and resize is not None:
@@ -78,22 +78,22 @@ def predict_images(
     for number, chunk in enumerate(_chunks(images, batch)):
         names = [_name(source, number * batch + index) for index, source in enumerate(chunk)]
         loaded = [_load(model, source, name, policy, views) for name, source in zip(names, chunk, strict=True)]
-        good = [item.image for item in loaded if isinstance(item, Loaded)]
+        good = [item.image for item in loaded if isinstance(item, LoadedImage)]
         with evaluation_mode(model), torch.inference_mode():
             outputs = iter(probabilities(model, good, views))
         for name, item in zip(names, loaded, strict=True):
-            yield answer_of(model, name, item, next(outputs)) if isinstance(item, Loaded) else item
+            yield prediction_of(model, name, item, next(outputs)) if isinstance(item, LoadedImage) else item
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedImage:
     """An image at the size of the network's input, and its original (height, width)."""
 
     image: Image.Image
     size: tuple[int, int]
 
 
-def read_image(model: ClassifierNetwork, source: ImageSource, policy: Resize, views: str = "full") -> Loaded:
+def read_image(model: ClassifierNetwork, source: ImageSource, policy: Resize, views: str = "full") -> LoadedImage:
     """Load an image and resize it by the policy, or keep its size for views other than ``full``.
 
     Raises:
@@ -115,10 +115,12 @@ def read_image(model: ClassifierNetwork, source: ImageSource, policy: Resize, vi
     if reason:
         raise ImageError(str(source) if isinstance(source, str | os.PathLike) else "<image>", reason)
     size = (image.height, image.width)
-    return Loaded(policy(image, model.backbone.interpolation) if views == "full" else image, size)
+    return LoadedImage(policy(image, model.backbone.interpolation) if views == "full" else image, size)
 
 
-def _load(model: ClassifierNetwork, source: ImageSource, name: str, policy: Resize, views: str) -> Loaded | Failure:
+def _load(
+    model: ClassifierNetwork, source: ImageSource, name: str, policy: Resize, views: str
+) -> LoadedImage | Failure:
     try:
         return read_image(model, source, policy, views)
     except ImageError as error:
@@ -159,8 +161,8 @@ def probabilities(
     return [model.head(vector[None]).softmax(1)[0].cpu() for vector in image_vectors(model, images)]
 
 
-def answer_of(
-    model: ClassifierNetwork, name: str, loaded: Loaded, probabilities: Float[Tensor, " classes"]
+def prediction_of(
+    model: ClassifierNetwork, name: str, loaded: LoadedImage, probabilities: Float[Tensor, " classes"]
 ) -> Prediction:
     """Build the prediction of an image from its class probabilities."""
     scores, order = probabilities.topk(min(5, len(probabilities)))

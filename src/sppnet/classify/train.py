@@ -12,7 +12,7 @@ from sppnet.backbones.backbone import create_backbone
 from sppnet.backbones.modes import evaluation_mode
 from sppnet.backbones.padded.ledger import PaddingError
 from sppnet.classify.batches import ImageBatches, VectorBatches
-from sppnet.classify.evaluate import Scores, evaluate_classifier, rank, scores_of
+from sppnet.classify.evaluate import Scores, evaluate_classifier, scores_of, top_classes
 from sppnet.classify.model import Classifier
 from sppnet.classify.network import ClassifierConfig
 from sppnet.classify.options import TrainOptions
@@ -236,4 +236,4 @@ def _check_padding(model: Classifier) -> None:
 def _vector_scores(model: Classifier, vectors: Vectors) -> Scores:
     with evaluation_mode(model.head), torch.inference_mode():
         logits = [model.head(part.float().to(model.device)).cpu() for part in vectors.data.split(1024)]
-    return scores_of(rank(torch.cat(logits)), vectors.labels)
+    return scores_of(top_classes(torch.cat(logits)), vectors.labels)

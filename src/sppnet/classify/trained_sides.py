@@ -53,7 +53,7 @@ def count_outside(config: ClassifierConfig, predictions: Iterable[Prediction], v
     return sum(not smallest <= min(prediction.network_size) <= largest for prediction in predictions)
 
 
-def outside_text(config: ClassifierConfig, outside: int, images: int, option: str = "--resize {}") -> str:
+def outside_warning(config: ClassifierConfig, outside: int, images: int, option: str = "--resize {}") -> str:
     """Return the warning about `outside` of `images` images, with the option as the user writes it; may be empty."""
     if not outside or config.trained_sides is None:
         return ""

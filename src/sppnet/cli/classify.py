@@ -14,8 +14,8 @@ from sppnet.classify.evaluate import Evaluation, Scores, evaluate_classifier
 from sppnet.classify.model import Classifier
 from sppnet.classify.options import TrainOptions
 from sppnet.classify.predict import predict_images, size_policy
-from sppnet.classify.trained_sides import count_outside, outside_text
-from sppnet.cli.common import complain, find_images, list_failures, numbers, parse_level_text
+from sppnet.classify.trained_sides import count_outside, outside_warning
+from sppnet.cli.common import find_images, list_failures, parse_level_text, parse_numbers, print_error
 from sppnet.console import results, track
 from sppnet.data.formats.class_folders import read_classification
 from sppnet.data.resize import POLICIES, Resize
@@ -79,7 +79,7 @@ def train(arguments: Namespace) -> int:
     training = train_classifier(arguments.data, arguments.out, options, val=arguments.val, resume=arguments.resume)
     list_failures(training.failures, training.skipped)
     if not training.finished:
-        complain(f"stopped; run the same command with --resume to continue {training.run}")
+        print_error(f"stopped; run the same command with --resume to continue {training.run}")
         return 1
     if training.scores:
         results.print(_score_table("accuracy", training.scores))
@@ -107,8 +107,8 @@ def evaluate(model: Classifier, arguments: Namespace) -> int:
             results.print(_score_table(title, parts))
     list_failures(tuple(failures.values()), data.skipped)
     for evaluation in [] if arguments.sizes else evaluations:
-        if text := outside_text(model.config, evaluation.outside, evaluation.scores.images):
-            complain(f"{evaluation.resize}: {text}" if arguments.compare else text)
+        if text := outside_warning(model.config, evaluation.outside, evaluation.scores.images):
+            print_error(f"{evaluation.resize}: {text}" if arguments.compare else text)
     return 1 if failures else 0
 
 
@@ -123,7 +123,7 @@ def _policies(model: Classifier, arguments: Namespace) -> list[Resize | None]:
     if arguments.views != "full":
         return [None]
     if arguments.sizes:
-        return [size_policy(model, f"shorter-side:{side}") for side in numbers("sizes", arguments.sizes)]
+        return [size_policy(model, f"shorter-side:{side}") for side in parse_numbers("sizes", arguments.sizes)]
     names = arguments.compare.split(",") if arguments.compare else [arguments.resize]
     return [size_policy(model, name) for name in names]
 
@@ -144,8 +144,8 @@ def predict(model: Classifier, arguments: Namespace) -> int:
         else:
             sys.stdout.write(f"{result.source}\t{result.label}\t{result.score:.3f}\n")
     list_failures(tuple(failures), ())
-    if text := outside_text(model.config, outside, count):
-        complain(text)
+    if text := outside_warning(model.config, outside, count):
+        print_error(text)
     return 1 if failures else 0
 
 

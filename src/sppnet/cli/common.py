@@ -37,7 +37,7 @@ def parse_level_text(text: str | list[int]) -> tuple[Level, ...]:
 Number = TypeVar("Number", int, float)
 
 
-def numbers(name: str, text: str, kind: type[Number] = int, minimum: int = 1) -> tuple[Number, ...]:
+def parse_numbers(name: str, text: str, kind: type[Number] = int, minimum: int = 1) -> tuple[Number, ...]:
     """Parse comma-separated numbers.
 
     Args:
@@ -88,7 +88,7 @@ def collect_images(names: Sequence[str], list_one: Callable[[str], Sequence[T]])
     return items, failures
 
 
-def tell_comparison(
+def print_comparison(
     content: dict[str, Any], tables: Callable[[Any], Sequence[Table]], out: Path, as_json: bool
 ) -> None:
     """Print the results of a comparison as JSON or as tables.
@@ -134,6 +134,6 @@ def list_problems(problems: Sequence[str], failures: Sequence[ImageError]) -> No
     list_failures(failures, ())
 
 
-def complain(text: str) -> None:
+def print_error(text: str) -> None:
     """Print one line on standard error, prefixed with the program name."""
     console.print(f"sppnet: {text}", highlight=False, soft_wrap=True, markup=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
 
-from sppnet.cli.common import list_problems, tell_comparison
+from sppnet.cli.common import list_problems, print_comparison
 from sppnet.cli.detect import PROPOSALS, options_of
 from sppnet.detect.options import DetectOptions
 from sppnet.io.files import write_json
@@ -68,7 +68,7 @@ def compare(arguments: Namespace) -> int:
     content = comparison_content(comparison)
     write_json(content, out / "comparison.json")
     list_problems((*train.problems, *test.problems, *comparison.problems), ())
-    tell_comparison(content, tables, out, arguments.json)
+    print_comparison(content, tables, out, arguments.json)
     return 1 if comparison.problems else 0
 
 

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sppnet.classify.options import TrainOptions
-from sppnet.cli.common import list_failures, parse_level_text, tell_comparison
+from sppnet.cli.common import list_failures, parse_level_text, print_comparison
 from sppnet.data.formats.class_folders import ClassificationData, read_classification
 from sppnet.data.splits import find_split
 from sppnet.io.files import write_json
@@ -25,9 +25,9 @@ from sppnet.studies.sizes import (
     VIEWS,
     compare_sizes,
     comparison_content,
+    error_reduction,
     first_images,
-    gain,
-    spread,
+    format_range,
 )
 
 
@@ -86,7 +86,7 @@ def sizes(arguments: Namespace) -> int:
     content = comparison_content(comparison)
     write_json(content, out / "comparison.json")
     list_failures(comparison.failures, skipped)
-    tell_comparison(content, tables, out, arguments.json)
+    print_comparison(content, tables, out, arguments.json)
     return 1 if comparison.failures else 0
 
 
@@ -110,9 +110,9 @@ def _views_table(content: dict[str, Any]) -> Table:
     for measure, head in (("top1", "top-1"), ("top5", "top-5")):
         errors = {name: variant[f"{measure}_error"][VIEWS] for name, variant in variants.items()}
         # Paired by seed: equal seeds give the same order and augmentation of the images.
-        gains = {name: gain(errors["no-spp"], values) for name, values in errors.items() if name != "no-spp"}
-        _add_row(table, head, {name: spread(values) for name, values in errors.items()})
-        _add_row(table, "gain", {name: spread(values, "+") for name, values in gains.items()})
+        gains = {name: error_reduction(errors["no-spp"], values) for name, values in errors.items() if name != "no-spp"}
+        _add_row(table, head, {name: format_range(values) for name, values in errors.items()})
+        _add_row(table, "gain", {name: format_range(values, "+") for name, values in gains.items()})
         for number, network in enumerate(paper["networks"]):
             published = {name: values[number] for name, values in paper[VIEWS][measure].items()}
             _add_row(table, network, {name: f"[{value:.2f}]" for name, value in published.items() if value is not None})
@@ -128,7 +128,7 @@ def _full_table(content: dict[str, Any]) -> Table:
     )
     table = _table(title, variants)
     for test in (CROP, FULL, OWN):
-        _add_row(table, test, {name: spread(variant["top1_error"][test]) for name, variant in variants.items()})
+        _add_row(table, test, {name: format_range(variant["top1_error"][test]) for name, variant in variants.items()})
     table.add_section()
     for network in paper["single"]:
         for number, test in enumerate((CROP, FULL)):
@@ -142,8 +142,8 @@ def _cost_table(content: dict[str, Any]) -> Table:
     passes = content["epochs"] * content["images"]["train"]
     table = _table(f"cost of a training: {content['epochs']} epochs, {passes} images in total", variants)
     megapixels = {name: [pixels / 1e6 for pixels in variant["pixels"]] for name, variant in variants.items()}
-    _add_row(table, "megapixels", {name: spread(values) for name, values in megapixels.items()})
-    _add_row(table, "seconds", {name: spread(variant["seconds"]) for name, variant in variants.items()})
+    _add_row(table, "megapixels", {name: format_range(values) for name, values in megapixels.items()})
+    _add_row(table, "seconds", {name: format_range(variant["seconds"]) for name, variant in variants.items()})
     return table
 
 

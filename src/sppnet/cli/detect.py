@@ -9,20 +9,20 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.markup import escape
 from rich.table import Table
 
-from sppnet.cli.common import find_images, list_problems, numbers, parse_level_text
+from sppnet.cli.common import find_images, list_problems, parse_level_text, parse_numbers
 from sppnet.console import console, results, track
 from sppnet.data.images import load_image
-from sppnet.detect.model import Detector, Method, Scorer, content_of
+from sppnet.detect.model import Detector, Method, Scorer, result_content
 from sppnet.detect.options import DetectOptions
 from sppnet.features.encoder import ScaleRule
-from sppnet.inference.results import above
+from sppnet.inference.results import filter_by_score
 from sppnet.ops.bins import CellRule
 from sppnet.ops.reference import Reduce
 
 METHODS = "selective-search[-fast|-quality], grid, or a comma-separated list of these"
 PROPOSALS = f"{METHODS}, or a box file"
 # Default score threshold for output, by scorer. The authors' demo shows SVM scores from -0.5.
-SHOWN = {"svm": -0.5, "softmax": 0.5}
+DEFAULT_MIN_SCORES = {"svm": -0.5, "softmax": 0.5}
 
 
 def train_parser() -> ArgumentParser:
@@ -94,8 +94,8 @@ def options_of(arguments: Namespace) -> DetectOptions:
     values = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
     values |= {
         "levels": parse_level_text(arguments.levels),
-        "scales": numbers("scales", arguments.scales),
-        "hidden": () if arguments.hidden == "none" else numbers("hidden", arguments.hidden),
+        "scales": parse_numbers("scales", arguments.scales),
+        "hidden": () if arguments.hidden == "none" else parse_numbers("hidden", arguments.hidden),
     }
     return DetectOptions(**values)
 
@@ -121,7 +121,7 @@ def evaluate(model: Detector, arguments: Namespace) -> int:
     override_proposals(model, arguments)
     exact = None
     if arguments.svd or arguments.head != "float32":
-        compressed = cheaper(model, arguments)
+        compressed = compress_head(model, arguments)
         exact = evaluate_detector(model, data.samples, data.classes, _cache(arguments), arguments.workers).scores
         model = compressed
     evaluation = evaluate_detector(model, data.samples, data.classes, _cache(arguments), arguments.workers)
@@ -162,8 +162,8 @@ def predict(model: Detector, arguments: Namespace) -> int:
     from sppnet.inference.results import Failure
 
     paths, failures = find_images(arguments.images)
-    model = cheaper(model, arguments)
-    min_score = least_shown(model, arguments)
+    model = compress_head(model, arguments)
+    min_score = chosen_min_score(model, arguments)
     folder = Path(arguments.out) if arguments.out else None
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
@@ -183,12 +183,12 @@ def predict(model: Detector, arguments: Namespace) -> int:
             failures.append(proposals.error)
             continue
         image = load_image(path)
-        detections = above(model.detect(image, proposals.boxes), min_score)
+        detections = filter_by_score(model.detect(image, proposals.boxes), min_score)
         count = name_counts[path.name] = name_counts.get(path.name, 0) + 1
         picture = folder / f"{path.name}{f'-{count}' if count > 1 else ''}.jpg" if folder else None
         if picture:
             draw_detections(image, detections, config.classes).save(picture, quality=90)
-        content = content_of(str(path), image, detections, config.classes)
+        content = result_content(str(path), image, detections, config.classes)
         if arguments.json:
             sys.stdout.write(json.dumps(content | ({"picture": str(picture)} if picture else {})) + "\n")
         else:
@@ -199,9 +199,9 @@ def predict(model: Detector, arguments: Namespace) -> int:
     return 1 if failures else 0
 
 
-def least_shown(model: Detector, arguments: Namespace) -> float:
+def chosen_min_score(model: Detector, arguments: Namespace) -> float:
     """Return the lowest score to report."""
-    return SHOWN[model.config.scorer] if arguments.min_score is None else float(arguments.min_score)
+    return DEFAULT_MIN_SCORES[model.config.scorer] if arguments.min_score is None else float(arguments.min_score)
 
 
 def override_proposals(model: Detector, arguments: Namespace) -> None:
@@ -210,11 +210,11 @@ def override_proposals(model: Detector, arguments: Namespace) -> None:
         model.config = dataclasses.replace(model.config, proposals=arguments.proposals)
 
 
-def cheaper(model: Detector, arguments: Namespace) -> Detector:
+def compress_head(model: Detector, arguments: Namespace) -> Detector:
     """Return the model with its layers after the pyramid compressed by --svd and --head."""
     from sppnet.detect.classic.compress import compress
 
-    return compress(model, numbers("svd", arguments.svd) if arguments.svd else (), arguments.head)
+    return compress(model, parse_numbers("svd", arguments.svd) if arguments.svd else (), arguments.head)
 
 
 def _cache(arguments: Namespace) -> Path:

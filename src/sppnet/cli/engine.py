@@ -14,9 +14,9 @@ from sppnet.backbones.weights import weights_digest
 from sppnet.classify.model import Classifier
 from sppnet.classify.predict import predict_images
 from sppnet.cli import detect
-from sppnet.cli.common import collect_images, complain, list_failures
+from sppnet.cli.common import collect_images, list_failures, print_error
 from sppnet.console import results, track
-from sppnet.data.listing import image_names
+from sppnet.data.listing import list_image_names
 from sppnet.detect.proposals import is_box_file
 from sppnet.distributed.jobs import (
     Answers,
@@ -25,7 +25,7 @@ from sppnet.distributed.jobs import (
     Sources,
     classify_images,
     detect_images,
-    load_run,
+    load_remote,
 )
 from sppnet.distributed.ray_engine import cluster, run_tasks
 from sppnet.errors import ImageError
@@ -33,7 +33,7 @@ from sppnet.features.encoder import RegionEncoder
 from sppnet.features.files import Dtype, FileTask
 from sppnet.features.files import Engine as RegionEngine
 from sppnet.io import remote
-from sppnet.io.part_files import Parts, failure_of
+from sppnet.io.part_files import Shards, parse_failure
 from sppnet.registry import Model
 from sppnet.segment.model import Segmenter
 
@@ -53,7 +53,7 @@ def add_engine_options(parser: ArgumentParser) -> None:
     add("--actors", type=int | None, help=_ACTORS)
 
 
-def refuse_engine_options(arguments: Namespace) -> None:
+def check_engine_options(arguments: Namespace) -> None:
     """Raise ValueError for Ray options with the local engine."""
     for name, default in (("ray_address", None), ("actors", None), ("shard", SHARD)):
         if (value := arguments.get(name, default)) != default:
@@ -72,10 +72,10 @@ def predict(arguments: Namespace, refuse: Callable[[Namespace, type], None]) -> 
     """
     if arguments.out is None:
         raise ValueError("out: expected a folder with --engine ray, got none; set --out DIR or --out s3://...")
-    model = load_run(arguments.run)
+    model = load_remote(arguments.run)
     refuse(arguments, type(model))
     model, predictor, options = _prepare(model, arguments)
-    names, failures = collect_images(arguments.images, image_names)
+    names, failures = collect_images(arguments.images, list_image_names)
     if not names:
         list_failures(failures, ())
         return 1
@@ -84,7 +84,7 @@ def predict(arguments: Namespace, refuse: Callable[[Namespace, type], None]) -> 
         "weights": weights_digest(model),
         "config": hashlib.sha256(repr(model.config).encode()).hexdigest()[:16],
     }
-    parts = Parts(remote.place(arguments.out), names, arguments.shard, settings | options)
+    parts = Shards(remote.resolve(arguments.out), names, arguments.shard, settings | options)
     todo = parts.open()
     tasks = [json.dumps({"file": parts.file(number), "names": parts.images(number)}) for number in todo]
     unreadable: dict[int, list[tuple[str, str]]] = {}
@@ -99,12 +99,12 @@ def predict(arguments: Namespace, refuse: Callable[[Namespace, type], None]) -> 
         _report_deaths(deaths)
     for number in range(len(parts)):
         if number not in unreadable:  # written by an earlier call
-            unreadable[number] = [pair for line in parts.lines(number) if (pair := failure_of(line))]
+            unreadable[number] = [pair for line in parts.lines(number) if (pair := parse_failure(line))]
     pairs = [pair for number in sorted(unreadable) for pair in unreadable[number]]
     parts.close(pairs)
     if arguments.json:
         for number in range(len(parts)):
-            sys.stdout.writelines(f"{line}\n" for line in parts.lines(number) if not failure_of(line))
+            sys.stdout.writelines(f"{line}\n" for line in parts.lines(number) if not parse_failure(line))
     else:
         text = f"{len(names) - len(pairs)} results in {len(parts)} files: {arguments.out}"
         results.print(text, highlight=False, soft_wrap=True, markup=False)
@@ -129,15 +129,15 @@ def _prepare(model: Model, arguments: Namespace) -> tuple[Model, Callable[[Any, 
     detect.override_proposals(model, arguments)
     if is_box_file(model.config.proposals):
         raise ValueError(f"proposals: expected {detect.METHODS} with --engine ray, got {model.config.proposals}")
-    min_score = detect.least_shown(model, arguments)
+    min_score = detect.chosen_min_score(model, arguments)
     options = {"min_score": min_score, "svd": arguments.svd, "head": arguments.head}
-    return detect.cheaper(model, arguments), partial(detect_images, least=min_score), options
+    return detect.compress_head(model, arguments), partial(detect_images, least=min_score), options
 
 
 def features_engine(arguments: Namespace) -> RegionEngine | None:
     """Return the function that computes vectors on Ray, or None for the local engine."""
     if arguments.engine == "local":
-        refuse_engine_options(arguments)
+        check_engine_options(arguments)
         return None
 
     def compute(encoder: RegionEncoder, files: Sequence[FileTask], dtype: Dtype) -> Iterator[None]:
@@ -166,4 +166,4 @@ def features_engine(arguments: Namespace) -> RegionEngine | None:
 
 def _report_deaths(deaths: int) -> None:
     if deaths:
-        complain(f"worker processes died {deaths} times; their images were processed again")
+        print_error(f"worker processes died {deaths} times; their images were processed again")

@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from sppnet.backbones.backbone import Backbone, create_backbone
 from sppnet.backbones.weights import EMBEDDED_BACKBONE
 from sppnet.cli import engine
-from sppnet.cli.common import complain, list_failures, parse_level_text
+from sppnet.cli.common import list_failures, parse_level_text, print_error
 from sppnet.console import console, results
 from sppnet.data.formats.boxes import BoxFormat, OnBad, read_boxes
 from sppnet.devices import pick_device
@@ -56,13 +56,13 @@ def features_parser() -> ArgumentParser:
 def features(arguments: Namespace) -> int:
     """Write the vectors and return 0, or 1 if an image could not be used."""
     levels, scales = parse_level_text(arguments.levels), _parse_scales(arguments.scales)
-    images, out = remote.place(arguments.images, Path()), remote.place(arguments.out, Path())
+    images, out = remote.resolve(arguments.images, Path()), remote.resolve(arguments.out, Path())
     compute = engine.features_engine(arguments)
     device = pick_device("cpu" if compute else arguments.device)
     encoder = RegionEncoder(
         _backbone(arguments), levels, scales, arguments.max_side, arguments.rule, arguments.reduce
     ).to(device)
-    with console.status("reading boxes"), remote.local_copy(remote.place(arguments.boxes, Path())) as boxes:
+    with console.status("reading boxes"), remote.local_copy(remote.resolve(arguments.boxes, Path())) as boxes:
         data = read_boxes(boxes, images, arguments.box_format, arguments.on_bad)
     report = compute_features(
         encoder, data.images, images, out, arguments.format, arguments.dtype, arguments.draw, compute
@@ -70,7 +70,7 @@ def features(arguments: Namespace) -> int:
     if data.problems:
         problems = remote.join(out, _PROBLEMS)
         remote.write_text("\n".join(data.problems) + "\n", problems)
-        complain(f"{len(data.problems)} boxes or images were clipped or skipped; see {problems}")
+        print_error(f"{len(data.problems)} boxes or images were clipped or skipped; see {problems}")
     results.print(
         f"{report.vectors} vectors of length {encoder.length} in {report.files} files: {out}",
         highlight=False,

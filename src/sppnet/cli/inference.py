@@ -121,7 +121,7 @@ def predict(arguments: Namespace) -> int:
     """Predict for images and return the exit code."""
     if arguments.engine == "ray":
         return engine.predict(arguments, _check_task_options)
-    engine.refuse_engine_options(arguments)
+    engine.check_engine_options(arguments)
     return _run_task(arguments, {Classifier: classify.predict, Detector: detect.predict, Segmenter: segment.predict})
 
 

@@ -16,7 +16,7 @@ from sppnet import __version__
 from sppnet.cli import classify, detect, inference, segment
 from sppnet.cli.bench import bench, bench_parser
 from sppnet.cli.check import check_dataset, check_parser
-from sppnet.cli.common import complain, parse_level_text
+from sppnet.cli.common import parse_level_text, print_error
 from sppnet.cli.compare_detectors import compare, compare_parser
 from sppnet.cli.compare_sizes import sizes, sizes_parser
 from sppnet.cli.doctor import doctor, doctor_parser
@@ -52,15 +52,15 @@ def run(argv: Sequence[str]) -> int:
     try:
         return commands[name](options)
     except KeyboardInterrupt:
-        complain("interrupted; run the same command again to continue (train: with --resume)")
+        print_error("interrupted; run the same command again to continue (train: with --resume)")
     except (ValueError, TypeError) as error:
-        complain(str(error))
+        print_error(str(error))
         return 1 if isinstance(error, ImageError) else 2
     except BrokenPipeError:
         # The reader of standard output closed it, as `head` does. Python's final flush must not fail either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, MemoryError, ModuleNotFoundError, RuntimeError, SafetensorError) as error:
-        complain(f"{type(error).__name__}: {error}" if not isinstance(error, ModuleNotFoundError) else str(error))
+        print_error(f"{type(error).__name__}: {error}" if not isinstance(error, ModuleNotFoundError) else str(error))
     return 1
 
 

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from sppnet.cli.common import find_images, list_problems, numbers
+from sppnet.cli.common import find_images, list_problems, parse_numbers
 from sppnet.console import console, results
 from sppnet.errors import ImageError
 from sppnet.inference.memory import parse_memory
@@ -23,8 +23,8 @@ from sppnet.segment.heads import Context, HeadName
 from sppnet.segment.model import Segmenter
 from sppnet.segment.options import ClassWeights, SegmentOptions
 from sppnet.segment.pictures import write_mosaic
-from sppnet.segment.predict import answer_stems, segment_file
-from sppnet.segment.views import View, label_image
+from sppnet.segment.predict import output_stems, segment_file
+from sppnet.segment.views import View, segment_image
 
 OUTPUT = "palette,overlay"
 CLASSES = "class file: one name per line, or CSV with name and id or r,g,b; default: the file of the data set"
@@ -107,7 +107,7 @@ def evaluate(model: Segmenter, arguments: Namespace) -> int:
     )
 
     split = choose_segmentation_split(arguments.data, arguments.split, "test", "val", "valid", "validation")
-    ignore = numbers("ignore", arguments.ignore, int, 0) if arguments.ignore else model.config.ignore or None
+    ignore = parse_numbers("ignore", arguments.ignore, int, 0) if arguments.ignore else model.config.ignore or None
     table = [ClassRow(*row) for row in model.config.table]
     data = read_segmentation(
         arguments.data, split, model.config.classes, ignore, class_file=arguments.classes, table=table
@@ -115,7 +115,7 @@ def evaluate(model: Segmenter, arguments: Namespace) -> int:
     view = view_of(model, arguments)
 
     def predict_labels(image: Image.Image) -> Tensor:
-        return label_image(model, image, view)
+        return segment_image(model, image, view)
 
     evaluation = evaluate_segmenter(model, data, predict_labels)
     list_problems(data.problems, evaluation.failures)
@@ -137,7 +137,7 @@ def predict(model: Segmenter, arguments: Namespace) -> int:
     folder = Path(arguments.out) if arguments.out else None
     if folder is None and arguments.output != OUTPUT:
         raise ValueError(f"output: expected a folder for {arguments.output}, got none; set --out")
-    stems: Sequence[Path | None] = answer_stems(paths, folder) if folder else [None] * len(paths)
+    stems: Sequence[Path | None] = output_stems(paths, folder) if folder else [None] * len(paths)
     for path, stem in zip(paths, stems, strict=True):
         try:
             answer = segment_file(model, path, stem, outputs, view, arguments.max_pixels)
@@ -159,7 +159,7 @@ def view_of(model: Segmenter, arguments: Namespace) -> View:
     if arguments.global_context:
         model.require_image_level()
     return View(
-        scales=numbers("scales", arguments.scales, float, 0),
+        scales=parse_numbers("scales", arguments.scales, float, 0),
         flip=arguments.flip,
         memory=parse_memory(arguments.memory),
         tile=arguments.tile,
@@ -186,9 +186,9 @@ def options_of(arguments: Namespace) -> SegmentOptions:
     names = {field.name for field in dataclasses.fields(SegmentOptions)}
     values = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
     values |= {
-        "rates": () if arguments.rates == "auto" else numbers("rates", arguments.rates),
-        "crop": numbers("crop", arguments.crop),
-        "scale": numbers("scale", arguments.scale, float, 0),
-        "ignore": None if arguments.ignore is None else numbers("ignore", arguments.ignore, int, 0),
+        "rates": () if arguments.rates == "auto" else parse_numbers("rates", arguments.rates),
+        "crop": parse_numbers("crop", arguments.crop),
+        "scale": parse_numbers("scale", arguments.scale, float, 0),
+        "ignore": None if arguments.ignore is None else parse_numbers("ignore", arguments.ignore, int, 0),
     }
     return SegmentOptions(**values)

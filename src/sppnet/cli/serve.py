@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from sppnet.backbones.backbone import Backbone, create_backbone
 from sppnet.classify.model import Classifier
 from sppnet.cli.common import parse_level_text
-from sppnet.cli.detect import METHODS, SHOWN, override_proposals
+from sppnet.cli.detect import DEFAULT_MIN_SCORES, METHODS, override_proposals
 from sppnet.console import console, results
 from sppnet.detect.model import Detector
 from sppnet.detect.proposals import is_box_file
@@ -195,7 +195,7 @@ def _prepare(
             run = onnx_probabilities(model, threads) if onnx else torch_probabilities(model, padded)
             task = ClassifyTask(model, limits, run)
         elif isinstance(model, Detector):
-            task = DetectTask(model, limits, SHOWN[model.config.scorer])
+            task = DetectTask(model, limits, DEFAULT_MIN_SCORES[model.config.scorer])
         elif isinstance(model, Segmenter):
             task = SegmentTask(model, limits, memory)
         else:

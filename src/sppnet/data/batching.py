@@ -65,7 +65,7 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class BatchImage:
     """One image of a batch: its index, its (height, width) in the batch, and the seed of its augmentation."""
 
     index: int
@@ -81,7 +81,7 @@ def epoch_batches(
     side: int | None,
     budget: int | None = None,
     world: int = 1,
-) -> list[list[Draw]]:
+) -> list[list[BatchImage]]:
     """Return the batches of one epoch, in random order; each image appears exactly once.
 
     With a side, all images become squares of that side. Without one, each image keeps its own size, and images of
@@ -120,7 +120,8 @@ def epoch_batches(
         rng.shuffle(groups)
     square = None if side is None else (side, side)
     return [
-        [Draw(index, square or sizes[index], f"augment {seed} {epoch} {index}") for index in group] for group in groups
+        [BatchImage(index, square or sizes[index], f"augment {seed} {epoch} {index}") for index in group]
+        for group in groups
     ]
 
 
@@ -133,7 +134,7 @@ def count_batches(sizes: Sequence[tuple[int, int]], batch: int, budget: int | No
     return -(-len(sizes) // batch) if budget is None else _count_within_budget(limits)[0]
 
 
-def share(batch: Sequence[Draw], rank: int, world: int) -> list[Draw]:
+def share(batch: Sequence[BatchImage], rank: int, world: int) -> list[BatchImage]:
     """Return the images of a batch that one process trains on.
 
     The images are sorted by height or by width, whichever needs less padding, and cut into `world` shares whose lengths
@@ -156,7 +157,7 @@ def share(batch: Sequence[Draw], rank: int, world: int) -> list[Draw]:
     return [batch[position] for position in order[borders[rank] : borders[rank + 1]]]
 
 
-def waste(batches: Iterable[Sequence[Draw]], sizes: Sequence[tuple[int, int]]) -> float:
+def padding_fraction(batches: Iterable[Sequence[BatchImage]], sizes: Sequence[tuple[int, int]]) -> float:
     """Return the fraction of pixels that are padding, 0 to 1, if each batch is padded to its largest height and width.
 
     Args:

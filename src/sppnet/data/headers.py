@@ -38,7 +38,7 @@ def describe_bomb(image: Image.Image, file_bytes: int) -> str | None:
     )
 
 
-def describe_pieces(file: io.BytesIO | io.BufferedReader) -> str | None:
+def describe_tiff_bomb(file: io.BytesIO | io.BufferedReader) -> str | None:
     """Describe why a TIFF file is a bomb (more than 100,000 strips or tiles); None if it is not one."""
     file.seek(0)
     head = file.read(16).ljust(16, b"\0")

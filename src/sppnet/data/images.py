@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile
 from torch import Tensor
 
-from sppnet.data.headers import describe_bomb, describe_pieces, find_late_exif
+from sppnet.data.headers import describe_bomb, describe_tiff_bomb, find_late_exif
 from sppnet.errors import ImageError
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
@@ -125,7 +125,7 @@ def image_size(source: str | os.PathLike[str] | bytes) -> tuple[int, int]:
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-    return (image.width, image.height) if exif_turn(image) in _SIDE_SWAPS else (image.height, image.width)
+    return (image.width, image.height) if exif_transpose(image) in _SIDE_SWAPS else (image.height, image.width)
 
 
 def to_tensor(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> Float[Tensor, "3 h w"]:
@@ -177,7 +177,7 @@ def _open(file: io.BytesIO | io.BufferedReader, path: str) -> ImageFile.ImageFil
             if isinstance(accepted, str):  # format recognized, but this build of Pillow does not support it
                 reason = reason or accepted
             elif accepted:
-                if name == "TIFF" and (bomb := describe_pieces(file)):
+                if name == "TIFF" and (bomb := describe_tiff_bomb(file)):
                     reason = bomb
                     break
                 file.seek(0)
@@ -231,7 +231,7 @@ def _decode(
     with _decode_errors(path):
         rgb = _to_rgb(image, path)
     rgb.info.clear()
-    turn = exif_turn(image)
+    turn = exif_transpose(image)
     return rgb if turn is None else rgb.transpose(turn)
 
 
@@ -245,7 +245,7 @@ def _decode_errors(path: str) -> Iterator[None]:
         raise ImageError(path, _describe(error, "its pixels cannot be decoded")) from error
 
 
-def exif_turn(image: Image.Image) -> Image.Transpose | None:
+def exif_transpose(image: Image.Image) -> Image.Transpose | None:
     """Return the transpose that turns the stored pixels upright; None if not needed or the EXIF data are unreadable."""
     if isinstance(image, ImageFile.ImageFile) and image.format == "TIFF":
         return None  # Pillow applies the orientation of TIFF files itself, to their header size as well

@@ -59,7 +59,7 @@ class RemoteImages:
         self.urls: dict[str, str] = {}
         self.by_file_name: dict[str, list[str]] = {}
         self.sizes: dict[str, tuple[int, int] | ImageError] = {}
-        for url in image_names(self.root):
+        for url in list_image_names(self.root):
             name = remote.relative(url, self.root)
             self.urls[name] = url
             self.by_file_name.setdefault(name.rpartition("/")[2], []).append(url)
@@ -137,7 +137,7 @@ def walk_files(folder: Path) -> Iterator[Path]:
         yield from (Path(current, name) for name in sorted(files) if not name.startswith("."))
 
 
-def image_names(name: str) -> list[str]:
+def list_image_names(name: str) -> list[str]:
     """List the image files of a path, URL or pattern, in the order of `list_images`.
 
     Args:

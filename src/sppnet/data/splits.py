@@ -9,7 +9,7 @@ from sppnet.errors import list_some
 SPLITS = ("train", "val", "valid", "validation", "test")
 
 
-def splits(root: str | os.PathLike[str]) -> tuple[str, ...]:
+def split_folders(root: str | os.PathLike[str]) -> tuple[str, ...]:
     """Return the split folders of a data set, training first; empty if it is not divided into splits.
 
     A data set divided into splits has a train or test folder, and no folders other than train, val, valid, validation
@@ -32,7 +32,7 @@ def splits(root: str | os.PathLike[str]) -> tuple[str, ...]:
 
 def find_split(root: str | os.PathLike[str], *wanted: str) -> str | None:
     """Return the folder of the first wanted split that exists, ignoring case; None if there is none."""
-    present = {split.lower(): split for split in splits(root)}
+    present = {split.lower(): split for split in split_folders(root)}
     return next((present[name] for name in wanted if name in present), None)
 
 
@@ -42,7 +42,9 @@ def sort_splits(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (order.get(name.lower().rstrip("0123456789"), len(order)), name)))
 
 
-def usual_split(root: str | os.PathLike[str], present: Sequence[str], wanted: str | None, *defaults: str) -> str | None:
+def default_split(
+    root: str | os.PathLike[str], present: Sequence[str], wanted: str | None, *defaults: str
+) -> str | None:
     """Return the wanted split, or else the first default that exists; None if there are no splits.
 
     Args:

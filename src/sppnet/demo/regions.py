@@ -28,7 +28,7 @@ _RUNS, _SAMPLE = 3, 64
 
 
 @dataclass(frozen=True)
-class Pass:
+class PassTiming:
     """Timing of one pass that classifies all windows of a photograph, from the run with the median total time.
 
     Attributes:
@@ -70,12 +70,12 @@ class Regions:
     windows: int
     grid: bool
     search: float
-    once: Pass
-    paper: Pass
+    once: PassTiming
+    paper: PassTiming
     each: float
     sample: int
 
-    def ratio(self, single: Pass) -> float:
+    def ratio(self, single: PassTiming) -> float:
         """Return the time of one pass per window divided by the time of `single`."""
         return self.each * self.windows / single.seconds
 
@@ -162,7 +162,7 @@ def regions_section(regions: Regions, classes: tuple[str, ...], name: str, pictu
 
 def _time_pass(
     model: Classifier, photograph: Image.Image, boxes: Float[Tensor, "k 4"], scale: int
-) -> tuple[Pass, Float[Tensor, "k c"]]:
+) -> tuple[PassTiming, Float[Tensor, "k c"]]:
     """Time one pass and return the class probabilities of each window."""
     encoder = RegionEncoder(model.backbone, (1,), (scale,), reduce="avg")
 
@@ -178,7 +178,7 @@ def _time_pass(
 
     _, probabilities, index = run()  # warm-up, including compilation
     steps = sorted((run()[0] for _ in range(_RUNS)), key=sum)[_RUNS // 2]
-    return Pass(scale, len(probabilities), *steps), probabilities[index]
+    return PassTiming(scale, len(probabilities), *steps), probabilities[index]
 
 
 def _best(boxes: Float[Tensor, "k 4"], probabilities: Float[Tensor, "k c"], size: tuple[int, int]) -> Detections:

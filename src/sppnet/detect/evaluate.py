@@ -8,7 +8,7 @@ from sppnet.console import track
 from sppnet.data.formats.detection import DetectionSample
 from sppnet.data.images import load_image
 from sppnet.detect.model import Detector
-from sppnet.detect.proposals import proposals_of
+from sppnet.detect.proposals import propose_all
 from sppnet.errors import ImageError
 from sppnet.evaluation.average_precision import DetectionScores, score_detections
 from sppnet.evaluation.recall import Recall, recall
@@ -52,7 +52,7 @@ def evaluate_detector(
     config = model.config
     paths = [sample.path for sample in samples]
     limits = {"max_windows": config.windows, "seconds": config.proposal_seconds}
-    results = proposals_of(paths, config.proposals, cache, workers=workers, **limits)  # type: ignore[arg-type]
+    results = propose_all(paths, config.proposals, cache, workers=workers, **limits)  # type: ignore[arg-type]
     readable, detections, failures, boxes = [], [], [], []
     pairs = zip(samples, results, strict=True)
     for sample, proposals in track(pairs, "detecting", len(samples)):

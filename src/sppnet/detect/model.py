@@ -18,7 +18,7 @@ from sppnet.backbones.weights import EMBEDDED_BACKBONE
 from sppnet.data.images import ImageSource, load_image
 from sppnet.detect.classic.rcnn import CropEncoder
 from sppnet.detect.proposals import propose
-from sppnet.errors import choose
+from sppnet.errors import check_choice
 from sppnet.features.encoder import DistinctVectors, RegionEncoder, ScaleRule
 from sppnet.inference.results import Detections
 from sppnet.ops.bins import CellRule, Level
@@ -85,9 +85,9 @@ class Detector(nn.Module):
 
     def __init__(self, config: DetectorConfig, backbone: Backbone) -> None:
         super().__init__()
-        choose("method", config.method, get_args(Method))
-        choose("scorer", config.scorer, get_args(Scorer))
-        choose("regression", config.regression, get_args(Regression))
+        check_choice("method", config.method, get_args(Method))
+        check_choice("scorer", config.scorer, get_args(Scorer))
+        check_choice("regression", config.regression, get_args(Regression))
         if not config.classes or len(set(config.classes)) < len(config.classes):
             raise ValueError(f"classes: expected one or more distinct names, got {config.classes}")
         self.config = config
@@ -212,6 +212,6 @@ def create_fc(in_features: int, hidden: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(layers)
 
 
-def content_of(source: str, image: Image.Image, found: Detections, classes: Sequence[str]) -> dict[str, Any]:
+def result_content(source: str, image: Image.Image, found: Detections, classes: Sequence[str]) -> dict[str, Any]:
     """Return the JSON content of one image, as written by ``--json``."""
     return {"source": source, "size": [image.height, image.width], "objects": list_objects(found, classes)}

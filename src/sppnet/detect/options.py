@@ -9,7 +9,7 @@ from sppnet.backbones.backbone import Backbone, create_backbone, stage_of_stride
 from sppnet.backbones.weights import EMBEDDED_BACKBONE
 from sppnet.detect.model import DetectorConfig, Method, Regression, Scorer
 from sppnet.detect.proposals import is_box_file
-from sppnet.errors import choose, require_positive
+from sppnet.errors import check_choice, require_positive
 from sppnet.features.encoder import ScaleRule
 from sppnet.ops.bins import CellRule, Level, parse_levels
 from sppnet.ops.reference import Reduce
@@ -39,7 +39,7 @@ class DetectOptions(LoopOptions):
         scorer: ``svm``, or ``softmax`` for the output layer of the fine-tuning.
         regression: train box regression.
         proposals, windows, proposal_seconds: proposal source, maximum number of windows per image and time limit of
-            the search, see :func:`sppnet.detect.proposals.proposals_of`.
+            the search, see :func:`sppnet.detect.proposals.propose_all`.
         steps: batches per epoch of fine-tuning.
         workers: images searched for proposals in parallel.
         cache: folder for proposals and features, which runs may share; None for the run folder.
@@ -77,7 +77,7 @@ class DetectOptions(LoopOptions):
             ("scale_rule", get_args(ScaleRule)),
             ("scorer", get_args(Scorer)),
         ):
-            choose(name, getattr(self, name), choices)
+            check_choice(name, getattr(self, name), choices)
         require_positive(self, "windows", "steps", "workers")
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for name in _UNUSED[self.method]:

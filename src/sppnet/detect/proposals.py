@@ -19,7 +19,7 @@ from sppnet.data.formats.boxes import read_boxes
 from sppnet.data.images import image_size, load_image
 from sppnet.detect.classic.selective_search import SEARCHES, load_cv2, selective_search
 from sppnet.detect.window_grid import window_grid
-from sppnet.errors import ImageError, choose
+from sppnet.errors import ImageError, check_choice
 from sppnet.inference.results import Failure
 from sppnet.io.files import read_tensors, save_tensors
 
@@ -81,7 +81,7 @@ def propose(
     return _propose(image, sources, max_windows, seconds, seed).boxes
 
 
-def proposals_of(
+def propose_all(
     paths: Sequence[Path],
     source: str,
     folder: Path | None,
@@ -199,7 +199,7 @@ def _parse(source: str, max_windows: int | None, seconds: float | None) -> tuple
     """Return the sources in the order of `SOURCES`, so that the order of their names does not matter."""
     names = set(re.split(r"\s*[,+]\s*", source.strip()))
     for name in sorted(names):
-        choose("source", name, SOURCES)
+        check_choice("source", name, SOURCES)
     if max_windows is None and GRID in names:
         raise ValueError(f"max_windows: expected a number with a grid, got None; the default is {MAX_WINDOWS}")
     if max_windows is not None and max_windows < 1:

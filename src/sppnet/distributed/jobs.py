@@ -16,13 +16,13 @@ from sppnet.classify.model import Classifier
 from sppnet.classify.predict import Prediction, predict_images
 from sppnet.data.images import load_image
 from sppnet.data.listing import image_source
-from sppnet.detect.model import Detector, content_of
+from sppnet.detect.model import Detector, result_content
 from sppnet.detect.proposals import propose
 from sppnet.devices import pick_device
 from sppnet.errors import ImageError
 from sppnet.features.encoder import RegionEncoder
 from sppnet.features.files import Dtype, FileTask, PieceTask, compute_files
-from sppnet.inference.results import above
+from sppnet.inference.results import filter_by_score
 from sppnet.io import remote
 from sppnet.io.part_files import failure_line
 from sppnet.registry import Model, load
@@ -32,7 +32,7 @@ from sppnet.training.run import CONFIG, WEIGHTS
 _READERS, _PREFETCH = 8, 16
 
 
-def load_run(run: str) -> Model:
+def load_remote(run: str) -> Model:
     """Load the model of a run folder, which may be a URL."""
     if not remote.is_url(run):
         return load(run)
@@ -97,7 +97,7 @@ class PredictJob:
 
 def _read_source(name: str, folder: Path) -> Source:
     try:
-        return image_source(remote.place(name, folder))
+        return image_source(remote.resolve(name, folder))
     except ImageError as error:
         return error
 
@@ -128,7 +128,7 @@ def detect_images(model: Detector, sources: Sources, *, least: float) -> Answers
             yield error
             continue
         windows = propose(image, config.proposals, max_windows=config.windows, seconds=config.proposal_seconds)
-        yield content_of(name, image, above(model.detect(image, windows), least), config.classes)
+        yield result_content(name, image, filter_by_score(model.detect(image, windows), least), config.classes)
 
 
 @dataclasses.dataclass
@@ -153,10 +153,10 @@ class FeaturesJob:
         """Write a file of vectors, which also lists the images that could not be read."""
         content = json.loads(task)
         pieces = [
-            PieceTask(name, remote.place(path, self.here), torch.tensor(boxes, dtype=torch.float32), ids)
+            PieceTask(name, remote.resolve(path, self.here), torch.tensor(boxes, dtype=torch.float32), ids)
             for name, path, boxes, ids in content["pieces"]
         ]
-        file = FileTask(remote.place(content["file"], self.here), content["source"], pieces)
+        file = FileTask(remote.resolve(content["file"], self.here), content["source"], pieces)
         with torch.inference_mode():
             for _ in compute_files(self.encoder, [file], self.dtype):
                 pass

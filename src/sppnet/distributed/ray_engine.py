@@ -11,7 +11,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from sppnet.errors import choose
+from sppnet.errors import check_choice
 
 DEVICES = ("auto", "cpu", "cuda")
 # A task that has killed this many processes will likely kill the next one too.
@@ -32,7 +32,7 @@ class Job(Protocol):
 
 
 @dataclass(frozen=True)
-class Done:
+class CompletedTask:
     """A completed task.
 
     Attributes:
@@ -112,7 +112,7 @@ def _silence_stderr() -> Iterator[None]:
         os.close(null)
 
 
-def run_tasks(job: Job, tasks: Sequence[str], actors: int | None, device: str) -> Iterator[Done]:
+def run_tasks(job: Job, tasks: Sequence[str], actors: int | None, device: str) -> Iterator[CompletedTask]:
     """Run tasks on the cluster connected by :func:`cluster`, and yield them as they complete, in any order.
 
     Args:
@@ -125,7 +125,7 @@ def run_tasks(job: Job, tasks: Sequence[str], actors: int | None, device: str) -
         WorkerError: the job raised an error, or several processes died on the same task.
         ValueError: unknown device, or ``cuda`` on a cluster without GPU.
     """
-    choose("device", device, DEVICES)
+    check_choice("device", device, DEVICES)
     ray = import_ray()
     if ray.util.client.ray.is_connected():  # ray://: Ray Data only runs inside the cluster
         yield from _run_in_cluster(ray, job, tasks, actors, device)
@@ -155,7 +155,7 @@ def run_tasks(job: Job, tasks: Sequence[str], actors: int | None, device: str) -
         for row in results.iter_rows():
             if row["error"]:
                 raise WorkerError(row["error"])
-            yield Done(int(row["number"]), row["result"], int(row["tries"]))
+            yield CompletedTask(int(row["number"]), row["result"], int(row["tries"]))
     except WorkerError:
         raise
     except Exception as error:  # Ray Data raises errors of many types
@@ -168,11 +168,13 @@ class _ClusterRunner:
     def __init__(self, job: Job, tasks: Sequence[str], actors: int | None, device: str) -> None:
         self.done = run_tasks(job, tasks, actors, device)
 
-    def next(self) -> Done | None:
+    def next(self) -> CompletedTask | None:
         return next(self.done, None)
 
 
-def _run_in_cluster(ray: Any, job: Job, tasks: Sequence[str], actors: int | None, device: str) -> Iterator[Done]:
+def _run_in_cluster(
+    ray: Any, job: Job, tasks: Sequence[str], actors: int | None, device: str
+) -> Iterator[CompletedTask]:
     runner = ray.remote(num_cpus=0)(_ClusterRunner).remote(ray.put(job), list(tasks), actors, device)
     try:
         while (done := ray.get(runner.next.remote())) is not None:

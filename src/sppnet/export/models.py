@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from sppnet.backbones.geometry import Axis
 from sppnet.backbones.modes import evaluation_mode
-from sppnet.backbones.same_padding import integers_in_export
+from sppnet.backbones.same_padding import integer_padding_in_export
 from sppnet.classify.model import Classifier
-from sppnet.export.verify import FORMAT, Verification, require, verify
+from sppnet.export.verify import FORMAT, Verification, require_modules, verify
 from sppnet.ops import library
 from sppnet.ops.bins import Level, parse_levels
 from sppnet.ops.regions import box_windows
@@ -45,7 +45,7 @@ def export_classifier(
         ValueError: another rule than ``adaptive``, an invalid path, or weights larger than the 2 GB limit of a file.
         ExportError: torch cannot export the network with dynamic sizes, or the file does not match the model.
     """
-    require("onnx", "onnxscript", "onnxruntime")
+    require_modules("onnx", "onnxscript", "onnxruntime")
     from sppnet.ops.onnx import check_rule
 
     check_rule(model.config.rule)
@@ -97,7 +97,7 @@ def export_regions(
         ModuleNotFoundError, ExportError: as for :func:`export_classifier`.
         TypeError, ValueError: as for :func:`export_classifier`, and invalid levels.
     """
-    require("onnx", "onnxscript", "onnxruntime")
+    require_modules("onnx", "onnxscript", "onnxruntime")
     levels = model.config.levels if levels is None else tuple(levels)
     encoder = _Regions(model, levels)
     inputs = {
@@ -240,7 +240,7 @@ def _write(
     from sppnet.ops.onnx import translations
 
     try:
-        with evaluation_mode(module), torch.no_grad(), integers_in_export():
+        with evaluation_mode(module), torch.no_grad(), integer_padding_in_export():
             program = torch.onnx.export(
                 module,
                 tuple(inputs.values()),

@@ -99,7 +99,7 @@ def verify(
     """
     if sizes < 1:
         raise ValueError(f"sizes: expected at least 1, got {sizes}")
-    require("onnxruntime")
+    require_modules("onnxruntime")
     session, metadata = open_session(Path(path))
     _check_model(Path(path), metadata, model)
     compare = _compare_regions if metadata["task"] == "regions" else _compare_images
@@ -123,7 +123,7 @@ def verify(
     )
 
 
-def require(*modules: str) -> None:
+def require_modules(*modules: str) -> None:
     """Check that modules of the extra `export` are installed.
 
     Raises:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sppnet.backbones.backbone import Backbone, FeatureMap, create_backbone
 from sppnet.backbones.weights import EMBEDDED_BACKBONE
 from sppnet.data.images import ImageSource, load_image, to_tensor
-from sppnet.errors import choose
+from sppnet.errors import check_choice
 from sppnet.ops import library
 from sppnet.ops.bins import CellRule, Level, count_bins, parse_levels
 from sppnet.ops.boxes import areas
@@ -100,9 +100,9 @@ class RegionEncoder(nn.Module):
     ) -> None:
         super().__init__()
         parse_levels(levels)
-        choose("rule", rule, get_args(CellRule))
-        choose("reduce", reduce, get_args(Reduce))
-        choose("scale_rule", scale_rule, get_args(ScaleRule))
+        check_choice("rule", rule, get_args(CellRule))
+        check_choice("reduce", reduce, get_args(Reduce))
+        check_choice("scale_rule", scale_rule, get_args(ScaleRule))
         self.backbone = create_backbone(backbone) if isinstance(backbone, str) else backbone
         smallest = max(self.backbone.geometry.smallest())
         if not scales or min(scales) < smallest:
@@ -120,7 +120,7 @@ class RegionEncoder(nn.Module):
 
     @property
     def length(self) -> int:
-        """Length of a vector: channels times bins."""
+        """Vector length, channels times bins."""
         return self.backbone.channels * count_bins(self.levels)
 
     def forward(
@@ -270,7 +270,7 @@ def choose_scales(
     Returns:
         Indices into `scales`.
     """
-    choose("scale_rule", rule, get_args(ScaleRule))
+    check_choice("scale_rule", rule, get_args(ScaleRule))
     shorter = min(size)
     sides = boxes.new_tensor(list(scales), dtype=torch.float64)
     area = areas(boxes.double())[:, None]

@@ -66,7 +66,7 @@ def compute_files(encoder: RegionEncoder, tasks: Iterable[FileTask], dtype: Dtyp
                 failures.append((piece.name, maps.reason))
             yield
         shard = Shard(vectors[:end], boxes[:end], torch.tensor(indices, dtype=torch.long), tuple(names), tuple(ids))
-        with remote.whole_file(path) as file:
+        with remote.atomic_write(path) as file:
             save_shard(shard, file, {"rows": str(end), "failures": json.dumps(failures), "source": source})
 
 

@@ -17,7 +17,7 @@ from sppnet.console import track
 from sppnet.data.formats.boxes import ImageBoxes
 from sppnet.data.images import load_image
 from sppnet.data.listing import image_source
-from sppnet.errors import ImageError, choose
+from sppnet.errors import ImageError, check_choice
 from sppnet.features.encoder import RegionEncoder
 from sppnet.features.files import Dtype, Engine, FileTask, PieceTask, compute_files
 from sppnet.features.pictures import draw_regions
@@ -102,8 +102,8 @@ def compute_features(
         ModuleNotFoundError: ``parquet`` needs pyarrow, which is not installed.
         OSError: a file cannot be written.
     """
-    choose("storage", storage, get_args(Storage))
-    choose("dtype", dtype, get_args(Dtype))
+    check_choice("storage", storage, get_args(Storage))
+    check_choice("dtype", dtype, get_args(Dtype))
     if draw < 0:
         raise ValueError(f"draw: expected 0 or more images, got {draw}")
     if draw and not isinstance(out, Path):
@@ -139,7 +139,7 @@ def compute_features(
     ]
     index["failures"] = [{"image": name, "reason": reason} for name, reason in failures.items()]
     _write_index(index, out)
-    remote.remove_parts(out)
+    remote.remove_temporary_files(out)
     return FeatureReport(sum(counts), len(paths), tuple(ImageError(*pair) for pair in failures.items()))
 
 
@@ -276,7 +276,7 @@ def _source(
     """Return a digest of the settings (boxes included) and of the current state of the image files."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for image, start, stop in pieces:
-        digest.update(json.dumps((names[image], start, stop, *remote.state(data[image].path))).encode())
+        digest.update(json.dumps((names[image], start, stop, *remote.file_version(data[image].path))).encode())
     return digest.hexdigest()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sppnet.data.images import exif_turn, open_image
+from sppnet.data.images import exif_transpose, open_image
 
 Size = tuple[int, int]
 
@@ -126,7 +126,7 @@ def check_decoding(path: Path, memory: int) -> None:
             pixel = 20
         elif image.mode.startswith("I"):
             pixel = 24
-        elif exif_turn(image) is not None:
+        elif exif_transpose(image) is not None:
             pixel = 12
         needed = in_use + pixel * image.width * image.height
         if needed > memory:

@@ -23,7 +23,7 @@ class Detections:
     labels: Int[Tensor, " k"]
 
 
-def above(found: Detections, least: float) -> Detections:
+def filter_by_score(found: Detections, least: float) -> Detections:
     """Return the detections with a score of at least `least`."""
     keep = found.scores >= least
     return Detections(found.boxes[keep], found.scores[keep], found.labels[keep])

@@ -14,7 +14,7 @@ _FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Parts:
+class Shards:
     """A list of images cut into shards of equal length, with one file of predictions per shard.
 
     Attributes:
@@ -81,7 +81,7 @@ class Parts:
         ]
         content["failures"] = [{"source": name, "reason": reason} for name, reason in failures]
         self._write_index(content)
-        remote.remove_parts(self.folder)
+        remote.remove_temporary_files(self.folder)
 
     def lines(self, number: int) -> list[str]:
         """Return the lines of a shard, one per image, in order."""
@@ -91,7 +91,7 @@ class Parts:
     def _content(self) -> dict[str, Any]:
         digest = hashlib.sha256()
         for name in self.names:
-            digest.update(str(remote.place(name)).encode(errors="surrogateescape") + b"\n")
+            digest.update(str(remote.resolve(name)).encode(errors="surrogateescape") + b"\n")
         settings = self.settings | {"images": digest.hexdigest()[:16], "count": len(self.names), "shard": self.size}
         return {
             "format": _FORMAT,
@@ -110,7 +110,7 @@ def failure_line(name: str, reason: str) -> str:
     return json.dumps({"source": name, "failure": reason})
 
 
-def failure_of(line: str) -> tuple[str, str] | None:
+def parse_failure(line: str) -> tuple[str, str] | None:
     """Return (name, reason) from the line of an image that could not be read, or None for a prediction."""
     if '"failure": ' not in line:
         return None
@@ -118,7 +118,7 @@ def failure_of(line: str) -> tuple[str, str] | None:
     return (content["source"], content["failure"]) if "failure" in content else None
 
 
-def read_answers(folder: str | Path) -> Iterator[dict[str, Any]]:
+def read_predictions(folder: str | Path) -> Iterator[dict[str, Any]]:
     """Iterate over the predictions written by ``sppnet predict --engine ray``, holding one file in memory at a time.
 
     Args:
@@ -132,7 +132,7 @@ def read_answers(folder: str | Path) -> Iterator[dict[str, Any]]:
         ValueError: the folder does not exist, or its predictions are incomplete.
         OSError: a file cannot be read.
     """
-    root = remote.place(str(folder))
+    root = remote.resolve(str(folder))
     index = _read_index(root)
     if not index["complete"]:
         raise ValueError(f"folder: the predictions in {root} are incomplete; run the same command again to resume")

@@ -59,7 +59,7 @@ def join(folder: Path | str, name: str) -> Path | str:
     return folder / name if isinstance(folder, Path) else f"{folder.rstrip('/')}/{name}"
 
 
-def place(name: str, folder: Path | None = None) -> Path | str:
+def resolve(name: str, folder: Path | None = None) -> Path | str:
     """Resolve a name: a URL is returned unchanged, a path is made absolute.
 
     Args:
@@ -143,12 +143,12 @@ def make_folder(folder: Path | str) -> None:
 
 def write_text(text: str, where: Path | str) -> None:
     """Write text atomically, as `whole_file` does."""
-    with whole_file(where) as file:
+    with atomic_write(where) as file:
         file.write_text(text, encoding="utf-8")
 
 
 @contextmanager
-def whole_file(where: Path | str) -> Iterator[Path]:
+def atomic_write(where: Path | str) -> Iterator[Path]:
     """Write a file atomically: yields a local temporary path whose content replaces `where` when the block ends.
 
     Several processes may write the same file at the same time. A killed process leaves a temporary file with ``.part``
@@ -175,8 +175,8 @@ def whole_file(where: Path | str) -> Iterator[Path]:
                 files.mv(part_name, path)
 
 
-def remove_parts(folder: Path | str) -> None:
-    """Delete temporary files left by killed processes in :func:`whole_file`; call only while no process is writing."""
+def remove_temporary_files(folder: Path | str) -> None:
+    """Delete temporary files that killed processes left in :func:`atomic_write`, while no process is writing."""
     for name in list_names(folder):
         if ".part" in name:
             remove(join(folder, name))
@@ -196,7 +196,7 @@ def local_copy(where: Path | str) -> Iterator[Path]:
         yield file
 
 
-def state(where: Path | str) -> tuple[int, int | str]:
+def file_version(where: Path | str) -> tuple[int, int | str]:
     """Return (size in bytes, modification time in ns or a store's tag such as an ETag); (-1, -1) for a missing file."""
     if isinstance(where, Path):
         try:

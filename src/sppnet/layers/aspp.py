@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sppnet.errors import choose
+from sppnet.errors import check_choice
 from sppnet.layers.atrous import (
     LiveTaps,
     atrous_conv,
@@ -59,11 +59,11 @@ class ASPP(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        choose("form", form, ("v3", "v2"))
+        check_choice("form", form, ("v3", "v2"))
         if isinstance(rates, str):
-            choose("rates", rates, ("auto",))
+            check_choice("rates", rates, ("auto",))
             rates = auto_rates(output_stride, map_size, form)
-        choose("norm", norm, get_args(Norm))
+        check_choice("norm", norm, get_args(Norm))
         self.rates = parse_rates(rates)
         self.image: nn.Sequential | None = None
         self.project: nn.Sequential | None = None
@@ -122,7 +122,7 @@ class ASPP(nn.Module):
     def explain(self, size: Sequence[int]) -> tuple[LiveTaps, ...]:
         """Count the live taps of each atrous branch on a map of (rows, columns) cells.
 
-        Warns, as training does, if a branch has a share of live taps below :data:`sppnet.layers.atrous.LEAST_LIVE`.
+        Warns, as training does, if a branch has a share of live taps below :data:`sppnet.layers.atrous.MIN_LIVE_SHARE`.
         """
         warn_of_dead_taps(self.rates, size)
         return tuple(live_taps(rate, size) for rate in self.rates)

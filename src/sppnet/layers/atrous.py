@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from sppnet.ops.sliding_max import in_graph
 
 # Mean share of live taps below which a branch is little more than a 1x1 convolution, whose share is 1/9.
-LEAST_LIVE = 0.2
+MIN_LIVE_SHARE = 0.2
 _MIN_FITTED_SHARE = 0.5
 
 
@@ -80,8 +80,8 @@ def auto_rates(
 
 
 def warn_of_dead_taps(rates: Sequence[int], size: Sequence[int]) -> None:
-    """Warn of rates whose share of live taps on a map of (rows, columns) cells is below :data:`LEAST_LIVE`."""
-    dead = [str(taps) for taps in (live_taps(rate, size) for rate in rates) if taps.share < LEAST_LIVE]
+    """Warn of rates whose share of live taps on a map of (rows, columns) cells is below :data:`MIN_LIVE_SHARE`."""
+    dead = [str(taps) for taps in (live_taps(rate, size) for rate in rates) if taps.share < MIN_LIVE_SHARE]
     if dead:
         fitting = auto_rates(1, size)
         smaller = f"smaller rates, such as {fitting}, " if max(fitting) < max(rates) else ""

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sppnet.errors import choose
+from sppnet.errors import check_choice
 
 Norm = Literal["safe", "batch", "group"]
 
@@ -37,7 +37,7 @@ def create_norm(norm: Norm, channels: int) -> nn.Module:
             groups of equal size and of at least two channels if possible.
         channels: number of channels, >= 1.
     """
-    choose("norm", norm, get_args(Norm))
+    check_choice("norm", norm, get_args(Norm))
     if norm == "group":
         limit = min(32, max(1, channels // 2))
         return nn.GroupNorm(next(groups for groups in range(limit, 0, -1) if channels % groups == 0), channels)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sppnet.errors import choose
+from sppnet.errors import check_choice
 from sppnet.layers.norms import Norm, conv_block
 from sppnet.ops.bins import Level, parse_levels
 from sppnet.ops.pyramid import pyramid_pool
@@ -42,7 +42,7 @@ class PyramidPoolingModule(nn.Module):
         norm: Norm = "safe",
     ) -> None:
         super().__init__()
-        choose("reduce", reduce, get_args(Reduce))
+        check_choice("reduce", reduce, get_args(Reduce))
         self.grids = parse_levels(levels)
         width = in_channels // len(self.grids) if out_channels is None else out_channels
         if width < 1:

@@ -6,7 +6,7 @@ from typing import get_args
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sppnet.errors import choose
+from sppnet.errors import check_choice
 from sppnet.ops.bins import CellRule, Level, Rule, count_bins, parse_levels
 from sppnet.ops.pyramid import Sizes, pyramid_pool
 from sppnet.ops.reference import Reduce
@@ -25,8 +25,8 @@ class SpatialPyramidPool(nn.Module):
     def __init__(self, levels: Sequence[Level], reduce: Reduce = "max", rule: Rule = "adaptive") -> None:
         super().__init__()
         parse_levels(levels)
-        choose("reduce", reduce, get_args(Reduce))
-        choose("rule", rule, get_args(Rule))
+        check_choice("reduce", reduce, get_args(Reduce))
+        check_choice("rule", rule, get_args(Rule))
         self.levels = tuple(levels)
         self.reduce: Reduce = reduce
         self.rule: Rule = rule
@@ -59,9 +59,9 @@ class RegionPyramidPool(nn.Module):
     ) -> None:
         super().__init__()
         parse_levels(levels)
-        choose("rule", rule, get_args(CellRule))
-        choose("reduce", reduce, get_args(Reduce))
-        choose("on_bad", on_bad, get_args(OnBad))
+        check_choice("rule", rule, get_args(CellRule))
+        check_choice("reduce", reduce, get_args(Reduce))
+        check_choice("on_bad", on_bad, get_args(OnBad))
         self.levels = tuple(levels)
         self.spatial_scale = parse_scale(spatial_scale)
         self.rule: CellRule = rule

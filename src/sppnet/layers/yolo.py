@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sppnet.errors import choose
+from sppnet.errors import check_choice
 from sppnet.layers.norms import Norm, conv_block
 from sppnet.ops.sliding_max import parse_kernels, sliding_max
 
@@ -48,7 +48,7 @@ class SPP(nn.Module):
         activation: Callable[[], nn.Module] = nn.SiLU,
     ) -> None:
         super().__init__()
-        choose("order", order, get_args(Order))
+        check_choice("order", order, get_args(Order))
         if in_channels < 2:
             raise ValueError(f"in_channels: expected at least 2, got {in_channels}")
         self.kernels = parse_kernels(kernels)

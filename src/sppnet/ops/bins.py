@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sppnet.errors import choose
+from sppnet.errors import check_choice
 
 Rule = Literal["adaptive", "sliding", "caffe"]
 CellRule = Literal["paper", "released", "roi_pool"]
@@ -77,7 +77,7 @@ def bin_edges(size: int, level: int, rule: Rule = "adaptive") -> Edges:
         ValueError: `size` or `level` below 1, an unknown rule, or a side that the rule cannot cut; the message
             names the nearest sides that it can.
     """
-    choose("rule", rule, get_args(Rule))
+    check_choice("rule", rule, get_args(Rule))
     size, level = operator.index(size), operator.index(level)
     if size < 1:
         raise ValueError(f"size: expected a map side of at least 1 cell, got {size}")
@@ -147,7 +147,7 @@ def window_cells(
     Returns:
         xyxy cells as int64, half-open: columns x1..x2-1 and rows y1..y2-1 of the map.
     """
-    choose("rule", rule, get_args(CellRule))
+    check_choice("rule", rule, get_args(CellRule))
     height, width = map_size.unbind(1) if isinstance(map_size, Tensor) else map_size
     edges = windows.float() if rule == "roi_pool" else windows.double()
     x1, y1, x2, y2 = edges.unbind(1)

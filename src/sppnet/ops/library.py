@@ -168,7 +168,7 @@ def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None: 
 def _second_derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     cells, windows = ctx.saved_tensors
     if ctx.reduce == "max":
-        gradient = reference.take(grad, cells, windows, _pairs(ctx.grids))
+        gradient = reference.gather_cells(grad, cells, windows, _pairs(ctx.grids))
     else:
         gradient = torch.ops.sppnet.pool.default(grad, windows, ctx.grids, ctx.rule, "avg", False)[0]
     return gradient, None, None, None, None, None, None, None

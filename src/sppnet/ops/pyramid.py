@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sppnet.errors import choose
+from sppnet.errors import check_choice
 from sppnet.ops import library
 from sppnet.ops.bins import Level, Rule, parse_levels
 from sppnet.ops.reference import Reduce
@@ -52,10 +52,10 @@ def pyramid_pool(
         >>> pyramid_pool(torch.randn(2, 256, 10, 13), (4, 2, 1)).shape
         torch.Size([2, 5376])
     """
-    check_map(x)
+    check_feature_maps(x)
     grids = parse_levels(levels)
-    choose("reduce", reduce, _REDUCES)
-    choose("rule", rule, _RULES)
+    check_choice("reduce", reduce, _REDUCES)
+    check_choice("rule", rule, _RULES)
     windows = None if sizes is None else _area_windows(check_sizes(sizes, x))
     return library.pool(x, windows, grids, rule, reduce)
 
@@ -67,7 +67,7 @@ def _area_windows(areas: Int[Tensor, "n 2"]) -> Int[Tensor, "n 5"]:
     return torch.stack((images, zero, zero, areas[:, 1], areas[:, 0]), dim=1)
 
 
-def check_map(x: Tensor) -> None:
+def check_feature_maps(x: Tensor) -> None:
     """Check that `x` is a batch of feature maps.
 
     Raises:

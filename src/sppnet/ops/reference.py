@@ -70,7 +70,7 @@ def backward(
     """Return the gradient (N, C, H, W) of the maps from that of the vectors."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     total = torch.zeros(shape, dtype=torch.promote_types(grad.dtype, torch.float32), device=grad.device)
-    windows = whole(shape, grad.device) if windows is None else windows
+    windows = whole_map_windows(shape, grad.device) if windows is None else windows
     step = max(1, _CHUNK // max(1, grad.shape[1]))
     for start in range(0, len(grad), step):
         part = slice(start, start + step)
@@ -97,7 +97,7 @@ def _spread(total: Tensor, grad: Tensor, windows: Tensor, grids: Grids, rule: Ru
                     total[image, :, top:bottom, left:right] += level[:, i, j, None, None].to(total.dtype) / area
 
 
-def take(x: Tensor, cells: Tensor, windows: Tensor | None, grids: Grids) -> Tensor:
+def gather_cells(x: Tensor, cells: Tensor, windows: Tensor | None, grids: Grids) -> Tensor:
     """Gather the maps' values at the cells saved by `forward`, 0 for empty bins: the transpose of `backward`."""
     return torch.where(cells >= 0, x.reshape(-1)[_flat(cells, windows, x.shape, grids)], 0)
 
@@ -159,7 +159,7 @@ def is_channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
-def whole(shape: Sequence[int], device: torch.device) -> Tensor:
+def whole_map_windows(shape: Sequence[int], device: torch.device) -> Tensor:
     """Return windows (N, 5) that cover whole maps of this shape."""
     windows = torch.zeros(shape[0], 5, dtype=torch.long, device=device)
     windows[:, 0] = torch.arange(shape[0], device=device)

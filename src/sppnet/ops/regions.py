@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sppnet.errors import choose
+from sppnet.errors import check_choice
 from sppnet.ops import library
 from sppnet.ops.bins import CellRule, Level, parse_levels, window_cells
-from sppnet.ops.pyramid import Sizes, check_map, check_sizes
+from sppnet.ops.pyramid import Sizes, check_feature_maps, check_sizes
 from sppnet.ops.reference import Reduce
 
 Boxes = Sequence[Float[Tensor, "_ 4"]] | Float[Tensor, "_ 4"]
@@ -80,11 +80,11 @@ def region_pyramid_pool(
         >>> region_pyramid_pool(torch.randn(1, 256, 6, 10), boxes, (4, 2, 1), spatial_scale=1 / 16).shape
         torch.Size([2, 5376])
     """
-    check_map(x)
+    check_feature_maps(x)
     grids = parse_levels(levels)
-    choose("reduce", reduce, get_args(Reduce))
-    choose("rule", rule, get_args(CellRule))
-    choose("on_bad", on_bad, get_args(OnBad))
+    check_choice("reduce", reduce, get_args(Reduce))
+    check_choice("rule", rule, get_args(CellRule))
+    check_choice("on_bad", on_bad, get_args(OnBad))
     scale, origin = parse_scale(spatial_scale), parse_offset(offset)
     map_size = (x.shape[2], x.shape[3]) if sizes is None else check_sizes(sizes, x)
     rows, images = _join(boxes, box_offsets, x)
@@ -116,8 +116,8 @@ def usable_boxes(
     Returns:
         Boolean mask (k,) over the boxes of all images, on the boxes' device.
     """
-    check_map(x)
-    choose("rule", rule, get_args(CellRule))
+    check_feature_maps(x)
+    check_choice("rule", rule, get_args(CellRule))
     scale, origin = parse_scale(spatial_scale), parse_offset(offset)
     map_size = (x.shape[2], x.shape[3]) if sizes is None else check_sizes(sizes, x)
     rows, images = _join(boxes, box_offsets, x)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from sppnet.ops.pyramid import check_map
+from sppnet.ops.pyramid import check_feature_maps
 
 Variant = Callable[[Tensor, Sequence[int]], list[Tensor]]
 
@@ -36,7 +36,7 @@ def sliding_max(x: Float[Tensor, "n c h w"], kernels: Sequence[int]) -> list[Flo
         TypeError: `x` is not a floating-point tensor, or a kernel is not an integer.
         ValueError: wrong rank, an empty side, no kernels, an even kernel, or kernels that do not increase.
     """
-    check_map(x)
+    check_feature_maps(x)
     return VARIANTS[pick_variant(x)](x, parse_kernels(kernels))
 
 

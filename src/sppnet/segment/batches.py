@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sppnet.backbones.backbone import Backbone
-from sppnet.data.batching import Draw, epoch_batches
+from sppnet.data.batching import BatchImage, epoch_batches
 from sppnet.data.formats.masks import IGNORE, Mask, load_pair
 from sppnet.data.formats.segmentation import SegmentationData
 from sppnet.data.images import to_tensor
@@ -95,7 +95,7 @@ class _Images(Dataset[tuple[Tensor, Tensor] | ImageError]):
         self.mean, self.std = backbone.mean, backbone.std
         self.resampling = Image.Resampling[backbone.interpolation.upper()]
 
-    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor] | ImageError:
+    def __getitem__(self, draw: BatchImage) -> tuple[Tensor, Tensor] | ImageError:
         try:
             image, mask = load_pair(self.data.samples[draw.index], self.data.labels)
         except ImageError as error:

@@ -5,7 +5,7 @@ from bisect import bisect_right
 from sppnet.inference.memory import MemoryLimitError, Size, format_bytes, pass_bytes, settled_bytes
 from sppnet.segment.model import Segmenter
 
-LEAST_TILE = 128  # pixels
+MIN_TILE = 128  # pixels
 
 
 def whole_fits(model: Segmenter, height: int, width: int, memory: int) -> bool:
@@ -21,7 +21,7 @@ def whole_fits(model: Segmenter, height: int, width: int, memory: int) -> bool:
     return settled_bytes() + pass_bytes(model, height, width) + averages <= memory
 
 
-def greatest_tile(
+def largest_tile(
     model: Segmenter, size: Size, memory: int, overlap: int, stride: int, context: Size | None = None
 ) -> int:
     """Return the largest tile side, a multiple of the stride, that keeps an image within a memory limit.
@@ -39,7 +39,7 @@ def greatest_tile(
     """
     in_use = settled_bytes()
     context_pass = pass_bytes(model, *context) if context else 0
-    smallest = -(-max(LEAST_TILE, 2 * (overlap + stride)) // stride) * stride
+    smallest = -(-max(MIN_TILE, 2 * (overlap + stride)) // stride) * stride
     sides = range(smallest, max(smallest, *size) + stride, stride)
 
     def needed(side: int) -> int:

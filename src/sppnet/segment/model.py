@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from sppnet.backbones.backbone import Backbone, FeatureMap, create_backbone
 from sppnet.backbones.weights import EMBEDDED_BACKBONE
 from sppnet.data.images import to_tensor
-from sppnet.errors import choose
+from sppnet.errors import check_choice
 from sppnet.layers.aspp import ASPP
 from sppnet.layers.atrous import auto_rates
 from sppnet.layers.norms import Norm
@@ -86,7 +86,7 @@ class Segmenter(nn.Module):
             ("context", config.context, get_args(Context)),
             ("upsample", config.upsample, get_args(Upsample)),
         ):
-            choose(name, value, choices)
+            check_choice(name, value, choices)
         if not config.classes or len(set(config.classes)) < len(config.classes):
             counts = f"{len(config.classes)} names, {len(set(config.classes))} of them distinct"
             raise ValueError(f"classes: expected one or more distinct names, got {counts}")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from sppnet.backbones.weights import EMBEDDED_BACKBONE
-from sppnet.errors import choose, require_positive
+from sppnet.errors import check_choice, require_positive
 from sppnet.layers.atrous import auto_rates
 from sppnet.layers.norms import Norm
 from sppnet.segment.heads import Context, HeadName
@@ -62,7 +62,7 @@ class SegmentOptions(LoopOptions):
             ("norm", get_args(Norm)),
             ("class_weights", get_args(ClassWeights)),
         ):
-            choose(name, getattr(self, name), choices)
+            check_choice(name, getattr(self, name), choices)
         require_positive(self, "width")
         if self.output_stride not in (8, 16, 32):
             raise ValueError(f"output_stride: expected 8, 16 or 32, got {self.output_stride}")

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from sppnet.data.images import MAX_PIXELS, load_image
-from sppnet.errors import ImageError, choose
+from sppnet.errors import ImageError, check_choice
 from sppnet.inference.memory import check_decoding
 from sppnet.segment.model import Segmenter
 from sppnet.segment.pictures import count_labels, write_labels, write_overlay, write_probabilities
@@ -22,7 +22,7 @@ OUTPUTS = {"palette": ".png", "overlay": "_overlay.png", "probabilities": "_prob
 
 
 @dataclass(frozen=True)
-class SegmentAnswer:
+class SegmentationResult:
     """Result for an image.
 
     Attributes:
@@ -47,7 +47,7 @@ def segment_file(
     outputs: Sequence[str] = ("palette", "overlay"),
     view: View | None = None,
     max_pixels: int = MAX_PIXELS,
-) -> SegmentAnswer:
+) -> SegmentationResult:
     """Segment an image file and write the results.
 
     The labels of a tiled image are written tile by tile to a file next to the results; if the process is killed, the
@@ -56,7 +56,7 @@ def segment_file(
     Args:
         model: segmenter in evaluation mode.
         path: path of the image.
-        stem: path of the results without suffix, see :func:`answer_file`; None to write nothing.
+        stem: path of the results without suffix, see :func:`output_file`; None to write nothing.
         outputs: results to write: ``palette`` (class indices with a palette), ``overlay`` (the image blended with the
             class colors) and ``probabilities`` (float16 of shape (classes, height, width)).
         view: scales, tiles and memory limit; None for the whole image in one pass.
@@ -67,7 +67,7 @@ def segment_file(
         ValueError: an output is unknown.
     """
     for output in outputs:
-        choose("output", output, OUTPUTS)
+        check_choice("output", output, OUTPUTS)
     view = view or View()
     try:
         return _segment_file(model, path, stem, outputs, view, max_pixels)
@@ -79,13 +79,13 @@ def segment_file(
 
 def _segment_file(
     model: Segmenter, path: Path, stem: Path | None, outputs: Sequence[str], view: View, max_pixels: int
-) -> SegmentAnswer:
+) -> SegmentationResult:
     if view.memory is not None:
         check_decoding(path, view.memory)
     image = load_image(path, max_pixels=max_pixels)
     if stem is not None:
         stem.parent.mkdir(parents=True, exist_ok=True)
-    probabilities_file = answer_file(stem, "probabilities") if stem and "probabilities" in outputs else None
+    probabilities_file = output_file(stem, "probabilities") if stem and "probabilities" in outputs else None
     if not view.in_tiles(model, image):
         probabilities = pixel_probabilities(model, image, view.scales, view.flip)
         if probabilities_file:
@@ -111,12 +111,12 @@ def _segment_file(
     return answer
 
 
-def answer_file(stem: Path, output: str) -> Path:
+def output_file(stem: Path, output: str) -> Path:
     """Return the path of an output: STEM.png, STEM_overlay.png or STEM_probabilities.npy."""
     return stem.with_name(f"{stem.name}{OUTPUTS[output]}")
 
 
-def answer_stems(paths: Sequence[Path], folder: Path) -> list[Path]:
+def output_stems(paths: Sequence[Path], folder: Path) -> list[Path]:
     """Choose a stem for the results of each image, so that no file replaces another result or an image.
 
     Args:
@@ -134,7 +134,7 @@ def answer_stems(paths: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def _answer_files(stem: Path) -> set[Path]:
-    return {answer_file(stem, output).resolve() for output in OUTPUTS}
+    return {output_file(stem, output).resolve() for output in OUTPUTS}
 
 
 def _finish(
@@ -146,17 +146,17 @@ def _finish(
     stem: Path | None,
     outputs: Sequence[str],
     probabilities: Path | None,
-) -> SegmentAnswer:
+) -> SegmentationResult:
     config = model.config
     files = {"probabilities": str(probabilities)} if probabilities else {}
     if stem and "palette" in outputs:
-        file = answer_file(stem, "palette")
+        file = output_file(stem, "palette")
         write_labels(labels, file, config.colours)
         files["palette"] = str(file)
     if stem and "overlay" in outputs:
-        file = answer_file(stem, "overlay")
+        file = output_file(stem, "overlay")
         write_overlay(image, labels, file, config.classes, config.colours)
         files["overlay"] = str(file)
     counts = count_labels(labels, len(config.classes))
     shares = {name: int(count) / labels.size for name, count in zip(config.classes, counts, strict=True) if count}
-    return SegmentAnswer(str(path), (image.height, image.width), tiles, shares, files)
+    return SegmentationResult(str(path), (image.height, image.width), tiles, shares, files)

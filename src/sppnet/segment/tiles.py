@@ -20,14 +20,14 @@ from sppnet.console import track
 from sppnet.inference.memory import parse_memory, release_memory
 from sppnet.inference.tiles import OVERLAP, Block, Span, blend_tiles, tile_spans
 from sppnet.io.files import write_json
-from sppnet.segment.memory import greatest_tile
+from sppnet.segment.memory import largest_tile
 from sppnet.segment.model import Segmenter
 
 CONTEXT_SIDE = 1024  # longer side in pixels of the reduced copy for the global context
 _FORMAT = 1
 
 
-class Tiled(NamedTuple):
+class TiledResult(NamedTuple):
     """Result of :func:`segment_to_file`.
 
     Attributes:
@@ -110,7 +110,7 @@ def segment_to_file(
     overlap: int = OVERLAP,
     global_context: bool = False,
     probabilities: Path | None = None,
-) -> Tiled:
+) -> TiledResult:
     """Segment an image of any size tile by tile, and write the class index of each pixel as .npy (height, width).
 
     Labels are uint8, or uint16 for 256 classes or more. The file has the suffix .part until it is complete. PATH.json
@@ -176,7 +176,7 @@ def segment_to_file(
     for file, part in zip(files, parts, strict=True):
         if part.exists():
             part.replace(file)
-    return Tiled(path, side, len(down) * len(across), done)
+    return TiledResult(path, side, len(down) * len(across), done)
 
 
 def _tile_grid(model: Segmenter, image: Image.Image, tile: int, overlap: int) -> tuple[list[Span], list[Span]]:
@@ -198,7 +198,7 @@ def _memory_limit(memory: str | int | None, tile: int | None) -> int | None:
 
 def _tile_side(model: Segmenter, image: Image.Image, memory: int, overlap: int, global_context: bool) -> int:
     context = _context_size(image) if global_context else None
-    return greatest_tile(model, (image.height, image.width), memory, overlap, tile_stride(model), context)
+    return largest_tile(model, (image.height, image.width), memory, overlap, tile_stride(model), context)
 
 
 def _tile_predictor(

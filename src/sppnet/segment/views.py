@@ -71,7 +71,7 @@ class View:
         return True
 
 
-def label_image(
+def segment_image(
     model: Segmenter, image: Image.Image, view: View, after_tile: Callable[[], None] = lambda: None
 ) -> Int[Tensor, "h w"]:
     """Segment an RGB image and return the class index of each pixel.

@@ -12,19 +12,19 @@ from PIL import Image
 from torch import Tensor
 
 from sppnet.classify.model import Classifier
-from sppnet.classify.predict import answer_of, read_image, size_policy
+from sppnet.classify.predict import prediction_of, read_image, size_policy
 from sppnet.data.images import load_image
 from sppnet.data.resize import Resize
 from sppnet.detect.model import Detector, list_objects
 from sppnet.detect.proposals import propose
 from sppnet.features.encoder import RegionEncoder
 from sppnet.inference.memory import MemoryLimitError
-from sppnet.inference.results import above
+from sppnet.inference.results import filter_by_score
 from sppnet.ops.bins import parse_levels
 from sppnet.segment.memory import whole_fits
 from sppnet.segment.model import Segmenter
 from sppnet.segment.pictures import labels_picture, palette
-from sppnet.segment.views import View, label_image
+from sppnet.segment.views import View, segment_image
 from sppnet.serving.engines import Probabilities
 from sppnet.serving.explain import class_index, explain_box, explain_image, explain_taps
 from sppnet.serving.limits import Limits, Refusal
@@ -98,7 +98,7 @@ class ClassifyTask:
         loaded = [read_image(self.model, upload.data, policy) for upload in batch]
         answers: list[Answer] = []
         for item, probabilities in zip(loaded, self._run([item.image for item in loaded]), strict=True):
-            prediction = answer_of(self.model, "", item, probabilities)
+            prediction = prediction_of(self.model, "", item, probabilities)
             top = [{"label": label, "score": score} for label, score in prediction.top]
             sizes = {"size": prediction.size, "network_size": prediction.network_size, "resize": str(policy)}
             answers.append(
@@ -146,7 +146,7 @@ class DetectTask:
         for upload in batch:
             image = load_image(upload.data)
             windows = propose(image, config.proposals, max_windows=config.windows, seconds=config.proposal_seconds)
-            objects = list_objects(above(self.model.detect(image, windows), threshold), config.classes)
+            objects = list_objects(filter_by_score(self.model.detect(image, windows), threshold), config.classes)
             sizes = {"size": (image.height, image.width), "windows": len(windows)}
             answers.append({"task": self.name, "objects": objects} | sizes)
         return answers
@@ -190,7 +190,7 @@ class SegmentTask:
 
     def _label(self, image: Image.Image, upload: Upload) -> Tensor:
         try:
-            return label_image(self.model, image, self._view, upload.go_on)
+            return segment_image(self.model, image, self._view, upload.go_on)
         except MemoryLimitError as error:
             raise Refusal("too_many_pixels", str(error)) from error
 

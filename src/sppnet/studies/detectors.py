@@ -56,7 +56,7 @@ _TIMED_IMAGES, _TIMED_CROPS = 5, 64
 
 
 @dataclass
-class Column:
+class DetectorResults:
     """Results of one detector.
 
     Attributes:
@@ -84,7 +84,7 @@ class DetectorComparison:
         problems: error messages of the images that could not be read.
     """
 
-    columns: dict[str, Column]
+    columns: dict[str, DetectorResults]
     seeds: int
     images: tuple[int, int]
     windows: float
@@ -116,7 +116,7 @@ def compare_detectors(
         model = Detector(column_options.config(train.classes, backbone.stage), backbone)
         vectors = window_vectors(model, windows, cache)
         test_vectors = window_vectors(model, test_windows, cache)
-        column = columns[name] = Column()
+        column = columns[name] = DetectorResults()
         column.seconds, column.sample = time_detector(model, test_windows)
         errors += vectors.compute(f"{name}: features")
         errors += test_vectors.compute(f"{name}: test features")

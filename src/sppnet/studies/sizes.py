@@ -26,7 +26,7 @@ from sppnet.io.files import write_json, write_text
 from sppnet.registry import load_classifier
 from sppnet.training.checkpoint import OPTIONS
 from sppnet.training.loop import METRICS
-from sppnet.training.processes import refuse_several
+from sppnet.training.processes import require_single_process
 
 SCORES = "scores.json"
 # Training sizes by name. Native sizes come last because they are the slowest on large photographs.
@@ -63,7 +63,7 @@ PAPER_FULL = {
 
 
 @dataclass(frozen=True)
-class RunFigures:
+class RunScores:
     """Results of one training run.
 
     Attributes:
@@ -90,7 +90,7 @@ class SizeComparison:
         images: number of (training, validation) images.
     """
 
-    runs: dict[str, list[RunFigures]]
+    runs: dict[str, list[RunScores]]
     epochs: int
     images: tuple[int, int]
 
@@ -123,13 +123,13 @@ def compare_sizes(
         raise ValueError(f"epochs: expected at least 2, one for each alternating size, got {options.epochs}")
     if options.freeze_backbone:
         raise ValueError("freeze_backbone: expected False, got True; a frozen backbone ignores the training size")
-    refuse_several("a comparison of sizes")
+    require_single_process("a comparison of sizes")
     if options.devices * options.nodes > 1:
         raise ValueError(f"devices: expected 1 for a comparison of sizes, got {options.devices * options.nodes}")
     out.mkdir(parents=True, exist_ok=True)
     listing = out / "train.csv"
     write_text(_listing(train), listing)
-    runs: dict[str, list[RunFigures]] = {}
+    runs: dict[str, list[RunScores]] = {}
     for name in VARIANTS:
         for seed in range(options.seed, options.seed + seeds):
             folder = out / f"{name}-{seed}"
@@ -186,12 +186,12 @@ def comparison_content(comparison: SizeComparison) -> dict[str, Any]:
     }
 
 
-def gain(base: Sequence[float], errors: Sequence[float]) -> list[float]:
+def error_reduction(base: Sequence[float], errors: Sequence[float]) -> list[float]:
     """Compute how far errors are below the baseline errors of the same seed."""
     return [before - after for before, after in zip(base, errors, strict=True)]
 
 
-def spread(values: Sequence[float], sign: str = "") -> str:
+def format_range(values: Sequence[float], sign: str = "") -> str:
     """Format the mean and, on a second line, the range of several values; `sign` ``+`` shows plus signs."""
     mean, lowest, highest = (f"{value:{sign}.1f}" for value in (statistics.mean(values), min(values), max(values)))
     return mean if len(values) == 1 else f"{mean}\n{lowest} to {highest}"
@@ -205,7 +205,7 @@ def _variant_options(options: TrainOptions, name: str, seed: int) -> TrainOption
 
 def _run_figures(
     folder: Path, listing: Path, train: ClassificationData, val: ClassificationData, options: TrainOptions
-) -> RunFigures:
+) -> RunScores:
     """Read the results of a run folder; train and test first where they are missing."""
     path = folder / SCORES
     # Stored results stay valid when options change that only affect how they are computed.
@@ -213,7 +213,7 @@ def _run_figures(
     inputs = json.loads(json.dumps({"options": fixed, "train": _digest(train.samples), "val": _digest(val.samples)}))
     if path.exists() and (stored := json.loads(path.read_text(encoding="utf-8")))["of"] == inputs:
         unread = tuple((name, reason) for name, reason in stored["failures"])
-        return RunFigures(stored["top1"], stored["top5"], stored["pixels"], stored["seconds"], unread)
+        return RunScores(stored["top1"], stored["top5"], stored["pixels"], stored["seconds"], unread)
     resumed = (folder / OPTIONS).exists()
     console.print(f"{'resuming' if resumed else 'training'} {folder}", highlight=False, markup=False)
     training = train_classifier(listing, folder, options, resume=True)
@@ -224,7 +224,7 @@ def _run_figures(
     tests = {name: evaluate_classifier(model, val.samples, **kwargs) for name, kwargs in _TESTS.items()}
     failures = [*training.failures, *(error for test in tests.values() for error in test.failures)]
     pixels, seconds = _training_cost(folder, train.samples, options.max_pixels)
-    figures = RunFigures(
+    figures = RunScores(
         {name: 100 * (1 - test.scores.top1) for name, test in tests.items()},
         {name: 100 * (1 - test.scores.top5) for name, test in tests.items()},
         pixels,

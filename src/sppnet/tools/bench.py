@@ -104,7 +104,7 @@ def compare(case: Case, budget: float = 1.5, *, compiled: bool = False, rounds: 
         seconds = measure(calls, budget, rounds=rounds, wait=wait)
     for candidate in candidates:
         seconds[candidate.name] /= candidate.share
-    timings = summarise(seconds, roles, {c.name: c.note for c in candidates})
+    timings = summarize(seconds, roles, {c.name: c.note for c in candidates})
     distinct = len(box_cells(boxes, case).unique(dim=0)) / case.boxes if boxes else None
     return Comparison(case, len(seconds["sppnet"]), timings, distinct)
 
@@ -154,7 +154,7 @@ def measure(
     return {name: np.array(values) for name, values in seconds.items()}
 
 
-def summarise(
+def summarize(
     seconds: Mapping[str, np.ndarray], roles: Mapping[str, Role], notes: Mapping[str, str]
 ) -> tuple[Timing, ...]:
     """Return medians and quartiles of the times and of their per-round ratios to the first name."""

@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sppnet.backbones.padded.norm import SharedBatchNorm
+from sppnet.backbones.padded.norm import SyncBatchNormMode
 from sppnet.console import console, track
 from sppnet.errors import ImageError
 from sppnet.io.files import write_text
 from sppnet.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from sppnet.training.options import LoopOptions
-from sppnet.training.processes import gather, launch, refuse_several, total
+from sppnet.training.processes import gather, launch, require_single_process, sum_over_processes
 
 METRICS = "metrics.jsonl"
 _SAVE_SECONDS = 120.0
@@ -82,7 +82,7 @@ def fit(
         False if the training was interrupted; the checkpoint then contains all completed steps.
     """
     if fabric is None:
-        refuse_several("this training")
+        require_single_process("this training")
         fabric = launch(options, out)
     raw = _optimizer(module, options)
     wrapped, optimizer = fabric.setup(module, raw)
@@ -105,7 +105,7 @@ def fit(
                     group["lr"] = _rate(options, step / total_steps)
                 # Seed each step, so that dropout is the same after resuming, and differs between processes.
                 torch.manual_seed(hash((options.seed, step) if not rank else (options.seed, step, rank)) % (1 << 63))
-                (targets,) = total(fabric, len(y))
+                (targets,) = sum_over_processes(fabric, len(y))
                 if targets:
                     loss, correct = _loss(wrapped, objective, fabric.to_device(x), fabric.to_device(y))
                     if not loss.isfinite():
@@ -124,7 +124,7 @@ def fit(
                 progress.step += 1
                 progress.seconds = time.monotonic() - started
                 due = rank == 0 and time.monotonic() - saved > _SAVE_SECONDS
-                stop, save = total(fabric, interrupted(), due)
+                stop, save = sum_over_processes(fabric, interrupted(), due)
                 if stop or save:
                     _save(fabric, out, module, raw, progress)
                     saved = time.monotonic()
@@ -142,7 +142,7 @@ def fit(
             progress = Progress(epoch=progress.epoch + 1)
             _save(fabric, out, module, raw, progress)
             saved = time.monotonic()
-            (stop,) = total(fabric, interrupted())
+            (stop,) = sum_over_processes(fabric, interrupted())
             if stop and progress.epoch < options.epochs:
                 failures[:] = gather(fabric, failures)
                 return False
@@ -158,7 +158,7 @@ def _loss(wrapped: nn.Module, objective: Objective, x: Any, y: Any) -> tuple[Ten
 
 def _save(fabric: Any, out: Path, module: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> Progress:
     """Write a checkpoint in the first process, and return the progress summed over all processes."""
-    seen, correct, loss = total(fabric, progress.seen, progress.correct, progress.loss)
+    seen, correct, loss = sum_over_processes(fabric, progress.seen, progress.correct, progress.loss)
     summed = replace(progress, seen=int(seen), correct=correct, loss=loss)
     if fabric.global_rank == 0:
         save_checkpoint(out, module, optimizer, summed)
@@ -167,7 +167,7 @@ def _save(fabric: Any, out: Path, module: nn.Module, optimizer: torch.optim.Opti
 
 
 def _shared_statistics(fabric: Any) -> AbstractContextManager[Any]:
-    return SharedBatchNorm() if fabric.world_size > 1 else nullcontext()
+    return SyncBatchNormMode() if fabric.world_size > 1 else nullcontext()
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from sppnet.errors import choose, require_positive
+from sppnet.errors import check_choice, require_positive
 
 _RATES = {"adamw": 3e-4, "sgd": 1e-2}
 _DECAYS = {"adamw": 5e-2, "sgd": 5e-4}
@@ -46,7 +46,7 @@ class LoopOptions:
             ("precision", ("32-true", "bf16-mixed")),
             ("device", ("auto", "cpu", "cuda", "mps")),
         ):
-            choose(name, getattr(self, name), choices)
+            check_choice(name, getattr(self, name), choices)
         require_positive(self, "epochs", "batch")
         for name, value in (("lr", self.lr), ("weight_decay", self.weight_decay)):
             if value is not None and not 0 <= value < math.inf:

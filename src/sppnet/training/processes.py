@@ -58,7 +58,7 @@ def launch(options: LoopOptions, out: Path, devices: int = 1, nodes: int = 1) ->
     return fabric
 
 
-def refuse_several(task: str) -> None:
+def require_single_process(task: str) -> None:
     """Check that this is the only process, for tasks that do not support several.
 
     Raises:
@@ -69,7 +69,7 @@ def refuse_several(task: str) -> None:
         raise ValueError(f"devices: expected 1 process for {task}, got {world}; start it without torchrun")
 
 
-def total(fabric: Any, *values: float) -> list[float]:
+def sum_over_processes(fabric: Any, *values: float) -> list[float]:
     """Sum values over all processes."""
     if fabric.world_size == 1:
         return list(values)

@@ -7,13 +7,13 @@ from torch.nn import functional as F
 
 from sppnet import create_backbone
 from sppnet.backbones.padded.mode import PaddedBatch
-from sppnet.backbones.padded.norm import Outside, valid_batch_norm
+from sppnet.backbones.padded.norm import PaddingIndices, valid_batch_norm
 from tests.helpers.padded_layers import Area, crop
 
 AREAS = ((5, 7), (2, 3), (4, 1), (1, 1))
 
 
-def outside_of(areas: tuple[Area, ...], rows: int, columns: int) -> Outside:
+def outside_of(areas: tuple[Area, ...], rows: int, columns: int) -> PaddingIndices:
     mask = torch.ones(len(areas), rows, columns, dtype=torch.bool)
     for index, (height, width) in enumerate(areas):
         mask[index, :height, :width] = False
@@ -66,7 +66,7 @@ def test_equals_torch_without_padding() -> None:
 
 
 @pytest.mark.parametrize("outside", [None, outside_of(((2, 3), (1, 2)), 3, 3)])
-def test_gradients_match_finite_differences(outside: Outside | None) -> None:
+def test_gradients_match_finite_differences(outside: PaddingIndices | None) -> None:
     shapes = ((2, 2, 3, 3), (2,), (2,))
     inputs = tuple(torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in shapes)
     assert torch.autograd.gradcheck(

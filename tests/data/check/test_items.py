@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sppnet.data.check.items import KINDS, Gathered, Problem, listed_names, one_image
+from sppnet.data.check.items import KINDS, CheckState, Problem, has_one_image, listed_names
 
 
 def test_documentation_lists_every_kind_with_its_severity() -> None:
@@ -12,7 +12,7 @@ def test_documentation_lists_every_kind_with_its_severity() -> None:
 
 
 def test_item_is_created_once_and_collects_its_splits() -> None:
-    gathered, path = Gathered(), Path("red/0.png")
+    gathered, path = CheckState(), Path("red/0.png")
     item = gathered.item(path, "train", "red")
     assert gathered.item(path, "val") is item
     assert gathered.item(path, "train") is item
@@ -21,7 +21,7 @@ def test_item_is_created_once_and_collects_its_splits() -> None:
 
 
 def test_reports_repeated_names_of_a_list(tmp_path: Path) -> None:
-    gathered, file = Gathered(), tmp_path / "train.txt"
+    gathered, file = CheckState(), tmp_path / "train.txt"
     file.write_text("b\na\nb\n")
     files = {name: [tmp_path / f"{name}.png"] for name in ("a", "b")}
     assert listed_names(file, files, gathered) == ["b", "a"]
@@ -29,9 +29,9 @@ def test_reports_repeated_names_of_a_list(tmp_path: Path) -> None:
 
 
 def test_reports_missing_and_ambiguous_names() -> None:
-    gathered, photos, source = Gathered(), Path("JPEGImages"), Path("train.txt")
+    gathered, photos, source = CheckState(), Path("JPEGImages"), Path("train.txt")
     files = {"a": [photos / "a.png"], "b": [photos / "b.jpg", photos / "b.png"]}
-    assert [one_image(name, files, photos, source, gathered) for name in ("a", "b", "c")] == [True, False, False]
+    assert [has_one_image(name, files, photos, source, gathered) for name in ("a", "b", "c")] == [True, False, False]
     assert [(problem.path.name, problem.kind, problem.severity) for problem in gathered.problems] == [
         ("b.jpg", "bad-annotation", "error"),
         ("c", "missing", "error"),

@@ -15,9 +15,9 @@ from sppnet.data.formats.masks import (
     SegmentationSample,
     count_pixels,
     find_ids,
+    format_ranges,
     load_mask,
     load_pair,
-    ranges,
 )
 from sppnet.data.images import load_image
 from sppnet.errors import ImageError
@@ -202,5 +202,5 @@ def test_pickles_label_map_without_lookup_tables(tmp_path: Path) -> None:
 
 
 def test_formats_ranges() -> None:
-    assert ranges((255, 1, 0, 2)) == "0 to 2, 255"
-    assert ranges(()) == ""
+    assert format_ranges((255, 1, 0, 2)) == "0 to 2, 255"
+    assert format_ranges(()) == ""

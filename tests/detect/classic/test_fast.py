@@ -17,7 +17,15 @@ import sppnet.training.loop
 from sppnet.backbones.backbone import create_backbone
 from sppnet.data.formats.detection import read_detection
 from sppnet.data.images import load_image
-from sppnet.detect.classic.fast import FastNetwork, OffsetNorm, RegionBatches, Regions, fit_fast, freeze, multi_task
+from sppnet.detect.classic.fast import (
+    FastNetwork,
+    OffsetNorm,
+    RegionBatches,
+    Regions,
+    fit_fast,
+    freeze,
+    multi_task_loss,
+)
 from sppnet.detect.classic.windows import Windows
 from sppnet.detect.evaluate import evaluate_detector
 from sppnet.detect.model import Detector
@@ -155,7 +163,7 @@ def test_loss_of_three_regions_has_hand_computed_value() -> None:
     logits = torch.zeros(3, 3, requires_grad=True)
     offsets = torch.zeros(3, 2, 4, requires_grad=True)
     regions = Regions(torch.tensor([1, 2, 0]), torch.tensor([[0.5, 2, 0, -1], [9, 9, 9, 9], [0, 0, 0, -3]]))
-    loss, correct = multi_task((logits, offsets), regions)
+    loss, correct = multi_task_loss((logits, offsets), regions)
     # smooth L1: 0.125 + 1.5 + 0 + 0.5 for the first region, 0 for background, 2.5 for the last
     assert loss.item() == pytest.approx(math.log(3) + (2.125 + 2.5) / 3)
     assert correct == 1
@@ -164,7 +172,7 @@ def test_loss_of_three_regions_has_hand_computed_value() -> None:
     has_gradient = offsets.grad.abs().sum(2) > 0
     assert has_gradient.tolist() == [[False, True], [False, False], [True, False]]
     torch.testing.assert_close(offsets.grad[0, 1], torch.tensor([-0.5, -1, 0, 1]) / 3)
-    assert multi_task((logits, None), regions)[0].item() == pytest.approx(math.log(3))
+    assert multi_task_loss((logits, None), regions)[0].item() == pytest.approx(math.log(3))
 
 
 def test_offsets_of_each_class_are_normalized_to_mean_0_and_deviation_1(picture: Path) -> None:

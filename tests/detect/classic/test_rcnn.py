@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from sppnet import create_backbone, pyramid_pool
-from sppnet.detect.classic.rcnn import CropEncoder, Warp, warp_of
+from sppnet.detect.classic.rcnn import CropEncoder, Warp, compute_warp
 from sppnet.ops.reference import Reduce
 from tests.helpers.window_cases import noise
 
@@ -82,13 +82,13 @@ def test_warp_has_hand_computed_values(
     """The image has 375 x 500 pixels; `pixels` and `dilated` count from 1 with inclusive corners."""
     (x1, y1, x2, y2), (left, top, right, bottom) = pixels, dilated
     part = (max(left - 1, 0), max(top - 1, 0), min(right, 500), min(bottom, 375))
-    assert warp_of((x1 - 1, y1 - 1, x2, y2), (375, 500), 227) == Warp(part, size, place)
+    assert compute_warp((x1 - 1, y1 - 1, x2, y2), (375, 500), 227) == Warp(part, size, place)
 
 
 def test_halves_are_rounded_away_from_zero() -> None:
     """-0.5 of the dilated box in the first case, 15.5 of the place and 48.5 of the size in the second."""
-    assert warp_of((0, 0, 3, 3), (10, 10), 64) == Warp((0, 0, 6, 6), (48, 48), (16, 16))
-    assert warp_of((1, 1, 64, 64), (200, 200), 64) == Warp((0, 0, 97, 97), (48, 48), (16, 16))
+    assert compute_warp((0, 0, 3, 3), (10, 10), 64) == Warp((0, 0, 6, 6), (48, 48), (16, 16))
+    assert compute_warp((1, 1, 64, 64), (200, 200), 64) == Warp((0, 0, 97, 97), (48, 48), (16, 16))
 
 
 sides = st.integers(1, 700)
@@ -102,7 +102,7 @@ def test_warp_stays_inside_the_image_and_the_square(
 ) -> None:
     x1, x2 = sorted((min(a, c, 0.999) * width, max(b, d, 0.001) * width))
     y1, y2 = sorted((min(c, a, 0.999) * height, max(d, b, 0.001) * height))
-    warp = warp_of((x1, y1, x2, y2), (height, width), side)
+    warp = compute_warp((x1, y1, x2, y2), (height, width), side)
     left, top, right, bottom = warp.box
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
@@ -146,7 +146,7 @@ def test_crops_match_the_slow_reference(side: int) -> None:
     for crop, box in zip(crops, BOXES, strict=True):
         expected = slow_crop(image, box, side, list(backbone.mean), list(backbone.std))
         torch.testing.assert_close(crop, expected, rtol=0, atol=1e-3)
-    top = warp_of(BOXES[3], (90, 120), side).place[0]
+    top = compute_warp(BOXES[3], (90, 120), side).place[0]
     assert not crops[3, :, :top].any()
     assert crops[3, :, top].any()
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from sppnet.backbones.padded.norm import Outside, set_outside
+from sppnet.backbones.padded.norm import PaddingIndices, fill_padding
 
 Areas = tuple[tuple[int, int], ...]
 
@@ -21,7 +21,7 @@ class PaddingError(ValueError):
 
 
 @dataclass(frozen=True)
-class Valid:
+class PaddingState:
     """Valid areas and padding state of a tensor of a padded batch.
 
     Attributes:
@@ -36,7 +36,7 @@ class Valid:
 
 
 @dataclass(frozen=True)
-class Deferred:
+class DeferredPad:
     """A pad operation that the next layer performs, because its amounts may differ between images.
 
     Attributes:
@@ -51,7 +51,7 @@ class Deferred:
     value: float
 
 
-class Ledger:
+class PaddingTracker:
     """Registry of the tensors computed from a padded batch in one forward pass.
 
     Attributes:
@@ -66,9 +66,9 @@ class Ledger:
         self._deferred: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._writes: dict[int, int] = {}  # storage id: index of its last in-place write
         self._write_count = 0
-        self._outside: dict[tuple[Areas, int, int, torch.device], Outside | None] = {}
+        self._outside: dict[tuple[Areas, int, int, torch.device], PaddingIndices | None] = {}
 
-    def known(self, x: Tensor) -> Valid:
+    def known(self, x: Tensor) -> PaddingState:
         """Return the padding state of a tracked tensor.
 
         Raises:
@@ -76,7 +76,7 @@ class Ledger:
         """
         if x not in self._valid:
             raise self.refusal("a map is used as something other than the input of a layer")
-        valid: Valid
+        valid: PaddingState
         valid, since = self._valid[x]
         return replace(valid, clean=False) if valid.clean and self._last_write(x) > since else valid
 
@@ -84,7 +84,7 @@ class Ledger:
         """Return whether `x` is a tracked tensor or the stand-in of a deferred pad."""
         return isinstance(x, Tensor) and (x in self._valid or x in self._deferred)
 
-    def mark(self, x: Tensor, valid: Valid) -> Tensor:
+    def mark(self, x: Tensor, valid: PaddingState) -> Tensor:
         """Track a tensor with the given padding state and return it."""
         if x.ndim != 4 or x.shape[0] != len(valid.areas):
             raise self.refusal(f"a tensor of shape {tuple(x.shape)} is not a map of the {len(valid.areas)} images")
@@ -96,17 +96,17 @@ class Ledger:
         self._write_count += 1
         self._writes[_storage_id(x)] = self._write_count
 
-    def defer(self, shape: Sequence[int], padding: Deferred) -> Tensor:
+    def defer(self, shape: Sequence[int], padding: DeferredPad) -> Tensor:
         """Return a stand-in, without memory, for the padded tensor until the next layer."""
         stand_in = padding.x.new_full((), math.nan).expand(list(shape))
         self._deferred[stand_in] = padding, self._write_count
         return stand_in
 
-    def deferred(self, x: Tensor) -> Deferred | None:
+    def deferred(self, x: Tensor) -> DeferredPad | None:
         """Return the deferred pad that a stand-in represents, None for other tensors."""
         if x not in self._deferred:
             return None
-        padding: Deferred
+        padding: DeferredPad
         padding, since = self._deferred[x]
         if self._last_write(padding.x) > since:
             raise self.refusal("a map is modified after it was padded")
@@ -133,7 +133,7 @@ class Ledger:
             return x
         return self.mark(cleared_copy(x, outside, valid.dims, 1.0), replace(valid, clean=False))
 
-    def outside(self, x: Tensor, areas: Areas, dims: tuple[int, int] = (2, 3)) -> Outside | None:
+    def outside(self, x: Tensor, areas: Areas, dims: tuple[int, int] = (2, 3)) -> PaddingIndices | None:
         """Return the indices of the padding cells, None if there is no padding."""
         rows, columns = (x.shape[dim] for dim in dims)
         key = areas, rows, columns, x.device
@@ -160,7 +160,7 @@ class Ledger:
         )
 
 
-def place(
+def copy_to_canvas(
     x: Float[Tensor, "n c h w"],
     areas: Areas,
     befores: Sequence[tuple[int, int]],
@@ -180,7 +180,7 @@ def place(
     return placed
 
 
-def cleared_copy(x: Tensor, outside: Outside, dims: tuple[int, int] = (2, 3), value: float = 0.0) -> Tensor:
+def cleared_copy(x: Tensor, outside: PaddingIndices, dims: tuple[int, int] = (2, 3), value: float = 0.0) -> Tensor:
     """Return a copy with a constant in the padding, from which no gradient flows back."""
     copied: Tensor = _Clear.apply(x, outside, dims, value)
     return copied
@@ -190,16 +190,16 @@ def _storage_id(x: Tensor) -> int:
     return int(x.untyped_storage()._cdata)
 
 
-def _set(x: Tensor, outside: Outside, dims: tuple[int, int], value: float = 0.0) -> Tensor:
+def _set(x: Tensor, outside: PaddingIndices, dims: tuple[int, int], value: float = 0.0) -> Tensor:
     if dims == (2, 3):
-        return set_outside(x, outside, value)
+        return fill_padding(x, outside, value)
     x[outside] = value  # channels are last
     return x
 
 
 class _Clear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, outside: Outside, dims: tuple[int, int], value: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, outside: PaddingIndices, dims: tuple[int, int], value: float) -> Tensor:
         ctx.outside, ctx.dims = outside, dims
         return _set(x.clone(), outside, dims, value)
 

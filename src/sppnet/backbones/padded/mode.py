@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sppnet.backbones.padded.ledger import Areas, Ledger, PaddingError, Valid, cleared_copy
+from sppnet.backbones.padded.ledger import Areas, PaddingError, PaddingState, PaddingTracker, cleared_copy
 from sppnet.backbones.padded.rules import AFTER_PADDING, MULTI_INPUT, READS, RULES, plain_name
 
 
@@ -33,7 +33,7 @@ class PaddedBatch(TorchFunctionMode):
 
     def __init__(self, network: nn.Module, same: bool) -> None:
         super().__init__()
-        self._ledger = Ledger(network, same)
+        self._ledger = PaddingTracker(network, same)
         self._guard = _DispatchGuard(self._ledger) if network not in _CHECKED else None
 
     def __enter__(self) -> "PaddedBatch":
@@ -67,7 +67,7 @@ class PaddedBatch(TorchFunctionMode):
             raise self._ledger.refusal("it recomputes activations for the gradient (grad_checkpointing)")
         areas = tuple((height, width) for height, width in areas)
         outside = self._ledger.outside(x, areas)
-        return self._ledger.mark(x if outside is None else cleared_copy(x, outside), Valid(areas, clean=True))
+        return self._ledger.mark(x if outside is None else cleared_copy(x, outside), PaddingState(areas, clean=True))
 
     def areas(self, x: Float[Tensor, "n c h w"]) -> Areas:
         """Return the valid (rows, columns) of each image of a map computed from the batch.
@@ -120,7 +120,7 @@ class _DispatchGuard(TorchDispatchMode):
     Intercepting every kernel is slow, so only the first pass of each network is checked.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: PaddingTracker) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._ledger = ledger
         self.paused = False

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 # Image, row and column index of each padding cell of a padded batch.
-Outside = tuple[Int[Tensor, " p"], Int[Tensor, " p"], Int[Tensor, " p"]]
+PaddingIndices = tuple[Int[Tensor, " p"], Int[Tensor, " p"], Int[Tensor, " p"]]
 
 
 def valid_batch_norm(
@@ -22,7 +22,7 @@ def valid_batch_norm(
     bias: Float[Tensor, " c"] | None,
     momentum: float,
     eps: float,
-    outside: Outside | None = None,
+    outside: PaddingIndices | None = None,
 ) -> Float[Tensor, "n c h w"]:
     """Apply training batch norm with statistics over the valid cells of all processes; padding becomes 0.
 
@@ -52,18 +52,18 @@ def valid_batch_norm(
     return out
 
 
-class SharedBatchNorm(TorchFunctionMode):
+class SyncBatchNormMode(TorchFunctionMode):
     """Mode in which training batch norm uses statistics over the batches of all processes.
 
     Like ``torch.nn.SyncBatchNorm``, but it also runs on the CPU and applies to every call of ``F.batch_norm``.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        values = arguments(*args, **(kwargs or {})) if func is F.batch_norm else {}
+        values = batch_norm_arguments(*args, **(kwargs or {})) if func is F.batch_norm else {}
         return valid_batch_norm(**values) if values.pop("training", False) else func(*args, **(kwargs or {}))
 
 
-def arguments(
+def batch_norm_arguments(
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -80,7 +80,7 @@ def arguments(
     }  # fmt: skip
 
 
-def _moments(x: Tensor, outside: Outside | None) -> tuple[int, Tensor, Tensor]:
+def _moments(x: Tensor, outside: PaddingIndices | None) -> tuple[int, Tensor, Tensor]:
     """Return the number of valid cells and, per channel, their mean and sum of squared deviations.
 
     The statistics of all cells come from torch's fast kernel and are then corrected for the padding cells.
@@ -115,11 +115,11 @@ class _BatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, count: int, eps: float,
-        outside: Outside | None,
+        outside: PaddingIndices | None,
     ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(x, weight, mean, var)
         ctx.count, ctx.eps, ctx.outside = count, eps, outside
-        return set_outside(F.batch_norm(x, mean, var, weight, bias, eps=eps), outside)
+        return fill_padding(F.batch_norm(x, mean, var, weight, bias, eps=eps), outside)
 
     @staticmethod
     @once_differentiable
@@ -143,10 +143,12 @@ class _BatchNorm(torch.autograd.Function):
         shift = -weight * scale * sums[1] / ctx.count - slope * mean
         grad_x = F.batch_norm(x, torch.zeros_like(mean), torch.ones_like(var), slope, shift, eps=0.0)
         grad_x.addcmul_(grad, (weight * scale).to(grad.dtype).view(1, -1, 1, 1))
-        return set_outside(grad_x, ctx.outside), grad_weight, grad_bias, None, None, None, None, None
+        return fill_padding(grad_x, ctx.outside), grad_weight, grad_bias, None, None, None, None, None
 
 
-def set_outside(x: Float[Tensor, "n c h w"], outside: Outside | None, value: float = 0.0) -> Float[Tensor, "n c h w"]:
+def fill_padding(
+    x: Float[Tensor, "n c h w"], outside: PaddingIndices | None, value: float = 0.0
+) -> Float[Tensor, "n c h w"]:
     """Set the padding cells to a value, in place."""
     if outside is not None:
         image, row, column = outside

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sppnet.backbones.padded.ledger import Ledger, Valid
-from sppnet.backbones.padded.norm import arguments, valid_batch_norm
+from sppnet.backbones.padded.ledger import PaddingState, PaddingTracker
+from sppnet.backbones.padded.norm import batch_norm_arguments, valid_batch_norm
 from sppnet.backbones.padded.windows import avg_pool2d, conv2d, max_pool2d, pad
 
 # Elementwise functions of one map, some of them with constants.
@@ -32,7 +32,7 @@ def plain_name(func: Any) -> str:
     return str(getattr(func, "__name__", func)).strip("_")
 
 
-def _elementwise(ledger: Ledger, func: Any, *args: Any, **kwargs: Any) -> Tensor:
+def _elementwise(ledger: PaddingTracker, func: Any, *args: Any, **kwargs: Any) -> Tensor:
     """Apply an elementwise function; untracked operands may vary by image and channel, but not by position."""
     name = plain_name(func)
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
@@ -56,7 +56,7 @@ def _elementwise(ledger: Ledger, func: Any, *args: Any, **kwargs: Any) -> Tensor
     return ledger.mark(out, replace(first, clean=clean))
 
 
-def _is_position_independent(x: Tensor, valid: Valid) -> bool:
+def _is_position_independent(x: Tensor, valid: PaddingState) -> bool:
     return x.ndim <= 4 and all(x.shape[dim - 4] == 1 for dim in valid.dims if 4 - dim <= x.ndim)
 
 
@@ -65,7 +65,7 @@ def _value_at_zero(func: Any, args: Any, kwargs: dict[str, Any]) -> float:
     return float(func(*values[: len(args)], **dict(zip(kwargs, values[len(args) :], strict=True))))
 
 
-def _pow(ledger: Ledger, func: Any, input: Any, exponent: Any) -> Tensor:
+def _pow(ledger: PaddingTracker, func: Any, input: Any, exponent: Any) -> Tensor:
     if not (ledger.follows(input) and isinstance(exponent, int | float)) or func.__name__ == "pow_":
         raise ledger.refusal("pow is in-place, or its exponent is not a number")
     # Derivatives of other powers may be infinite in the padding, which turns a gradient of 0 into NaN.
@@ -73,31 +73,31 @@ def _pow(ledger: Ledger, func: Any, input: Any, exponent: Any) -> Tensor:
     return _elementwise(ledger, func, input if smooth else ledger.seal(input), exponent)
 
 
-def _local_response_norm(ledger: Ledger, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _local_response_norm(ledger: PaddingTracker, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     valid = ledger.known(input)
     if valid.dims != (2, 3):
         raise ledger.refusal("local_response_norm gets a channels-last map")
     return ledger.mark(func(input, *args, **kwargs), replace(valid, clean=False))
 
 
-def _keep(ledger: Ledger, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+def _keep(ledger: PaddingTracker, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     out = func(x, *args, **kwargs)
     # `to` and `type_as` may use a map only for its dtype, and `type` may return a string.
     return ledger.mark(out, ledger.known(x)) if ledger.follows(x) and isinstance(out, Tensor) else out
 
 
-def _read(ledger: Ledger, func: Any, *args: Any, **kwargs: Any) -> Any:
+def _read(ledger: PaddingTracker, func: Any, *args: Any, **kwargs: Any) -> Any:
     out = func(*args, **kwargs)
     if plain_name(func) == "get" and isinstance(out, Tensor):
         raise ledger.refusal("a map is read through an attribute such as .data")
     return out
 
 
-def _batch_norm(ledger: Ledger, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _batch_norm(ledger: PaddingTracker, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     valid = ledger.known(input)
     if func is not F.batch_norm or valid.dims != (2, 3):
         raise ledger.refusal("batch_norm is not called as F.batch_norm, or gets a channels-last map")
-    values = arguments(input, *args, **kwargs)
+    values = batch_norm_arguments(input, *args, **kwargs)
     if not values.pop("training"):
         return ledger.mark(func(input, *args, **kwargs), replace(valid, clean=False))
     outside = ledger.outside(input, valid.areas)
@@ -105,7 +105,7 @@ def _batch_norm(ledger: Ledger, func: Any, input: Tensor, *args: Any, **kwargs: 
 
 
 def _mean(
-    ledger: Ledger, _func: Any, input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+    ledger: PaddingTracker, _func: Any, input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
 ) -> Tensor:
     """Average over the valid cells of each image; the result is not tracked further."""
     valid = ledger.known(input)
@@ -118,14 +118,20 @@ def _mean(
     return (total / counts.view(-1, *[1] * (total.ndim - 1))).to(dtype)
 
 
-def _adaptive_avg_pool2d(ledger: Ledger, func: Any, input: Tensor, output_size: Any) -> Tensor:
+def _adaptive_avg_pool2d(ledger: PaddingTracker, func: Any, input: Tensor, output_size: Any) -> Tensor:
     if ledger.known(input).dims != (2, 3) or output_size not in (1, (1, 1), [1, 1]):
         raise ledger.refusal(f"adaptive_avg_pool2d has output size {output_size}")
     return _mean(ledger, func, input, (2, 3), keepdim=True)
 
 
 def _norm(
-    ledger: Ledger, func: Any, input: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None
+    ledger: PaddingTracker,
+    func: Any,
+    input: Tensor,
+    p: Any = 2,
+    dim: Any = None,
+    keepdim: bool = False,
+    dtype: Any = None,
 ) -> Tensor:
     valid = ledger.known(input)
     if p not in (1, 2, "fro") or not _over_positions(input, valid, dim):
@@ -135,7 +141,7 @@ def _norm(
 
 
 def _layer_norm(
-    ledger: Ledger, func: Any, input: Tensor, normalized_shape: Sequence[int], *args: Any, **kw: Any
+    ledger: PaddingTracker, func: Any, input: Tensor, normalized_shape: Sequence[int], *args: Any, **kw: Any
 ) -> Tensor:
     valid = ledger.known(input)
     if max(valid.dims) >= input.ndim - len(normalized_shape):
@@ -144,7 +150,7 @@ def _layer_norm(
 
 
 def _group_norm(
-    ledger: Ledger,
+    ledger: PaddingTracker,
     _func: Any,
     input: Tensor,
     num_groups: int,
@@ -169,20 +175,20 @@ def _group_norm(
     return ledger.mark(out, replace(valid, clean=bias is None))
 
 
-def _expand_as(ledger: Ledger, func: Any, input: Tensor, other: Tensor) -> Tensor:
+def _expand_as(ledger: PaddingTracker, func: Any, input: Tensor, other: Tensor) -> Tensor:
     if ledger.follows(input) or not _is_position_independent(input, ledger.known(other)):
         raise ledger.refusal("expand_as expands a tensor that may vary by position")
     return ledger.mark(func(input, other).clone(), replace(ledger.known(other), clean=False))
 
 
-def _linear(ledger: Ledger, func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _linear(ledger: PaddingTracker, func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     valid = ledger.known(input)
     if max(valid.dims) == input.ndim - 1:
         raise ledger.refusal("linear is applied along columns")
     return ledger.mark(func(input, weight, bias), replace(valid, clean=valid.clean and bias is None))
 
 
-def _permute(ledger: Ledger, func: Any, input: Tensor, dims: Any, *more: int) -> Tensor:
+def _permute(ledger: PaddingTracker, func: Any, input: Tensor, dims: Any, *more: int) -> Tensor:
     order = [dim % input.ndim for dim in ((dims, *more) if isinstance(dims, int) else dims)]
     valid = ledger.known(input)
     rows, columns = (order.index(dim) for dim in valid.dims)
@@ -191,7 +197,7 @@ def _permute(ledger: Ledger, func: Any, input: Tensor, dims: Any, *more: int) ->
     return ledger.mark(func(input, order), replace(valid, dims=(rows, columns)))
 
 
-def _cat(ledger: Ledger, func: Any, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+def _cat(ledger: PaddingTracker, func: Any, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     valids = [ledger.known(tensor) for tensor in tensors if ledger.follows(tensor)]
     first = valids[0]
     same_layout = all((valid.areas, valid.dims) == (first.areas, first.dims) for valid in valids)
@@ -200,7 +206,7 @@ def _cat(ledger: Ledger, func: Any, tensors: Sequence[Tensor], dim: int = 0) -> 
     return ledger.mark(func(tensors, dim), replace(first, clean=all(valid.clean for valid in valids)))
 
 
-def _split(ledger: Ledger, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+def _split(ledger: PaddingTracker, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:
     valid = ledger.known(input)
     dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
     if dim % input.ndim != _channel_dim(valid):
@@ -208,7 +214,7 @@ def _split(ledger: Ledger, func: Any, input: Tensor, *args: Any, **kwargs: Any) 
     return tuple(ledger.mark(part, valid) for part in func(input, *args, **kwargs))
 
 
-def _getitem(ledger: Ledger, func: Any, input: Tensor, index: Any) -> Tensor:
+def _getitem(ledger: PaddingTracker, func: Any, input: Tensor, index: Any) -> Tensor:
     valid = ledger.known(input)
     index = index if isinstance(index, tuple) else (index,)
     others = [part for dim, part in enumerate(index) if dim != _channel_dim(valid)]
@@ -217,11 +223,11 @@ def _getitem(ledger: Ledger, func: Any, input: Tensor, index: Any) -> Tensor:
     return ledger.mark(func(input, index), valid)
 
 
-def _channel_dim(valid: Valid) -> int:
+def _channel_dim(valid: PaddingState) -> int:
     return 1 if valid.dims == (2, 3) else 3
 
 
-def _over_positions(x: Tensor, valid: Valid, dim: Any) -> bool:
+def _over_positions(x: Tensor, valid: PaddingState, dim: Any) -> bool:
     dims = [] if dim is None else [dim] if isinstance(dim, int) else list(dim)
     return sorted(dim % x.ndim for dim in dims) == list(valid.dims)
 

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sppnet.backbones.geometry import Step
-from sppnet.backbones.padded.ledger import Areas, Deferred, Ledger, Valid, place
+from sppnet.backbones.padded.ledger import Areas, DeferredPad, PaddingState, PaddingTracker, copy_to_canvas
 
 
 def conv2d(
-    ledger: Ledger,
+    ledger: PaddingTracker,
     func: Any,
     input: Tensor,
     weight: Tensor,
@@ -31,11 +31,11 @@ def conv2d(
         padding = [side // 2 for side in extent] if padding == "same" else 0
     x, areas = _windows(ledger, input, extent, _pair(stride), _pair(padding))
     out: Tensor = func(x, weight, bias, stride, padding, dilation, groups)
-    return ledger.mark(out, Valid(areas))
+    return ledger.mark(out, PaddingState(areas))
 
 
 def max_pool2d(
-    ledger: Ledger,
+    ledger: PaddingTracker,
     _func: Any,
     input: Tensor,
     kernel_size: Any,
@@ -52,12 +52,12 @@ def max_pool2d(
     extent = tuple((side - 1) * rate + 1 for side, rate in zip(_pair(kernel_size), _pair(dilation), strict=True))
     x, areas = _windows(ledger, input, extent, stride, _pair(padding), ceil=ceil_mode, value=-math.inf)
     out = torch.max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode)
-    ledger.mark(out, Valid(areas))
+    ledger.mark(out, PaddingState(areas))
     return ledger.clear(out)  # cells without a valid input are minus infinity
 
 
 def avg_pool2d(
-    ledger: Ledger,
+    ledger: PaddingTracker,
     _func: Any,
     input: Tensor,
     kernel_size: Any,
@@ -79,14 +79,16 @@ def avg_pool2d(
     if not count_include_pad and divisor_override is None:
         if ledger.deferred(input) is not None:
             raise ledger.refusal("avg_pool2d with count_include_pad=False follows a pad")
-        ones = place(x.new_ones(len(x), 1, *x.shape[2:]), ledger.known(input).areas, [(0, 0)] * len(x), _sides(x), 0.0)
+        ones = copy_to_canvas(
+            x.new_ones(len(x), 1, *x.shape[2:]), ledger.known(input).areas, [(0, 0)] * len(x), _sides(x), 0.0
+        )
         counts = F.avg_pool2d(ones, kernel_size, stride, padding, ceil_mode, divisor_override=1)
         out = out * (cells / counts.clamp(min=1))
-    return ledger.mark(out, Valid(areas))
+    return ledger.mark(out, PaddingState(areas))
 
 
 def _windows(
-    ledger: Ledger,
+    ledger: PaddingTracker,
     x: Tensor,
     extent: Sequence[int],
     stride: Sequence[int],
@@ -110,12 +112,12 @@ def _windows(
         return ledger.clear(x), areas
     if ledger.outside(x, valid.areas) is None:
         return x, areas
-    return place(x, valid.areas, [(0, 0)] * len(x), _sides(x), value), areas
+    return copy_to_canvas(x, valid.areas, [(0, 0)] * len(x), _sides(x), value), areas
 
 
 def _apply_deferred(
-    ledger: Ledger,
-    deferred: Deferred,
+    ledger: PaddingTracker,
+    deferred: DeferredPad,
     extent: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
@@ -131,7 +133,8 @@ def _apply_deferred(
         axes = zip(extent, stride, padding, deferred.before, deferred.after, strict=True)
         steps = [Step(e, s, p + before, p + after) for e, s, p, before, after in axes]
         size = tuple(side + b + a for side, b, a in zip(x.shape[2:], deferred.before, deferred.after, strict=True))
-        return place(x, valid.areas, [deferred.before] * len(x), size, value), _out_areas(ledger, valid.areas, steps)  # type: ignore[arg-type]
+        canvas = copy_to_canvas(x, valid.areas, [deferred.before] * len(x), size, value)  # type: ignore[arg-type]
+        return canvas, _out_areas(ledger, valid.areas, steps)
     steps = [Step(e, s, same=True) for e, s in zip(extent, stride, strict=True)]
     areas = _out_areas(ledger, valid.areas, steps)
     for step, side, before, after in zip(steps, x.shape[2:], deferred.before, deferred.after, strict=True):
@@ -140,11 +143,11 @@ def _apply_deferred(
     befores = [tuple(step.before_of(side) for step, side in zip(steps, area, strict=True)) for area in valid.areas]
     sides = zip(steps, x.shape[2:], strict=True)
     size = tuple((step.cells(side) - 1) * step.stride + step.extent for step, side in sides)
-    return place(x, valid.areas, befores, size, value), areas  # type: ignore[arg-type]
+    return copy_to_canvas(x, valid.areas, befores, size, value), areas  # type: ignore[arg-type]
 
 
 def pad(
-    ledger: Ledger,
+    ledger: PaddingTracker,
     _func: Any,
     input: Tensor,
     pad: Sequence[int],
@@ -156,10 +159,10 @@ def pad(
         raise ledger.refusal(f"pad with mode {mode} and amounts {tuple(pad)} is not a constant pad of rows and columns")
     left, right, top, bottom = [*pad, 0, 0][:4]
     shape = (*input.shape[:2], input.shape[2] + top + bottom, input.shape[3] + left + right)
-    return ledger.defer(shape, Deferred(input, (top, left), (bottom, right), value or 0.0))
+    return ledger.defer(shape, DeferredPad(input, (top, left), (bottom, right), value or 0.0))
 
 
-def _out_areas(ledger: Ledger, areas: Areas, steps: Sequence[Step]) -> Areas:
+def _out_areas(ledger: PaddingTracker, areas: Areas, steps: Sequence[Step]) -> Areas:
     cells = tuple((steps[0].cells(height), steps[1].cells(width)) for height, width in areas)
     if min(map(min, cells)) < 1:
         raise ledger.refusal("an image is too small for this layer")

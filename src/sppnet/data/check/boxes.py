@@ -9,36 +9,36 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from sppnet.data.check.items import Box, Gathered, Item, listed_names, one_image
-from sppnet.data.formats.coco import find_images, four_numbers, short
+from sppnet.data.check.items import Box, CheckState, Item, has_one_image, listed_names
+from sppnet.data.formats.coco import find_images, four_numbers, shorten
 from sppnet.data.formats.voc import (
     images_by_name,
     read_annotation,
     voc_lists,
-    whole_lists,
+    without_class_lists,
 )
 from sppnet.data.listing import walk_files
 from sppnet.data.splits import SPLITS, sort_splits
-from sppnet.errors import suggest
+from sppnet.errors import did_you_mean
 
 Key = int | str
 
 
-def read_voc(folder: Path, gathered: Gathered) -> None:
+def read_voc(folder: Path, gathered: CheckState) -> None:
     """Read the boxes of the images in the lists of a VOC folder or, without lists, of all annotated images."""
     photos, annotations = folder / "JPEGImages", folder / "Annotations"
     files = images_by_name(photos)
     xml_files = (path.relative_to(annotations) for path in walk_files(annotations) if path.suffix == ".xml")
     annotated = [path.with_suffix("").as_posix() for path in xml_files]
     all_lists = voc_lists(folder, "Main")
-    lists = {split: all_lists[split] for split in sort_splits(whole_lists(all_lists))}
+    lists = {split: all_lists[split] for split in sort_splits(without_class_lists(all_lists))}
     names_by_split: dict[str | None, list[str]] = {}
     for list_split, list_file in lists.items():
         names_by_split[list_split] = listed_names(list_file, files, gathered)
     for split, names in (names_by_split or {None: annotated}).items():
         source = lists.get(split or "", annotations)
         for name in names:
-            if not one_image(name, files, photos, source, gathered):
+            if not has_one_image(name, files, photos, source, gathered):
                 continue
             item, file = gathered.item(files[name][0], split), annotations / f"{name}.xml"
             if not file.is_file():
@@ -56,7 +56,7 @@ def read_voc(folder: Path, gathered: Gathered) -> None:
         gathered.report(annotations / f"{name}.xml", "no-image", f"no image of this name in {photos}")
 
 
-def _voc_boxes(file: Path, item: Item, gathered: Gathered) -> None:
+def _voc_boxes(file: Path, item: Item, gathered: CheckState) -> None:
     skipped: list[str] = []  # the reader skips only boxes without area
     try:
         annotation = read_annotation(file, item.path, skipped)
@@ -73,7 +73,7 @@ def _strip_path(file: Path, text: str) -> str:
     return text.removeprefix(f"{file}, ")
 
 
-def read_coco(file: Path, split: str | None, gathered: Gathered) -> None:
+def read_coco(file: Path, split: str | None, gathered: CheckState) -> None:
     """Read the images of a COCO JSON file and their boxes."""
     try:
         document = json.loads(file.read_bytes())
@@ -114,7 +114,12 @@ def read_coco(file: Path, split: str | None, gathered: Gathered) -> None:
 
 
 def _coco_box(
-    file: Path, entry: dict[str, Any], item: Item, where: str, categories: dict[Key, dict[str, Any]], gathered: Gathered
+    file: Path,
+    entry: dict[str, Any],
+    item: Item,
+    where: str,
+    categories: dict[Key, dict[str, Any]],
+    gathered: CheckState,
 ) -> None:
     box, category = four_numbers(entry.get("bbox")), _as_key(entry.get("category_id"))
     if category is None or category not in categories:
@@ -122,24 +127,24 @@ def _coco_box(
         return
     name = categories[category]["name"]
     if box is None or not all(map(math.isfinite, box)):
-        actual = short(entry.get("bbox"))
+        actual = shorten(entry.get("bbox"))
         gathered.report(file, "bad-annotation", f"{where} ({name}): bbox: expected four finite numbers, got {actual}")
     elif min(box[2:]) <= 0:
-        gathered.report(file, "zero-area-box", f"{where} ({name}): the bbox {short(list(box))} has no area")
+        gathered.report(file, "zero-area-box", f"{where} ({name}): the bbox {shorten(list(box))} has no area")
     else:
         x, y, w, h = box
         item.boxes.append(Box(name, (x, y, x + w, y + h), file, f"{where} ({name})"))
 
 
 def _by_id(
-    file: Path, part: str, name_key: str, entries: list[dict[str, Any]], gathered: Gathered
+    file: Path, part: str, name_key: str, entries: list[dict[str, Any]], gathered: CheckState
 ) -> dict[Key, dict[str, Any]]:
     """Index entries by id, and report those without a unique id or without a name."""
     by_id: dict[Key, dict[str, Any]] = {}
     for number, entry in enumerate(entries):
         key = _as_key(entry.get("id"))
         if key is None or key in by_id or not isinstance(entry.get(name_key), str):
-            reason = f"{part}[{number}]: expected a unique id and a {name_key}, got {short(entry)}"
+            reason = f"{part}[{number}]: expected a unique id and a {name_key}, got {shorten(entry)}"
             gathered.report(file, "bad-annotation", reason)
         else:
             by_id[key] = entry
@@ -150,7 +155,7 @@ def _as_key(value: object) -> Key | None:
     return value if isinstance(value, int | str) else None
 
 
-def compare_classes(gathered: Gathered) -> None:
+def compare_classes(gathered: CheckState) -> None:
     """Report objects of classes that do not occur in the training split."""
     trained = {box.name for item in gathered.items.values() for box in item.boxes if _is_training(item.splits)}
     if not trained:
@@ -160,7 +165,7 @@ def compare_classes(gathered: Gathered) -> None:
         for box in item.boxes:
             if box.name not in trained and (box.file, box.name) not in reported:
                 reported.add((box.file, box.name))
-                close = suggest(box.name, trained)
+                close = did_you_mean(box.name, trained)
                 gathered.report(box.file, "untrained-class", f"{box.where}: no training image has this class{close}")
 
 

@@ -94,7 +94,7 @@ class Item:
     masks: list[tuple[Path, LabelMap | None]] = field(default_factory=list)
 
 
-class Gathered:
+class CheckState:
     """Images (by path), problems and layouts collected while reading a data set."""
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ class Gathered:
         self.problems.append(Problem(path, kind, reason))
 
 
-def listed_names(file: Path, files: dict[str, list[Path]], gathered: Gathered) -> list[str]:
+def listed_names(file: Path, files: dict[str, list[Path]], gathered: CheckState) -> list[str]:
     """Return the names in a list without repetitions, or nothing if the list cannot be read."""
     try:
         names = read_list(file, files)
@@ -128,7 +128,7 @@ def listed_names(file: Path, files: dict[str, list[Path]], gathered: Gathered) -
     return list(counts)
 
 
-def one_image(name: str, files: dict[str, list[Path]], photos: Path, source: Path, gathered: Gathered) -> bool:
+def has_one_image(name: str, files: dict[str, list[Path]], photos: Path, source: Path, gathered: CheckState) -> bool:
     """Return whether a name listed in `source` matches exactly one image; otherwise report a problem."""
     matches = files.get(name, [])
     if not matches:

@@ -5,13 +5,13 @@ from pathlib import Path
 from PIL import Image
 
 from sppnet.data.check.boxes import compare_classes, read_coco, read_voc
-from sppnet.data.check.items import Gathered, listed_names, one_image
+from sppnet.data.check.items import CheckState, has_one_image, listed_names
 from sppnet.data.formats.class_tables import ClassRow, find_class_file, read_class_file
 from sppnet.data.formats.coco import coco_files
-from sppnet.data.formats.csv import csv_rows
+from sppnet.data.formats.csv import read_csv_rows
 from sppnet.data.formats.masks import SegmentationSample
 from sppnet.data.formats.segmentation import (
-    MASK_ENDINGS,
+    MASK_SUFFIXES,
     MaskLayout,
     find_layout,
     layout_labels,
@@ -20,11 +20,11 @@ from sppnet.data.formats.segmentation import (
 from sppnet.data.formats.voc import images_by_name, voc_folder
 from sppnet.data.images import NO_HEIC, image_extensions, open_image
 from sppnet.data.listing import walk_files
-from sppnet.data.splits import SPLITS, sort_splits, splits
-from sppnet.errors import ImageError, suggest
+from sppnet.data.splits import SPLITS, sort_splits, split_folders
+from sppnet.errors import ImageError, did_you_mean
 
 
-def gather(root: Path) -> Gathered:
+def read_data_set(root: Path) -> CheckState:
     """Detect the layout of a data set and collect its files and annotations without decoding images.
 
     Args:
@@ -38,8 +38,8 @@ def gather(root: Path) -> Gathered:
     """
     if not root.exists():
         siblings = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
-        raise ValueError(f"no data set at {root}: no such folder or file{suggest(root.name, siblings)}")
-    gathered = Gathered()
+        raise ValueError(f"no data set at {root}: no such folder or file{did_you_mean(root.name, siblings)}")
+    gathered = CheckState()
     if root.suffix.lower() == ".csv" and root.is_file():
         gathered.layouts.append("CSV file")
         _csv(root, gathered)
@@ -56,7 +56,7 @@ def gather(root: Path) -> Gathered:
     return gathered
 
 
-def _folder(root: Path, gathered: Gathered) -> None:
+def _folder(root: Path, gathered: CheckState) -> None:
     voc, coco, masks = voc_folder(root, "Annotations"), coco_files(root), find_layout(root)
     if voc:
         gathered.layouts.append("VOC boxes")
@@ -72,9 +72,9 @@ def _folder(root: Path, gathered: Gathered) -> None:
         _images(root, gathered)
 
 
-def _images(root: Path, gathered: Gathered) -> None:
+def _images(root: Path, gathered: CheckState) -> None:
     """Collect the images of class folders, with or without splits, or of a folder of images."""
-    names = splits(root)
+    names = split_folders(root)
     parts: dict[str | None, Path] = {split: root / split for split in names} if names else {None: root}
     folders = {split: _subfolders(folder) for split, folder in parts.items()}
     if not any(_are_classes(subfolders) for subfolders in folders.values()):
@@ -102,7 +102,7 @@ def _images(root: Path, gathered: Gathered) -> None:
     trained = {folder.name for folder in folders[names[0]]} if names and names[0].lower() == SPLITS[0] else set()
     for folder in [folder for subfolders in folders.values() for folder in subfolders]:
         if trained and folder.name not in trained:
-            close = suggest(folder.name, trained)
+            close = did_you_mean(folder.name, trained)
             gathered.report(folder, "unknown-class", f"no class of this name in {names[0]}{close}")
 
 
@@ -133,9 +133,9 @@ def _are_classes(folders: list[Path]) -> bool:
     return len(folders) > 1 and next(images, None) is not None
 
 
-def _csv(file: Path, gathered: Gathered) -> None:
+def _csv(file: Path, gathered: CheckState) -> None:
     try:
-        rows = csv_rows(file)
+        rows = read_csv_rows(file)
     except ValueError as error:
         gathered.report(file, "bad-annotation", str(error))
         return
@@ -152,7 +152,7 @@ def _csv(file: Path, gathered: Gathered) -> None:
         gathered.item(path, None, row.label)
 
 
-def _masks(root: Path, layout: MaskLayout, gathered: Gathered) -> None:
+def _masks(root: Path, layout: MaskLayout, gathered: CheckState) -> None:
     rows: tuple[ClassRow, ...] = ()
     labels = None
     try:
@@ -166,10 +166,10 @@ def _masks(root: Path, layout: MaskLayout, gathered: Gathered) -> None:
         names = sorted(images) if part.listed is None else listed_names(part.listed, images, gathered)
         pairs, used = [], set()
         for name in names:
-            if not one_image(name, images, part.images, part.listed or part.masks, gathered):
+            if not has_one_image(name, images, part.images, part.listed or part.masks, gathered):
                 continue
             item = gathered.item(images[name][0], split)
-            matches = [path for ending in MASK_ENDINGS for path in masks.get(name + ending, [])]
+            matches = [path for ending in MASK_SUFFIXES for path in masks.get(name + ending, [])]
             used.update(matches)
             if not matches:
                 gathered.report(item.path, "no-mask", f"no mask of this name in {part.masks}; skipped")

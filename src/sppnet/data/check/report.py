@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from sppnet.data.batching import epoch_batches, waste
+from sppnet.data.batching import epoch_batches, padding_fraction
 from sppnet.data.sizes import ASPECTS, SIDES, group_of
 
 BATCH = 32
@@ -81,7 +81,7 @@ def suggest_training(sizes: Sequence[tuple[int, int]]) -> Suggestions:
         sizes: (height, width) of each image, in pixels.
     """
     # The side only selects the grouping here: random order with a side, similar shapes without.
-    wasted = [waste(epoch_batches(sizes, BATCH, 0, 0, side), sizes) for side in (1, None)]
+    wasted = [padding_fraction(epoch_batches(sizes, BATCH, 0, 0, side), sizes) for side in (1, None)]
     return Suggestions(find_buckets(sizes), wasted[0], wasted[1])
 
 

@@ -13,10 +13,10 @@ from PIL import Image, ImageFile
 
 from sppnet.console import track
 from sppnet.data.check.items import KINDS, Item, Problem
-from sppnet.data.check.layouts import gather
-from sppnet.data.formats.masks import SegmentationSample, load_mask, read_raw, upright
+from sppnet.data.check.layouts import read_data_set
+from sppnet.data.formats.masks import SegmentationSample, load_mask, orient_mask, read_raw
 from sppnet.data.headers import raw_mode
-from sppnet.data.images import exif_turn, load_image, open_image
+from sppnet.data.images import exif_transpose, load_image, open_image
 from sppnet.errors import ImageError
 
 # Half a cell of a stride-32 feature map, the coarsest in common use.
@@ -76,7 +76,7 @@ def check_data(root: str | Path, workers: int = 2) -> Check:
     """Decode every image and mask of a data set once and report all problems.
 
     Args:
-        root: data set; see `sppnet.data.check.layouts.gather`.
+        root: data set; see `sppnet.data.check.layouts.read_data_set`.
         workers: number of decoding threads, >= 1; each holds one image at a time.
 
     Raises:
@@ -86,7 +86,7 @@ def check_data(root: str | Path, workers: int = 2) -> Check:
     if workers < 1:
         raise ValueError(f"workers: expected at least 1, got {workers}")
     root = Path(root)
-    gathered = gather(root)
+    gathered = read_data_set(root)
     items = list(gathered.items.values())
     problems = list(gathered.problems)
     results = []
@@ -133,7 +133,7 @@ def _notes(image: ImageFile.ImageFile, path: Path) -> Iterator[tuple[str, str]]:
         yield "cmyk", "CMYK, converted to RGB without its color profile"
     if image.has_transparency_data:
         yield "alpha", f"transparency (mode {image.mode}), composited over white"
-    if exif_turn(image) is not None:
+    if exif_transpose(image) is not None:
         yield "exif-turned", "turned upright according to its EXIF orientation"
     expected = Image.registered_extensions().get(path.suffix.lower())
     actual = image.format
@@ -171,7 +171,7 @@ def _masks(item: Item, size: tuple[int, int] | None) -> Iterator[Problem]:
         try:
             mask = np.zeros(read_raw(path).shape[:2], np.int16) if labels is None else load_mask(path, labels)
             if size:
-                upright(mask, SegmentationSample(item.path, path), size)
+                orient_mask(mask, SegmentationSample(item.path, path), size)
         except ImageError as error:
             yield Problem(path, kind_of(error), error.reason)
 

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sppnet.data.formats.coco import four_numbers, load_coco, short
+from sppnet.data.formats.coco import four_numbers, load_coco, shorten
 from sppnet.data.listing import LocalImages, RemoteImages
-from sppnet.errors import ImageError, list_some, suggest
+from sppnet.errors import ImageError, did_you_mean, list_some
 from sppnet.io import remote
 
 BoxFormat = Literal["xyxy", "xywh", "xyxy-normalised", "xywh-normalised"]
@@ -154,7 +154,7 @@ class _BoxCollector:
     def finish(self) -> BoxFile:
         if self.missing:
             missing = list_some(f"{name} ({place})" for name, place in self.missing.items())
-            hint = suggest(next(iter(self.missing)), self.images.names())
+            hint = did_you_mean(next(iter(self.missing)), self.images.names())
             raise ValueError(f"images named in {self.file} are missing from {self.images.root}: {missing}{hint}")
         images = []
         for entry in self.entries.values():
@@ -295,23 +295,23 @@ def _read_line(text: str, where: str, place: str, box_format: BoxFormat | None) 
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} cannot be read as JSON: {error}") from error
     if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or not entry["image"].strip():
-        raise ValueError(f"{where}: expected an object with an image name under 'image', got {short(entry)}")
+        raise ValueError(f"{where}: expected an object with an image name under 'image', got {shorten(entry)}")
     if ("box" in entry) == ("boxes" in entry):
-        raise ValueError(f"{where}: expected either 'box' or 'boxes', got {short(entry)}")
+        raise ValueError(f"{where}: expected either 'box' or 'boxes', got {shorten(entry)}")
     boxes, ids = entry.get("boxes"), entry.get("ids")
     if "box" in entry:
         boxes, ids = [entry["box"]], [entry["id"]] if "id" in entry else None
     if not isinstance(boxes, list):
-        raise ValueError(f"{where}: boxes: expected a list of boxes, got {short(boxes)}")
+        raise ValueError(f"{where}: boxes: expected a list of boxes, got {shorten(boxes)}")
     numbers = []
     for box in boxes:
         values = four_numbers(box)
         if values is None:
-            raise ValueError(f"{where}: expected a list of four numbers as the box, got {short(box)}")
+            raise ValueError(f"{where}: expected a list of four numbers as the box, got {shorten(box)}")
         numbers.append(values)
     if ids is not None:
         if not isinstance(ids, list) or any(type(name) not in (int, str) for name in ids) or len(ids) != len(boxes):
-            raise ValueError(f"{where}: expected {len(boxes)} ids, each a string or an integer, got {short(ids)}")
+            raise ValueError(f"{where}: expected {len(boxes)} ids, each a string or an integer, got {shorten(ids)}")
         ids = [str(name) for name in ids]
     line_format: Any = entry.get("format", box_format)
     if line_format not in get_args(BoxFormat):
@@ -337,5 +337,5 @@ def _read_coco(file: Path, box_format: BoxFormat | None) -> Iterator[_Row]:
             place, entry = f"annotations[{number}]", coco.annotations[number]
             box, box_id = four_numbers(entry.get("bbox")), entry.get("id", number)
             if box is None or type(box_id) not in (int, str):
-                raise ValueError(f"{file}, {place}: expected a bbox of four numbers and an id, got {short(entry)}")
+                raise ValueError(f"{file}, {place}: expected a bbox of four numbers and an id, got {shorten(entry)}")
             yield _Row(place, image["file_name"], [box], [str(box_id)], resolved)

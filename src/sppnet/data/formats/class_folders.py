@@ -8,8 +8,8 @@ from pathlib import Path
 from sppnet.data.formats.csv import read_csv
 from sppnet.data.images import image_extensions
 from sppnet.data.listing import walk_files
-from sppnet.data.splits import list_folders, splits
-from sppnet.errors import list_some, suggest
+from sppnet.data.splits import list_folders, split_folders
+from sppnet.errors import did_you_mean, list_some
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def read_classification(
     root = Path(root)
     if not root.exists():
         siblings = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
-        raise ValueError(f"no data set at {root}: no such folder or file{suggest(root.name, siblings)}")
+        raise ValueError(f"no data set at {root}: no such folder or file{did_you_mean(root.name, siblings)}")
     if root.is_dir():
         folder = _split_folder(root, split)
         files, skipped = _read_folders(folder)
@@ -79,7 +79,7 @@ def read_classification(
 
 
 def _split_folder(root: Path, split: str | None) -> Path:
-    present = splits(root)
+    present = split_folders(root)
     if split is None:
         if present:
             raise ValueError(f"split: expected one of {', '.join(present)} for {root}, got None")
@@ -87,7 +87,7 @@ def _split_folder(root: Path, split: str | None) -> Path:
     if not present:
         raise ValueError(f"split: expected none for {root}, which has no split folders, got {split!r}")
     if split not in present:
-        hint = suggest(split, present)
+        hint = did_you_mean(split, present)
         raise ValueError(f"split: expected one of {', '.join(present)} for {root}, got {split!r}{hint}")
     return root / split
 
@@ -125,7 +125,7 @@ def _class_names(root: Path, present: set[str], classes: Sequence[str] | None) -
         raise ValueError(f"classes: expected one or more unique names, got {list(classes)}")
     unknown = sorted(present - set(classes))
     if unknown:
-        hint = suggest(unknown[0], classes)
+        hint = did_you_mean(unknown[0], classes)
         raise ValueError(
             f"classes: expected all classes of {root}, got {len(classes)} names that lack {list_some(unknown)}{hint}"
         )

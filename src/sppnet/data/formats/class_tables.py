@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sppnet.data.formats.masks import IGNORE, Colour, LabelMap
-from sppnet.errors import list_some, suggest
+from sppnet.errors import did_you_mean, list_some
 
 CAMVID = (
     "Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist",
@@ -47,7 +47,7 @@ def find_class_file(*folders: Path) -> Path | None:
     return paths[0] if paths else None
 
 
-def numbered(names: Sequence[str]) -> list[ClassRow]:
+def rows_from_names(names: Sequence[str]) -> list[ClassRow]:
     """Return classes with ids counted from 0; if all names have the form ``class 7``, their numbers are the ids."""
     if all(re.fullmatch(r"class \d+", name) for name in names):
         return [ClassRow(name, int(name.removeprefix("class "))) for name in names]
@@ -119,7 +119,7 @@ def reorder(labels: LabelMap, names: Sequence[str], root: Path) -> LabelMap:
     if unknown:
         raise ValueError(
             f"classes: expected all classes of {root}, got {len(names)} names that lack {list_some(unknown)}"
-            f"{suggest(unknown[0], names)}; a class file assigns names to ids"
+            f"{did_you_mean(unknown[0], names)}; a class file assigns names to ids"
         )
     new_index = {old: index[name] for old, name in enumerate(labels.classes)} | {IGNORE: IGNORE}
     colors = None if labels.colours is None else {color: new_index[old] for color, old in labels.colours.items()}

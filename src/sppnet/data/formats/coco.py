@@ -70,7 +70,7 @@ def load_coco(file: Path) -> Coco:
     for number, entry in enumerate(document["images"]):
         where = f"{file}, images[{number}]"
         if not isinstance(entry.get("id"), int | str) or not isinstance(entry.get("file_name"), str):
-            raise ValueError(f"{where}: expected an id and a file_name, got {short(entry)}")
+            raise ValueError(f"{where}: expected an id and a file_name, got {shorten(entry)}")
         if entry["id"] in images:
             raise ValueError(f"{where}: expected a unique image id, got duplicate {entry['id']!r}")
         images[entry["id"]] = entry
@@ -91,7 +91,7 @@ def four_numbers(values: object) -> tuple[float, float, float, float] | None:
         return None
 
 
-def short(value: object) -> str:
+def shorten(value: object) -> str:
     """Format a value for a message, truncated to 100 characters."""
     text = repr(value)
     return text if len(text) < 100 else f"{text[:97]}..."
@@ -104,7 +104,7 @@ def read_coco(file: Path, split: str | None, problems: list[str]) -> tuple[list[
     for number, entry in enumerate(coco.categories):
         name, key = (entry.get("name"), entry.get("id")) if isinstance(entry, dict) else (None, None)
         if not isinstance(key, int | str) or not isinstance(name, str) or not name.strip():
-            raise ValueError(f"{file}, categories[{number}]: expected an id and a name, got {short(entry)}")
+            raise ValueError(f"{file}, categories[{number}]: expected an id and a name, got {shorten(entry)}")
         if key in names:
             raise ValueError(f"{file}, categories[{number}]: expected a unique category id, got duplicate {key!r}")
         if name in names.values():
@@ -120,7 +120,7 @@ def read_coco(file: Path, split: str | None, problems: list[str]) -> tuple[list[
         where += f" ({names[category]})"
         box, flag = four_numbers(entry.get("bbox")), entry.get("iscrowd", 0)
         if box is None or not all(map(math.isfinite, box)):
-            raise ValueError(f"{where}: bbox: expected four finite numbers, got {short(entry.get('bbox'))}")
+            raise ValueError(f"{where}: bbox: expected four finite numbers, got {shorten(entry.get('bbox'))}")
         if flag not in (0, 1):
             raise ValueError(f"{where}: iscrowd: expected 0 or 1, got {flag!r}")
         x, y, w, h = box

@@ -9,7 +9,7 @@ from sppnet.errors import list_some
 
 def read_csv(file: Path) -> list[tuple[Path, str]]:
     """Read the image paths and class names of a CSV file; see `csv_rows`. Missing images raise a ValueError."""
-    rows = csv_rows(file)
+    rows = read_csv_rows(file)
     missing = [f"{row.name} (line {row.line})" for row in rows if not (file.parent / row.name).is_file()]
     if missing:
         raise ValueError(f"images named in {file} are missing: {list_some(missing)}")
@@ -24,7 +24,7 @@ class CsvRow(NamedTuple):
     line: int
 
 
-def csv_rows(file: Path) -> list[CsvRow]:
+def read_csv_rows(file: Path) -> list[CsvRow]:
     """Read the rows of a CSV file of images (see `read_classification`); the images may be missing.
 
     Raises:

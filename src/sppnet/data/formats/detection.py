@@ -13,10 +13,10 @@ from torch import Tensor
 
 from sppnet.data.formats.annotations import AnnotatedImage, format_numbers
 from sppnet.data.formats.coco import coco_files, read_coco
-from sppnet.data.formats.voc import read_voc, voc_folder, voc_lists, whole_lists
+from sppnet.data.formats.voc import read_voc, voc_folder, voc_lists, without_class_lists
 from sppnet.data.images import image_size
-from sppnet.data.splits import sort_splits, usual_split
-from sppnet.errors import ImageError, list_some, suggest
+from sppnet.data.splits import default_split, sort_splits
+from sppnet.errors import ImageError, did_you_mean, list_some
 
 _UNKNOWN_SIDE = 1 << 30  # pixels; disables clipping for images whose header cannot be read
 
@@ -64,7 +64,7 @@ def detection_splits(root: str | os.PathLike[str]) -> tuple[str, ...]:
     """
     root = Path(root)
     voc = voc_folder(root, "Annotations")
-    return sort_splits(whole_lists(voc_lists(voc, "Main")) if voc else coco_files(root))
+    return sort_splits(without_class_lists(voc_lists(voc, "Main")) if voc else coco_files(root))
 
 
 def choose_split(root: str | os.PathLike[str], wanted: str | None, *usual: str) -> str | None:
@@ -73,7 +73,7 @@ def choose_split(root: str | os.PathLike[str], wanted: str | None, *usual: str) 
     Raises:
         ValueError: if there are splits, `wanted` is None and none of `usual` exists.
     """
-    return usual_split(root, detection_splits(root), wanted, *usual)
+    return default_split(root, detection_splits(root), wanted, *usual)
 
 
 def read_detection(
@@ -111,7 +111,7 @@ def read_detection(
     root = Path(root)
     if not root.exists():
         siblings = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
-        raise ValueError(f"no data set at {root}: no such folder or file{suggest(root.name, siblings)}")
+        raise ValueError(f"no data set at {root}: no such folder or file{did_you_mean(root.name, siblings)}")
     if classes is not None and (not classes or len(set(classes)) < len(classes)):
         raise ValueError(f"classes: expected one or more unique names, got {list(classes)}")
     problems: list[str] = []
@@ -136,7 +136,7 @@ def read_detection(
         missing = list_some(f"{name} ({where})" for name, where in sorted(unknown.items()))
         raise ValueError(
             f"classes: expected all classes of {root}, got {len(label)} names that lack {missing}"
-            f"{suggest(min(unknown), label)}"
+            f"{did_you_mean(min(unknown), label)}"
         )
     samples = tuple(_sample(image, label, problems) for image in images)
     return DetectionData(root, samples, tuple(label), tuple(problems))
@@ -149,7 +149,7 @@ def _split_file(root: Path, split: str | None, files: dict[str, Path]) -> Path |
         raise ValueError(f"split: expected none for {root}, which has no splits, got {split!r}")
     if split not in files:
         names = detection_splits(root)
-        hint = suggest(split, files) if split else ""
+        hint = did_you_mean(split, files) if split else ""
         raise ValueError(f"split: expected one of {', '.join(names)} for {root}, got {split!r}{hint}")
     return files[split]
 

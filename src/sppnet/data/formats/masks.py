@@ -14,7 +14,7 @@ from PIL import Image, ImageFile
 from torch import Tensor
 
 from sppnet.console import track
-from sppnet.data.images import MAX_PIXELS, MAX_SIDE, decode_pixels, exif_turn, image_size, load_image, open_image
+from sppnet.data.images import MAX_PIXELS, MAX_SIDE, decode_pixels, exif_transpose, image_size, load_image, open_image
 from sppnet.errors import ImageError, list_some
 
 IGNORE = -1  # class index of ignored pixels
@@ -108,10 +108,10 @@ def load_pair(sample: SegmentationSample, labels: LabelMap) -> tuple[Image.Image
         ImageError: if either file cannot be used, or their sizes differ.
     """
     image = load_image(sample.path)
-    return image, upright(load_mask(sample.mask, labels), sample, (image.height, image.width))
+    return image, orient_mask(load_mask(sample.mask, labels), sample, (image.height, image.width))
 
 
-def upright(mask: Mask, sample: SegmentationSample, size: tuple[int, int]) -> Int16[np.ndarray, "rows columns"]:
+def orient_mask(mask: Mask, sample: SegmentationSample, size: tuple[int, int]) -> Int16[np.ndarray, "rows columns"]:
     """Apply the EXIF orientation of the image to a mask that was drawn on the stored, unrotated pixels.
 
     This is detected by size: the orientation swaps height and width, and the mask has the stored size of the image. It
@@ -128,7 +128,7 @@ def upright(mask: Mask, sample: SegmentationSample, size: tuple[int, int]) -> In
     if mask.shape == size:
         return mask
     with open_image(str(sample.path)) as image:
-        transposition = exif_turn(image)
+        transposition = exif_transpose(image)
         stored = (image.height, image.width)
     if transposition is not None and mask.shape == stored == size[::-1]:
         return np.asarray(Image.fromarray(mask.view(np.uint16)).transpose(transposition)).view(np.int16)
@@ -165,7 +165,7 @@ def count_pixels(samples: Sequence[SegmentationSample], labels: LabelMap) -> Pix
     failures = []
     for sample in track(samples, "masks", len(samples)):
         try:
-            mask = upright(load_mask(sample.mask, labels), sample, image_size(sample.path))
+            mask = orient_mask(load_mask(sample.mask, labels), sample, image_size(sample.path))
         except ImageError as error:
             failures.append(error)
             continue
@@ -206,7 +206,7 @@ def read_raw(
             raise ImageError(path, "JPEG compression changes the ids of a mask; save masks as PNG")
         scale = _gray_scale(image)
         decode_pixels(image, path, max_pixels=max_pixels, max_side=max_side)
-        transposition = exif_turn(image)
+        transposition = exif_transpose(image)
         pixels = np.asarray(image if transposition is None else image.transpose(transposition))
         mode = image.mode
     if mode in ("LA", "RGBA"):
@@ -271,12 +271,12 @@ def _unknown_ids(ids: NDArray[Any], labels: LabelMap) -> str:
     pairs = zip(values.tolist(), counts.tolist(), strict=True)
     unknown = list_some(f"{value} ({count} pixels)" for value, count in pairs)
     return (
-        f"ids without a class: {unknown}; expected {ranges(labels.ids)} (classes) or"
-        f" {ranges(labels.ignore) or 'none'} (ignored)"
+        f"ids without a class: {unknown}; expected {format_ranges(labels.ids)} (classes) or"
+        f" {format_ranges(labels.ignore) or 'none'} (ignored)"
     )
 
 
-def ranges(values: Iterable[int]) -> str:
+def format_ranges(values: Iterable[int]) -> str:
     """Format integers for a message, such as ``0 to 10, 255``."""
     runs: list[list[int]] = []
     for value in sorted(values):

@@ -13,18 +13,25 @@ from sppnet.data.formats.class_tables import (
     ClassRow,
     find_class_file,
     label_map,
-    numbered,
     read_class_file,
     reorder,
+    rows_from_names,
 )
-from sppnet.data.formats.masks import LabelMap, SegmentationSample, find_ids, ranges
-from sppnet.data.formats.voc import images_by_name, read_list, require_images, voc_folder, voc_lists, whole_lists
-from sppnet.data.splits import SPLITS, sort_splits, usual_split
-from sppnet.errors import list_some, suggest
+from sppnet.data.formats.masks import LabelMap, SegmentationSample, find_ids, format_ranges
+from sppnet.data.formats.voc import (
+    images_by_name,
+    read_list,
+    require_images,
+    voc_folder,
+    voc_lists,
+    without_class_lists,
+)
+from sppnet.data.splits import SPLITS, default_split, sort_splits
+from sppnet.errors import did_you_mean, list_some
 
 _IGNORED, _CAMVID_VOID = 255, 11
 _MASKS = ("masks", "annotations", "labels")
-MASK_ENDINGS = ("", "_mask", "_L", "_label")
+MASK_SUFFIXES = ("", "_mask", "_L", "_label")
 _MAX_CLASSES = 1000  # larger ids are instance ids or not ids at all
 
 
@@ -87,7 +94,7 @@ def choose_segmentation_split(root: str | os.PathLike[str], wanted: str | None, 
     Raises:
         ValueError: if there are splits, `wanted` is None and none of `usual` exists.
     """
-    return usual_split(root, segmentation_splits(root), wanted, *usual)
+    return default_split(root, segmentation_splits(root), wanted, *usual)
 
 
 def read_segmentation(
@@ -132,7 +139,7 @@ def read_segmentation(
     root = Path(root)
     if not root.exists():
         siblings = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
-        raise ValueError(f"no data set at {root}: no such folder or file{suggest(root.name, siblings)}")
+        raise ValueError(f"no data set at {root}: no such folder or file{did_you_mean(root.name, siblings)}")
     if isinstance(classes, str | os.PathLike):
         if class_file is not None:
             raise ValueError(f"classes: expected names when class_file is given, got the file {os.fspath(classes)}")
@@ -158,7 +165,7 @@ def read_segmentation(
 def layout_splits(layout: MaskLayout) -> tuple[str, ...]:
     """Return the names of the splits, training first; empty if there are none."""
     names = [name for name in layout.parts if name is not None]
-    return sort_splits(whole_lists(names) if layout.kind == "VOC" else names)
+    return sort_splits(without_class_lists(names) if layout.kind == "VOC" else names)
 
 
 def _choose_part(layout: MaskLayout, split: str | None) -> _Part:
@@ -166,7 +173,7 @@ def _choose_part(layout: MaskLayout, split: str | None) -> _Part:
     if split not in layout.parts:
         if not names:
             raise ValueError(f"split: expected none for {layout.root}, which has no splits, got {split!r}")
-        hint = suggest(split, names) if split else ""
+        hint = did_you_mean(split, names) if split else ""
         raise ValueError(f"split: expected one of {', '.join(names)} for {layout.root}, got {split!r}{hint}")
     return layout.parts[split]
 
@@ -241,7 +248,7 @@ def _read_part(part: _Part, problems: list[str]) -> list[SegmentationSample]:
         raise ValueError(f"{part.listed}: expected each image once, got duplicates of {list_some(duplicates)}")
     samples, without_mask, used = [], [], set()
     for name in names:
-        matches = [path for ending in MASK_ENDINGS for path in masks.get(name + ending, [])]
+        matches = [path for ending in MASK_SUFFIXES for path in masks.get(name + ending, [])]
         if len(matches) > 1:
             paths = list_some(str(path) for path in matches)
             raise ValueError(f"{part.masks}: expected one mask for the image {images[name][0]}, got {paths}")
@@ -276,18 +283,18 @@ def layout_labels(
     if rows:
         pass
     elif layout.kind == "VOC":
-        rows = numbered(VOC)
+        rows = rows_from_names(VOC)
     elif layout.kind == "CamVid" and (set(CAMVID) <= set(names) if names else _is_camvid(samples)):
-        rows, usual = numbered(CAMVID), (_CAMVID_VOID, _IGNORED)
+        rows, usual = rows_from_names(CAMVID), (_CAMVID_VOID, _IGNORED)
         if names is None:
             problems.append(
                 f"{layout.root}: assumed to be CamVid, since no mask id is above {_CAMVID_VOID}; id {_CAMVID_VOID} is"
                 " ignored; add a classes.txt to this folder if the classes are different"
             )
     elif names is not None:
-        rows = numbered(names)
+        rows = rows_from_names(names)
     else:
-        rows = numbered(_number_names(layout.root, samples, usual if ignore is None else ignore))
+        rows = rows_from_names(_number_names(layout.root, samples, usual if ignore is None else ignore))
     labels = label_map(rows, ignore, usual)
     return labels if names is None else reorder(labels, names, layout.root)
 
@@ -305,12 +312,13 @@ def _number_names(root: Path, samples: Sequence[SegmentationSample], ignore: Seq
     if max(counted, default=0) < 1:
         reason = f"; the first of {len(failures)} unreadable masks: {failures[0]}" if failures else ""
         raise ValueError(
-            f"{root}: expected masks of at least two classes, got ids {ranges(ids) or 'none'} (ignored:"
-            f" {ranges(ignore) or 'none'}); give a .csv class file with the columns name,id if the classes have"
+            f"{root}: expected masks of at least two classes, got ids {format_ranges(ids) or 'none'} (ignored:"
+            f" {format_ranges(ignore) or 'none'}); give a .csv class file with the columns name,id if the classes have"
             f" other ids{reason}"
         )
     if max(counted) >= _MAX_CLASSES:
         raise ValueError(
-            f"{root}: expected mask ids below {_MAX_CLASSES}, got {ranges(ids)}; give a class file if these are classes"
+            f"{root}: expected mask ids below {_MAX_CLASSES}, got {format_ranges(ids)};"
+            " give a class file if these are classes"
         )
     return [f"class {value}" for value in range(max(counted) + 1)]

@@ -10,7 +10,7 @@ from xml.parsers import expat
 from sppnet.data.formats.annotations import AnnotatedImage, AnnotatedObject, format_numbers
 from sppnet.data.images import image_extensions
 from sppnet.data.listing import walk_files
-from sppnet.errors import list_some, suggest
+from sppnet.errors import did_you_mean, list_some
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _FLAGS = {"0": False, "1": True, "false": False, "true": True}
@@ -34,7 +34,7 @@ def voc_lists(folder: Path, task: str) -> dict[str, Path]:
     return {path.stem: path for path in sorted((folder / "ImageSets" / task).glob("*.txt"))}
 
 
-def whole_lists(names: Iterable[str]) -> list[str]:
+def without_class_lists(names: Iterable[str]) -> list[str]:
     """Remove the names of per-class lists, such as cat_train if train exists."""
     names = list(names)
     return [name for name in names if "_" not in name or name.rpartition("_")[2] not in names]
@@ -66,7 +66,7 @@ def require_images(names: Iterable[str], files: dict[str, list[Path]], folder: P
     missing = [name for name in names if name not in files]
     if missing:
         raise ValueError(
-            f"images named in {source} are missing from {folder}: {list_some(missing)}{suggest(missing[0], files)}"
+            f"images named in {source} are missing from {folder}: {list_some(missing)}{did_you_mean(missing[0], files)}"
         )
     several = [str(path) for name in names for path in files[name] if len(files[name]) > 1]
     if several:

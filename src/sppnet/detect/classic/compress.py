@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sppnet.detect.model import Detector
-from sppnet.errors import choose
+from sppnet.errors import check_choice
 
 HeadDtype = Literal["float32", "bfloat16"]
 
@@ -59,7 +59,7 @@ def compress(detector: Detector, ranks: tuple[int, ...] = (), head_dtype: HeadDt
     Raises:
         ValueError: wrong number of ranks, rank out of range, or unsupported dtype.
     """
-    choose("head_dtype", head_dtype, get_args(HeadDtype))
+    check_choice("head_dtype", head_dtype, get_args(HeadDtype))
     names = [name for name, layer in detector.fc.named_children() if isinstance(layer, nn.Linear)]
     if ranks and len(ranks) != len(names):
         raise ValueError(f"ranks: expected one for each of the {len(names)} fc layers {names}, or none, got {ranks}")

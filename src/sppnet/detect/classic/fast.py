@@ -198,7 +198,7 @@ class RegionBatches:
         return draw_windows(windows, round(self.total * POSITIVE_SHARE), self.total, rng, far=False)
 
 
-def multi_task(output: tuple[Tensor, Tensor | None], regions: Regions) -> tuple[Tensor, int]:
+def multi_task_loss(output: tuple[Tensor, Tensor | None], regions: Regions) -> tuple[Tensor, int]:
     """Compute Fast R-CNN's loss, and the number of regions that are classified correctly.
 
     The loss is the mean cross entropy, plus the smooth L1 distance of the true class's offsets for positive regions.
@@ -261,7 +261,7 @@ def fit_fast(
     _initialize_head(model, options.seed)
     model.norm.fill_(_vector_norm(encoder, usable))
     batches = RegionBatches(encoder, usable, classes, norm, options)
-    finished = fit(FastNetwork(model), batches, options, out, lambda: None, failures, multi_task)
+    finished = fit(FastNetwork(model), batches, options, out, lambda: None, failures, multi_task_loss)
     if finished and isinstance(model.offsets, nn.Linear):
         norm.undo(model.offsets)
     return finished

@@ -18,7 +18,7 @@ from sppnet.detect.classic.mining import fit_detection_svms
 from sppnet.detect.classic.windows import CropVectors, MapVectors, Windows, WindowVectors, label_windows
 from sppnet.detect.model import Detector, create_fc
 from sppnet.detect.options import DetectOptions
-from sppnet.detect.proposals import proposals_of
+from sppnet.detect.proposals import propose_all
 from sppnet.errors import ImageError
 from sppnet.evaluation.recall import recall
 from sppnet.features.encoder import RegionEncoder
@@ -35,7 +35,7 @@ def propose_windows(
 ) -> tuple[list[Windows], list[ImageError]]:
     """Return the labeled windows of each readable image, and the errors of the others."""
     paths = [sample.path for sample in samples]
-    results = proposals_of(
+    results = propose_all(
         paths,
         options.proposals,
         cache / "proposals",

@@ -80,7 +80,7 @@ class CropEncoder(nn.Module):
         weight = next(backbone.parameters())
         crops = torch.zeros(len(boxes), 3, self.side, self.side)
         for crop, box in zip(crops, boxes.tolist(), strict=True):
-            warp = warp_of(box, (image.height, image.width), self.side)
+            warp = compute_warp(box, (image.height, image.width), self.side)
             (height, width), (top, left) = warp.size, warp.place
             # Crop before resizing, so that no pixels outside the part are filtered into it.
             part = image.crop(warp.box).resize((width, height), Image.Resampling[backbone.interpolation.upper()])
@@ -89,7 +89,7 @@ class CropEncoder(nn.Module):
         return pyramid_pool(backbone(crops).data, self.levels, reduce=self.reduce)
 
 
-def warp_of(box: Sequence[float], size: tuple[int, int], side: int) -> Warp:
+def compute_warp(box: Sequence[float], size: tuple[int, int], side: int) -> Warp:
     """Compute R-CNN's warp of a box, with 16 pixels of context in the square (R-CNN, appendix A; the authors' code).
 
     Args:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sppnet.ops.bins import Rule, clipped_edges, count_bins
-from sppnet.ops.reference import Grids, Reduce, is_channels_last, whole
+from sppnet.ops.reference import Grids, Reduce, is_channels_last, whole_map_windows
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Lanes of one program: (channel, bin, cell of the bin) triples processed at once.
@@ -235,7 +235,7 @@ def _by_image(windows: Tensor, images: int) -> tuple[Tensor, Tensor]:
 
 def _bins(windows: Tensor | None, shape: Sequence[int], grids: Grids, rule: Rule, device: torch.device) -> Tensor:
     """Return every bin as a window (K * bins, 5), sorted by window, level, row and column."""
-    windows = whole(shape, torch.device("cpu")) if windows is None else windows.cpu()
+    windows = whole_map_windows(shape, torch.device("cpu")) if windows is None else windows.cpu()
     edges = clipped_edges(windows[:, 1:], (shape[2], shape[3]), grids, rule)
     parts, start = [], 0
     for rows, columns in grids:
