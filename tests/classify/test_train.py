@@ -1,10 +1,7 @@
 """Training on image files: written files, resuming, and invalid options and images."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,25 +13,9 @@ from sppnet.classify.options import TrainOptions
 from sppnet.classify.train import train_classifier
 from sppnet.registry import load_classifier
 from tests.helpers.images import write_classes
+from tests.helpers.killed_training import stop_after_checkpoint
 
 QUICK = TrainOptions(sizes="32,48", epochs=3, batch=4, lr=1e-3, head="fc", levels=(1,))  # fc has dropout
-# Run `sppnet` with a checkpoint after every batch, and send a signal to the process after the second one of epoch 2.
-STOP_IN_EPOCH_2 = """
-import os, sys
-from sppnet.cli.main import main
-from sppnet.training import loop
-
-save_checkpoint = loop.save_checkpoint
-
-def save_and_stop(out, module, optimizer, progress):
-    save_checkpoint(out, module, optimizer, progress)
-    if (progress.epoch, progress.step) == (1, 2):
-        os.kill(os.getpid(), int(sys.argv[1]))
-
-loop._SAVE_SECONDS = -1
-loop.save_checkpoint = save_and_stop
-main(sys.argv[2:])
-"""
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +57,8 @@ def test_stopped_and_resumed_training_gives_the_same_weights(
 ) -> None:
     out = tmp_path / "run"
     train = ["train", "classify", str(data), "--out", str(out), "--sizes", "32,48", "--epochs", "3", "--batch", "4"]
-    command = [sys.executable, "-c", STOP_IN_EPOCH_2, str(int(number)), *train]
-    command += ["--lr", "1e-3", "--head", "fc", "--levels", "1"]  # the same options as QUICK
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
-    process = subprocess.run(command, env=environment, text=True, stderr=subprocess.PIPE, timeout=300, check=False)
+    train += ["--lr", "1e-3", "--head", "fc", "--levels", "1"]  # the same options as QUICK
+    process = stop_after_checkpoint(train, number, (1, 2))
     assert process.returncode == (1 if number == signal.SIGINT else -number), process.stderr
     assert ("with --resume to continue" in process.stderr) == (number == signal.SIGINT)
     assert not (out / "model.safetensors").exists()
