@@ -194,7 +194,7 @@ def test_features_of_a_url_match_the_folder(images: Path, tmp_path: Path, capsys
         assert run([*arguments, *options]) == 0
         assert file.stat().st_mtime_ns == before
     assert run([*arguments, *options, "--draw", "1"]) == 2
-    assert "draw: pictures are written into a local folder only" in capsys.readouterr().err
+    assert "out: expected a local folder when draw is above 0" in capsys.readouterr().err
     metadata = read_metadata(f"file://{tmp_path}/safetensors/00000.safetensors")
     assert metadata is not None
     assert metadata == read_metadata(tmp_path / "safetensors" / "00000.safetensors")
