@@ -33,16 +33,18 @@ MODULES = {
 }
 
 
-def imports(module: str) -> set[str]:
-    """Return the modules of the package that a module imports, also inside functions."""
+def imports(module: str, *, in_functions: bool = False) -> set[str]:
+    """Return the modules of the package that a module imports, anywhere or only inside functions."""
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     names = set()
-    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+    for node in (node for scope in (functions if in_functions else [tree]) for node in ast.walk(scope)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} has a relative import"
-            members = {f"{node.module}.{alias.name}" for alias in node.names}
-            names |= {name if name in MODULES else str(node.module) for name in members}
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if name in MODULES else str(node.module) for name in inner}
     return {name for name in names if name in MODULES and name != module}
 
 
@@ -60,6 +62,18 @@ def test_imports_point_to_earlier_packages(module: str) -> None:
     assert not wrong
     if own != "cli":  # other modules may import only the version from the package itself
         assert "sppnet" not in GRAPH[module] or "__version__" in MODULES[module].read_text(encoding="utf-8")
+
+
+def test_functions_import_only_what_is_compiled_or_optional() -> None:
+    """numba, Triton and onnxscript are imported at first use; commands import what they need."""
+    modules = [module for module in GRAPH if package(module) not in ("cli", "registry")]
+    assert {name for module in modules for name in imports(module, in_functions=True)} == {
+        "sppnet.ops.cpu.dispatch",
+        "sppnet.ops.gpu.dispatch",
+        "sppnet.ops.gpu.forward",
+        "sppnet.ops.gpu.backward",
+        "sppnet.ops.onnx",
+    }
 
 
 def test_no_import_cycles() -> None:

@@ -69,7 +69,7 @@ def test_failed_runs_and_wrong_output_shapes_are_mismatches(folder: Path, model:
     ("arguments", "message"),
     [
         (["{}/none.onnx", "{run}"], "file: expected an existing file, got"),
-        (["{run}/run.json", "{run}"], "is damaged or not an ONNX file"),
+        (["{run}/run.json", "{run}"], "file: expected an ONNX file, got"),
         (["{}/bare.onnx", "{run}"], "file: expected a file written by `sppnet export`, got"),
         (["{}/newer.onnx", "{run}"], "file: expected format 1, got 2 in"),
         (["{folder}/plain.onnx", "imagenet"], "with 3 classes (ash, birch, cedar, ...), got 1000 classes (tench"),

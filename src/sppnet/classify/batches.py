@@ -69,7 +69,7 @@ class Padded(NamedTuple):
 class ImageBatches:
     """Batches of decoded and augmented images, at the sizes of the training schedule.
 
-    Square images are random crops with 7/8 of the shorter side, resized (SPP-net, sections 2.3 and 3.1.1). At native
+    Square images are resized random crops, 7/8 of the shorter side wide (SPP-net, sections 2.3 and 3.1.1). At native
     sizes, whole images of similar shape share a padded batch; only images with more than `options.max_pixels` are
     resized. Each image is mirrored with probability 0.5.
 
@@ -185,7 +185,7 @@ def _collate_padded(items: list[tuple[Tensor, int] | ImageError]) -> Batch:
 
 
 def _placeholder() -> Tensor:
-    """Return an image without a label, for a process that cannot read its images but must take part in the step."""
+    """Return an unlabeled image for a process that cannot read its images but must take part in the step."""
     return torch.zeros(3, 224, 224)
 
 

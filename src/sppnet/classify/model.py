@@ -10,9 +10,11 @@ from PIL import Image
 from sppnet.backbones.backbone import create_backbone
 from sppnet.backbones.weights import embedded_weights
 from sppnet.classify.network import ClassifierConfig, ClassifierNetwork
-from sppnet.classify.predict import Prediction
+from sppnet.classify.predict import Prediction, predict_images
+from sppnet.classify.trained_sides import count_outside, outside_warning
 from sppnet.data.images import ImageSource
 from sppnet.data.resize import Resize
+from sppnet.inference.results import Failure
 
 
 class Classifier(ClassifierNetwork):
@@ -43,10 +45,6 @@ class Classifier(ClassifierNetwork):
         Warns:
             UserWarning: images were classified at a shorter side outside `config.trained_sides`; at most once per call.
         """
-        from sppnet.classify.predict import predict_images
-        from sppnet.classify.trained_sides import count_outside, outside_warning
-        from sppnet.inference.results import Failure
-
         single = isinstance(images, str | bytes | os.PathLike | Image.Image | np.ndarray)
         results = []
         for result in predict_images(self, [images] if single else images, resize=resize, views=views):  # type: ignore[list-item,arg-type]

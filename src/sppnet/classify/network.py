@@ -102,7 +102,7 @@ class ClassifierNetwork(nn.Module):
 
 
 def create_head(kind: Head, in_features: int, num_classes: int) -> nn.Module:
-    """Create a newly initialized head; for the kinds see `ClassifierConfig.head`."""
+    """Create a newly initialized head; `ClassifierConfig.head` describes the kinds."""
     if kind == "fc":
         return paper_head(in_features, num_classes)
     linear = nn.Linear(in_features, num_classes)

@@ -1,4 +1,4 @@
-"""Options of training a classifier."""
+"""Training options of a classifier."""
 
 import math
 from dataclasses import dataclass
@@ -26,16 +26,16 @@ class TrainOptions(LoopOptions):
             head.
         sizes: training image sizes: ``224``, ``180,224`` (alternating by epoch), ``180-224`` (drawn for each epoch) or
             ``native``; not used with a frozen backbone.
-        resize: size policy of evaluation and prediction, see :class:`sppnet.Resize`; None for ``native`` with
-            native training or a frozen backbone, otherwise a shorter side of 8/7 of the largest training size.
+        resize: size policy of evaluation and prediction, see :class:`sppnet.Resize`; None for ``native`` if training
+            is native or the backbone frozen, otherwise for a shorter side of 8/7 of the largest training size.
         max_pixels: maximum pixels of an image at native size.
-        batch_pixels: maximum padded pixels of one process's part of a batch at native sizes, which leads to fewer large
-            images per batch; None for no limit.
+        batch_pixels: at native sizes, maximum number of pixels in one process's part of a batch, with padding, so that
+            batches have fewer large images; None for no limit.
         svm_c: penalty of the SVM.
         workers: number of processes that decode images.
         cache: folder for vectors and sizes of images, which runs may share; None for the run folder.
-        devices, nodes: processes per machine, and machines. `batch` is the total over all processes, so training does
-            not depend on their number.
+        devices, nodes: number of processes per machine, and of machines. `batch` is the total over all processes, so
+            training does not depend on their number.
     """
 
     backbone: str = EMBEDDED_BACKBONE

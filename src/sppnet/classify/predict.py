@@ -63,7 +63,7 @@ def predict_images(
     differ by the rounding of larger convolutions.
 
     Args:
-        model: classifier; put into evaluation mode for each batch.
+        model: classifier; each batch runs in evaluation mode.
         images: paths, bytes, Pillow images or arrays.
         resize: resize policy; None for the model's default. Must be None for views other than ``full``.
         views: ``full`` or the views to average, see :func:`sppnet.classify.views.view_probabilities`.

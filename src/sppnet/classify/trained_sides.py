@@ -15,7 +15,7 @@ from sppnet.data.sizes import read_sizes
 def trained_sides(
     samples: Sequence[Sample], options: TrainOptions, policy: Resize, cache: Path | None = None
 ) -> tuple[int, int] | None:
-    """Return the (smallest, largest) shorter side of the training images in pixels, as input of the network.
+    """Return the (smallest, largest) shorter side of the network's training inputs, in pixels.
 
     A square crop of side s covers 7/8 of an image's shorter side, so its objects are as large as in a whole image of
     shorter side 8/7 s. The range therefore extends from s to 8/7 s.
@@ -45,7 +45,7 @@ def count_outside(config: ClassifierConfig, predictions: Iterable[Prediction], v
     Args:
         config: configuration of the classifier; the count is 0 if its range is unknown.
         predictions: predictions of the classifier.
-        views: views of the predictions; the count is 0 for other views than ``full``, which have fixed sizes.
+        views: views of the predictions; the count is 0 for all except ``full``, because they have fixed sizes.
     """
     if config.trained_sides is None or views != "full":
         return 0
@@ -54,7 +54,7 @@ def count_outside(config: ClassifierConfig, predictions: Iterable[Prediction], v
 
 
 def outside_warning(config: ClassifierConfig, outside: int, images: int, option: str = "--resize {}") -> str:
-    """Return the warning about `outside` of `images` images, with the option as the user writes it; may be empty."""
+    """Return the warning about `outside` of `images` images, or ""; `option` is the option as the user writes it."""
     if not outside or config.trained_sides is None:
         return ""
     smallest, largest = config.trained_sides

@@ -51,7 +51,7 @@ def train_parser() -> ArgumentParser:
     add("--max-pixels", type=int, default=default.max_pixels, help="largest image area at native sizes, in pixels")
     add("--epochs", type=int, default=default.epochs, help="number of epochs")
     add("--batch", type=int, default=default.batch, help="images per batch, over all processes")
-    add("--batch-pixels", type=int | None, help="native sizes: padded batch pixels per process; default: no limit")
+    add("--batch-pixels", type=int | None, help="native sizes: largest padded batch per process, in pixels")
     add("--optimizer", default=default.optimizer, help="optimizer: adamw or sgd")
     add("--lr", type=float | None, help="peak learning rate; default: 3e-4 for adamw, 1e-2 for sgd")
     add("--weight-decay", type=float | None, help="weight decay; default: 5e-2 for adamw, 5e-4 for sgd")

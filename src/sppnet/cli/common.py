@@ -59,7 +59,7 @@ def parse_numbers(name: str, text: str, kind: type[Number] = int, minimum: int =
 
 
 def find_images(names: Sequence[str]) -> tuple[list[Path], list[ImageError]]:
-    """List the images among files and folders, and the errors of names without one.
+    """List the images among files and folders, and an error for each name without an image.
 
     Other files in the folders are reported on standard error, one line per extension.
     """

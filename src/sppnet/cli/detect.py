@@ -54,7 +54,7 @@ def train_parser() -> ArgumentParser:
     add("--proposals", default=default.proposals, help=PROPOSALS)
     add("--windows", type=int, default=default.windows, help="largest number of windows per image")
     add("--proposal-seconds", type=float | None, help="soft time limit of the search per image; default: none")
-    add("--epochs", type=int, default=default.epochs, help="epochs of --steps batches, or of all images for fast")
+    add("--epochs", type=int, default=default.epochs, help="epochs, each of --steps batches, or of all images for fast")
     add("--steps", type=int, default=default.steps, help="batches per epoch of fine-tuning")
     add("--batch", type=int, default=default.batch, help="windows per batch, a quarter of them on objects")
     add("--optimizer", default=default.optimizer, help="optimizer: adamw or sgd")
@@ -147,9 +147,8 @@ def evaluate(model: Detector, arguments: Namespace) -> int:
     results.print(table)
     if exact:
         loss = 100 * (exact.ap50 - scores.ap50)
-        results.print(
-            f"AP50 of the exact layers: {100 * exact.ap50:.1f}; loss by --svd and --head: {loss:.2f}", highlight=False
-        )
+        text = f"AP50 of the exact layers: {100 * exact.ap50:.1f}; loss due to --svd and --head: {loss:.2f}"
+        results.print(text, highlight=False)
     shares = ", ".join(_percent(share) for share in evaluation.recall.fractions)
     results.print(f"{shares} % of the objects have a proposal with IoU of at least 0.5, 0.7, 0.9", highlight=False)
     return 1 if evaluation.failures else 0

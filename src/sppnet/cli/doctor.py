@@ -34,7 +34,7 @@ def doctor_parser() -> ArgumentParser:
     add("--stage", type=int | None, help="--backbone: feature map, 0 (finest) to -1 (coarsest)")
     add("--weights", default="none", help="--backbone: none (random), auto, hub (timm download), or a file")
     add("--images", type=int, default=32, help="--backbone: number of images of different sizes in the batch")
-    add("--device", default="auto", help="cpu, cuda, mps or auto: all devices, or the first GPU with --backbone")
+    add("--device", default="auto", help="cpu, cuda, mps or auto (all devices, or the first GPU with --backbone)")
     add("--json", action="store_true", help="print one JSON object and nothing else on standard output")
     return parser
 

@@ -47,7 +47,7 @@ def features_parser() -> ArgumentParser:
     add("--reduce", type=Reduce, default="max", help="pooling within a bin: max or avg")
     add("--format", type=Storage, default="safetensors", help="file format: safetensors or parquet")
     add("--dtype", type=Dtype, default="float16", help="dtype of the vectors: float16 or float32")
-    add("--draw", type=int, default=0, metavar="N", help="draw boxes and cells of the first N images beforehand")
+    add("--draw", type=int, default=0, metavar="N", help="before the run, draw boxes and cells of the first N images")
     engine.add_engine_options(parser)
     add("--device", default="auto", help="device: auto, cpu, cuda or mps")
     return parser

@@ -17,7 +17,7 @@ from sppnet.segment.model import Segmenter
 
 _RESIZE = f"classifiers: {classify.RESIZE}; default: the policy of the run"
 _VIEWS = f"classifiers: views to average for each image: {', '.join(get_args(Views))}"
-_MIN_SCORE = "detectors: lowest reported score; default: -0.5 for SVMs, 0.5 for softmax (never below -1.5, 0.01)"
+_MIN_SCORE = "detectors: lowest score to report, from -1.5 (SVM) or 0.01 (softmax); default: -0.5 or 0.5"
 _CACHE = "detectors: folder that caches proposals; default: the folder cache in RUN for evaluate, no cache for predict"
 _PICTURES = "detectors and segmenters: output folder for the best and worst images, and for curves of detectors"
 _CONTEXT = "segmenters: compute ASPP's image-level branch from a reduced copy of the whole image, not from each tile"

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from sppnet.data.formats.detection import DetectionData, choose_split, read_detection
+from sppnet.detect.classic.fast import fit_fast
 from sppnet.detect.classic.fit import fit_detector, propose_windows, window_vectors
 from sppnet.detect.classic.windows import content_digest, usable_images
 from sppnet.detect.model import Detector
@@ -86,8 +87,6 @@ def train_detector(
     windows, failures = propose_windows(dataset.samples, len(dataset.classes), options, cache)
     seconds["proposals"] = time.monotonic() - started
     if options.method == "fast":
-        from sppnet.detect.classic.fast import fit_fast
-
         started = time.monotonic()
         finished = fit_fast(model, windows, options, out, failures)
         seconds["training"] = time.monotonic() - started

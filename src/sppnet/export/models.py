@@ -1,4 +1,4 @@
-"""Export to ONNX files of standard operators that accept any image size and are verified before they are written."""
+"""Export to ONNX files that use standard operators, accept any image size, and are verified before they appear."""
 
 import json
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sppnet import __version__
 from sppnet.backbones.geometry import Axis
 from sppnet.backbones.modes import evaluation_mode
 from sppnet.backbones.same_padding import integer_padding_in_export
@@ -42,7 +43,7 @@ def export_classifier(
     Raises:
         ModuleNotFoundError: the extra `export` is not installed.
         TypeError: the weights are not float32.
-        ValueError: another rule than ``adaptive``, an invalid path, or weights larger than the 2 GB limit of a file.
+        ValueError: a rule other than ``adaptive``, an invalid path, or weights larger than the 2 GB limit of a file.
         ExportError: torch cannot export the network with dynamic sizes, or the file does not match the model.
     """
     require_modules("onnx", "onnxscript", "onnxruntime")
@@ -178,8 +179,6 @@ def _offsets(axis: Axis) -> list[float]:
 
 
 def _metadata(model: Classifier, levels: Sequence[Level]) -> dict[str, Any]:
-    from sppnet import __version__
-
     backbone = model.backbone
     offsets = [_offsets(axis) for axis in (backbone.geometry.vertical, backbone.geometry.horizontal)]
     return {

@@ -156,7 +156,7 @@ def open_session(path: Path, threads: int | None = None) -> tuple[Any, dict[str,
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except (errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf) as error:
-        raise ValueError(f"file: {path} is damaged or not an ONNX file: {error}") from error
+        raise ValueError(f"file: expected an ONNX file, got {path}; onnxruntime cannot load it: {error}") from error
     try:
         metadata = {name: json.loads(value) for name, value in session.get_modelmeta().custom_metadata_map.items()}
     except ValueError:

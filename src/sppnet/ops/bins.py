@@ -61,11 +61,11 @@ def bin_edges(size: int, level: int, rule: Rule = "adaptive") -> Edges:
     Rules, for a side of a cells and n bins:
 
     - ``adaptive``: bin i spans [floor(i*a/n), ceil((i+1)*a/n)), as in torch's adaptive pooling (SPP-net,
-      Appendix A). Exact at every a >= 1.
-    - ``sliding``: windows of ceil(a/n) cells with stride floor(a/n) (SPP-net, section 2.3). Rejected if that does
-      not give exactly n windows. Even then the last cells may be in no window (a=14, n=6).
+      Appendix A). It gives n bins at every a >= 1.
+    - ``sliding``: windows of ceil(a/n) cells with stride floor(a/n) (SPP-net, section 2.3). A side is rejected if
+      that does not give n windows. At some sides no window has the last cells (a=14, n=6).
     - ``caffe``: windows of k = ceil(a/n) cells with stride k and a padding of floor((k*n - a + 1) / 2) cells,
-      clipped to the map (Caffe's SPP layer). Rejected, as in Caffe, if the padding is as large as the window.
+      clipped to the map (Caffe's SPP layer). As in Caffe, a side is rejected if the padding is as large as the window.
 
     Args:
         size: number of cells along the side (a), >= 1.
@@ -131,8 +131,8 @@ def window_cells(
       Appendix A).
     - ``released``: the same, with both limits moved outward by half a stride minus 6.5 pixels (1.5 pixels at
       stride 16), as in the authors' code.
-    - ``roi_pool``: both edges divided by the stride and rounded, halves away from zero, in float32; both cells
-      belong to the window (Fast R-CNN, section 2.1). The offset is ignored, and cells may be outside the map.
+    - ``roi_pool``: the cells from one edge to the other, both included; edges are divided by the stride and rounded in
+      float32, halves away from zero (Fast R-CNN, section 2.1). The offset is ignored, and cells may be outside the map.
 
     Under ``paper`` and ``released`` a window between two centers gets the cell in the middle, and every window gets
     at least one cell of the map.

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# decode: exp(11) is about 60,000, more than any image has pixels along a side.
+# Largest log scale in `decode`: exp(11) is about 60,000, more than the side of any image in pixels.
 _MAX_LOG_SIDE = 11.0
 
 
@@ -40,7 +40,7 @@ def suppress(boxes: Float[Tensor, "k 4"], scores: Float[Tensor, " k"], threshold
     Args:
         boxes: xyxy edges.
         scores: scores of any scale.
-        threshold: IoU with a kept box of higher score above which a box is removed; an equal IoU is kept.
+        threshold: a box is removed if its IoU with a kept box of higher score is larger than this.
     """
     from torchvision.ops import nms  # takes seconds to import
 

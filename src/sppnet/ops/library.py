@@ -28,7 +28,7 @@ _LIBRARY.define(
 
 
 def pool(x: Tensor, windows: Tensor | None, grids: Grids, rule: Rule, reduce: Reduce) -> Tensor:
-    """Pool windows of maps to (K, C * bins); unchecked arguments of :func:`sppnet.ops.reference.forward`.
+    """Pool windows of maps to (K, C * bins). The arguments of :func:`sppnet.ops.reference.forward` are not checked.
 
     Raises:
         NotImplementedError: `x` has a tangent (torch.func.jvp); only reverse-mode derivatives are supported.
@@ -60,7 +60,7 @@ def _needs_dispatch(x: Tensor, *others: Tensor | None) -> bool:
 
 
 def _is_plain(x: Tensor) -> bool:
-    """Return whether the kernels can read a tensor: no subclass, not batched, lazily negated or a zero tensor."""
+    """Return whether the kernels can read a tensor: not a subclass, batched, lazily negated or a zero tensor."""
     if type(x) not in (Tensor, torch.nn.Parameter):
         return False
     if x.device.type == "cpu":
@@ -92,7 +92,7 @@ def _backward(
 
 
 def _kernels(x: Tensor) -> Any:
-    """Return the module that pools such a tensor; its compiler is imported at the first use."""
+    """Return the module that pools this tensor; its compiler is imported on first use."""
     if x.device.type == "cpu":
         from sppnet.ops.cpu import dispatch as cpu
 
@@ -175,7 +175,7 @@ def _second_derivative(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 class _Pool(torch.autograd.Function):
-    """The operator with the same derivative, bypassing torch's dispatcher."""
+    """The operator and its derivative, called without torch's dispatcher."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:

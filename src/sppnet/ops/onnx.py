@@ -73,7 +73,7 @@ def _windows(x: Any, windows: Any, grids: Sequence[tuple[int, int]], reduce: str
     """Pool windows in a Scan, which holds one crop in memory; the edges of all bins are computed before it.
 
     onnxruntime rejects a Scan of length 0, so a dummy window is appended and its result removed. A bin outside the
-    map first gets the nearest cell of the crop, which every non-empty coarser bin contains too, and 0 at the end.
+    map first gets the nearest cell of the crop, which is in every non-empty coarser bin too. At the end it is set to 0.
     """
     windows = op.Concat(windows, op.Reshape(_integers(op, 0, 0, 0, 1, 1), [1, 5]), axis=0)
     image, left, top, right, bottom = (op.Slice(windows, [i], [i + 1], [1]) for i in range(5))
@@ -98,7 +98,7 @@ def _windows(x: Any, windows: Any, grids: Sequence[tuple[int, int]], reduce: str
 
 
 def _body(x: Any, roots: Sequence[tuple[int, int]], grids: Sequence[tuple[int, int]], reduce: str) -> ir.Graph:
-    """Build the Scan's body: the pyramid (1, C * bins) of one window, whose row has the edges of its crop and bins."""
+    """Build the body of the Scan: one row, with the edges of a crop and its bins, gives a pyramid (1, C * bins)."""
     tape = _Tape()
     lengths = [3, 3] + [1] * (2 * sum(map(sum, roots)))
     row = ir.Value(name="window", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape((sum(lengths),)))
@@ -165,8 +165,8 @@ def _pyramid(
 def _roots(grids: Sequence[tuple[int, int]], reduce: str) -> list[tuple[int, int]]:
     """Return the grids that must be cut from the map; the maxima of the others follow from a finer grid.
 
-    With m bins along a side of a cells, bin j begins at floor(j a / m) = floor(j n a / (n m)): where bin j n of n m
-    begins. Ends match likewise, so that a bin is the union of n finer ones.
+    With m bins along a side of a cells, bin j begins at floor(j a / m) = floor(j n a / (n m)), where bin j n of n m
+    bins begins. Ends match in the same way, so a bin is the union of n finer ones.
     """
     distinct = sorted(set(grids), reverse=True)
     if reduce != "max":

@@ -1,6 +1,6 @@
 """The operator in plain torch, for any device and floating-point dtype: simple, and slow for many windows.
 
-It defines the kernels' results, and is used wherever they are not available.
+It defines the results of the kernels, and is used where no kernel is available.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from sppnet.ops.bins import Rule, clipped_edges, count_bins
 Reduce = Literal["max", "avg"]
 Grids = Sequence[tuple[int, int]]
 _CHUNK = 1 << 20
-"""Gradient elements per step, which bounds the temporary memory: several times their own."""
+"""Number of gradient elements per step; the temporary memory is several times their size."""
 
 
 def forward(
@@ -67,7 +67,7 @@ def backward(
     rule: Rule,
     reduce: Reduce,
 ) -> Tensor:
-    """Return the gradient (N, C, H, W) of the maps from that of the vectors."""
+    """Return the gradient of the maps (N, C, H, W), given the gradient of the vectors."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     total = torch.zeros(shape, dtype=torch.promote_types(grad.dtype, torch.float32), device=grad.device)
     windows = whole_map_windows(shape, grad.device) if windows is None else windows
@@ -155,7 +155,7 @@ def _adaptive(maps: Tensor, grid: tuple[int, int], reduce: Reduce) -> tuple[Tens
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Return whether memory is channels_last and not contiguous as well."""
+    """Return whether a tensor is channels_last and not also contiguous."""
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 

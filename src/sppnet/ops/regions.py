@@ -40,9 +40,9 @@ def region_pyramid_pool(
     the rule ``roi_pool`` and one level n the result equals ``torchvision.ops.roi_pool`` with n x n outputs, except
     where torchvision's float32 bin edges are inexact: for n = 7 and a window of 57 cells it reads one cell too many.
 
-    A box is bad if it is not finite, inverted or outside the image. The image's size is unknown here, so a box counts
-    as outside if all of it is beyond the outermost cells' centers by more than abs(offset) + 2 strides, more than
-    backbones leave uncovered at an image's borders. Boxes may extend beyond the image. Under ``roi_pool`` only
+    A box is bad if it is not finite, inverted or outside the image. The size of the image is unknown here, so a box
+    counts as outside if all of it is more than abs(offset) + 2 strides beyond the centers of the outermost cells;
+    backbones leave less uncovered at the image borders. Boxes may extend beyond the image. Under ``roi_pool`` only
     non-finite boxes are bad: every other box has cells.
 
     Memory, in addition to the result and a copy of the maps, is about 1 KB per box. If the result itself is too
@@ -109,7 +109,7 @@ def usable_boxes(
     sizes: Sizes | None = None,
     box_offsets: Int[Tensor, " _"] | None = None,
 ) -> Bool[Tensor, " k"]:
-    """Return which boxes are not bad: those with a row under ``on_bad="drop"``.
+    """Return which boxes are not bad, and therefore have a vector with ``on_bad="drop"``.
 
     Arguments and errors are those of :func:`region_pyramid_pool`.
 
@@ -167,13 +167,13 @@ def _pair(argument: str, value: float | tuple[float, float]) -> tuple[float, flo
 
 
 def _join(boxes: Boxes, box_offsets: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return all boxes (K, 4) and their images (K,), on the boxes' device: checking CPU boxes needs no GPU sync."""
+    """Return all boxes (K, 4) and their images (K,), on the boxes' device: CPU boxes are checked without a GPU sync."""
     images = x.shape[0]
     if isinstance(boxes, Tensor) and box_offsets is not None:
         _check_boxes("boxes", boxes)
         starts = _check_offsets(box_offsets, boxes, images).to(boxes.device, torch.long)
         rows = torch.arange(boxes.shape[0], device=boxes.device)
-        # Inside a graph offsets are not checked: clamp to existing images.
+        # Inside a graph offsets are not checked, so clamp them to existing images.
         return boxes, torch.searchsorted(starts[1:], rows, right=True).clamp(max=images - 1)
     if isinstance(boxes, Tensor) or not isinstance(boxes, Sequence) or len(boxes) != images:
         received = type(boxes).__name__ + (f" of length {len(boxes)}" if isinstance(boxes, list | tuple) else "")

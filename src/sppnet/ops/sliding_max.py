@@ -18,8 +18,8 @@ def sliding_max(x: Float[Tensor, "n c h w"], kernels: Sequence[int]) -> list[Flo
     """Return the maximum over the k x k window around each cell, for each k in `kernels`.
 
     Each result equals ``max_pool2d(x, k, stride=1, padding=k // 2)``: cells outside the map are ignored, and the size
-    of the map is kept. A window of k >= 2 * side - 1 covers the whole side from every cell, so that on maps with such
-    sides the result is the global maximum. A window that contains NaN gives NaN.
+    of the map is kept. A window of k >= 2 * side - 1 covers the whole side from every cell; if this holds for both
+    sides, the result is the global maximum. A window that contains NaN gives NaN.
 
     The implementation is the one of :data:`VARIANTS` that is fastest for `x`, see :func:`pick_variant`. All give the
     same values (the sign of a zero may differ), and the same gradients where a window has a unique maximum; which of
@@ -86,7 +86,7 @@ def pick_variant(x: Float[Tensor, "n c h w"]) -> str:
 
 
 def in_graph() -> bool:
-    """Return whether a graph for other sizes too is being built: compile, export or trace."""
+    """Return whether torch is building a graph (compile, export, trace), which other sizes may use."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
 
 

@@ -16,6 +16,8 @@ from sppnet.backbones.padded.ledger import PaddingError
 from sppnet.classify.model import Classifier
 from sppnet.classify.predict import probabilities
 from sppnet.data.images import to_tensor
+from sppnet.export.models import export_classifier
+from sppnet.export.verify import open_session
 
 Engine = Literal["eager", "compiled", "onnx"]
 Probabilities = Callable[[Sequence[Image.Image]], list[Float[Tensor, " classes"]]]
@@ -57,9 +59,6 @@ def onnx_probabilities(model: Classifier, threads: int) -> Probabilities:
         ModuleNotFoundError: the extra `export` is not installed.
         sppnet.export.models.ExportError: the model cannot be exported to ONNX.
     """
-    from sppnet.export.models import export_classifier
-    from sppnet.export.verify import open_session
-
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         export_classifier(model, file, sizes=_EXPORT_SIZES)

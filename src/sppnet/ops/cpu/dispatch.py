@@ -170,7 +170,7 @@ def _gradient_tables(
 
 @lru_cache(maxsize=256)
 def _plan(grids: tuple[tuple[int, int], ...], rule: Rule, reduce: Reduce) -> Table:
-    """Build the plan of `kernels.py`, fine to coarse; maxima derive from the coarsest level nested in theirs."""
+    """Build the plan of `kernels.py`, fine to coarse; maxima come from the coarsest level whose bins nest in theirs."""
     nested = rule == "adaptive" and reduce == "max"
     bins = [rows * columns for rows, columns in grids]
     edge = np.cumsum([0, *(rows + columns for rows, columns in grids)])

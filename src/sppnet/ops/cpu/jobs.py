@@ -24,7 +24,7 @@ from sppnet.ops.cpu.steps import VECTOR
 
 Table = npt.NDArray[np.int64]
 _SERIAL = 1 << 16
-"""Number of values below which a second thread does not pay off."""
+"""Number of values below which a job uses one thread."""
 _forked = False
 _compiled_functions: list[Any] = []  # keeps their machine code alive
 

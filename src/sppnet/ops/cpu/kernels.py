@@ -122,7 +122,7 @@ def pool_cells(
     """Pool windows of maps whose channels are innermost in memory.
 
     channels_last maps (C >= 64): a unit is a block of up to `max_groups` groups of 64 channels, for long contiguous
-    reads, and the block index varies fastest. `max_groups` 0: packed maps, whose groups are separate and padded to 64
+    reads, and the block index varies fastest. If `max_groups` is 0, maps are packed in separate groups, padded to 64
     channels; a unit is one group, and the window index varies fastest.
     """
     groups, windows = (channels + 63) // 64, len(images)

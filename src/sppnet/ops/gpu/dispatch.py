@@ -1,6 +1,6 @@
 """Dispatch of the pooling operator to the Triton kernels.
 
-Forward and backward are one kernel launch each. Triton is imported with the first map on a GPU.
+Forward and backward are one kernel launch each. Triton is imported when the first map on a GPU is pooled.
 """
 
 import functools
@@ -52,7 +52,7 @@ def forward(
     contiguous nor channels_last are copied.
     """
     if rule != "adaptive":
-        # For the other rules each bin is pooled as a window with a single bin.
+        # With the other rules, each bin is pooled as a window with a single bin.
         bins = _bins(windows, x.shape, grids, rule, x.device)
         values, cells = forward(x, bins, ((1, 1),), "adaptive", reduce, save)
         return _join(values, grids), _join(cells, grids) if cells.ndim == 2 else cells
@@ -98,7 +98,7 @@ def backward(
     rule: Rule,
     reduce: Reduce,
 ) -> Tensor:
-    """Compute the gradient of the maps like :func:`sppnet.ops.reference.backward`; deterministic."""
+    """Compute the gradient of the maps deterministically, like :func:`sppnet.ops.reference.backward`."""
     if reduce == "avg" and rule != "adaptive":
         windows = _bins(windows, shape, grids, rule, grad.device)
         return backward(_split(grad, grids), cells, windows, shape, channels_last, ((1, 1),), "adaptive", reduce)

@@ -13,7 +13,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-# Cell of a bin without a value so far: loses every tie.
+# Cell of a bin that has no value yet; it loses every tie.
 NOWHERE = tl.constexpr(2**31 - 1)
 
 
@@ -34,7 +34,7 @@ def _better(a, a_cell, b, b_cell):
 @triton.jit
 @no_type_check
 def _best(value, cell, axis: tl.constexpr, SAVE: tl.constexpr):
-    """Return the maximum along an axis, and its cell with SAVE."""
+    """Return the maximum along an axis and, if SAVE is set, its cell."""
     if SAVE:
         value, cell = tl.reduce((value, cell), axis, _better)
     else:
