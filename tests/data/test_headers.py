@@ -34,7 +34,7 @@ before = peak()
 for path in bombs:
     image_size(path)
     with open_image(path) as image:
-        exif_turn(image)
+        exif_transpose(image)
     for source in (path, open(path, "rb").read()):
         try:
             load_image(source)

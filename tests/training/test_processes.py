@@ -103,7 +103,7 @@ network = nn.Sequential(
 ).double()
 x, weights = torch.randn(5, 3, 9, 8).double(), torch.randn(5, 5, 5, 4).double()
 part = slice(None) if world == 1 else slice(0, 2) if rank == 0 else slice(2, 5)
-with SharedBatchNorm():
+with SyncBatchNormMode():
     y = network(x[part])
 (y * weights[part]).sum().backward()
 for parameter in network.parameters():
