@@ -79,8 +79,10 @@ def test_resuming_a_finished_training_changes_nothing(data: Path, uninterrupted:
 @pytest.mark.parametrize("head", ["svm", "linear"])
 def test_frozen_backbone_keeps_its_weights_and_reuses_vectors(head: str, data: Path, tmp_path: Path) -> None:
     options = TrainOptions(freeze_backbone=True, head=head, levels=(2, 1), epochs=15, cache=str(tmp_path / "cache"))  # type: ignore[arg-type]
+    random_state = torch.get_rng_state()
     training = train_classifier(data, tmp_path / "run", options)
     assert training.scores["training images"].top1 > 0.9
+    assert torch.equal(torch.get_rng_state(), random_state)
     model = load_classifier(tmp_path / "run")
     embedded = sppnet.imagenet_classifier().backbone.state_dict()
     assert all(torch.equal(tensor, embedded[name]) for name, tensor in model.backbone.state_dict().items())
