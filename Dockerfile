@@ -7,7 +7,8 @@
 # For a GPU: --build-arg PACKAGES="gcc libc6-dev", and `docker run --gpus all`.
 
 FROM python:3.12-slim AS build
-# Extras of pyproject.toml, separated by commas; detectors with selective search also need `detect`.
+# Extras of pyproject.toml, separated by commas. Detectors with selective search also need `detect`, and `--runtime onnx`
+# needs `export`.
 ARG EXTRAS=serve
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /source
@@ -15,12 +16,12 @@ WORKDIR /source
 ARG PIP_INDEX_URL
 RUN python -m venv /opt/sppnet \
     && /opt/sppnet/bin/pip install torch torchvision
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY src src
 RUN env -u PIP_INDEX_URL /opt/sppnet/bin/pip install ".[$EXTRAS]"
 
 FROM python:3.12-slim
-# For a GPU, whose kernels are compiled at first use: gcc libc6-dev; for --engine compiled: g++.
+# For a GPU, whose kernels are compiled at first use: gcc libc6-dev; for --runtime compiled: g++.
 ARG PACKAGES=
 RUN [ -z "$PACKAGES" ] || { apt-get update && apt-get install -y --no-install-recommends $PACKAGES \
     && rm -rf /var/lib/apt/lists/*; }

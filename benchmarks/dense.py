@@ -24,7 +24,8 @@ from torchvision.models.segmentation import deeplabv3
 
 from sppnet.layers.aspp import ASPP
 from sppnet.ops.sliding_max import VARIANTS, pick_variant, sliding_max
-from sppnet.segment.model import SegmenterConfig, create_segmenter
+from sppnet.segment.model import create_segmenter
+from sppnet.segment.network import SegmenterConfig
 from sppnet.tools.bench import environment, measure
 
 KERNELS = (5, 9, 13)

@@ -28,7 +28,7 @@ from sppnet.backbones.backbone import create_backbone
 from sppnet.classify.batches import ImageBatches, Padded
 from sppnet.classify.model import Classifier
 from sppnet.classify.network import ClassifierConfig
-from sppnet.classify.options import TrainOptions
+from sppnet.classify.options import ClassifyOptions
 from sppnet.data.batching import BatchImage, epoch_batches, padding_fraction, share
 from sppnet.data.formats.class_folders import read_classification
 from sppnet.data.listing import list_images
@@ -184,7 +184,7 @@ def show_throughput(data: Path, batch: int, rounds: int) -> None:
     model.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-5)
     fabric = Fabric(accelerator="cpu", devices=1)
-    fixed, budget = TrainOptions(sizes="224", batch=batch), max(batch * 224 * 224, 1_000_000)
+    fixed, budget = ClassifyOptions(sizes="224", batch=batch), max(batch * 224 * 224, 1_000_000)
     native = replace(fixed, sizes="native")
     kinds = {"224 x 224": fixed, "native": native, "native, equal pixels": replace(native, batch_pixels=budget)}
     speeds: dict[str, list[float]] = {name: [] for name in kinds}

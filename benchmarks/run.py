@@ -17,11 +17,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sppnet.console import track
 from sppnet.devices import pick_device
-from sppnet.io.files import write_json, write_text
+from sppnet.io.files import write_json
+from sppnet.io.remote import write_text
+from sppnet.progress import track
 from sppnet.tools.bench import FASTER, Comparison, Timing, compare, environment, legend
-from sppnet.tools.peers import Case, Dtype, Layout
+from sppnet.tools.cases import Case, Dtype, Layout
 
 ROOT = Path(__file__).resolve().parent
 PYRAMIDS = [

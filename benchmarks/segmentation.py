@@ -7,16 +7,16 @@ table. Run the same command again to continue after an interruption; finished tr
 """
 
 import argparse
-import dataclasses
 import json
 import statistics
 from pathlib import Path
 
 from rich.table import Table
 
-from sppnet.console import console, results
+from sppnet.cli.console import console, results
 from sppnet.io.files import write_json
-from sppnet.segment.model import create_segmenter
+from sppnet.registry import load
+from sppnet.segment.evaluate import evaluate_segmenter
 from sppnet.segment.options import SegmentOptions
 from sppnet.segment.train import train_segmenter
 
@@ -47,10 +47,9 @@ def score(arguments: argparse.Namespace, options: SegmentOptions) -> dict:
     training = train_segmenter(arguments.data, run, options, resume=True)
     if not training.finished:
         raise SystemExit("interrupted; run the same command again to continue")
-    if training.scores is None:
-        raise SystemExit(f"data: expected a validation split in {arguments.data}, got none")
-    content = dataclasses.asdict(training.scores)
-    parameters = create_segmenter(options.config(tuple(content["per_class"])), None).head.parameters()
+    model = load(run)
+    content = evaluate_segmenter(model, arguments.data, split="val").to_dict()
+    parameters = model.head.parameters()
     content["head_parameters"] = sum(parameter.numel() for parameter in parameters)
     content["seconds"] = training.seconds
     write_json(content, file)

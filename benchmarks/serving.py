@@ -1,7 +1,7 @@
 """Put `sppnet serve` under load with photographs of many sizes, and compare it with serving one request at a time.
 
     python benchmarks/serving.py imagenet --seconds 120 --clients 32 --sizes 200
-    python benchmarks/serving.py imagenet --what ratio --engine onnx
+    python benchmarks/serving.py imagenet --what ratio --runtime onnx
 
 Servers and clients share the cores of this machine. Unknown options are passed to the server.
 """

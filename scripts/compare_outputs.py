@@ -9,6 +9,7 @@ Run it before and after a refactoring, on the same machine::
 DATA holds ``imagenet`` (photographs), ``caltech101`` (``train`` and ``val`` folders of class folders), ``bccd`` (VOC
 layout) and ``camvid`` (``train``, ``trainannot``, ``val``, ``valannot``). Everything runs with one thread. A record
 holds the JSON that each command prints and the SHA-256 of each array; ``compare`` exits with 1 if anything differs.
+It first converts results that have the keys of an earlier version, see `CHANGED_KEYS`.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -172,9 +174,43 @@ def record(data: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         contents = {name: function(data) for name, function in RECORDS.items()}
-        os.chdir(data)
+        os.chdir(data)  # the folder cannot be removed on Windows while it is the current one
     contents["machine"] = f"{platform.machine()}, torch {torch.__version__}"
     return contents
+
+
+def list_scores(top: list[Any]) -> list[Any]:
+    """Convert (label, score) pairs."""
+    return [entry if isinstance(entry, dict) else dict(zip(("label", "score"), entry, strict=True)) for entry in top]
+
+
+def list_shares(classes: Any) -> Any:
+    """Convert a mapping from labels to shares."""
+    if isinstance(classes, list):
+        return classes
+    pairs = sorted(classes.items(), key=lambda pair: -pair[1])
+    return [{"label": label, "share": share} for label, share in pairs]
+
+
+# Keys of results that had other values in earlier versions, with the conversion; None: removed.
+CHANGED_KEYS: dict[str, Callable[[Any], Any] | None] = {
+    "top": list_scores,
+    "classes": list_shares,
+    "tiles": None,
+    "files": None,
+}
+
+
+def with_current_keys(content: Any) -> Any:
+    """Convert the results of images in a record to the keys of this version, without changing values."""
+    if isinstance(content, list):
+        return [with_current_keys(part) for part in content]
+    if not isinstance(content, dict):
+        return content
+    if "source" not in content:
+        return {key: with_current_keys(value) for key, value in content.items()}
+    converters = {key: CHANGED_KEYS.get(key, lambda value: value) for key in content}
+    return {key: convert(content[key]) for key, convert in converters.items() if convert is not None}
 
 
 def differences(before: Any, after: Any, path: str = "") -> list[str]:
@@ -209,7 +245,8 @@ def main() -> int:
         out = arguments.out.resolve()
         out.write_text(json.dumps(record(arguments.data.resolve()), indent=1) + "\n")
         return 0
-    lines = differences(*(json.loads(file.read_text()) for file in (arguments.before, arguments.after)))
+    records = (with_current_keys(json.loads(file.read_text())) for file in (arguments.before, arguments.after))
+    lines = differences(*records)
     sys.stdout.writelines(f"{line}\n" for line in [*lines, f"{len(lines)} differences"])
     return 1 if lines else 0
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from sppnet.ops import reference
-from sppnet.ops.bins import Rule
 from sppnet.ops.gpu import dispatch as gpu
-from sppnet.ops.reference import Grids, Reduce
+from sppnet.ops.levels import Reduce, Rule
+from sppnet.ops.reference import Grids
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PYRAMID = ((4, 4), (3, 2), (2, 2), (1, 1))

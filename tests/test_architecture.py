@@ -1,6 +1,9 @@
 """Structure of the package: layered imports and module sizes."""
 
 import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,8 @@ import sppnet
 SOURCE = Path(sppnet.__file__).parent
 # A package may import packages of earlier lines and its own modules. docs/architecture.md lists the same order.
 TIERS = (
-    ("errors", "console", "devices"),
+    ("errors",),
+    ("progress", "devices"),
     ("io",),
     ("ops",),
     ("layers",),
@@ -108,5 +112,41 @@ def test_every_public_name_is_imported_from_its_module() -> None:
     }
     assert typed == sppnet._MODULES
     assert sorted(typed) == sorted(sppnet.__all__)
-    for name in sppnet.__all__:
-        assert getattr(sppnet, name).__module__.startswith("sppnet.") or name in ("Detections",)
+    assert dir(sppnet) == sorted({*vars(sppnet), *sppnet.__all__})
+
+
+# Each name is resolved in a process of its own, which must not depend on modules that other names import.
+_RESOLVE = """
+import os, sys
+import sppnet
+
+assert "torch" not in sys.modules
+import timm, torch, torchvision  # imported once, because it takes seconds
+
+def resolves(name):
+    if not (child := os.fork()):
+        try:
+            getattr(sppnet, name)
+            os._exit(0)
+        except BaseException as error:
+            print(f"{name}: {error}", flush=True)
+        finally:
+            os._exit(1)
+    return os.waitpid(child, 0)[1] == 0
+
+modules = {module: name for name, module in sppnet._MODULES.items()}
+assert all([resolves(name) for name in modules.values()])
+sys.modules["PIL"] = None
+assert not resolves("RegionEncoder")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks processes")
+def test_public_names_resolve_in_any_order_and_name_missing_extras() -> None:
+    completed = subprocess.run([sys.executable, "-c", _RESOLVE], capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    expected = (
+        "RegionEncoder: the names of sppnet.features.encoder need the package PIL, which is not installed; install"
+    )
+    assert completed.stdout.startswith(expected)
+    assert "'models'" in completed.stdout

@@ -1,6 +1,6 @@
 """Capabilities of each operator by dtype and layout: every cell of the tables in docs/capabilities.md is a check.
 
-``python tests/test_capabilities.py`` rewrites the tables of the devices of this machine.
+``python -m tests.test_capabilities`` rewrites the tables of the devices of this machine.
 """
 
 import re
@@ -239,7 +239,7 @@ def written(device: str) -> dict[tuple[str, ...], dict[str, str]]:
     text = PAGE.read_text().partition(f"## {device}\n")[2].partition("\n## ")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     if not rows:
-        pytest.skip(f"docs/capabilities.md has no table for {device} yet: python tests/test_capabilities.py writes it")
+        pytest.skip(f"docs/capabilities.md has no table for {device} yet: python -m tests.test_capabilities writes it")
     head, _, *body = rows
     return {tuple(row[:3]): dict(zip(head[3:], row[3:], strict=True)) for row in body}
 

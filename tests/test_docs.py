@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import sppnet
-from sppnet.cli import main
+from sppnet.cli import main, vocabulary
 from sppnet.serving.limits import CODES
 from tests.helpers.detection_data import write_voc
 from tests.helpers.docs_blocks import (
@@ -38,7 +38,7 @@ DOCS = ROOT / "docs"
 PAGES = {
     str(path.relative_to(ROOT)): path for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")]
 }
-COMMANDS = [name.split() for name in main._parsers()[1]]
+COMMANDS = [name.split() for name in vocabulary.COMMANDS]
 
 
 @pytest.fixture(scope="session")
@@ -129,7 +129,7 @@ def _run_page(name: str, runner: Runner, skipped: set[str]) -> None:
 
 
 def test_blocks_have_supported_languages() -> None:
-    """Commands, Python, text and directives; JSON and CSV only as files or, for JSON, after a command."""
+    """Commands, Python, YAML, text and directives; JSON and CSV only as files or, for JSON, after a command."""
     for name, path in PAGES.items():
         previous = ""
         for block in read_blocks(path.read_text()):
@@ -140,7 +140,7 @@ def test_blocks_have_supported_languages() -> None:
                 assert block.follows, f"{where} is not in FILES and does not follow a command"
                 assert previous in SHELL, f"{where} is not in FILES and does not follow a command"
             elif not re.fullmatch(r"\{[a-z-]+\}", block.language):
-                assert block.language in (*SHELL, "python", "text"), where
+                assert block.language in (*SHELL, "python", "yaml", "text"), where
             previous = block.language
 
 
@@ -156,10 +156,20 @@ def test_tables_of_exceptions_are_up_to_date() -> None:
 
 
 def test_commands_that_are_not_run_parse() -> None:
-    parser, _ = main._parsers()
     for _, command in NOT_RUN:
         if command.startswith("sppnet "):
-            parser.parse_args(shlex.split(command)[1:])
+            name, arguments = main._find_command(shlex.split(command)[1:])
+            parser, _ = main.load_command(name)
+            parser.parse_args(arguments)
+
+
+def test_yaml_blocks_are_valid_options(tmp_path: Path) -> None:
+    parser, _ = main.load_command("train classify")
+    blocks = [block for path in PAGES.values() for block in read_blocks(path.read_text()) if block.language == "yaml"]
+    assert blocks
+    for block in blocks:
+        (tmp_path / "options.yaml").write_text(block.text)
+        parser.parse_args(["DATA", "--out", "RUN", "--config", str(tmp_path / "options.yaml")])
 
 
 def test_server_page_lists_every_error_code_with_its_status() -> None:

@@ -1,6 +1,5 @@
 """Images of examples/ends: the class is visible at the ends of an image only."""
 
-import importlib.util
 import math
 from pathlib import Path
 from types import ModuleType
@@ -9,18 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.scripts import load_script
+
 SEEDS = [f"image {number}" for number in range(60)]
 
 
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
-    path = Path(__file__).parent.parent / "examples" / "ends" / "run.py"
-    spec = importlib.util.spec_from_file_location("ends_example", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("examples/ends/run.py")
 
 
 def center(image: Image.Image) -> Image.Image:

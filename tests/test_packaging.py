@@ -1,5 +1,6 @@
-"""Wheel, sdist, metadata, extras, container, and commands of installations without extras."""
+"""Wheel, sdist, metadata, extras, container, and installations without some extras."""
 
+import ast
 import importlib.metadata
 import json
 import os
@@ -7,24 +8,24 @@ import re
 import subprocess
 import sys
 import tarfile
-import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import sppnet
+from sppnet import errors
 from sppnet.cli.serve import serve_parser
+from sppnet.cli.vocabulary import COMMANDS
 from sppnet.tools import environment
 from tests.helpers.detection_data import write_voc
 from tests.helpers.images import write_classes
+from tests.helpers.installation import EXTRAS, PROJECT, ROOT, distributions, requirements, run_with_extras
 
-ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "sppnet"
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = PROJECT["optional-dependencies"]
 NOT_FOR_USERS = {"all", "dev", "docs"}
 SHIPPED = {".py", ".typed", ".html", ".css", ".js", ".svg"}
 
@@ -66,7 +67,8 @@ def test_wheel_contains_exactly_the_package(wheel: Path) -> None:
     files = {path for path in files if "__pycache__" not in path.parts}
     assert {path.suffix for path in files} <= SHIPPED
     info = f"sppnet-{sppnet.__version__}.dist-info"
-    info_files = {f"{info}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")}
+    texts = ("licenses/LICENSE", "licenses/NOTICE")
+    info_files = {f"{info}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", *texts)}
     assert set(contents(wheel)) == {path.as_posix() for path in files} | info_files
     for name in ("py.typed", "serving/page/index.html"):
         assert f"sppnet/{name}" in contents(wheel)
@@ -90,7 +92,10 @@ def test_sdist_and_checkout_build_the_same_wheel(built: Path, wheel: Path) -> No
     assert contents(wheel) == contents(built / "direct" / wheel.name)
     with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
-    assert {"README.md", "LICENSE", "CHANGELOG.md", "pyproject.toml", "tests/conftest.py"} <= names
+    texts = {
+        path.name for path in ROOT.iterdir() if path.suffix in (".md", ".cff") or path.name in ("LICENSE", "NOTICE")
+    }
+    assert texts | {"pyproject.toml", "tests/conftest.py", ".ci/run", ".pre-commit-config.yaml", "Dockerfile"} <= names
     assert not [name for name in names if "__pycache__" in name or name.endswith((".nbi", ".nbc", ".png", ".pth"))]
 
 
@@ -100,20 +105,78 @@ def test_metadata_is_complete_and_passes_twine(built: Path, metadata: importlib.
     fields = metadata.metadata
     assert (fields["Name"], fields["Version"]) == ("sppnet", sppnet.__version__)
     assert fields["License-Expression"] == "Apache-2.0"
-    assert fields["Requires-Python"] == ">=3.11"
+    assert (fields["Requires-Python"], fields["Author"]) == (">=3.11", "The sppnet developers")
+    assert "version" not in PROJECT  # it is in src/sppnet/__init__.py only
     assert set(fields.get_all("Provides-Extra") or ()) == set(EXTRAS)
     (command,) = metadata.entry_points
     assert (command.group, command.name, command.value) == ("console_scripts", "sppnet", "sppnet.cli.main:main")
 
 
-def names_of(lines: list[str]) -> set[str]:
-    return {canonicalize_name(Requirement(line).name) for line in lines}
-
-
-def test_extra_all_includes_every_extra() -> None:
+def test_extras_include_what_their_names_promise() -> None:
+    users = set(EXTRAS) - NOT_FOR_USERS
     (line,) = EXTRAS["all"]
-    assert Requirement(line).extras == set(EXTRAS) - NOT_FOR_USERS
+    assert Requirement(line).extras | {"models"} == users
     assert Requirement(EXTRAS["dev"][0]).extras >= {"all"}
+    assert names("models") - names() == {canonicalize_name(Requirement(line).name) for line in EXTRAS["models"]}
+    for extra in users:  # every command needs the models
+        assert names(extra) >= names("models"), extra
+
+
+def names(*extras: str) -> set[str]:
+    return {canonicalize_name(requirement.name) for requirement in requirements(*extras)}
+
+
+def imported_packages(path: Path) -> set[str]:
+    """Return the top-level packages that a module imports, also by name through importlib or `import_optional`."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        match node:
+            case ast.Import(names=aliases):
+                found |= {alias.name for alias in aliases}
+            case ast.ImportFrom(module=str(module)):
+                found.add(module)
+            case ast.Call(
+                func=ast.Name(id=function) | ast.Attribute(attr=function), args=[ast.Constant(value=str(name)), *_]
+            ) if function in ("import_optional", "import_module", "find_spec"):
+                found.add(name)
+    return {name.partition(".")[0] for name in found} - sys.stdlib_module_names - {"sppnet"}
+
+
+def test_every_import_is_in_the_base_or_in_its_extra() -> None:
+    imported = set().union(*(imported_packages(path) for path in SOURCE.rglob("*.py")))
+    owners = importlib.metadata.packages_distributions()
+    base = distributions()
+    optional = {name for name in imported if not base.intersection(map(canonicalize_name, owners[name]))}
+    assert optional - errors.EXTRAS.keys() == set()
+    for package, extra in errors.EXTRAS.items():
+        listed = {canonicalize_name(Requirement(line).name) for line in EXTRAS[extra]}
+        assert listed.intersection(map(canonicalize_name, owners[package])), (package, extra)
+
+
+def test_installation_page_has_a_row_for_each_extra() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "install.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(rows) == sorted(EXTRAS.keys() - {"dev", "docs"})
+
+
+def test_notice_names_the_version_of_the_embedded_weights() -> None:
+    (weights,) = (requirement for requirement in requirements("models") if requirement.name.startswith("efficientnet"))
+    assert f"{weights.name} {str(weights.specifier).removeprefix('==')}" in (ROOT / "NOTICE").read_text(
+        encoding="utf-8"
+    )
+
+
+def test_citation_has_the_authors_and_the_paper() -> None:
+    content = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (content["cff-version"], content["type"], content["license"]) == ("1.2.0", "software", PROJECT["license"])
+    assert content["authors"] == PROJECT["authors"]
+    assert "10.1109/TPAMI.2015.2389824" in [reference["doi"] for reference in content["references"]]
+
+
+def test_pre_commit_runs_the_checks_of_ci() -> None:
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    checks = re.findall(r"^\.venv/bin/(.*)$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
+    assert [hook["entry"] for hook in repository["hooks"]] == checks
+    assert all(hook["language"] == "system" and not hook["pass_filenames"] for hook in repository["hooks"])
 
 
 def test_doctor_lists_every_package_of_every_extra(metadata: importlib.metadata.Distribution) -> None:
@@ -121,33 +184,65 @@ def test_doctor_lists_every_package_of_every_extra(metadata: importlib.metadata.
         extra: {canonicalize_name(package.name) for package in packages}
         for extra, packages in environment.packages(metadata).items()
     }
-    expected = {extra: names_of(lines) for extra, lines in EXTRAS.items() if extra not in NOT_FOR_USERS}
-    assert listed == {"": names_of(PROJECT["dependencies"]), **expected}
+    expected = {extra: names(extra) - names() for extra in EXTRAS if extra not in NOT_FOR_USERS}
+    assert listed == {"": names(), **expected}
 
 
-# Hides the packages of all extras. The last three are dependencies of such packages.
-WITHOUT_EXTRAS = """
-import importlib.util, json, os, sys
+LAYERS = """
+import json, torch, sppnet
 
-ABSENT = {
-    "sklearn", "skimage", "cv2", "faster_coco_eval", "matplotlib", "pyarrow", "tensorboard", "onnx", "onnxruntime",
-    "onnxscript", "fastapi", "multipart", "python_multipart", "prometheus_client", "uvicorn", "ray",
-    "onnx_ir", "starlette", "pydantic",
+x = torch.randn(2, 32, 37, 50, requires_grad=True)
+boxes = [torch.tensor([[0.0, 0.0, 300.0, 400.0]]), torch.tensor([[16.0, 32.0, 200.0, 90.0]])]
+functions = [
+    sppnet.SpatialPyramidPool((3, 2, 1)),
+    lambda x: sppnet.RegionPyramidPool((2, 1))(x, boxes),
+    sppnet.ASPP(32, 8),
+    sppnet.PyramidPoolingModule(32),
+    sppnet.SPP(32, 16),
+    sppnet.SPPF(32, 16),
+    lambda x: sppnet.pyramid_pool(x, (2, 1)),
+    lambda x: sppnet.region_pyramid_pool(x, boxes),
+]
+for function in functions:
+    (gradient,) = torch.autograd.grad(function(x).square().sum(), x)
+    assert gradient.isfinite().all() and gradient.any(), function
+problems = {}
+for name in sppnet.__all__:
+    try:
+        getattr(sppnet, name)
+    except ModuleNotFoundError as error:
+        problems[name] = str(error)
+print(json.dumps(problems))
+"""
+LAYER_NAMES = {
+    "ASPP",
+    "PyramidPoolingModule",
+    "RegionPyramidPool",
+    "SPP",
+    "SPPF",
+    "SpatialPyramidPool",
+    "pyramid_pool",
+    "region_pyramid_pool",
 }
 
-class HideAbsent:
-    def __init__(self, finder):
-        self.finder = finder
-    def find_spec(self, name, *rest):
-        return None if name.partition(".")[0] in ABSENT else self.finder.find_spec(name, *rest)
-    def __getattr__(self, name):
-        return getattr(self.finder, name)
 
-sys.meta_path = [HideAbsent(finder) for finder in sys.meta_path]
-from sppnet.tools import selftest
+def test_layers_work_without_extras_and_other_names_name_theirs() -> None:
+    done = run_with_extras((), LAYERS)
+    assert done.returncode == 0, done.stderr
+    problems = json.loads(done.stdout)
+    assert problems.keys().isdisjoint(LAYER_NAMES)
+    assert problems.keys() >= {"Classifier", "Detector", "RegionEncoder", "Segmenter", "create_backbone", "load"}
+    for name, message in problems.items():
+        assert re.fullmatch(r".* need the package \w+, .* pip install \"\.\[models\]\"", message), name
+
+
+RUN_COMMANDS = """
 from sppnet.cli.main import run
-selftest.SIZES = ((1, 1), (7, 5))
+
 for arguments in json.loads(sys.argv[1]):
+    if arguments == ["doctor"]:
+        from sppnet.tools import selftest
+        selftest.SIZES = ((1, 1), (7, 5))
     try:
         code = run(arguments)
     except SystemExit as end:
@@ -157,27 +252,30 @@ for arguments in json.loads(sys.argv[1]):
 """
 
 
-def without_extras(*commands: list[str]) -> list[tuple[int, str, str]]:
+def run_commands(extras: tuple[str, ...], *commands: list[str]) -> list[tuple[int, str, str]]:
     """Return the exit code, standard output and standard error of each command."""
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_EXTRAS, json.dumps(commands)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "CXX": "/no/such/compiler", "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-    )
-    outs, errors = done.stdout.split("\nEND "), done.stderr.split("\nEND ")
-    assert len(outs) == len(errors) == len(commands) + 1, done.stderr
+    done = run_with_extras(extras, RUN_COMMANDS, json.dumps(commands))
+    outs, streams = done.stdout.split("\nEND "), done.stderr.split("\nEND ")
+    assert len(outs) == len(streams) == len(commands) + 1, done.stderr
     codes = [int(part.partition("\n")[0]) for part in outs[1:]]
-    texts = [[parts[0], *(part.partition("\n")[2] for part in parts[1:])] for parts in (outs, errors)]
+    texts = [[parts[0], *(part.partition("\n")[2] for part in parts[1:])] for parts in (outs, streams)]
     return list(zip(codes, *texts, strict=False))
 
 
-def test_base_commands_work_without_extras(tmp_path: Path) -> None:
+def test_commands_without_extras_say_what_to_install() -> None:
+    helped, version, *outcomes = run_commands(
+        (), ["--help"], ["--version"], *([*name.split(), "x"] for name in COMMANDS)
+    )
+    assert (helped[0], version[1].strip()) == (0, f"sppnet {sppnet.__version__}")
+    for code, out, error in outcomes:
+        assert (code, out.strip()) == (1, "")
+        assert re.fullmatch(r"sppnet: commands need the package \w+, .* pip install \"\.\[models\]\"", error.strip())
+
+
+def test_doctor_and_prediction_need_only_the_models(tmp_path: Path) -> None:
     image = next(write_classes(tmp_path, 1).rglob("*.png"))
-    helped, diagnosed, predicted = without_extras(["--help"], ["doctor"], ["predict", "imagenet", str(image), "--json"])
-    assert helped[0] == diagnosed[0] == predicted[0] == 0
-    assert "serve" in helped[1]
+    diagnosed, predicted = run_commands(("models",), ["doctor"], ["predict", "imagenet", str(image), "--json"])
+    assert (diagnosed[0], predicted[0]) == (0, 0), diagnosed[2] + predicted[2]
     assert "not installed: onnx, onnxscript, onnxruntime" in diagnosed[1]
     assert "all checks passed" in diagnosed[1]
     assert json.loads(predicted[1])["label"]
@@ -192,46 +290,34 @@ def test_missing_extras_are_named_with_the_install_command(tmp_path: Path) -> No
     out, run = ["--out", str(tmp_path / "out")], ["--out", str(tmp_path / "run")]
     network = ["--backbone", "test_resnet", "--weights", "none"]
     features = ["features", image, "--boxes", str(boxes), *network, *out]
-    detect = ["train", "detect", str(objects), *network, "--finetune", "false", *run]
-    needs = [
-        ("serve", ["serve", "imagenet"]),
-        ("export", ["export", "imagenet", "--out", str(tmp_path / "new.onnx")]),
-        ("export", ["verify", str(tmp_path / "model.onnx"), "imagenet"]),
-        ("ray", ["predict", "imagenet", image, "--engine", "ray", *out]),
-        ("features", [*features, "--format", "parquet"]),
-        ("log", ["train", "classify", str(classes), "--tensorboard", "--epochs", "1", *out]),
-        ("svm", ["train", "classify", str(classes), "--freeze-backbone", *run]),
-        ("detect", detect),
-        ("demo", ["demo", *out]),
-    ]
-    outcomes = without_extras(*(arguments for _, arguments in needs))
-    for (extra, arguments), (code, _, error) in zip(needs, outcomes, strict=True):
-        assert code in (1, 2), arguments
-        assert f'pip install "sppnet[{extra}]"' in " ".join(error.split()), arguments
-        assert "Traceback" not in error
-    assert not (tmp_path / "run").exists()  # trainings fail before they start
-
-
-def closure(lines: list[str]) -> set[str]:
-    """Return the names of the installed distributions that the requirements need, directly or indirectly."""
-    pending, done = [(Requirement(line), frozenset({""})) for line in lines], set()
-    while pending:
-        requirement, requested = pending.pop()
-        name, extras = canonicalize_name(requirement.name), frozenset({"", *requirement.extras})
-        if requirement.marker and not any(requirement.marker.evaluate({"extra": extra}) for extra in requested):
-            continue
-        if (name, extras) not in done:
-            done.add((name, extras))
-            pending += [(Requirement(line), extras) for line in importlib.metadata.requires(name) or ()]
-    return {name for name, _ in done}
+    detect = ["train", "detect", str(objects), *network, "--finetune", "false", *out]
+    needs = {
+        ("models",): [
+            ("serve", ["serve", "imagenet"]),
+            ("export", ["export", "imagenet", "--out", str(tmp_path / "new.onnx")]),
+            ("export", ["verify", str(tmp_path / "model.onnx"), "imagenet"]),
+            ("ray", ["predict", "imagenet", image, "--engine", "ray", *out]),
+            ("features", [*features, "--storage", "parquet"]),
+            ("train", ["train", "classify", str(classes), "--epochs", "1", *network, *run]),
+            ("train", ["train", "classify", str(classes), "--freeze-backbone", *network, *run]),
+            ("demo", ["demo", *out]),
+        ],
+        ("train",): [("detect", detect)],
+    }
+    for extras, commands in needs.items():
+        outcomes = run_commands(extras, *(arguments for _, arguments in commands))
+        for (extra, arguments), (code, _, error) in zip(commands, outcomes, strict=True):
+            assert code in (1, 2), (arguments, error)
+            assert f'pip install ".[{extra}]"' in " ".join(error.split()), (arguments, error)
+            assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()  # the trainings of classifiers fail before they start
 
 
 def installation(wheel: Path, folder: Path, extras: tuple[str, ...]) -> Path:
     """Create an environment with the wheel and links to its requirements; return the `bin` folder."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     (packages,) = folder.glob("lib/python*/site-packages")
-    lines = [*PROJECT["dependencies"], *(line for extra in extras for line in EXTRAS[extra])]
-    for name in closure(lines):
+    for name in distributions(*extras):
         distribution = importlib.metadata.distribution(name)
         for top in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
             if not (packages / top).exists():
@@ -249,13 +335,13 @@ def run_program(program: Path, *arguments: str) -> subprocess.CompletedProcess[s
 @pytest.mark.slow
 def test_installed_wheel_works(wheel: Path, tmp_path: Path) -> None:
     image = next(write_classes(tmp_path / "images", 1).rglob("*.png"))
-    program = installation(wheel, tmp_path / "base", ()) / "sppnet"
+    program = installation(wheel, tmp_path / "models", ("models",)) / "sppnet"
     assert run_program(program, "--version").stdout == f"sppnet {sppnet.__version__}\n"
     doctor = run_program(program, "doctor", "--json")
     content = json.loads(doctor.stdout)
     assert (doctor.returncode, content["ok"]) == (0, True)
-    assert all(package["usable"] for package in content["packages"]["base"])
-    assert not any(package["usable"] for package in content["packages"]["serve"])
+    assert all(package["usable"] for extra in ("base", "models") for package in content["packages"][extra])
+    assert not all(package["usable"] for package in content["packages"]["serve"])
     predicted = run_program(program, "predict", "imagenet", str(image), "--json")
     assert (predicted.returncode, predicted.stderr.count("Error")) == (0, 0), predicted.stderr
     assert json.loads(predicted.stdout)["label"]

@@ -8,11 +8,21 @@ from typing import Any
 import pytest
 import torch
 
-from sppnet import Classifier, ClassifierConfig, Detector, DetectorConfig, create_backbone, imagenet_classifier, load
+from sppnet import (
+    Classifier,
+    ClassifierConfig,
+    Detector,
+    DetectorConfig,
+    RegionEncoderConfig,
+    SegmenterConfig,
+    create_backbone,
+    create_segmenter,
+    imagenet_classifier,
+    load,
+    save,
+)
 from sppnet.io.files import write_json
-from sppnet.registry import load_classifier
-from sppnet.segment.model import SegmenterConfig, create_segmenter
-from sppnet.training.run import save_run
+from sppnet.registry import TASKS, load_classifier
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +33,7 @@ def model() -> Classifier:
 
 @pytest.fixture
 def run(model: Classifier, tmp_path: Path) -> Path:
-    save_run(model, tmp_path / "runs" / "first")
+    save(model, tmp_path / "runs" / "first")
     return tmp_path / "runs" / "first"
 
 
@@ -35,11 +45,11 @@ def change_config(run: Path, **config: Any) -> None:
 
 def test_imagenet_loads_without_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    model = load("imagenet")
+    model = load_classifier("imagenet")
     assert len(model.config.classes) == 1000
     with torch.inference_mode():
         assert model(torch.randn(1, 3, 40, 50)).shape == (1, 1000)
-    save_run(model, tmp_path / "copy")
+    save(model, tmp_path / "copy")
     x = torch.randn(1, 3, 64, 64)
     assert torch.equal(load(tmp_path / "copy")(x), imagenet_classifier()(x))
 
@@ -48,15 +58,15 @@ def test_folder_named_imagenet_takes_precedence(
     model: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    save_run(model, "imagenet")
+    save(model, "imagenet")
     assert load("imagenet").config == model.config
 
 
 def test_load_classifier_rejects_other_tasks(model: Classifier, run: Path, tmp_path: Path) -> None:
     assert load_classifier(run).config == model.config
-    save_run(create_segmenter(SegmenterConfig(("sky", "sea"), width=8), None), tmp_path / "a")
+    save(create_segmenter(SegmenterConfig(("sky", "sea"), width=8), None), tmp_path / "a")
     detector = Detector(DetectorConfig(("cat", "dog"), "spp", "zf5", levels=(1,)), create_backbone("zf5", None, None))
-    save_run(detector, tmp_path / "b")
+    save(detector, tmp_path / "b")
     for name, task in (("a", "segmenter"), ("b", "detector")):
         with pytest.raises(ValueError, match=f"run: expected a classifier, got a {task}: .*{name}"):
             load_classifier(tmp_path / name)
@@ -65,10 +75,12 @@ def test_load_classifier_rejects_other_tasks(model: Classifier, run: Path, tmp_p
 def test_rejects_folders_that_are_not_finished_runs(run: Path) -> None:
     with pytest.raises(ValueError, match=r"run: expected a folder .*, or 'imagenet', got .*nothing; no such folder"):
         load(run.parent / "nothing")
-    with pytest.raises(ValueError, match="got imagnet; no such folder"):
+    with pytest.raises(ValueError, match=r"got imagnet; no such folder; did you mean imagenet\?"):
         load("imagnet")
     with pytest.raises(ValueError, match=r"got .*runs; it has no run\.json"):
         load(run.parent)
+    with pytest.raises(ValueError, match=r"got .*frist; no such folder; did you mean first\?"):
+        load(run.parent / "frist")
     (run / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"run: .*first has no model\.safetensors: its training has not finished"):
         load(run)
@@ -77,20 +89,27 @@ def test_rejects_folders_that_are_not_finished_runs(run: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "\x00", '{"format": 1,}'])
 def test_rejects_invalid_json(run: Path, text: str) -> None:
     (run / "run.json").write_text(text)
-    with pytest.raises(ValueError, match=r"run: .*run\.json is not JSON"):
+    with pytest.raises(ValueError, match=r"run\.json is damaged or was not written by this program"):
         load(run)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], r"run: expected task 'classify' or 'detect' or 'segment' in .*run\.json, got None"),
-        ({"format": 1, "task": "sing", "config": {}}, "run: expected task .* got 'sing'"),
-        ({"format": 2, "task": "classify", "config": {}}, r"run: expected format 1 in .*run\.json, got 2"),
+        ([], r"run\.json is damaged or was not written by this program"),
+        (
+            {"format": 1, "task": "segmnet", "config": {}},
+            "run: expected one of the tasks .* got 'segmnet'; did you mean segment",
+        ),
+        ({"format": 1, "task": ["classify"], "config": {}}, "run: expected one of the tasks .* in .*run.json, got"),
+        (
+            {"format": 2, "task": "classify", "more": 1},
+            r"run: expected format 1 in .*run\.json, got 2; another version",
+        ),
         ({"task": "classify", "config": {}}, r"run: expected format 1 in .*run\.json, got None"),
-        ({"format": 1, "task": "classify"}, r"run\.json does not describe a model of task 'classify': 'config'"),
-        ({"format": 1, "task": "classify", "config": {}}, "does not describe a model of task 'classify': .*'classes'"),
-        ({"format": 1, "task": "classify", "config": {"classes": ["a"], "depth": 3}}, "does not describe .*'depth'"),
+        ({"format": 1, "task": "classify"}, r"run\.json is damaged .*`object`, got `null`"),
+        ({"format": 1, "task": "classify", "config": {}}, r"run\.json is damaged .*required field `classes`"),
+        ({"format": 1, "task": "classify", "config": {"classes": ["a"], "depth": 3}}, "has unknown fields: depth"),
     ],
 )
 def test_rejects_unknown_tasks_formats_and_fields(run: Path, content: Any, message: str, unchecked: None) -> None:
@@ -102,21 +121,46 @@ def test_rejects_unknown_tasks_formats_and_fields(run: Path, content: Any, messa
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"backbone": "resnet81"}, "'resnet81'"),
-        ({"backbone": None}, "NoneType"),
-        ({"stage": 9}, "stage: .*test_resnet"),
-        ({"levels": "321"}, "levels: expected a sequence"),
-        ({"levels": [3, "x"]}, r"levels\[1\]: expected an integer or a pair"),
-        ({"head": "cosine"}, "head: expected one of"),
-        ({"classes": ["a", "b", "a"]}, "classes: expected one or more"),
-        ({"resize": "wrap"}, "resize.* native"),
-        ({"max_pixels": "many"}, "not supported between"),
+        ({"backbone": "resnet81"}, "does not describe a classifier: .*'resnet81'"),
+        ({"stage": 9}, "does not describe a classifier: stage: .*test_resnet"),
+        ({"levels": [3, 0]}, r"does not describe a classifier: levels\[1\]: expected at least 1 bin"),
+        ({"classes": ["a", "b", "a"]}, "does not describe a classifier: classes: expected one or more"),
+        ({"resize": "wrap"}, "does not describe a classifier: .*native"),
+        ({"backbone": None}, r"is damaged .*`str`, got `null` - at `\$.backbone`"),
+        ({"levels": "321"}, r"is damaged .*at `\$.levels`"),
+        ({"levels": [3, "x"]}, r"is damaged .*at `\$.levels\[1\]`"),
+        ({"head": "cosine"}, "is damaged .*'cosine'"),
+        ({"max_pixels": "many"}, r"is damaged .*`int`, got `str` - at `\$.max_pixels`"),
     ],
 )
 def test_invalid_config_value_names_the_file(run: Path, config: dict[str, Any], message: str, unchecked: None) -> None:
     change_config(run, **config)
-    with pytest.raises(ValueError, match=rf"run\.json does not describe a model of task 'classify': .*{message}"):
+    with pytest.raises(ValueError, match=rf"run\.json {message}"):
         load(run)
+
+
+def test_table_of_tasks_matches_the_configurations() -> None:
+    assert all(task.config.task == name for name, task in TASKS.items())
+    assert [task.noun for task in TASKS.values()] == ["classifier", "detector", "segmenter", "region encoder"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ClassifierConfig(("Öl", "b"), "test_resnet", 2, (3, (1, 2)), "avg", trained_sides=(180, 224)),
+        DetectorConfig(("a",), "fast", "zf5", levels=(2,), hidden=(8,), scorer="softmax", regression="fc"),
+        SegmenterConfig(("a", "b"), "resnet18", width=8, rates=(2, 3), table=(("a", 0, (1, 2, 3)), ("b", 7, None))),
+        RegionEncoderConfig("zf5", levels=((2, 1), 1), scales=(64, 96)),
+    ],
+)
+def test_models_of_all_tasks_are_restored_with_their_configuration(config: Any, tmp_path: Path) -> None:
+    model = TASKS[config.task].create(config, None).eval()
+    save(model, tmp_path)
+    restored = load(tmp_path)
+    assert (type(restored), restored.config) == (type(model), model.config)
+    state = model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in restored.state_dict().items())
+    assert not any(module.training for module in restored.modules())
 
 
 def test_rejects_weights_of_another_model(run: Path) -> None:

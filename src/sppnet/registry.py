@@ -1,26 +1,47 @@
-"""Loading of trained models of all tasks."""
+"""The tasks, and loading of the models of run folders."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from sppnet.backbones.backbone import create_backbone
 from sppnet.backbones.weights import load_weights
-from sppnet.classify.model import Classifier, imagenet_classifier
+from sppnet.classify.model import Classifier, create_classifier, imagenet_classifier
 from sppnet.classify.network import ClassifierConfig
-from sppnet.detect.model import Detector, DetectorConfig
-from sppnet.io.files import read_tensors
-from sppnet.segment.model import Segmenter, SegmenterConfig, create_segmenter
+from sppnet.detect.model import Detector, DetectorConfig, create_detector
+from sppnet.errors import did_you_mean
+from sppnet.features.encoder import RegionEncoder, create_region_encoder
+from sppnet.features.options import RegionEncoderConfig
+from sppnet.io.files import parse_json, read_json, read_tensors
+from sppnet.segment.model import Segmenter, create_segmenter
+from sppnet.segment.network import SegmenterConfig
 from sppnet.training.run import CONFIG, FORMAT, WEIGHTS
 
 IMAGENET = "imagenet"
-Model = Classifier | Detector | Segmenter
-_TASKS: dict[str, tuple[type[Model], type]] = {
-    ClassifierConfig.task: (Classifier, ClassifierConfig),
-    DetectorConfig.task: (Detector, DetectorConfig),
-    SegmenterConfig.task: (Segmenter, SegmenterConfig),
+Model = Classifier | Detector | Segmenter | RegionEncoder
+
+
+class Task(NamedTuple):
+    """A task.
+
+    Attributes:
+        noun: name of its models in messages.
+        config: class of its configurations.
+        create: function that creates a model from a configuration and the weights of its backbone.
+    """
+
+    noun: str
+    config: type[Any]
+    create: Callable[[Any, None], Model]
+
+
+TASKS = {
+    "classify": Task("classifier", ClassifierConfig, create_classifier),
+    "detect": Task("detector", DetectorConfig, create_detector),
+    "segment": Task("segmenter", SegmenterConfig, create_segmenter),
+    "features": Task("region encoder", RegionEncoderConfig, create_region_encoder),
 }
 
 
@@ -28,24 +49,41 @@ def load(run: str | Path) -> Model:
     """Load the model of a run folder, in evaluation mode, on the CPU.
 
     Args:
-        run: run folder written by training, or ``imagenet`` for the embedded ImageNet classifier.
+        run: folder written by training or :func:`sppnet.save`, or ``imagenet`` for the embedded ImageNet classifier.
 
     Raises:
         ValueError: not a run folder, or an unknown task or format, or unusable weights.
     """
-    if str(run) == IMAGENET and not Path(run).exists():
-        return imagenet_classifier()
     folder = Path(run)
-    task, config = _read_config(folder)
-    if not (folder / WEIGHTS).is_file():
+    if str(run) == IMAGENET and not folder.exists():
+        return imagenet_classifier()
+    file = folder / CONFIG
+    if not file.is_file():
+        reason = f"it has no {CONFIG}" if folder.is_dir() else "no such folder"
+        runs = [path.parent.name for path in folder.absolute().parent.glob(f"*/{CONFIG}")]
+        raise ValueError(
+            f"run: expected a folder written by `sppnet train`, or {IMAGENET!r}, got {folder}; {reason}"
+            f"{did_you_mean(folder.name, [IMAGENET, *runs])}"
+        )
+    content: dict[str, Any] = read_json(file, dict)
+    if content.get("format") != FORMAT:
+        given = content.get("format")
+        raise ValueError(f"run: expected format {FORMAT} in {file}, got {given}; another version of sppnet wrote it")
+    name = str(content.get("task"))
+    if name not in TASKS:
+        hint = did_you_mean(name, TASKS)
+        raise ValueError(f"run: expected one of the tasks {', '.join(TASKS)} in {file}, got {name!r}{hint}")
+    task = TASKS[name]
+    config: Any = parse_json(json.dumps(content.get("config")), task.config, str(file))
+    weights = folder / WEIGHTS
+    if not weights.is_file():
         raise ValueError(f"run: {folder} has no {WEIGHTS}: its training has not finished")
     try:
         with torch.random.fork_rng(devices=[]):  # the random initial weights are replaced below
-            model = _create(task, config)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"run: {folder / CONFIG} does not describe a model of task {task!r}: {error}") from error
-    state, _ = read_tensors(folder / WEIGHTS)
-    load_weights(model, state, str(folder / WEIGHTS))
+            model = task.create(config, None)
+    except ValueError as error:
+        raise ValueError(f"run: {file} does not describe a {task.noun}: {error}") from error
+    load_weights(model, read_tensors(weights)[0], str(weights))
     return model.eval()
 
 
@@ -53,37 +91,5 @@ def load_classifier(run: str | Path) -> Classifier:
     """Load the classifier of a run folder with :func:`load`; a model of another task is a ValueError."""
     model = load(run)
     if not isinstance(model, Classifier):
-        raise ValueError(f"run: expected a classifier, got a {type(model).__name__.lower()}: {run}")
+        raise ValueError(f"run: expected a classifier, got a {TASKS[model.config.task].noun}: {run}")
     return model
-
-
-def _create(task: str, config: Any) -> Model:
-    if task == "segment":
-        return create_segmenter(config, None)
-    backbone = create_backbone(config.backbone, config.stage, None)
-    return Classifier(config, backbone) if task == "classify" else Detector(config, backbone)
-
-
-def _read_config(folder: Path) -> tuple[str, Any]:
-    file = folder / CONFIG
-    if not file.is_file():
-        reason = "no such folder" if not folder.is_dir() else f"it has no {CONFIG}"
-        raise ValueError(f"run: expected a folder written by `sppnet train`, or {IMAGENET!r}, got {folder}; {reason}")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"run: {file} is not JSON: {error}") from error
-    task = content.get("task") if isinstance(content, dict) else None
-    if task not in _TASKS:
-        raise ValueError(f"run: expected task {' or '.join(map(repr, _TASKS))} in {file}, got {task!r}")
-    if content.get("format") != FORMAT:
-        raise ValueError(f"run: expected format {FORMAT} in {file}, got {content.get('format')!r}")
-    try:
-        values = {name: _tuples(value) for name, value in content["config"].items()}
-        return task, _TASKS[task][1](**values)
-    except (KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"run: {file} does not describe a model of task {task!r}: {error}") from error
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

@@ -17,9 +17,11 @@ def zf5() -> Backbone:
 
 
 def test_unknown_name_suggests_close_matches() -> None:
-    with pytest.raises(ValueError, match=r"backbone: expected a timm network .*, got 'resnet81'; close .*resnet18, "):
+    with pytest.raises(
+        ValueError, match=r"backbone: expected a timm network .*, got 'resnet81'; did you mean .*resnet"
+    ):
         create_backbone("resnet81")
-    with pytest.raises(ValueError, match=r"got 'zf-5'; close matches: zf5"):
+    with pytest.raises(ValueError, match=r"got 'zf-5'; did you mean zf5"):
         create_backbone("zf-5")
     with pytest.raises(ValueError, match=r"got 'qqqqqqqq'; see timm.list_models\(\)"):
         create_backbone("qqqqqqqq", weights=None)
@@ -137,7 +139,9 @@ def test_rejects_missing_and_non_safetensors_files(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=rf"weights: .*{name} is not a safetensors file"):
             create_backbone("test_resnet", weights=tmp_path / name)
     torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "pickle.pth")
-    with pytest.raises(ValueError, match=r"pickle\.pth is not a safetensors file .*convert .* with safetensors\.torch"):
+    with pytest.raises(
+        ValueError, match=r"pickle\.pth is not a safetensors file: .*convert .* with safetensors\.torch"
+    ):
         create_backbone("test_resnet", weights=tmp_path / "pickle.pth")
     for missing in (tmp_path / "nothing", tmp_path, "embeded"):
         with pytest.raises(ValueError, match=rf"weights: expected an existing safetensors file, got {missing}$"):
@@ -147,10 +151,10 @@ def test_rejects_missing_and_non_safetensors_files(tmp_path: Path) -> None:
 def test_rejects_images_that_are_too_small(zf5: Backbone) -> None:
     assert zf5(torch.zeros(1, 3, 31, 31)).data.shape == (1, 256, 1, 1)
     for height, width in ((30, 31), (31, 30), (0, 224)):
-        message = f"x: expected images of at least 31 x 31 pixels for backbone zf5, got {height} x {width}"
+        message = rf"x: expected images of at least 31 x 31 pixels \(height x width\) .* zf5, got {height} x {width}$"
         with pytest.raises(ValueError, match=message):
             zf5(torch.zeros(1, 3, height, width))
-    with pytest.raises(ValueError, match="at least 31 x 31 pixels for backbone zf5, got 224 x 30"):
+    with pytest.raises(ValueError, match=r"at least 31 x 31 pixels .* for backbone zf5, got 224 x 30"):
         zf5(torch.zeros(2, 3, 224, 224), [(224, 224), (224, 30)])
 
 
@@ -180,5 +184,31 @@ def test_rejects_wrong_images_and_sizes(zf5: Backbone, unchecked: None) -> None:
             zf5(torch.zeros(1, 3, 64, 64, dtype=dtype))
     with pytest.raises(ValueError, match=r"sizes: expected one \(height, width\) for each of the 1 images, got 2"):
         zf5(torch.zeros(1, 3, 64, 64), [(64, 64), (64, 64)])
-    with pytest.raises(ValueError, match=r"sizes\[1\]: expected at most 64 x 80 pixels as in x, got \(64, 81\)"):
+    with pytest.raises(
+        ValueError, match=r"sizes\[1\]: expected at most 64 x 80 pixels \(height x width\) as in x, got 64 x 81"
+    ):
         zf5(torch.zeros(2, 3, 64, 80), [(64, 80), (64, 81)])
+
+
+def test_finer_map_equals_the_map_of_its_stage() -> None:
+    torch.manual_seed(0)
+    both = create_backbone("test_resnet", -1, None, fine_stride=8).eval()
+    assert both.fine is not None
+    torch.manual_seed(0)
+    fine = create_backbone("test_resnet", both.fine, None).eval()
+    x = torch.randn(1, 3, 70, 90)
+    _, finer = both.both(x)
+    assert finer.stride == (8, 8)
+    assert torch.equal(finer.data, fine(x).data)
+
+
+def test_finer_map_needs_a_stage_and_checks_its_images(zf5: Backbone, unchecked: None) -> None:
+    with pytest.raises(ValueError, match="fine_stride: expected None without a stage, got 8; pass a stage"):
+        create_backbone("test_resnet", weights=None, fine_stride=8)
+    with pytest.raises(ValueError, match="fine_stride: expected a maximum stride when backbone zf5 is created"):
+        zf5.both(torch.zeros(1, 3, 64, 64))
+    backbone = create_backbone("test_resnet", -1, None, fine_stride=8)
+    with pytest.raises(ValueError, match=r"x: expected images \(N, 3, H, W\), got shape \(1, 4, 64, 64\)"):
+        backbone.both(torch.zeros(1, 4, 64, 64))
+    with pytest.raises(TypeError, match=r"expected normalized images of a floating-point dtype, got torch\.uint8"):
+        backbone.both(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))

@@ -11,7 +11,8 @@ from skimage import data
 from torch import Tensor, nn
 
 from sppnet import Classifier, imagenet_classifier
-from sppnet.backbones.weights import EMBEDDED_BACKBONE, embedded_weights, load_weights, read_weights
+from sppnet.backbones.names import EMBEDDED_BACKBONE
+from sppnet.backbones.weights import embedded_weights, load_weights, read_weights
 
 
 @pytest.fixture(scope="module")

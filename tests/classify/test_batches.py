@@ -13,13 +13,13 @@ from PIL import Image
 from sppnet.backbones.backbone import Backbone, create_backbone
 from sppnet.backbones.padded.ledger import PaddingError
 from sppnet.classify.batches import ImageBatches, Padded
-from sppnet.classify.options import TrainOptions
+from sppnet.classify.options import ClassifyOptions
 from sppnet.classify.train import train_classifier
 from sppnet.data.formats.class_folders import read_classification
 from sppnet.data.images import load_image, to_tensor
 from tests.helpers.images import write_classes
 
-TINY = TrainOptions(sizes="native", epochs=1, batch=4, levels=(1,), backbone="test_resnet", weights="none")
+TINY = ClassifyOptions(sizes="native", epochs=1, batch=4, levels=(1,), backbone="test_resnet", weights="none")
 SINGLE_PROCESS = SimpleNamespace(global_rank=0, world_size=1, rank_zero_first=lambda: torch.no_grad())
 
 
@@ -29,7 +29,7 @@ def backbone() -> Backbone:
 
 
 def batches_of(
-    data: Path, backbone: Backbone, options: TrainOptions, rank: int = 0, world: int = 1
+    data: Path, backbone: Backbone, options: ClassifyOptions, rank: int = 0, world: int = 1
 ) -> list[tuple[Padded, torch.Tensor]]:
     fabric = SimpleNamespace(**{**vars(SINGLE_PROCESS), "global_rank": rank, "world_size": world})
     samples = read_classification(data).samples
@@ -62,14 +62,15 @@ def test_images_are_whole_and_possibly_mirrored(tmp_path: Path, backbone: Backbo
     assert sorted(indices) == list(range(9))
 
 
-def test_training_prints_the_share_of_padding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_logs_the_share_of_padding(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "sppnet")
     data = write_classes(tmp_path / "data", 3)
     train_classifier(data, tmp_path / "run", replace(TINY, batch=9))
     sizes = [load_image(path).size for path in data.rglob("*.png")]
     max_width, max_height = (max(size[axis] for size in sizes) for axis in (0, 1))
     share = 100 * (1 - sum(width * height for width, height in sizes) / (9 * max_width * max_height))
     text = f"9 images at native size in 1 batches per epoch; {share:.1f} % of the pixels are padding"
-    assert text in " ".join(capsys.readouterr().err.split())
+    assert text in caplog.messages
 
 
 def test_images_above_max_pixels_are_shrunk(tmp_path: Path, backbone: Backbone) -> None:
@@ -89,7 +90,7 @@ def test_batch_pixels_limits_the_padded_batch(tmp_path: Path, backbone: Backbone
     with pytest.raises(ValueError, match=text):
         replace(TINY, max_pixels=8100, batch_pixels=8000)
     with pytest.raises(ValueError, match="and native sizes, got 2000000 with sizes 224"):
-        TrainOptions(batch_pixels=2_000_000)
+        ClassifyOptions(batch_pixels=2_000_000)
 
 
 def test_two_processes_share_the_images_of_each_batch(tmp_path: Path, backbone: Backbone) -> None:
@@ -113,6 +114,16 @@ def test_rejects_network_without_padding_support_before_writing_files(tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("batch", "skipped"), [(1, 1), (3, 0)])
+def test_image_of_one_cell_is_skipped_if_it_would_be_alone_in_a_batch(batch: int, skipped: int, tmp_path: Path) -> None:
+    data = write_classes(tmp_path / "data", 2)
+    Image.new("RGB", (1, 1)).save(data / "red" / "dot.png")
+    training = train_classifier(data, tmp_path / "run", replace(TINY, batch=batch))
+    assert training.finished
+    assert [Path(failure.path).name for failure in training.failures] == ["dot.png"] * skipped
+    assert all("1 x 1 pixels give a map of one cell" in failure.reason for failure in training.failures)
+
+
 def test_images_too_small_for_the_network_are_skipped_and_reported(tmp_path: Path) -> None:
     data = write_classes(tmp_path / "data", 2)
     Image.new("RGB", (30, 20)).save(data / "red" / "small.png")
@@ -122,6 +133,6 @@ def test_images_too_small_for_the_network_are_skipped_and_reported(tmp_path: Pat
     (failure,) = training.failures
     assert failure.path.endswith("small.png")
     assert failure.reason.startswith("20 x 30 pixels is too small for zf5, which needs at least")
-    assert set(json.loads((tmp_path / "run" / "sizes.json").read_text())["sizes"]) == {
+    assert set(json.loads((tmp_path / "run" / "cache" / "sizes.json").read_text())["sizes"]) == {
         str(path) for path in data.rglob("*.png")
     }

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from sppnet import Classifier, ClassifierConfig, create_backbone
+from sppnet import Classifier, ClassifierConfig
+from sppnet.classify.model import create_classifier
 from sppnet.classify.predict import predict_images
 from tests.helpers.classifiers import build_classifier
 
@@ -24,7 +25,7 @@ def small() -> Classifier:
 @pytest.fixture(scope="module")
 def embedded() -> Classifier:
     torch.manual_seed(0)
-    return Classifier(ClassifierConfig(("ash", "birch", "cedar")), create_backbone()).eval()
+    return create_classifier(ClassifierConfig(("ash", "birch", "cedar"))).eval()
 
 
 def noise(height: int, width: int) -> NDArray[np.uint8]:
@@ -37,12 +38,13 @@ def test_all_kinds_of_sources_give_the_same_prediction(embedded: Classifier, tmp
     file = tmp_path / "image.png"
     image.save(file)
     with Image.open(file) as opened:
-        sources: list[Any] = [file, str(file), file.read_bytes(), image, opened, pixels, pixels.copy("F")]
+        tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+        sources: list[Any] = [file, str(file), file.read_bytes(), image, opened, pixels, tensor, tensor.double() / 255]
         results = embedded.predict(sources)
         singles = [result for source in sources for result in embedded.predict(source)]
-    assert [result.top for result in results] == [results[0].top] * 7
-    assert [single.top for single in singles] == [results[0].top] * 7
-    names = [str(file), str(file), "image 2", "image 3", str(file), "image 5", "image 6"]
+    assert [result.top for result in results] == [results[0].top] * 8
+    assert [single.top for single in singles] == [results[0].top] * 8
+    names = [str(file), str(file), "image 2", "image 3", str(file), "image 5", "image 6", "image 7"]
     assert [result.source for result in results] == names
 
 

@@ -122,7 +122,7 @@ def test_rejects_images_of_wrong_dtype_shape_and_size(small: Classifier, uncheck
     for shape in ((3, 64, 64), (2, 1, 64, 64), (64, 64)):
         with pytest.raises(ValueError, match=r"x: expected images \(N, 3, H, W\), got shape \(" + str(shape)[1:-1]):
             small(torch.zeros(shape))
-    with pytest.raises(ValueError, match=r"sizes\[0\]: expected at most 64 x 64 pixels as in x, got \(65, 64\)"):
+    with pytest.raises(ValueError, match=r"sizes\[0\]: expected at most 64 x 64 pixels .* as in x, got 65 x 64"):
         small(torch.zeros(1, 3, 64, 64), [(65, 64)])
 
 

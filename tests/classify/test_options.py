@@ -1,8 +1,11 @@
 """Options of training a classifier: defaults and checks."""
 
+import subprocess
+import sys
+
 import pytest
 
-from sppnet.classify.options import TrainOptions
+from sppnet.classify.options import ClassifyOptions
 
 
 @pytest.mark.parametrize(
@@ -12,6 +15,7 @@ from sppnet.classify.options import TrainOptions
         ({"workers": -1}, "workers: expected at least 0, got -1"),
         ({"head": "svm"}, "needs freeze_backbone"),
         ({"head": "mlp"}, "head: expected one of linear, fc, svm"),
+        ({"head": ""}, "head: expected one of linear, fc, svm"),
         ({"sizes": "big"}, "sizes: expected 224"),
         ({"resize": "crop"}, "center-crop"),
         ({"devices": 0}, "devices: expected at least 1, got 0"),
@@ -23,14 +27,21 @@ from sppnet.classify.options import TrainOptions
 @pytest.mark.usefixtures("unchecked")
 def test_rejects_wrong_options(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        TrainOptions(**values)  # type: ignore[arg-type]
+        ClassifyOptions(**values)  # type: ignore[arg-type]
+
+
+def test_options_do_not_import_torch() -> None:
+    """The help of a command must be fast."""
+    modules = "sppnet.classify.options", "sppnet.cli.classify", "sppnet.cli.compare_sizes"
+    code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_head_and_evaluation_size_default_to_the_kind_of_training() -> None:
     frozen, native, sides = (
-        TrainOptions(freeze_backbone=True),
-        TrainOptions(sizes="native"),
-        TrainOptions(sizes="180,224"),
+        ClassifyOptions(freeze_backbone=True),
+        ClassifyOptions(sizes="native"),
+        ClassifyOptions(sizes="180,224"),
     )
     assert [options.kind for options in (frozen, native, sides)] == ["svm", "linear", "linear"]
     assert [options.evaluation_size for options in (frozen, native, sides)] == ["native", "native", "shorter-side:256"]

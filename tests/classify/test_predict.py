@@ -1,6 +1,7 @@
 """Prediction for images of mixed sizes: order, batch independence, resizing, views, and unreadable files."""
 
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageChops
 
 import sppnet.classify.predict
-from sppnet import Classifier, ClassifierConfig, ImageError, Prediction, Resize, create_backbone
+from sppnet import ClassificationResult, Classifier, ClassifierConfig, ImageError, Resize, create_backbone
 from sppnet.classify.predict import image_vectors, predict_images
 from sppnet.data.images import to_tensor
 from sppnet.inference.results import Failure
@@ -37,11 +38,11 @@ def noise(height: int, width: int) -> Pixels:
     return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
 
 
-def top_probabilities(results: list[Prediction] | list[Prediction | Failure]) -> torch.Tensor:
+def top_probabilities(results: list[ClassificationResult] | list[ClassificationResult | Failure]) -> torch.Tensor:
     """Return the probabilities of the five most probable classes in class order, and 0 for the others."""
     tops = [dict.fromkeys(range(7), 0.0) for _ in results]
     for top, result in zip(tops, results, strict=True):
-        assert isinstance(result, Prediction)
+        assert isinstance(result, ClassificationResult)
         top.update({int(name.removeprefix("class ")): score for name, score in result.top})
     return torch.tensor([list(top.values()) for top in tops])
 
@@ -92,6 +93,34 @@ def test_prediction_fields_are_consistent(small: Classifier) -> None:
     assert prediction.size == prediction.network_size == (50, 80)
 
 
+def test_result_converts_to_json_and_text(small: Classifier) -> None:
+    (result,) = small.predict(noise(50, 80))
+    content = json.loads(json.dumps(result.to_dict()))
+    assert list(content) == ["source", "size", "label", "score", "top", "network_size"]
+    assert content["source"] == "image 0"
+    assert content["size"] == content["network_size"] == [50, 80]
+    assert [(entry["label"], entry["score"]) for entry in content["top"]] == list(result.top)
+    assert (content["label"], content["score"]) == result.top[0]
+    assert str(result).startswith(f"image 0: {result.label} {result.score:.3f}, ")
+    assert repr(result).startswith(f"ClassificationResult(source='image 0', size=(50, 80), label='{result.label}', ")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (64, 64), (300, 500), (2000, 90)])
+def test_drawing_writes_on_a_copy_of_the_image(small: Classifier, size: tuple[int, int]) -> None:
+    image = Image.new("RGB", (size[1], size[0]), "gray")
+    (result,) = small.predict(image)
+    drawn = result.draw(image)
+    assert drawn.size == image.size
+    assert drawn.mode == "RGB"
+    assert len(image.getcolors(2) or ()) == 1, "the image is not modified"
+    if min(size) > 1:
+        left, top, right, bottom = ImageChops.difference(image, drawn).getbbox() or (0, 0, 0, 0)
+        assert right > left
+        assert bottom > top
+        assert right < image.width, "the text fits into the image"
+        assert bottom < image.height
+
+
 def test_flipped_view_of_an_array_is_read_in_its_order(small: Classifier) -> None:
     pixels = noise(40, 50)
     flipped, copied = small.predict([pixels[:, ::-1], np.ascontiguousarray(pixels[:, ::-1])])
@@ -139,6 +168,9 @@ def test_unreadable_files_are_failures_in_order(small: Classifier, tmp_path: Pat
         assert sum(isinstance(result, Failure) for result in results) == 5
     with pytest.raises(ImageError, match=r"cut\.png: file is truncated"):
         small.predict(paths)
+    skipped = small.predict(paths, on_error="skip")
+    assert sum(isinstance(result, Failure) for result in skipped) == 5
+    assert [result.source for result in skipped] == [str(path) for path in paths]
 
 
 def test_failures_name_unnamed_images_by_their_index(small: Classifier) -> None:
@@ -154,8 +186,8 @@ def test_failures_name_unnamed_images_by_their_index(small: Classifier) -> None:
 def test_image_too_small_for_the_network_is_a_failure(zf5: Classifier) -> None:
     images = [noise(40, 50), noise(30, 50), noise(50, 40)]
     first, failure, last = predict_images(zf5, images)
-    assert isinstance(first, Prediction)
-    assert isinstance(last, Prediction)
+    assert isinstance(first, ClassificationResult)
+    assert isinstance(last, ClassificationResult)
     assert isinstance(failure, Failure)
     assert str(failure.error) == "image 1: 30 x 50 pixels is too small for zf5, which needs at least 31 x 31"
     for resize in ("warp:64", "shorter-side:31"):
@@ -174,7 +206,7 @@ def test_views_of_an_elongated_image_are_a_failure(zf5: Classifier) -> None:
     failure, other = predict_images(zf5, [noise(3, 31), noise(300, 300)], views="10")
     assert isinstance(failure, Failure)
     assert failure.error.reason.startswith("3 x 31 pixels is too elongated for views")
-    assert isinstance(other, Prediction)
+    assert isinstance(other, ClassificationResult)
 
 
 @pytest.mark.parametrize(
@@ -244,5 +276,7 @@ def test_rejects_wrong_options(small: Classifier, unchecked: None) -> None:
         small.predict(image, views="12")
     with pytest.raises(ValueError, match=r"resize: expected one of .*, got 'wrap'; did you mean warp"):
         small.predict(image, resize="wrap")
+    with pytest.raises(ValueError, match="on_error: expected one of raise, skip, got 'ignore'"):
+        small.predict(image, on_error="ignore")  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="batch: expected at least 1, got 0"):
         list(predict_images(small, [image], batch=0))

@@ -58,6 +58,46 @@ def test_only_missing_shards_are_computed(model: Classifier, samples: tuple[Samp
     assert [str(failure) for failure in first.failures] == [str(failure) for failure in second.failures]
 
 
+def test_missing_and_dangling_files_are_failures(
+    model: Classifier, samples: tuple[Sample, ...], tmp_path: Path
+) -> None:
+    samples[0].path.unlink()
+    samples[4].path.unlink()
+    samples[4].path.symlink_to(tmp_path / "nowhere.png")
+    vectors = compute_vectors(model, samples, NATIVE, tmp_path / "cache", "test")
+    assert [Path(failure.path).name for failure in vectors.failures] == ["0.png", "1.png", "1.png"]
+    assert len(vectors.data) == 6
+
+
+def test_cache_does_not_depend_on_how_paths_are_written(
+    model: Classifier, samples: tuple[Sample, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("data")
+    for root in (Path("data"), tmp_path / "link", tmp_path / "data" / ".." / "data"):
+        same = [Sample(root / sample.path.relative_to(tmp_path / "data"), sample.label) for sample in samples]
+        compute_vectors(model, same, NATIVE, tmp_path / "cache", "test")
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_runs_that_share_a_cache_write_different_temporary_files(
+    model: Classifier, samples: tuple[Sample, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Start another run with the same vectors when the first is about to rename its first file."""
+    replace, paths = Path.replace, []
+
+    def replace_late(path: Path, target: Path) -> Path:
+        paths.append(path)
+        if len(paths) == 1:
+            compute_vectors(model, samples, NATIVE, tmp_path / "cache", "test")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace_late)
+    vectors = compute_vectors(model, samples, NATIVE, tmp_path / "cache", "test")
+    assert len(vectors.data) == 8
+    assert len(set(paths)) == len(paths) == 10
+
+
 def test_changes_of_network_policy_and_files_start_another_cache(
     model: Classifier, samples: tuple[Sample, ...], tmp_path: Path
 ) -> None:

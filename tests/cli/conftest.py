@@ -8,8 +8,9 @@ import torch
 from sppnet.backbones.backbone import create_backbone
 from sppnet.cli.main import run
 from sppnet.detect.model import Detector, DetectorConfig
-from sppnet.segment.model import SegmenterConfig, create_segmenter
-from sppnet.training.run import save_run
+from sppnet.segment.model import create_segmenter
+from sppnet.segment.network import SegmenterConfig
+from sppnet.training.run import save
 from tests.helpers.images import write_classes
 
 
@@ -38,7 +39,7 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = DetectorConfig(
         ("cat", "dog"), "spp", "zf5", None, (2, 1), (96,), 200, scorer="softmax", proposals="grid", windows=50
     )
-    save_run(Detector(config, create_backbone("zf5")), folder)
+    save(Detector(config, create_backbone("zf5")), folder)
     return folder
 
 
@@ -47,5 +48,5 @@ def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run of an untrained segmenter."""
     folder = tmp_path_factory.mktemp("segmenter")
     torch.manual_seed(0)
-    save_run(create_segmenter(SegmenterConfig(("sky", "sea"), width=8), None), folder)
+    save(create_segmenter(SegmenterConfig(("sky", "sea"), width=8), None), folder)
     return folder

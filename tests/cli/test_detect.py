@@ -1,27 +1,75 @@
 """`sppnet predict` for detectors, and conversion of the training options."""
 
 import json
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sppnet.cli.detect import options_of, train_parser
+import sppnet
+from sppnet.cli.detect import train_parser
 from sppnet.cli.main import run
-from sppnet.data.images import image_size
+from sppnet.cli.parser import options_of
+from sppnet.data.images import image_size, load_image
+from sppnet.detect.options import DetectOptions
+from sppnet.training.run import TrainingResult
 
 
-def test_predict_draws_images_of_equal_name_to_different_files(
+def predict(capsys: pytest.CaptureFixture[str], *words: object) -> list[dict[str, Any]]:
+    assert run(["predict", *map(str, words), "--min-score", "0", "--json"]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_predict_gives_pictures_of_equal_name_different_files(
     data: Path, detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images = [str(data / "test" / name / "0.png") for name in ("red", "blue")]
-    assert run(["predict", str(detector), *images, "--out", str(tmp_path), "--min-score", "0", "--json"]) == 0
-    predictions = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [prediction["source"] for prediction in predictions] == images
-    assert [prediction["picture"] for prediction in predictions] == [
-        str(tmp_path / name) for name in ("0.png.jpg", "0.png-2.jpg")
-    ]
+    images = [data / "test" / name / "0.png" for name in ("red", "blue")]
+    predictions = predict(capsys, detector, *images, "--out", tmp_path)
+    assert [prediction["source"] for prediction in predictions] == [str(image) for image in images]
+    pictures = [prediction["files"]["picture"] for prediction in predictions]
+    assert pictures == [str(tmp_path / name) for name in ("0.jpg", "0-2.jpg")]
     for prediction in predictions:
-        assert list(image_size(prediction["picture"])) == prediction["size"]
+        assert list(image_size(prediction["files"]["picture"])) == prediction["size"]
+
+
+def test_predict_replaces_no_image_by_its_picture(
+    data: Path, detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other photograph, b.jpg, is not among the images."""
+    for name in ("a.jpg", "b.png", "b.jpg"):
+        load_image(data / "test" / "red" / "0.png").save(tmp_path / name)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.chdir(tmp_path)
+    predictions = predict(capsys, detector, "a.jpg", "b.png", "--out", tmp_path)
+    pictures = [prediction["files"]["picture"] for prediction in predictions]
+    assert pictures == [str(tmp_path / name) for name in ("a-2.jpg", "b-2.jpg")]
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_predict_prints_what_python_returns(data: Path, detector: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = data / "test" / "red" / "0.png"
+    model = sppnet.load(detector)
+    assert isinstance(model, sppnet.Detector)
+    (result,) = model.predict(image, min_score=0)
+    assert predict(capsys, detector, image) == [result.to_dict()]
+    assert result.to_dict().keys() == {"source", "size", "objects"}
+
+
+def test_predict_skips_unreadable_images_of_a_box_file(
+    data: Path, detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = data / "test" / "red" / "0.png", tmp_path / "bad.png"
+    bad.write_bytes(good.read_bytes()[:60])
+    file = tmp_path / "boxes.csv"
+    file.write_text("image,x1,y1,x2,y2\n" + "".join(f"{name},1,2,9,9\n" for name in (good.name, bad.name, "other.png")))
+    assert run(["predict", str(detector), str(bad), str(good), "--proposals", str(file), "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["source"] for line in out.splitlines()] == [str(good)]
+    assert "1 image could not be used" in err
+    assert str(bad) in err
 
 
 def test_predict_prints_one_line_per_object(data: Path, detector: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,6 +86,37 @@ def test_predict_prints_one_line_per_object(data: Path, detector: Path, capsys: 
 
 def test_options_are_parsed() -> None:
     words = ["VOC", "--out", "RUN", "--levels", "2x3,1", "--scales", "480,576", "--hidden", "none", "--scorer", "svm"]
-    options = options_of(train_parser().parse_args(words))
+    options = options_of(DetectOptions, train_parser().parse_args([*words, "--cell-rule", "released"]))
     assert (options.levels, options.scales, options.hidden) == (((2, 3), 1), (480, 576), ())
     assert (options.proposals, options.epochs, options.lr) == ("selective-search,grid", 10, None)
+    assert (options.cell_rule, options.regression) == ("released", True)
+    assert options_of(DetectOptions, train_parser().parse_args(words[:3])) == DetectOptions()
+
+
+def test_parsers_do_not_import_torch() -> None:
+    code = "import sys, sppnet.cli.detect, sppnet.cli.compare_detectors as c; sppnet.cli.detect.train_parser();"
+    code += "c.compare_parser(); assert not {'torch', 'numpy'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_train_prints_validation_scores_and_interruptions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = TrainingResult(Path("RUN"), True, {"ap50": 0.5, "map": 0.25}, (), ("a problem",), 7.0, {"features": 3.0})
+    calls = []
+
+    def train(*arguments: object, **keywords: object) -> TrainingResult:
+        calls.append(keywords)
+        return result
+
+    monkeypatch.setattr("sppnet.detect.train.train_detector", train)
+    command = ["train", "detect", "VOC", "--out", str(tmp_path / "RUN"), "--val", "test"]
+    assert run(command) == 0
+    out, err = capsys.readouterr()
+    assert calls == [{"split": None, "val": "test", "resume": False}]
+    assert "AP50 50.0 %, AP50:95 25.0 %" in out
+    assert "RUN is ready after 7 s" in out
+    assert "a problem" in err
+    result = replace(result, finished=False)
+    assert run(command) == 130
+    assert "--resume to continue" in capsys.readouterr().err

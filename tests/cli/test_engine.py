@@ -20,7 +20,7 @@ from sppnet.cli.main import run
             "cache: expected a detector, got a classifier in imagenet",
         ),
         (["--engine", "ray", "--out", "{out}", "--actors", "0"], "actors: expected at least 1, got 0"),
-        (["--engine", "ray", "--out", "{out}", "--ray-address", "here"], "ray-address: expected auto, host:port or"),
+        (["--engine", "ray", "--out", "{out}", "--ray-address", "here"], "ray_address: expected auto, host:port or"),
     ],
 )
 def test_rejects_invalid_options(
@@ -42,5 +42,7 @@ def test_rejects_options_unsupported_on_ray(
 
     assert "workers: expected no value with --engine ray, got 3" in error(detector, "--workers", "3")
     assert "cache: expected no value with --engine ray" in error(detector, "--cache", str(tmp_path / "cache"))
-    assert "with --engine ray, got boxes.csv" in error(detector, "--proposals", "boxes.csv")
+    assert "proposals: expected no box file with --engine ray, got boxes.csv" in error(
+        detector, "--proposals", "boxes.csv"
+    )
     assert "engine: expected local for a segmenter, got ray" in error(segmenter)

@@ -1,8 +1,12 @@
 """`sppnet features`: printed summary, clipped boxes and invalid arguments."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from sppnet.cli.main import run
@@ -35,7 +39,50 @@ def test_prints_a_summary_and_lists_clipped_boxes(images: Path, capsys: pytest.C
 
 @pytest.mark.parametrize("scales", ["100;200", "", "-1", "1.5"])
 def test_rejects_malformed_scales(images: Path, scales: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert features(images, f"--scales={scales}") == 2
-    message = f"scales: expected pixels such as 688 or 480,576,688,864,1200, got '{scales}'"
-    assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        features(images, f"--scales={scales}")
+    assert f"--scales: expected comma-separated numbers of at least 1, got '{scales}'" in capsys.readouterr().err
     assert not (images / "out").exists()
+
+
+@pytest.mark.parametrize(("old", "new"), [("--rule=paper", "--cell-rule"), ("--format=parquet", "--storage")])
+def test_renamed_options_name_the_new_ones(
+    images: Path, old: str, new: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        features(images, old)
+    assert f"{old.partition('=')[0]} is now called {new}" in capsys.readouterr().err
+
+
+def test_cell_rule_reduction_and_scales_reach_the_encoder(images: Path) -> None:
+    options = [
+        "--cell-rule",
+        "released",
+        "--reduce",
+        "avg",
+        "--scales",
+        "64,96",
+        "--max-side",
+        "200",
+        "--levels",
+        "2x1,1",
+    ]
+    assert features(images, "--on-bad", "drop", *options) == 0
+    settings = json.loads((images / "out" / "index.json").read_text())["settings"]
+    assert (settings["rule"], settings["reduce"], settings["max_side"]) == ("released", "avg", 200)
+    assert (settings["scales"], settings["levels"]) == ([64, 96], [[2, 1], 1])
+
+
+def test_random_weights_are_the_same_in_every_run(images: Path) -> None:
+    assert features(images, "--on-bad", "drop") == 0
+    torch.manual_seed(1)
+    assert features(images, "--on-bad", "drop") == 0
+
+
+def test_parsers_do_not_import_torch() -> None:
+    modules = "sppnet.cli.features, sppnet.cli.export"
+    parsers = (
+        "sppnet.cli.features.features_parser(), sppnet.cli.export.export_parser(), sppnet.cli.export.verify_parser()"
+    )
+    code = f"import sys, {modules}; {parsers}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -21,7 +21,10 @@ def test_predict_with_the_embedded_network(data: Path, capsys: pytest.CaptureFix
         (["evaluate", "imagenet", "{data}", "--flip"], "flip: expected a segmenter, got a classifier in imagenet"),
         (["predict", "imagenet", "{data}", "--svd", "4,4"], "svd: expected a detector, got a classifier in imagenet"),
         (["predict", "imagenet", "{data}", "--out", "x"], "out: expected a detector or segmenter, got a classifier"),
-        (["predict", "{detector}", "{data}", "--max-pixels", "9"], "got a detector in {detector}; omit --max-pixels"),
+        (
+            ["predict", "{detector}", "{data}", "--max-image-pixels", "9"],
+            "got a detector in {detector}; omit --max-image-pixels",
+        ),
     ],
 )
 def test_rejects_options_of_other_tasks(

@@ -1,14 +1,20 @@
 """Exit codes and messages of the command line."""
 
+import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from sppnet.cli.main import run
+from sppnet.cli import main as cli_main
+from sppnet.cli.main import load_command, run
+from sppnet.cli.vocabulary import COMMANDS
+from sppnet.errors import ImageError
 
 
 @pytest.mark.parametrize(
@@ -19,13 +25,12 @@ from sppnet.cli.main import run
             ["train", "classify", "{data}/train/red", "--out", "{}/r"],
             "expected a folder of class folders, got 4 images",
         ),
-        (["train", "classify", "{data}", "--out", "{}/r", "--backbone", "resnet81"], "got 'resnet81'; close matches: "),
+        (["train", "classify", "{data}", "--out", "{}/r", "--backbone", "resnet81"], "got 'resnet81'; did you mean "),
         (
             ["train", "classify", "{data}", "--out", "{}/r", "--backbone", "resnet18"],
             "weights: expected 'hub' (download from timm)",
         ),
         (["train", "classify", "{data}", "--out", "{}/r", "--levels", "2,0"], "smallest level is 1"),
-        (["train", "classify", "{data}", "--out", "{}/r", "--levels", "two"], "levels: expected numbers"),
         (["train", "classify", "{data}", "--out", "{run}"], "already contains a training"),
         (["evaluate", "{}/nowhere", "{data}"], "no such folder"),
         (["evaluate", "{data}", "{data}"], "it has no run.json"),
@@ -70,17 +75,118 @@ def test_warnings_of_pillow_are_not_printed(trained: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["fly"], ["train"], ["predict"], ["evaluate", "--fly"], ["train", "classify"]]
+    ("arguments", "message"),
+    [
+        (["fly"], "sppnet: expected a command, one of demo, check, train classify, "),
+        (["trian"], "got trian; did you mean train?"),
+        (
+            ["train", "classfy", "x", "--out", "y"],
+            "one of classify, detect, segment, got classfy; did you mean classify?",
+        ),
+        (["compare-sizes", "x"], "got compare-sizes; did you mean compare sizes?"),
+        (["predict"], "sppnet predict: expected the arguments run, images, got none"),
+        (["evaluate", "a", "b", "--splt", "val"], "got --splt; did you mean --split"),
+        (["evaluate", "a", "b", "--sizes", "160"], "--sizes is now called --compare"),
+        (["train", "classify"], "sppnet train classify: expected the arguments data, --out, got none"),
+        (["predict", "a", "b", "--workers", "x"], "--workers: expected an integer, got 'x'"),
+    ],
 )
-def test_unknown_or_missing_arguments_exit_with_2(arguments: list[str]) -> None:
+def test_wrong_commands_and_options_exit_with_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as error:
         run(arguments)
     assert error.value.code == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert not captured.out
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "classify", "--help"], ["--version"]])
-def test_help_and_version_exit_with_0(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as error:
-        run(arguments)
-    assert error.value.code == 0
-    assert "sppnet" in capsys.readouterr().out
+def test_help_lists_all_commands_and_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["--help"], ["-h"]):
+        assert run(arguments) == 0
+        text = capsys.readouterr().out
+        assert all(f"  {name} " in text for name in COMMANDS)
+    assert run(["train", "--help"]) == 0
+    assert "train segment" in capsys.readouterr().out
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("sppnet 0.")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_parsers_start_without_torch(name: str) -> None:
+    code = (
+        "import sys; from sppnet.cli.main import load_command; load_command(sys.argv[1])[0].format_help();"
+        "sys.exit(', '.join(sys.modules.keys() & {'torch', 'torchvision', 'timm', 'numpy', 'numba'}) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def raising(error: BaseException, *, foreseen: bool) -> int:
+    """Raise an error, as the package does or as a library does."""
+    if foreseen:
+        exec(compile("raise error", cli_main.__file__, "exec"), {"error": error})
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "foreseen", "code", "message"),
+    [
+        (ValueError("levels: expected 1, got 0"), True, 2, "levels: expected 1, got 0"),
+        (ImageError("a.jpg", "file is empty"), True, 1, "a.jpg: file is empty"),
+        (RuntimeError("the loss is nan"), True, 1, "the loss is nan"),
+        (
+            ValueError("bad shape"),
+            False,
+            1,
+            "unexpected ValueError: bad shape; run again with --debug for the traceback",
+        ),
+        (KeyError("x"), True, 1, "'x'"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/x/y"),
+            False,
+            1,
+            "/x/y: No space left on device; free some",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), False, 1, "/x: Permission denied; check the perm"),
+        (MemoryError(), False, 1, "not enough memory"),
+        (ModuleNotFoundError("No module named 'onnx'", name="onnx"), False, 1, 'pip install ".[export]"'),
+        (KeyboardInterrupt(), False, 130, "interrupted; OUT keeps the finished parts; run the same command again"),
+    ],
+)
+def test_errors_end_in_one_line(
+    error: BaseException,
+    foreseen: bool,
+    code: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    parser, _ = load_command("compare sizes")
+    monkeypatch.setattr(cli_main, "load_command", lambda _: (parser, lambda _: raising(error, foreseen=foreseen)))
+    assert run(["compare", "sizes", "data", "--out", "OUT"]) == code
+    text = capsys.readouterr().err
+    assert text.startswith("sppnet: ")
+    assert message in text
+    assert text.count("\n") == 1
+    assert run(["compare", "sizes", "data", "--out", "OUT", "--debug"]) == code
+    assert ("Traceback" in capsys.readouterr().err) == (code != cli_main.INTERRUPTED)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_ctrl_c_says_what_was_saved_and_exits_with_130(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        pixels = rng.integers(0, 256, (400, 500, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    command = [sys.executable, "-m", "sppnet", "predict", "imagenet", str(tmp_path), "--batch", "1", "--device", "cpu"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate()
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "sppnet: interrupted; results printed so far are complete"
+    assert "Traceback" not in errors
+    assert len(rest.splitlines()) < 39

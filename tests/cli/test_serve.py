@@ -21,11 +21,8 @@ from PIL import Image
 from sppnet.backbones.backbone import create_backbone
 from sppnet.classify.model import Classifier
 from sppnet.classify.network import ClassifierConfig
-from sppnet.cli import serve
 from sppnet.cli.main import run
-from sppnet.detect.model import Detector, DetectorConfig
-from sppnet.features.encoder import RegionEncoder
-from sppnet.training.run import save_run
+from sppnet.training.run import save
 from tests.helpers.hostile_clients import save_small_classifier
 
 PYTHON = [sys.executable, "-c", "from sppnet.cli.main import main; main()"]
@@ -123,7 +120,7 @@ def test_sigint_stops_the_server(server: tuple["subprocess.Popen[str]", int]) ->
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_stops_the_server_during_warm_up(model: Path, number: int) -> None:
-    slow = "import sppnet.cli.serve as serve, time; serve.warm_up = lambda _: time.sleep(60)"
+    slow = "import sppnet.serving.start as start, time; start.warm_up = lambda _: time.sleep(60)"
     command = [PYTHON[0], "-c", f"{slow}; from sppnet.cli.main import main; main()", "serve", str(model), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -131,6 +128,73 @@ def test_signal_stops_the_server_during_warm_up(model: Path, number: int) -> Non
         assert request(port, "GET", "/ready")[0] == 503
         process.send_signal(number)
         assert process.wait(60) == 0
+
+
+def test_second_sigint_stops_the_server_at_once(server: tuple["subprocess.Popen[str]", int]) -> None:
+    process, port = server
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n")
+        while b"sppnet_requests_taken 1.0" not in request(port, "GET", "/metrics")[1]:
+            pass
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize("moment", ["sppnet.serving.start.load_model", "sppnet.serving.server.uvicorn.Config"])
+def test_ctrl_c_before_serving_ends_in_one_line(model: Path, moment: str) -> None:
+    module, _, name = moment.rpartition(".")
+    wait = f"from sppnet.cli.main import main; import pkgutil, time; setattr(pkgutil.resolve_name({module!r}), {name!r}"
+    code = f"{wait}, lambda *_, **__: print('reached', flush=True) or time.sleep(60)); main()"
+    command = [sys.executable, "-c", code, "serve", str(model), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "reached\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert process.stderr.read() == "sppnet: interrupted; nothing was written\n"
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_messages_of_the_server_and_of_uvicorn_are_logged(model: Path, tmp_path: Path, quiet: bool) -> None:
+    fail = "start.warm_up = lambda _: logging.getLogger('uvicorn.error').error('no')"
+    code = f"import logging, sppnet.serving.start as start; {fail}; from sppnet.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "serve", str(model), "--port", "0", "--log-file", str(tmp_path / "log")]
+    command += ["--quiet"] * quiet
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        wait_ready(int(process.stdout.readline().rsplit(":", 1)[1]))
+        process.terminate()
+        assert process.wait(60) == 0
+        lines = process.stderr.read().splitlines()
+    assert lines[0] == "no"
+    assert [line.partition(" after ")[0] for line in lines[1:]] == ([] if quiet else ["ready for requests"])
+    log = (tmp_path / "log").read_text()
+    assert " ERROR uvicorn.error: no\n" in log
+    assert " INFO sppnet.serving.app: ready for requests after " in log
+
+
+def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delitem(sys.modules, "sppnet.serving.app", raising=False)
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    assert run(["serve", "imagenet"]) == 1
+    error = capfd.readouterr().err
+    assert "need the package fastapi, " in error
+    assert 'pip install ".[serve]"' in error
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("--engine", "--runtime"), ("--max-pixels", "--max-image-pixels")],
+)
+def test_renamed_options_name_the_new_ones(old: str, new: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run(["serve", "imagenet", f"{old}=3"])
+    assert f"{old} is now called {new}\n" in capfd.readouterr().err
 
 
 def test_idle_and_slow_connections_are_closed(model: Path) -> None:
@@ -161,16 +225,16 @@ def test_occupied_port_is_an_error(model: Path, capfd: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--levels", "2,1"], "levels: expected no value without --regions, got 2,1"),
+        (["--levels", "2,1"], "levels: expected no value without --regions, got (2, 1)"),
         (["--regions", "--weights", "none"], "weights: expected no value for a run, got none"),
-        (["--regions", "--engine", "onnx"], "engine: expected eager or compiled, got onnx"),
-        (["--proposals", "grid"], "proposals: expected a detector, got another model"),
+        (["--regions", "--runtime", "onnx"], "runtime: expected eager or compiled, got onnx"),
+        (["--proposals", "grid"], "proposals: expected a detector, got a classifier"),
         (["--workers", "0"], "workers: expected at least 1, got 0"),
         (["--batch", "0"], "batch: expected at least 1, got 0"),
-        (["--batch-wait", "-1"], "batch-wait: expected at least 0 milliseconds, got -1"),
+        (["--batch-wait", "-1"], "batch_wait: expected at least 0 milliseconds, got -1"),
         (["--port", "99999"], "port: expected 0 to 65535, got 99999"),
         (["--queue", "0"], "queue: expected at least 1, got 0"),
-        (["--max-bytes", "none"], "max-bytes: expected a size such as 3GB"),
+        (["--max-bytes", "none"], "max_bytes: expected a size such as 3GB"),
     ],
 )
 def test_rejects_invalid_options(
@@ -187,81 +251,25 @@ def test_rejects_short_or_non_ascii_tokens(
     file = tmp_path / "token"
     file.write_text(token + "\n", encoding="utf-8")
     assert run(["serve", str(model), "--token-file", str(file)]) == 2
-    assert "token-file: expected at least 16 printable ASCII characters without spaces in" in " ".join(
+    assert "token_file: expected at least 16 printable ASCII characters without spaces in" in " ".join(
         capfd.readouterr().err.split()
     )
-
-
-# Runs in a subprocess without shape checks, which would break graphs.
-COMPILED = """
-import io, sys, torch
-from PIL import Image
-from sppnet.cli import serve
-from sppnet.registry import load
-from sppnet.serving.uploads import answer_uploads
-from sppnet.serving.batcher import Batcher
-from sppnet.serving.limits import Limits
-
-def photograph(width, height):
-    file = io.BytesIO()
-    Image.effect_noise((width, height), 60).save(file, "PNG")
-    return file.getvalue()
-
-torch.set_num_threads(2)
-parsed = serve.serve_parser().parse_args([sys.argv[1], "--engine", "compiled"])
-task = serve._prepare(parsed, load(sys.argv[1]), Limits(), 1, False)[1]()
-batcher, counted = Batcher(answer_uploads, threads=1), torch._dynamo.utils.counters["stats"]
-graphs = counted["unique_graphs"]
-for stance, size in (("fail", (640, 480)), ("fail", (511, 333)), ("eager", (131, 97))):
-    torch.compiler.set_stance(f"{stance}_on_recompile")
-    query = task.predict(photograph(*size))
-    batcher.submit(query, query.key, query.size).result()
-batcher.close()
-print(graphs > 0, counted["unique_graphs"] - graphs)
-"""
-
-
-@pytest.mark.slow
-def test_workers_reuse_the_graphs_of_the_warm_up(model: Path) -> None:
-    """They use one thread although the process has two, and run in eager mode where no graph fits."""
-    done = subprocess.run([sys.executable, "-c", COMPILED, str(model)], capture_output=True, text=True, timeout=600)
-    assert done.stdout.split() == ["True", "0"], done.stderr
-
-
-def test_regions_of_a_detector_use_its_settings_by_default(tmp_path: Path) -> None:
-    config = DetectorConfig(("cup",), backbone="zf5", levels=(2, 1), scales=(120,), max_side=300, rule="roi_pool")
-    save_run(Detector(config, create_backbone("zf5")), tmp_path)
-
-    def settings(*options: str) -> tuple[object, ...]:
-        encoder = serve._load(serve.serve_parser().parse_args([str(tmp_path), "--regions", *options]))
-        assert isinstance(encoder, RegionEncoder)
-        return encoder.levels, encoder.scales, encoder.max_side, encoder.rule
-
-    assert settings() == ((2, 1), (120,), 300, "roi_pool")
-    assert settings("--levels", "3") == ((3,), (120,), 300, "roi_pool")
-    assert settings("--scale", "130") == ((2, 1), (130,), 300, "roi_pool")
-
-
-def test_segmenters_have_one_worker() -> None:
-    assert serve._workers(None, torch.device("cpu"), True) == 1
-    with pytest.raises(ValueError, match="workers: expected 1 for a segmenter, got 2"):
-        serve._workers(2, torch.device("cpu"), True)
 
 
 def test_failed_warm_up_stops_the_server(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     config = ClassifierConfig(("cat", "dog"), backbone="zf5", rule="caffe")
-    save_run(Classifier(config, create_backbone("zf5")), tmp_path)
-    assert run(["serve", str(tmp_path), "--engine", "onnx", "--port", "0"]) == 2
+    save(Classifier(config, create_backbone("zf5")), tmp_path)
+    assert run(["serve", str(tmp_path), "--runtime", "onnx", "--port", "0"]) == 2
     assert "rule" in capfd.readouterr().err
 
 
 def test_serves_regions_of_a_backbone() -> None:
-    process, port = start("zf5", "--regions", "--levels", "2,1", "--scale", "120")
+    process, port = start("zf5", "--regions", "--levels", "2,1", "--scales", "120")
     try:
         wait_ready(port)
         _, about = request(port, "GET", "/v1/model")
-        assert (about["task"], about["backbone"], about["levels"]) == ("regions", "zf5", [[2, 2], [1, 1]])
+        assert (about["task"], about["backbone"], about["levels"]) == ("features", "zf5", [[2, 2], [1, 1]])
     finally:
         process.terminate()
         assert process.wait(60) == 0

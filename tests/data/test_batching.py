@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sppnet.data.batching import BatchImage, Schedule, count_batches, epoch_batches, padding_fraction, share
+from sppnet.data.batching import BatchImage, count_batches, epoch_batches, padding_fraction, share
 
 Size = tuple[int, int]
 
@@ -209,6 +209,9 @@ def test_rejects_invalid_arguments() -> None:
         ):
             call()
     assert len(epoch_batches(sizes, 2, 0, 0, None, 1500)) == 2
+    for side in (None, 8):
+        with pytest.raises(ValueError, match="batch: expected at least 1, got 0"):
+            epoch_batches([(5, 7)], 0, 0, 0, side)
     with pytest.raises(ValueError, match="budget: expected None when side is given, got 9 with side 8"):
         epoch_batches(sizes, 2, 0, 0, 8, 9)
     with pytest.raises(ValueError, match="batch: expected at least 1, got 0"):
@@ -218,19 +221,3 @@ def test_rejects_invalid_arguments() -> None:
     for rank, world in ((2, 2), (-1, 2), (0, 0)):
         with pytest.raises(ValueError, match=f"rank: expected 0..world - 1 .* got rank {rank} of world {world}"):
             share(draws((1, 1)), rank, world)
-
-
-def test_schedules() -> None:
-    assert [Schedule.parse("224").side(epoch, 0) for epoch in range(3)] == [224, 224, 224]
-    assert [Schedule.parse("180,224").side(epoch, 0) for epoch in range(4)] == [180, 224, 180, 224]
-    assert Schedule.parse("native").side(0, 0) is None
-    drawn = [Schedule.parse("180-224").side(epoch, 0) for epoch in range(400)]
-    assert set(drawn) == set(range(180, 225))
-    assert drawn == [Schedule.parse("180-224").side(epoch, 0) for epoch in range(400)]
-    assert drawn != [Schedule.parse("180-224").side(epoch, 1) for epoch in range(400)]
-
-
-@pytest.mark.parametrize("text", ["", "large", "224-180", "0", "9000", "180,", "180-224,300", "-180"])
-def test_rejects_invalid_schedules(text: str) -> None:
-    with pytest.raises(ValueError, match="sizes: expected"):
-        Schedule.parse(text)

@@ -12,6 +12,7 @@ from PIL import Image
 from sppnet.data import sizes
 from sppnet.data.images import load_image
 from sppnet.data.sizes import read_sizes
+from sppnet.progress import on_progress
 
 
 def write_image(path: Path, height: int, width: int) -> Path:
@@ -130,21 +131,22 @@ def test_unreadable_files_are_reported_and_not_cached(paths: list[Path], tmp_pat
     ],
 )
 def test_damaged_cache_is_reported_and_replaced(
-    paths: list[Path], tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]
+    paths: list[Path], tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = tmp_path / "sizes.json"
     cache.write_bytes(content)
     assert [size[0] for size in read_sizes(paths, cache)[0].values()] == [3, 5, 4]
-    assert f"{cache} is not a valid cache of image sizes and is replaced" in capsys.readouterr().err
+    assert f"{cache} is not a valid cache of image sizes and is replaced" in caplog.text
+    caplog.clear()
     assert len(json.loads(cache.read_text())["sizes"]) == 3
     read_sizes(paths, cache)
-    assert not capsys.readouterr().err
+    assert not caplog.text
 
 
-def test_unwritable_cache_is_reported(paths: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unwritable_cache_is_reported(paths: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     cache = paths[0] / "sizes.json"  # not possible: its parent is a file
     assert len(read_sizes(paths, cache)[0]) == 3
-    assert f"{cache}: image sizes cannot be cached: " in capsys.readouterr().err
+    assert f"{cache}: image sizes cannot be cached: " in caplog.text
 
 
 def test_sizes_read_before_an_interruption_are_cached(
@@ -160,15 +162,36 @@ def test_sizes_read_before_an_interruption_are_cached(
     with pytest.raises(KeyboardInterrupt):
         read_sizes(paths, cache)
     assert set(json.loads(cache.read_text())["sizes"]) == {str(path) for path in paths[:2]}
-    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob(".*"))
 
 
-def test_many_files_show_a_progress_bar(
-    paths: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    read_sizes(paths, None)
-    assert "sizes" not in capsys.readouterr().err
+def test_many_files_report_their_progress(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, int, int]] = []
+    with on_progress(lambda *call: calls.append(call)):
+        read_sizes(paths, None)
+        assert not calls
     monkeypatch.setattr(sizes, "_BAR_THRESHOLD", 2)
     monkeypatch.setattr(sizes, "_QUEUE_SIZE", 2)
-    assert [size[0] for size in read_sizes(paths, None)[0].values()] == [3, 5, 4]
-    assert "image sizes" in capsys.readouterr().err
+    with on_progress(lambda *call: calls.append(call)):
+        assert [size[0] for size in read_sizes(paths, None)[0].values()] == [3, 5, 4]
+    assert calls == [("image sizes", done, 3) for done in range(4)]
+
+
+def test_cache_that_is_a_folder_is_reported(
+    paths: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert len(read_sizes(paths, tmp_path)[0]) == 3
+    assert f"{tmp_path} is not a valid cache of image sizes" in caplog.text
+    assert f"{tmp_path}: image sizes cannot be cached: Is a directory" in caplog.text
+
+
+def test_names_that_are_not_utf8_are_cached(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff.png")
+    try:
+        write_image(path, 3, 4)
+    except OSError:
+        pytest.skip("the file system allows UTF-8 names only")
+    cache = tmp_path / "sizes.json"
+    read_sizes([path], cache)
+    set_heights(cache, 99)
+    assert read_sizes([path], cache)[0] == {path: (99, 4)}

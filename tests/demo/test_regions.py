@@ -93,4 +93,4 @@ def test_falls_back_to_grid_windows_without_opencv(model: Classifier, monkeypatc
     assert result.windows == len(propose(photograph, "grid", max_windows=2000)) > 1
     section = regions_section(result, model.config.classes, "a", "data:,")
     assert "The windows form a sliding grid; selective search needs OpenCV" in " ".join(section.split())
-    assert 'pip install "sppnet[detect]"' in section
+    assert 'pip install ".[detect]"' in section

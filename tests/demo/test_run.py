@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sppnet import Classifier, ImageError, Prediction, imagenet_classifier
+from sppnet import ClassificationResult, Classifier, ImageError, imagenet_classifier
 from sppnet.data.images import load_image, to_tensor
 from sppnet.demo import regions, run
 from sppnet.demo.regions import PassTiming, Regions
@@ -55,7 +55,7 @@ def test_predictions_match_predict(model: Classifier, result: DemoResult) -> Non
     expected = model.predict([answer.source for answer in result.answers])
     assert [answer.size for answer in result.answers] == [(70, 90), (120, 33)]
     for answer, other in zip(result.answers, expected, strict=True):
-        assert isinstance(answer, Prediction)
+        assert isinstance(answer, ClassificationResult)
         assert answer.label == other.label
         assert [label for label, _ in answer.top] == [label for label, _ in other.top]
         assert answer.score == pytest.approx(other.score, rel=1e-4)
@@ -145,7 +145,7 @@ def test_sample_photographs_are_found() -> None:
 
 def test_missing_package_error_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(run, "find_spec", lambda _: None)
-    with pytest.raises(ValueError, match=r'package sklearn .*pip install "sppnet\[demo\]"'):
+    with pytest.raises(ValueError, match=r'package sklearn .*pip install "\.\[demo\]"'):
         run_demo(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

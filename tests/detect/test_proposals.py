@@ -12,11 +12,15 @@ from torch import Tensor
 
 import sppnet.detect.proposals
 from sppnet.detect.classic.selective_search import selective_search
-from sppnet.detect.proposals import SOURCES, Proposals, propose, propose_all
+from sppnet.detect.proposals import SOURCES, Proposals, iter_proposals, propose
 from sppnet.detect.window_grid import window_grid
 from sppnet.inference.results import Failure
 from sppnet.io.files import read_tensors, save_tensors
 from tests.helpers.proposal_scene import draw_scene, unique_rows
+
+
+def propose_all(*arguments: Any, **options: Any) -> list[Proposals | Failure]:
+    return list(iter_proposals(*arguments, **options))
 
 
 @pytest.fixture(scope="module")
@@ -205,24 +209,52 @@ def test_only_selective_search_requires_opencv(
     tmp_path: Path, scene: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(ModuleNotFoundError, match="selective search needs OpenCV"):
+    with pytest.raises(ModuleNotFoundError, match=r"searches for proposals need the package cv2, .* 'detect'"):
         propose(scene, "selective-search")
-    with pytest.raises(ModuleNotFoundError, match="selective search needs OpenCV"):
+    with pytest.raises(ModuleNotFoundError, match=r"searches for proposals need the package cv2, .* 'detect'"):
         propose_all([], "selective-search", tmp_path)
     assert len(propose(scene, "grid")) > 1
 
 
-def test_box_file_lists_the_proposals(tmp_path: Path, scene: Image.Image, capsys: pytest.CaptureFixture[str]) -> None:
+def test_box_file_lists_the_proposals(tmp_path: Path, scene: Image.Image, caplog: pytest.LogCaptureFixture) -> None:
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     for path in paths:
         scene.save(path)
     file = tmp_path / "boxes.csv"
-    file.write_text("image,x1,y1,x2,y2\na.png,20,30,60,80\n")
+    file.write_text("image,x1,y1,x2,y2\na.png,20,30,60,80\nelsewhere.png,1,2,3,4\n")
     listed, unlisted = propose_all(paths, str(file), None)
     assert boxes_of(listed).tolist() == [[0, 0, 160, 120], [20, 30, 60, 80]]
     assert boxes_of(unlisted).tolist() == [[0, 0, 160, 120]]
-    assert "1 of 2 images have no box in" in capsys.readouterr().err
+    assert "1 of 2 images have no box in" in caplog.text
     with pytest.raises(ValueError, match=r"proposals: expected boxes of the images, such as .*b\.png, got none in"):
         propose_all(paths[1:], str(file), None)
     with pytest.raises(ValueError, match=r"proposals: expected a file of boxes, got .*gone\.csv, which does not exist"):
         propose_all(paths, str(tmp_path / "gone.csv"), None)
+
+
+def test_unreadable_images_of_a_box_file_are_failures(tmp_path: Path, scene: Image.Image) -> None:
+    scene.save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"not an image")
+    file = tmp_path / "boxes.csv"
+    file.write_text("image,x1,y1,x2,y2\na.png,20,30,60,80\nb.png,20,30,60,80\n")
+    good, bad = propose_all([tmp_path / "a.png", tmp_path / "b.png"], str(file), None)
+    assert len(boxes_of(good)) == 2
+    assert isinstance(bad, Failure)
+    (only,) = propose_all([tmp_path / "b.png"], str(file), None)
+    assert isinstance(only, Failure)
+
+
+def test_searches_only_a_few_images_ahead(tmp_path: Path, scene: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    searched = []
+
+    def counted(image: Image.Image, *arguments: Any) -> Any:
+        searched.append(image)
+        return selective_search(image, *arguments)
+
+    monkeypatch.setattr(sppnet.detect.proposals, "selective_search", counted)
+    small = scene.resize((40, 30))
+    proposals = iter_proposals([small] * 50, "selective-search", None, workers=2)
+    next(proposals)
+    assert len(searched) <= 5
+    assert len(list(proposals)) == 49
+    assert len(searched) == 50

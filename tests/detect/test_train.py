@@ -1,6 +1,7 @@
 """Tests of detector training, evaluation and prediction through the command line."""
 
 import json
+import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +11,19 @@ import torch
 from safetensors.torch import load_file
 
 import sppnet
+from sppnet import DetectorConfig
+from sppnet.backbones.backbone import stage_of_stride
 from sppnet.cli.main import run
 from sppnet.data.images import load_image
+from sppnet.detect.model import create_detector
 from sppnet.detect.options import DetectOptions
-from sppnet.detect.train import train_detector
+from sppnet.detect.train import detector_config, train_detector
 from tests.helpers.detection_data import CLASSES, write_voc
 from tests.helpers.killed_training import stop_after_checkpoint
 
 SMALL = ["--scales", "160", "--proposals", "grid", "--windows", "300", "--hidden", "64,64", "--levels", "3,2,1"]
 QUICK = [*SMALL, "--epochs", "4", "--steps", "40"]
+TINY = DetectOptions(scales=(96,), proposals="grid", windows=60, hidden=(16, 16), levels=(2, 1), epochs=1, steps=3)
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +61,12 @@ def test_predict_writes_pictures_and_json(
     assert content["size"] == [96, 112]
     assert {item["label"] for item in content["objects"]} <= set(CLASSES)
     assert content["objects"]
-    assert load_image(content["picture"]).size == (112, 96)
+    assert load_image(content["files"]["picture"]).size == (112, 96)
     assert "bad.png" in err
     model = sppnet.load(trained)
     assert isinstance(model, sppnet.Detector)
-    (detections,) = model.predict(image)
-    assert detections.scores[0] == pytest.approx(content["objects"][0]["score"], rel=1e-4, abs=1e-4)
+    (result,) = model.predict(image)
+    assert result.to_dict() | {"files": content["files"]} == content
 
 
 def test_evaluate_writes_curves_and_mosaics(trained: Path, data: Path, tmp_path: Path) -> None:
@@ -73,7 +78,7 @@ def test_evaluate_writes_curves_and_mosaics(trained: Path, data: Path, tmp_path:
 def test_evaluate_reports_the_loss_of_svd_and_bfloat16(
     trained: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["evaluate", str(trained), str(data), "--svd", "32,16", "--head", "bfloat16", "--json"]
+    command = ["evaluate", str(trained), str(data), "--svd", "32,16", "--head-dtype", "bfloat16", "--json"]
     assert run(command) == 0
     scores = json.loads(capsys.readouterr().out)
     assert scores["exact"]["ap50"] > 0.6
@@ -90,16 +95,52 @@ def test_rcnn_trains_and_evaluates(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_weights_depend_on_the_seed(data: Path, tmp_path: Path) -> None:
-    quick = DetectOptions(
-        scales=(96,), proposals="grid", windows=60, hidden=(16, 16), levels=(2, 1), epochs=1, steps=3,
-        cache=str(tmp_path / "cache"),
-    )  # fmt: skip
     states = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        assert train_detector(data, tmp_path / name, replace(quick, seed=seed)).finished
+        assert train_detector(data, tmp_path / name, replace(TINY, cache=str(tmp_path / "cache"), seed=seed)).finished
         states.append(load_file(tmp_path / name / "model.safetensors"))
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(states[0]["fc.fc6.weight"], states[2]["fc.fc6.weight"])
+
+
+def test_validation_scores_are_those_of_the_evaluation(data: Path, tmp_path: Path) -> None:
+    options = replace(TINY, cache=str(tmp_path / "cache"))
+    plain = train_detector(data, tmp_path / "plain", options)
+    assert plain.scores == {}
+    assert plain.stages.keys() == {"proposals", "features", "fine-tuning", "SVMs", "box regression"}
+    other = write_voc(tmp_path / "other", 1, 4)
+    for name, val in (("split", "test"), ("data set", str(other))):
+        result = train_detector(data, tmp_path / name, options, val=val)
+        model = sppnet.load(result.run)
+        assert isinstance(model, sppnet.Detector)
+        report = sppnet.evaluate_detector(model, data if val == "test" else other, split="test")
+        assert result.scores == {"ap50": report.scores.ap50, "map": report.scores.map}
+        assert result.stages.keys() - plain.stages.keys() == {"validation"}
+        assert result.seconds >= sum(result.stages.values())
+
+
+def test_resuming_does_not_depend_on_how_the_path_is_typed(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = replace(TINY, cache=str(tmp_path / "cache"))
+    train_detector(data, tmp_path / "run", options)
+    monkeypatch.chdir(data.parent)
+    (tmp_path / "link").symlink_to(data)
+    for typed in (Path(data.name), Path("..") / data.parent.name / data.name, tmp_path / "link"):
+        assert train_detector(typed, tmp_path / "run", options, resume=True).finished
+
+
+def test_resuming_with_changed_data_is_an_error(tmp_path: Path) -> None:
+    data = write_voc(tmp_path / "data", 3, 1)
+    train_detector(data, tmp_path / "run", TINY)
+    annotation, image = data / "Annotations" / "train1.xml", data / "JPEGImages" / "train1.png"
+    text, modified = annotation.read_text(), image.stat().st_mtime_ns
+    moved, renamed = text.replace("<xmin>", "<xmin>1", 1), text.replace("disc", "square")
+    for content, time in ((moved, modified), (renamed, modified), (text, 0)):
+        annotation.write_text(content)
+        os.utime(image, ns=(time, time))
+        with pytest.raises(ValueError, match=r"images: expected '3 images, .*', as when the training in .* started"):
+            train_detector(data, tmp_path / "run", TINY, resume=True)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
@@ -123,8 +164,10 @@ def test_errors_name_the_option_or_the_data(data: Path, tmp_path: Path, capsys: 
     assert output(str(data), "--split", "val").startswith("2 sppnet: ")
     assert "train" in output(str(data), "--split", "val")
     assert "selective-search" in output(str(data), "--proposals", "magic")
-    assert "hidden: expected comma-separated numbers of at least 1" in output(str(data), "--hidden", "0")
-    assert "scales: expected comma-separated numbers of at least 1" in output(str(data), "--scales", "688x2")
+    for option, value in (("--hidden", "0"), ("--scales", "688x2")):
+        with pytest.raises(SystemExit, match="2"):
+            output(str(data), option, value)
+        assert f"{option}: expected comma-separated numbers of at least 1" in capsys.readouterr().err
     empty = write_voc(tmp_path / "empty", 1, 1)
     assert "data: expected an object that is not difficult, got none in 1 images" in output(str(empty))
 
@@ -138,3 +181,45 @@ def test_undecodable_images_are_reported_and_skipped(tmp_path: Path, capsys: pyt
     assert "train2.png" in capsys.readouterr().err
     assert run(["evaluate", str(tmp_path / "run"), str(data), "--split", "test"]) == 1
     assert "test1.png" in capsys.readouterr().err
+
+
+def test_config_has_the_values_of_the_options() -> None:
+    options = DetectOptions(levels=(3, 1), scales=(480, 688), hidden=(16,), windows=7, reduce="avg", proposals="grid")
+    config = detector_config(options, ("a", "b"))
+    assert config == DetectorConfig(
+        ("a", "b"), stage=3, levels=(3, 1), scales=(480, 688), reduce="avg", hidden=(16,), regression="pool",
+        proposals="grid", windows=7,
+    )  # fmt: skip
+    assert detector_config(replace(options, regression=False), ("a",)).regression == "none"
+    fast = detector_config(DetectOptions(method="fast"), ("a", "b"))
+    values = (fast.method, fast.levels, fast.rule, fast.scorer, fast.regression)
+    assert values == ("fast", (7,), "roi_pool", "softmax", "fc")
+
+
+def test_backbone_is_cut_off_at_stride_16() -> None:
+    backbone = create_detector(detector_config(DetectOptions(), CLASSES)).encoder.backbone
+    assert (backbone.name, backbone.stage, backbone.geometry.stride) == ("tf_efficientnet_lite0", 3, (16, 16))
+    assert detector_config(DetectOptions(stage=2), CLASSES).stage == 2
+    assert detector_config(DetectOptions(backbone="zf5"), CLASSES).stage is None
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "stage"),
+    [
+        ("resnet18", 16, 3),
+        ("tf_efficientnet_lite0", 16, 3),
+        ("tf_efficientnet_lite0", 31, 3),
+        ("tf_efficientnet_lite0", 32, 4),
+        ("resnet18", 2, 0),
+        ("zf5", 16, None),
+    ],
+)
+def test_stage_of_stride_selects_the_last_stage(name: str, stride: int, stage: int | None) -> None:
+    assert stage_of_stride(name, stride) == stage
+
+
+def test_stage_of_stride_rejects_unknown_networks_and_too_fine_strides() -> None:
+    with pytest.raises(ValueError, match=r"backbone: expected a timm network .*, got 'resnet81'; did you mean "):
+        stage_of_stride("resnet81", 16)
+    with pytest.raises(ValueError, match=r"stride: expected at least 2 \(the finest map of resnet18\), got 1"):
+        stage_of_stride("resnet18", 1)

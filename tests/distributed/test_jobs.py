@@ -1,6 +1,5 @@
 """Jobs of Ray workers, run without Ray: loading of runs from URLs, and the files that the jobs write."""
 
-import dataclasses
 import json
 from functools import partial
 from pathlib import Path
@@ -11,11 +10,10 @@ import torch
 from PIL import Image
 
 from sppnet import Classifier, ClassifierConfig, Detector, DetectorConfig, RegionEncoder, create_backbone
-from sppnet.classify.predict import Prediction, predict_images
 from sppnet.data.images import load_image
-from sppnet.distributed.jobs import FeaturesJob, PredictJob, classify_images, detect_images, load_remote
+from sppnet.distributed.jobs import FeaturesJob, PredictJob, classify, load_remote
 from sppnet.features.shards import read_metadata, read_shard
-from sppnet.training.run import save_run
+from sppnet.training.run import save
 
 SIZES = ((60, 90), (80, 50), (70, 70))
 NAMES = ["0.png", "missing.png", "1.png", "2.png"]
@@ -37,7 +35,7 @@ def classifier() -> Classifier:
 
 
 def test_load_run_reads_urls(classifier: Classifier, tmp_path: Path) -> None:
-    save_run(classifier, tmp_path / "run")
+    save(classifier, tmp_path / "run")
     model = load_remote(f"file://{tmp_path}/run")
     x = torch.randn(1, 3, 40, 50)
     assert torch.equal(model(x), classifier(x))
@@ -48,34 +46,43 @@ def test_load_run_reads_urls(classifier: Classifier, tmp_path: Path) -> None:
 def test_predict_job_writes_predictions_and_failures_in_order(
     classifier: Classifier, images: Path, tmp_path: Path
 ) -> None:
-    job = PredictJob(classifier, partial(classify_images, batch=2, resize=None, views="full"), tmp_path, images)
+    job = PredictJob(classifier, partial(classify, resize=None, views="full"), 2, tmp_path, images)
     job.start("cpu")
     failures = json.loads(job.run(json.dumps({"file": "part.jsonl", "names": NAMES})))
     assert [name for name, _ in failures] == ["missing.png"]
     lines = [json.loads(line) for line in (tmp_path / "part.jsonl").read_text().splitlines()]
     assert [line["source"] for line in lines] == NAMES
-    assert lines[1] == {"source": "missing.png", "failure": failures[0][1]}
-    readable = [name for name in NAMES if name != "missing.png"]
-    expected = predict_images(classifier, [images / name for name in readable])
-    for name, line, prediction in zip(readable, lines[:1] + lines[2:], expected, strict=True):
-        assert isinstance(prediction, Prediction)
-        content = dataclasses.asdict(dataclasses.replace(prediction, source=name))
-        assert line == json.loads(json.dumps(content))
+    assert lines.pop(1) == {"source": "missing.png", "failure": failures[0][1]}
+    expected = classifier.predict([images / line["source"] for line in lines])
+    assert lines == [
+        result.to_dict() | {"source": line["source"]} for line, result in zip(lines, expected, strict=True)
+    ]
 
 
-def test_detect_images_drops_objects_below_the_minimum_score(images: Path) -> None:
+def test_detectors_report_objects_above_the_minimum_score(images: Path, tmp_path: Path) -> None:
     config = DetectorConfig(("cat", "dog"), "spp", "zf5", levels=(1,), scales=(64,), proposals="grid", windows=20)
     model = Detector(config, create_backbone("zf5", None, None)).eval()
     with torch.no_grad():
         model.score.weight *= 0
         model.score.bias.copy_(torch.tensor([0.8, 0.2]))
     labels = []
-    for least in (0.1, 0.5, 0.9):
-        (content,) = detect_images(model, [("name", images / "0.png")], least=least)
-        assert isinstance(content, dict)
-        assert (content["source"], content["size"]) == ("name", [60, 90])
+    for min_score in (0.1, 0.5, 0.9):
+        predict = partial(Detector.predict, min_score=min_score, on_error="skip")
+        PredictJob(model, predict, 2, tmp_path, images).run(json.dumps({"file": "part.jsonl", "names": ["0.png"]}))
+        content = json.loads((tmp_path / "part.jsonl").read_text())
+        assert (content["source"], content["size"]) == ("0.png", [60, 90])
         labels.append({detection["label"] for detection in content["objects"]})
     assert labels == [{"cat", "dog"}, {"cat"}, set()]
+
+
+def test_unreadable_urls_are_failures_of_their_names(classifier: Classifier, images: Path, tmp_path: Path) -> None:
+    job = PredictJob(classifier, partial(classify, resize=None, views="full"), 3, tmp_path, Path())
+    names = [f"file://{images}/none.png", f"file://{images}/1.png"]
+    ((name, reason),) = json.loads(job.run(json.dumps({"file": "part.jsonl", "names": names})))
+    failure, result = (json.loads(line) for line in (tmp_path / "part.jsonl").read_text().splitlines())
+    assert failure == {"source": names[0], "failure": reason}
+    assert name == names[0]
+    assert result == classifier.predict(images / "1.png")[0].to_dict() | {"source": names[1]}
 
 
 def test_features_job_writes_vectors_and_failures(images: Path, tmp_path: Path) -> None:

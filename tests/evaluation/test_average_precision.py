@@ -14,7 +14,6 @@ from sppnet.data.formats.detection import DetectionSample
 from sppnet.evaluation.average_precision import (
     area_average_precision,
     curve,
-    json_content,
     match_detections,
     score_detections,
     voc07,
@@ -243,10 +242,10 @@ def test_scoring_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
-def test_json_content_has_all_scores_without_curves() -> None:
+def test_to_dict_has_all_scores_without_curves() -> None:
     found = [detections((SQUARE, 0, 0.5))]
     scores = score_detections(found, [sample((SQUARE, 0, False))], ["a", "b"])
-    assert json_content(scores) == {
+    assert scores.to_dict() == {
         "images": 1,
         "ap50": 1.0,
         "map": 1.0,
@@ -275,5 +274,5 @@ def test_rejects_wrong_arguments() -> None:
 
 def test_missing_faster_coco_eval_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-    with pytest.raises(ModuleNotFoundError, match=r'faster-coco-eval: pip install "sppnet\[detect\]"'):
+    with pytest.raises(ModuleNotFoundError, match=r"COCO scores need the package faster_coco_eval, .* 'detect'"):
         score_detections([detections()], [sample((SQUARE, 0, False))], ["a"])

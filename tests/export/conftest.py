@@ -9,7 +9,7 @@ import pytest
 
 from sppnet import Classifier
 from sppnet.cli.main import run
-from sppnet.training.run import save_run
+from sppnet.training.run import save
 from tests.helpers.classifiers import build_classifier
 
 
@@ -36,10 +36,10 @@ def model() -> Classifier:
 def folder(model: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with `run`, the run folder of the model, and plain.onnx, pixels.onnx and regions.onnx exported from it."""
     folder = tmp_path_factory.mktemp("export")
-    save_run(model, folder / "run")
+    save(model, folder / "run")
     files = {"plain": [], "pixels": ["--with-preprocessing"], "regions": ["--regions", "--levels", "4,2,1"]}
     with disabled_shape_checks():
         for name, options in files.items():
             out = str(folder / f"{name}.onnx")
-            assert run(["export", str(folder / "run"), "--out", out, "--sizes", "6", *options]) == 0
+            assert run(["export", str(folder / "run"), "--out", out, "--num-sizes", "6", *options]) == 0
     return folder

@@ -46,13 +46,13 @@ def test_export_and_verification_do_not_change_the_model(function: Any, tmp_path
     model = build_classifier(head="fc")
     x = torch.randn(1, 3, 97, 64)
     before = model(x)
-    function(model, tmp_path / "model.onnx", sizes=1)
+    function(model, tmp_path / "model.onnx", num_sizes=1)
     assert torch.equal(model(x), before)  # evaluation mode: dropout would change the logits
     model.train()
     model.backbone.eval()
     modes = {name: module.training for name, module in model.named_modules()}
-    function(model, tmp_path / "model.onnx", sizes=1)
-    verify(tmp_path / "model.onnx", model, sizes=1)
+    function(model, tmp_path / "model.onnx", num_sizes=1)
+    verify(tmp_path / "model.onnx", model, num_sizes=1)
     assert {name: module.training for name, module in model.named_modules()} == modes
 
 
@@ -83,7 +83,7 @@ def test_region_vectors_equal_the_operator(folder: Path, model: Classifier, coun
 
 def test_regions_have_a_size_input_if_the_offset_depends_on_the_size(tmp_path: Path) -> None:
     model = build_classifier("tf_mobilenetv3_small_minimal_100", levels=(2, 1))
-    assert export_regions(model, tmp_path / "m.onnx", sizes=60).worst == 0
+    assert export_regions(model, tmp_path / "m.onnx", num_sizes=60).worst == 0
     assert [item.name for item in session(tmp_path / "m.onnx").get_inputs()] == ["map", "boxes", "images", "size"]
 
 
@@ -168,7 +168,7 @@ def test_wrong_translation_leaves_no_file(
         return begins, onnx_ops.op.Max(onnx_ops.op.Sub(ends, one), onnx_ops.op.Add(begins, one))
 
     monkeypatch.setattr(onnx_ops, "_cut", early)
-    assert run(["export", str(folder / "run"), "--out", str(tmp_path / "wrong.onnx"), "--sizes", "20"]) == 1
+    assert run(["export", str(folder / "run"), "--out", str(tmp_path / "wrong.onnx"), "--num-sizes", "20"]) == 1
     captured = capsys.readouterr()
     assert not captured.out
     message = captured.err.replace("\n", " ")
@@ -181,7 +181,7 @@ def test_wrong_translation_leaves_no_file(
     ("arguments", "message"),
     [
         (["{run}", "--out", "{}/nowhere/m.onnx"], "path: expected a file in an existing folder, got"),
-        (["{run}", "--out", "{}/m.onnx", "--sizes", "0"], "sizes: expected at least 1, got 0"),
+        (["{run}", "--out", "{}/m.onnx", "--num-sizes", "0"], "num_sizes: expected at least 1, got 0"),
         (["{}/none", "--out", "{}/m.onnx"], "no such folder"),
     ],
 )
@@ -247,7 +247,9 @@ def test_logits_match_in_openvino(folder: Path, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("name", ["zf5", "overfeat5", "tf_efficientnet_lite0", "resnet18", "mobilenetv3_small_100"])
 def test_other_networks_match(name: str, tmp_path: Path) -> None:
     """Networks with ceil-mode pooling, local response normalization, and padding that depends on the size."""
-    assert export_classifier(build_classifier(name, levels=(6, 3, 2, 1)), tmp_path / "m.onnx", sizes=40).worst < 1e-4
+    assert (
+        export_classifier(build_classifier(name, levels=(6, 3, 2, 1)), tmp_path / "m.onnx", num_sizes=40).worst < 1e-4
+    )
 
 
 @pytest.mark.slow
@@ -255,4 +257,4 @@ def test_embedded_network_matches(tmp_path: Path, capsys: pytest.CaptureFixture[
     out = str(tmp_path / "imagenet.onnx")
     assert run(["export", "imagenet", "--out", out, "--with-preprocessing"]) == 0
     assert capsys.readouterr().out.count("\n") < 10
-    assert run(["verify", out, "imagenet", "--sizes", "60"]) == 0
+    assert run(["verify", out, "imagenet", "--num-sizes", "60"]) == 0

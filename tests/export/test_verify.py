@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import math
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,8 @@ import torch
 from sppnet import Classifier
 from sppnet.cli.main import run
 from sppnet.export.models import export_regions
-from sppnet.export.verify import verify
-from sppnet.training.run import save_run
+from sppnet.export.verify import Mismatch, Verification, verify
+from sppnet.training.run import save
 from tests.helpers.classifiers import build_classifier
 
 onnx = pytest.importorskip("onnx")
@@ -21,7 +23,7 @@ pytest.importorskip("onnxruntime")
 
 def test_exported_files_match_their_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("plain", "pixels", "regions"):
-        assert run(["verify", str(folder / f"{name}.onnx"), str(folder / "run"), "--sizes", "24", "--json"]) == 0
+        assert run(["verify", str(folder / f"{name}.onnx"), str(folder / "run"), "--num-sizes", "24", "--json"]) == 0
         content = json.loads(capsys.readouterr().out)
         assert content["mismatches"] == []
         assert content["worst"] < 1e-5
@@ -34,8 +36,8 @@ def test_lists_every_size_at_which_file_and_run_differ(
         other = build_classifier(levels=(6, 3, 2, 1))
         with torch.no_grad():
             other.head.fc.bias += 0.1  # type: ignore[union-attr, operator]
-    save_run(other, tmp_path / "other")
-    arguments = ["verify", str(folder / "plain.onnx"), str(tmp_path / "other"), "--sizes", "5"]
+    save(other, tmp_path / "other")
+    arguments = ["verify", str(folder / "plain.onnx"), str(tmp_path / "other"), "--num-sizes", "5"]
     assert run([*arguments, "--json"]) == 1
     content = json.loads(capsys.readouterr().out)
     assert len(content["mismatches"]) == content["sizes"] == 5
@@ -74,7 +76,7 @@ def test_failed_runs_and_wrong_output_shapes_are_mismatches(folder: Path, model:
         (["{}/newer.onnx", "{run}"], "file: expected format 1, got 2 in"),
         (["{folder}/plain.onnx", "imagenet"], "with 3 classes (ash, birch, cedar, ...), got 1000 classes (tench"),
         (["{folder}/regions.onnx", "imagenet"], "test_resnet, stage None, got tf_efficientnet_lite0, stage None"),
-        (["{folder}/plain.onnx", "{run}", "--sizes", "0"], "sizes: expected at least 1, got 0"),
+        (["{folder}/plain.onnx", "{run}", "--num-sizes", "0"], "num_sizes: expected at least 1, got 0"),
     ],
 )
 def test_rejects_wrong_arguments(
@@ -91,9 +93,20 @@ def test_rejects_wrong_arguments(
     assert not captured.out
 
 
-def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, folder: Path, model: Classifier) -> None:
-    monkeypatch.setattr("sppnet.export.verify.find_spec", lambda _: None)
-    with pytest.raises(ModuleNotFoundError, match=r'need onnxruntime; install with pip install "sppnet\[export\]"'):
+def test_json_has_null_for_infinite_differences() -> None:
+    mismatches = (Mismatch((3, 4), 1, math.inf, "onnxruntime failed"), Mismatch((5, 6), 1, 0.5, "differs"))
+    report = Verification("model.onnx", "classify", 2, 1e-4, math.inf, (3, 4), mismatches, 1.0)
+    content = json.loads(json.dumps(report.to_dict()), parse_constant=pytest.fail)
+    assert content["worst"] is None
+    assert [mismatch["error"] for mismatch in content["mismatches"]] == [None, 0.5]
+
+
+def test_missing_packages_are_named(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, model: Classifier, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ModuleNotFoundError, match=r"ONNX files need the package onnxruntime, .* extra 'export'"):
         verify(folder / "plain.onnx", model)
-    with pytest.raises(ModuleNotFoundError, match="need onnx, onnxscript, onnxruntime; install"):
-        export_regions(model, folder / "m.onnx")
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ModuleNotFoundError, match="ONNX files need the package onnxscript"):
+        export_regions(model, tmp_path / "m.onnx")

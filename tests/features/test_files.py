@@ -38,7 +38,7 @@ def test_writes_an_empty_file_if_no_image_is_readable(images: Path, tmp_path: Pa
     (tmp_path / "one.csv").write_text("image,x,y,w,h\na.png,1,1,9,9\n")
     content = (images / "a.png").read_bytes()
     (images / "a.png").write_bytes(content[: len(content) // 2])
-    assert write_features(images / "a.png", tmp_path / "one.csv", tmp_path / "out", "--format", storage) == 1
+    assert write_features(images / "a.png", tmp_path / "one.csv", tmp_path / "out", "--storage", storage) == 1
     assert list(read_features(tmp_path / "out")) == []
 
 

@@ -60,7 +60,7 @@ def test_files_are_readable_without_this_package(images: Path, boxes: Path, tmp_
     assert json.loads(metadata["ids"])[:4] == ["a0", "a1", "a2", "b0"]
 
     parquet = pytest.importorskip("pyarrow.parquet")
-    assert write_features(images, boxes, tmp_path / "table", "--format", "parquet") == 0
+    assert write_features(images, boxes, tmp_path / "table", "--storage", "parquet") == 0
     table = parquet.read_table(tmp_path / "table" / "00000.parquet")
     assert table.column_names == ["image", "id", "x1", "y1", "x2", "y2", "vector"]
     assert str(table.schema.field("vector").type) == "fixed_size_list<element: halffloat>[1280]"
@@ -73,6 +73,7 @@ def test_parquet_without_pyarrow_names_the_extra(
     images: Path, boxes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert write_features(images, boxes, tmp_path / "out", "--format", "parquet") == 1
-    assert 'pip install "sppnet[features]"' in capsys.readouterr().err
+    assert write_features(images, boxes, tmp_path / "out", "--storage", "parquet") == 1
+    assert "need the package pyarrow" in (message := capsys.readouterr().err)
+    assert "the extra 'features'" in message
     assert not (tmp_path / "out").exists()

@@ -54,7 +54,7 @@ def test_files_contain_the_vectors_of_the_encoder(
     if storage == "parquet":
         pytest.importorskip("pyarrow")
     out = tmp_path / "out"
-    assert write_features(images, boxes, out, "--format", storage, "--dtype", dtype) == 0
+    assert write_features(images, boxes, out, "--storage", storage, "--dtype", dtype) == 0
     stored = list(read_features(out))
     assert [item.image for item in stored] == list(SIZES)
     for item in stored:
@@ -133,11 +133,11 @@ def test_recomputes_only_missing_and_damaged_files(
 
 def test_recomputes_damaged_parquet_files(images: Path, boxes: Path, tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
-    assert write_features(images, boxes, tmp_path / "out", "--format", "parquet") == 0
+    assert write_features(images, boxes, tmp_path / "out", "--storage", "parquet") == 0
     path = tmp_path / "out" / "00000.parquet"
     before = path.read_bytes()
     path.write_bytes(before[:-5])
-    assert write_features(images, boxes, tmp_path / "out", "--format", "parquet") == 0
+    assert write_features(images, boxes, tmp_path / "out", "--storage", "parquet") == 0
     assert path.read_bytes() == before
 
 
@@ -196,7 +196,7 @@ def test_rejects_folders_with_other_settings(
     compute_features(encoder, data, images, tmp_path / "out")
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     other = RegionEncoder(encoder.backbone, **{"levels": (2, 1), "scales": (100,), **options})
-    with pytest.raises(ValueError, match=re.escape(f"contains vectors of other settings: {message}")):
+    with pytest.raises(ValueError, match=re.escape(f"contains results of other settings: {message}")):
         compute_features(other, data, images, tmp_path / "out", draw=1, **arguments)
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
@@ -207,7 +207,7 @@ def test_on_bad_and_box_format_may_differ_between_runs(
     assert write_features(images, boxes, tmp_path / "out") == 0
     assert write_features(images, boxes, tmp_path / "out", "--on-bad", "clip", "--box-format", "xyxy") == 0
     assert write_features(images, boxes, tmp_path / "out", "--levels", "1") == 2
-    assert f"out: {tmp_path / 'out'} contains vectors of other settings: levels" in capsys.readouterr().err
+    assert f"out: {tmp_path / 'out'} contains results of other settings: levels" in capsys.readouterr().err
 
 
 def test_rejects_folders_with_other_boxes_or_weights(
@@ -282,12 +282,20 @@ def test_exits_with_2_for_invalid_arguments(
 
 
 def test_read_features_rejects_folders_without_a_valid_index(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"expected one written by `sppnet features`, got .* without index.json"):
+    with pytest.raises(ValueError, match=r"expected one written by `sppnet features` or .*, got .* without index.json"):
         read_features(tmp_path)
-    for text, message in (("{", "is not JSON"), ('{"format": 9}', "is not an index of box vectors in format 1")):
-        (tmp_path / "index.json").write_text(text)
-        with pytest.raises(ValueError, match=message):
-            read_features(tmp_path)
+
+
+def test_local_folders_may_be_strings(
+    images: Path, boxes: Path, tmp_path: Path, encoder: RegionEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = read_boxes(boxes, "images").images
+    compute_features(encoder, data, "images", "local/out", draw=1)
+    assert [item.image for item in read_features("local/out")] == list(SIZES)
+    assert (tmp_path / "local" / "out" / "pictures" / "00000-a.png").is_file()
+    compute_features(encoder, read_boxes(boxes, images).images, images, tmp_path / "same")
+    assert read_index(tmp_path / "same")["settings"] == read_index(tmp_path / "local" / "out")["settings"]
 
 
 def test_draws_pictures_of_the_first_images(images: Path, boxes: Path, tmp_path: Path) -> None:

@@ -25,11 +25,12 @@ from sppnet.classify.model import Classifier
 from sppnet.classify.network import ClassifierConfig
 from sppnet.detect.model import Detector, DetectorConfig
 from sppnet.features.encoder import RegionEncoder
-from sppnet.segment.model import SegmenterConfig, create_segmenter
+from sppnet.segment.model import create_segmenter
+from sppnet.segment.network import SegmenterConfig
 from sppnet.serving.app import Batching, Service, create_app
-from sppnet.serving.engines import torch_probabilities
 from sppnet.serving.limits import Limits
-from sppnet.serving.tasks import ClassifyTask, DetectTask, Kind, RegionTask, SegmentTask, Task
+from sppnet.serving.runtimes import torch_probabilities
+from sppnet.serving.tasks import ClassifyTask, DetectTask, RegionTask, SegmentTask, Task
 
 api = pytest.importorskip("playwright.sync_api", reason="the page's tests need: pip install playwright")
 expect = api.expect
@@ -39,7 +40,7 @@ ARGUMENTS = (
     " --disable-component-update --disable-sync"
 )
 CLASSES = ("ash", "birch", "cedar", "date", "elm", "fir")
-LIMITS = Limits(bytes=300_000, pixels=400_000, queue=8)
+LIMITS = Limits(max_bytes=300_000, max_image_pixels=400_000, queue=8)
 TOKEN = "page-token"
 Ask = Callable[..., Any]
 
@@ -65,9 +66,8 @@ def browser() -> Iterator[Any]:
 @contextmanager
 def serving(task: Task, token: str | None = None, limits: Limits = LIMITS) -> Iterator[str]:
     """Serve the application on a free port; yields its URL."""
-    kinds: dict[type, Kind] = {ClassifyTask: "classify", DetectTask: "detect", SegmentTask: "segment"}
-    service = Service("tiny", lambda: task, "eager", limits, Batching())
-    app = create_app(service, kinds.get(type(task), "regions"), token)
+    service = Service("tiny", task.kind, lambda: task, "eager", limits, Batching())
+    app = create_app(service, token)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=2))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -92,11 +92,6 @@ def classifier(levels: tuple[int, ...] = (3, 2, 1), sides: tuple[int, int] | Non
     return ClassifyTask(model, LIMITS, torch_probabilities(model))
 
 
-def regions() -> RegionTask:
-    torch.manual_seed(0)
-    return RegionTask(RegionEncoder(create_backbone("test_resnet", None, None), (3, 1), (160,), 400), LIMITS)
-
-
 @pytest.fixture(scope="module")
 def classify_url() -> Iterator[str]:
     with serving(classifier()) as url:
@@ -108,7 +103,9 @@ def detect_url() -> Iterator[str]:
     torch.manual_seed(0)
     config = DetectorConfig(("disc", "square"), backbone="test_resnet", levels=(3, 1), scales=(160,), max_side=400)
     model = Detector(replace(config, proposals="grid", windows=60), create_backbone("test_resnet", None, None))
-    with serving(DetectTask(model, LIMITS, 0.0)) as url:
+    with torch.no_grad():
+        model.score.weight *= 40  # scores below and above the default threshold
+    with serving(DetectTask(model, LIMITS)) as url:
         yield url
 
 
@@ -121,8 +118,10 @@ def segment_url() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def regions_url() -> Iterator[str]:
-    with serving(regions()) as url:
+def features_url() -> Iterator[str]:
+    torch.manual_seed(0)
+    encoder = RegionEncoder(create_backbone("test_resnet", None, None), (3, 1), (160,), 400)
+    with serving(RegionTask(encoder, LIMITS)) as url:
         yield url
 
 

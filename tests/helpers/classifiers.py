@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 
-from sppnet import Classifier, ClassifierConfig, create_backbone
+from sppnet import Classifier, ClassifierConfig
+from sppnet.classify.model import create_classifier
 
 
 def build_classifier(
@@ -12,5 +13,4 @@ def build_classifier(
 ) -> Classifier:
     """Build a classifier in evaluation mode, with the same weights on every call."""
     torch.manual_seed(0)
-    config = ClassifierConfig(classes, backbone, **options)
-    return Classifier(config, create_backbone(backbone, config.stage, None)).eval()
+    return create_classifier(ClassifierConfig(classes, backbone, **options), None).eval()

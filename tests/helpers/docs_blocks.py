@@ -210,7 +210,7 @@ class Runner:
         for command, options in self.smaller.items():
             if command_line.startswith(f"{command} "):
                 words = words + shlex.split(options)
-        if words[0] in ("train", "compare-sizes", "compare-detectors") and "--resume" not in words:
+        if words[0] in ("train", "compare") and "--resume" not in words:
             # The trainings of a page are alternatives, so none resumes another.
             shutil.rmtree(words[words.index("--out") + 1], ignore_errors=True)
         return words

@@ -8,11 +8,12 @@ SMALLER = {
     "train classify DATA --epochs 40": _TINY,
     "train detect": "--epochs 1 --steps 1 --windows 40 --proposals grid --scales 128 --hidden 16,16",
     "train segment": "--epochs 1 --batch 2 --crop 64,64",
-    "compare-sizes": f"{_TINY} --epochs 2 --seeds 1 --images-per-class 1 --val-images-per-class 1 --batch 4",
-    "compare-detectors": f"{_TINY} --epochs 1 --steps 1 --seeds 1 --images 2 --windows 8 --proposals grid --hidden 9,9",
-    "export": "--sizes 5",
-    "verify": "--sizes 5",
-    "doctor --backbone": "--images 3",
+    "compare sizes": f"{_TINY} --epochs 2 --seeds 1 --images-per-class 1 --val-images-per-class 1 --batch 4",
+    "compare detectors": f"{_TINY} --epochs 1 --steps 1 --seeds 1 --max-images 2 --windows 8 --proposals grid"
+    " --hidden 9,9",
+    "export": "--num-sizes 5",
+    "verify": "--num-sizes 5",
+    "doctor --backbone": "--batch 3",
     "bench": "--shape 1,8,9,11",
     "serve": "--workers 1",
 }
@@ -50,6 +51,7 @@ _CI = "runs all tests; CI runs it in a fresh clone"
 NOT_RUN = {
     ("README.md", 'python3 -m venv .venv && .venv/bin/pip install ".[all]" && .venv/bin/sppnet demo'): _INSTALLS,
     ("README.md", 'python3 -m venv .venv && .venv/bin/pip install -e ".[dev]" && .venv/bin/python -m pytest -n 2'): _CI,
+    ("CONTRIBUTING.md", 'python3 -m venv .venv && .venv/bin/pip install -e ".[dev]"'): _INSTALLS,
     (
         "CONTRIBUTING.md",
         ".venv/bin/ruff check . && .venv/bin/ruff format . && .venv/bin/mypy && .venv/bin/python -m pytest -n 2",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil  # type: ignore[import-untyped, unused-ignore]
 import torch
 from PIL import Image
 
@@ -21,7 +22,7 @@ from sppnet.backbones.backbone import create_backbone
 from sppnet.classify.model import Classifier
 from sppnet.classify.network import ClassifierConfig
 from sppnet.serving.limits import CODES
-from sppnet.training.run import save_run
+from sppnet.training.run import save
 from tests.helpers.polling import TIMEOUT, wait_until
 
 COMMAND = [sys.executable, "-c", "from sppnet.cli.main import main; main()", "serve"]
@@ -31,7 +32,7 @@ FORM = b"multipart/form-data; boundary=b"
 def save_small_classifier(folder: Path) -> Path:
     """Save an untrained classifier of two classes in a run folder, and return the folder."""
     torch.manual_seed(0)
-    save_run(Classifier(ClassifierConfig(("cat", "dog"), backbone="zf5"), create_backbone("zf5")), folder)
+    save(Classifier(ClassifierConfig(("cat", "dog"), backbone="zf5"), create_backbone("zf5")), folder)
     return folder
 
 
@@ -86,11 +87,7 @@ class Server:
 
     def socket_count(self) -> int:
         """Return the number of open sockets of the process."""
-        count = 0
-        for path in Path(f"/proc/{self.pid}/fd").iterdir():
-            with suppress(FileNotFoundError):  # closed in the meantime
-                count += "socket" in str(path.readlink())
-        return count
+        return len(psutil.Process(self.pid).net_connections("all"))
 
     def peak_memory(self) -> int:
         """Return the peak resident memory of the process, in bytes."""

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from sppnet.ops import reference
-from sppnet.ops.bins import Rule
 from sppnet.ops.cpu import dispatch as cpu
-from sppnet.ops.reference import Grids, Reduce
+from sppnet.ops.levels import Reduce, Rule
+from sppnet.ops.reference import Grids
 
 SHAPES = [(2, 64, 13, 13), (3, 83, 17, 19), (2, 5, 3, 4), (1, 128, 20, 37), (2, 16, 1, 1), (2, 70, 5, 40)]
 PYRAMIDS: list[Grids] = [[(4, 4), (2, 2), (1, 1)], [(1, 1), (3, 5), (6, 2), (2, 2)]]

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sppnet.segment.model import Segmenter, SegmenterConfig, create_segmenter
+from sppnet.segment.model import Segmenter, create_segmenter
+from sppnet.segment.network import SegmenterConfig
 from sppnet.segment.options import SegmentOptions
 
 TINY = SegmenterConfig(("ground", "disc", "square"), "test_efficientnet", width=16)
@@ -23,7 +24,7 @@ HEADS: tuple[dict[str, Any], ...] = (
 OPTIONS = SegmentOptions(width=16, crop=(48, 64), epochs=2, batch=3, rates=(1, 2))
 COMMAND_OPTIONS = (
     *("--width", "16", "--crop", "48,64", "--batch", "3"),
-    *("--rates", "1,2", "--lr", "0.005", "--scale", "0.8,1.2"),
+    *("--rates", "1,2", "--lr", "0.005", "--scale-range", "0.8,1.2"),
 )
 
 

@@ -16,14 +16,15 @@ from sppnet.classify.model import Classifier
 from sppnet.classify.network import ClassifierConfig
 from sppnet.detect.model import Detector, DetectorConfig
 from sppnet.features.encoder import RegionEncoder
-from sppnet.segment.model import Segmenter, SegmenterConfig, create_segmenter
+from sppnet.segment.model import Segmenter, create_segmenter
+from sppnet.segment.network import SegmenterConfig
 from sppnet.serving.app import Batching, Service, create_app
-from sppnet.serving.engines import torch_probabilities
 from sppnet.serving.limits import CODES, Limits
-from sppnet.serving.tasks import ClassifyTask, DetectTask, Kind, RegionTask, SegmentTask, Task
+from sppnet.serving.runtimes import torch_probabilities
+from sppnet.serving.tasks import ClassifyTask, DetectTask, RegionTask, SegmentTask, Task
 from tests.helpers.polling import wait_until
 
-LIMITS = Limits(bytes=200_000, pixels=40_000, boxes=5, queue=4, upload_seconds=120)
+LIMITS = Limits(max_bytes=200_000, max_image_pixels=40_000, max_boxes=5, queue=4, upload_seconds=120)
 BOX = "[10, 20, 90, 80]"
 
 
@@ -64,9 +65,8 @@ def client(
     task: Task, *, limits: Limits = LIMITS, token: str | None = None, batching: Batching | None = None
 ) -> TestClient:
     """Return a client that starts the application on entry and stops it on exit."""
-    service = Service("run", lambda: task, "eager", limits, batching or Batching())
-    kinds: dict[type, Kind] = {ClassifyTask: "classify", DetectTask: "detect", SegmentTask: "segment"}
-    return TestClient(create_app(service, kinds.get(type(task), "regions"), token), raise_server_exceptions=False)
+    service = Service("run", task.kind, lambda: task, "eager", limits, batching or Batching())
+    return TestClient(create_app(service, token), raise_server_exceptions=False)
 
 
 def wait_ready(web: TestClient) -> None:
@@ -82,7 +82,7 @@ def classify(classifier: Classifier) -> Iterator[TestClient]:
 
 @pytest.fixture(scope="module")
 def detect(detector: Detector) -> Iterator[TestClient]:
-    with client(DetectTask(detector, LIMITS, -0.5)) as web:
+    with client(DetectTask(detector, LIMITS)) as web:
         wait_ready(web)
         yield web
 
@@ -95,7 +95,7 @@ def segment(segmenter: Segmenter) -> Iterator[TestClient]:
 
 
 @pytest.fixture(scope="module")
-def regions(backbone: Backbone) -> Iterator[TestClient]:
+def features(backbone: Backbone) -> Iterator[TestClient]:
     with client(RegionTask(RegionEncoder(backbone, (2, 1), (120,), 300), LIMITS)) as web:
         wait_ready(web)
         yield web

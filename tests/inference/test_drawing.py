@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
 from sppnet.backbones.backbone import FeatureMap
-from sppnet.inference.drawing import bin_boxes, class_colour, draw_bins
+from sppnet.inference.drawing import arrange, bin_boxes, class_colour, draw_bins, load_font, truncate
 from tests.helpers.slow_reference import adaptive_bins
 
 # Normal vision, protanopia and deuteranopia on linear RGB, from Machado, Oliveira and Fernandes (2009).
@@ -182,3 +182,24 @@ def test_twenty_class_colors_differ_for_all_kinds_of_color_vision() -> None:
         perceived = lab((linear @ transform.T).clip(0, 1))
         assert min(float(np.linalg.norm(a - b)) for a, b in combinations(perceived, 2)) > 15
     assert class_colour(20) == class_colour(0)
+
+
+def test_truncated_text_fits_the_width() -> None:
+    font = load_font(15)
+    assert truncate("pedestrian", font, 1000) == "pedestrian"
+    short = truncate("pedestrian", font, 50)
+    assert short.endswith("…")
+    assert font.getlength(short) <= 50 < font.getlength("pedestrian"[: len(short)] + "…")
+    assert truncate("pedestrian", font, 0) == "…"
+
+
+@pytest.mark.parametrize("vertically", [False, True])
+def test_arranged_pictures_are_separated_by_the_margin(vertically: bool) -> None:
+    pictures = [Image.new("RGB", size, color) for size, color in (((4, 3), "red"), ((5, 6), "lime"))]
+    sheet = arrange(pictures, 2, vertically=vertically)
+    assert sheet.size == ((5, 11) if vertically else (11, 6))
+    second = (0, 5) if vertically else (6, 0)
+    assert sheet.crop((*second, second[0] + 5, second[1] + 6)).tobytes() == pictures[1].tobytes()
+    assert sheet.getpixel((3, 2)) == (255, 0, 0)
+    assert sheet.getpixel((0, 3) if vertically else (4, 0)) == (22, 22, 26)
+    assert arrange([], vertically=vertically).size == (1, 1)

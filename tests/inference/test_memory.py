@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from sppnet.inference import memory
-from sppnet.inference.memory import check_decoding, parse_memory, pass_bytes, settled_bytes
+from sppnet.inference.memory import check_decoding, parse_memory, pass_bytes, resident_bytes, settled_bytes
 from sppnet.segment.model import Segmenter
 from tests.helpers.tiny_segmenter import tiny_segmenter
 
@@ -79,6 +79,19 @@ def test_pass_bytes_leave_the_model_unchanged(model: Segmenter) -> None:
     assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_pass_bytes_follow_the_dtype_of_the_weights() -> None:
+    model = tiny_segmenter()
+    single = pass_bytes(model, 600, 600)
+    assert pass_bytes(model.bfloat16(), 600, 600) < single < pass_bytes(model.double(), 600, 600)
+
+
+def test_resident_bytes_include_written_memory() -> None:
+    before = resident_bytes()
+    array = np.ones(100 * 10**6, np.uint8)
+    assert 95 * 10**6 < resident_bytes() - before < 110 * 10**6
+    del array
+
+
 @pytest.mark.slow
 def test_settled_bytes_exclude_freed_memory() -> None:
     before = settled_bytes()
@@ -106,6 +119,6 @@ def test_rejects_decoding_beyond_the_memory_limit(
     mode = options.get("mode", "RGB")
     Image.new(mode, (2000, 1000)).save(tmp_path / name, **{key: options[key] for key in options if key != "mode"})
     check_decoding(tmp_path / name, GIGA + pixel * 2_000_000)
-    expected = f"memory: expected at least {1000 + 2 * pixel}MB to decode .*{name}, 1000 x 2000 pixels, got 1000MB"
+    expected = f"memory: expected at least {1000 + 2 * pixel}MB to decode .*{name}, 1000 x 2000 pixels .*, got 1000MB"
     with pytest.raises(ValueError, match=f"{expected}; the process already uses 1000MB"):
         check_decoding(tmp_path / name, GIGA)

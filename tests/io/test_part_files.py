@@ -1,11 +1,12 @@
 """Shards of predictions: resuming, refusal of other jobs, and reading."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from sppnet.io import remote
-from sppnet.io.part_files import Shards, failure_line, parse_failure, read_predictions
+from sppnet.io.part_files import Shards, parse_failure, read_predictions
 
 
 @pytest.fixture
@@ -21,8 +22,8 @@ def test_resumes_with_the_missing_files(parts: Shards) -> None:
     assert parts.open() == [0, 1]
     with pytest.raises(ValueError, match="are incomplete; run the same command again to resume"):
         read_predictions(parts.folder)
-    write_part(parts, 1, failure_line("c", "reason") + "\n")
-    Path(parts.folder, "part-00000.123.part.jsonl").touch()  # left by a killed process
+    write_part(parts, 1, '{"source": "c", "failure": "reason"}\n')
+    Path(parts.folder, ".sppnet-123.part").mkdir()  # left by a killed process
     assert parts.open() == [0]
     write_part(parts, 0, '{"source": "a"}\n{"source": "b"}\n')
     assert parts.open() == []
@@ -38,7 +39,7 @@ def test_rejects_folders_of_other_jobs(parts: Shards) -> None:
         Shards(parts.folder, parts.names, 3, parts.settings),
         Shards(parts.folder, parts.names, 2, {"model": "detector"}),
     ):
-        with pytest.raises(ValueError, match="contains predictions of another job"):
+        with pytest.raises(ValueError, match="contains results of other settings"):
             other.open()
 
 
@@ -56,5 +57,6 @@ def test_rejects_empty_shards(tmp_path: Path) -> None:
 
 
 def test_failure_lines_are_recognized() -> None:
-    assert parse_failure(failure_line("c", 'it is "failure": text')) == ("c", 'it is "failure": text')
+    failure = {"source": "c", "failure": 'it is "failure": text'}
+    assert parse_failure(json.dumps(failure)) == ("c", 'it is "failure": text')
     assert parse_failure('{"source": "\\"failure\\": "}') is None

@@ -10,7 +10,7 @@ from torchvision.models.segmentation.deeplabv3 import ASPP as TorchvisionASPP  #
 
 from sppnet.layers.aspp import ASPP
 from sppnet.layers.atrous import MIN_LIVE_SHARE
-from sppnet.layers.norms import Norm
+from sppnet.layers.names import Norm
 from sppnet.layers.ppm import PyramidPoolingModule
 from tests.helpers.batch_norm import randomize_batch_norms
 

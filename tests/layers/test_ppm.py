@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from sppnet.layers.aspp import ASPP
 from sppnet.layers.ppm import PyramidPoolingModule
-from sppnet.ops.reference import Reduce
+from sppnet.ops.levels import Reduce
 from tests.helpers.batch_norm import randomize_batch_norms
 
 sides = st.integers(1, 24)

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sppnet.ops.bins import Level, Rule, bin_edges, clipped_edges, count_bins, parse_levels, window_cells
+from sppnet.ops.bins import bin_edges, clipped_edges, window_cells
+from sppnet.ops.levels import Rule
 from tests.helpers import slow_reference
 
 SIDES = range(1, 65)
@@ -122,31 +123,6 @@ def test_adaptive_covers_every_cell_and_is_mirror_symmetric(side: int, level: in
     assert all(begin < end for begin, end in edges)
     assert all(after[0] <= before[1] for before, after in itertools.pairwise(edges))
     assert edges == tuple((side - end, side - begin) for begin, end in reversed(edges))
-
-
-def test_parses_levels_as_rows_and_columns() -> None:
-    assert parse_levels((4, (2, 3), 1)) == ((4, 4), (2, 3), (1, 1))
-    assert count_bins((6, 3, 2, 1)) == 50
-    assert count_bins((4, (2, 3))) == 22
-
-
-@pytest.mark.parametrize(
-    ("levels", "error", "message"),
-    [
-        ((), ValueError, "at least one level"),
-        ((2, 0), ValueError, r"levels\[1\]: expected at least 1 bin per side, got 0"),
-        (((2, -1),), ValueError, "smallest level is 1"),
-        ((1.5,), TypeError, "an integer or a pair"),
-        ((True,), TypeError, "an integer or a pair"),
-        (((1, 2, 3),), TypeError, "an integer or a pair"),
-        (4, TypeError, r"a sequence such as \(4, 2, 1\), got 4"),
-        ("421", TypeError, "a sequence such as"),
-    ],
-)
-@pytest.mark.usefixtures("unchecked")
-def test_rejects_invalid_levels(levels: tuple[Level, ...], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        parse_levels(levels)
 
 
 def test_bin_edges_rejects_sizes_and_levels_below_1() -> None:

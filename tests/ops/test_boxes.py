@@ -1,35 +1,14 @@
 """Box arithmetic: literal values, slow references, and inverse functions."""
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torchvision.ops import box_iou
 
-from sppnet.ops.boxes import areas, clip, decode, encode, mirror, overlaps, suppress
-
-
-def pixels(*corners: tuple[int, int, int, int]) -> Tensor:
-    """Return boxes from inclusive corner pixels, as in the VOC tools."""
-    return torch.tensor(corners, dtype=torch.float32) + torch.tensor([0.0, 0, 1, 1])
-
-
-@st.composite
-def some_boxes(draw: st.DrawFn, count: int | None = None) -> Tensor:
-    """Draw boxes with integer edges and sides of at least 1 pixel."""
-    size = draw(st.integers(1, 6)) if count is None else count
-    numbers = st.tuples(st.integers(-500, 1500), st.integers(-500, 1500), st.integers(1, 900), st.integers(1, 900))
-    rows = draw(st.lists(numbers, min_size=size, max_size=size))
-    return torch.tensor([[x, y, x + w, y + h] for x, y, w, h in rows], dtype=torch.float32)
-
-
-def slow_iou(a: list[float], b: list[float]) -> float:
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    intersection = max(width, 0) * max(height, 0)
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - intersection
-    return intersection / union if union else 0.0
+from sppnet.ops.boxes import areas, decode, encode, mirror, overlaps
+from tests.helpers.boxes import pixels, slow_iou, some_boxes
 
 
 def test_areas_computed_by_hand() -> None:
@@ -37,11 +16,6 @@ def test_areas_computed_by_hand() -> None:
     assert areas(boxes).tolist() == [1, 12, 0, 0, 0]
     assert areas(boxes[None]).shape == (1, 5)
     assert areas(boxes[:0]).shape == (0,)
-
-
-def test_clip_keeps_the_part_inside_the_image() -> None:
-    boxes = torch.tensor([[-5.0, -6, 20, 20], [1, 2, 3, 4], [90, 90, 99, 99], [-9, -9, -1, -1]])
-    assert clip(boxes, (10, 12)).tolist() == [[0, 0, 12, 10], [1, 2, 3, 4], [12, 10, 12, 10], [0, 0, 0, 0]]
 
 
 def test_overlaps_computed_by_hand() -> None:
@@ -60,39 +34,17 @@ def test_overlaps_of_empty_boxes_are_0() -> None:
 
 @settings(deadline=None)  # the first example includes imports
 @given(some_boxes(), some_boxes())
+def test_overlaps_of_boxes_with_area_equal_torchvisions(a: Tensor, b: Tensor) -> None:
+    assert torch.equal(overlaps(a, b), box_iou(a.double(), b.double()).float())
+
+
+@settings(deadline=None)  # the first example includes imports
+@given(some_boxes(), some_boxes())
 def test_overlaps_match_the_reference(a: Tensor, b: Tensor) -> None:
     expected = torch.tensor([[slow_iou(p, q) for q in b.tolist()] for p in a.tolist()])
     torch.testing.assert_close(overlaps(a, b), expected, rtol=1e-6, atol=0)
     assert torch.equal(overlaps(a, b), overlaps(b, a).T)
     assert (overlaps(a, a).diagonal() == 1).all()
-
-
-def test_suppress_keeps_boxes_at_exactly_the_threshold() -> None:
-    boxes = pixels((0, 0, 99, 99), (0, 0, 99, 29))
-    scores = torch.tensor([0.9, 0.5])
-    assert overlaps(boxes[:1], boxes[1:]) == torch.tensor(0.3)
-    assert suppress(boxes, scores, 0.3).tolist() == [0, 1]
-    assert suppress(boxes, scores, math.nextafter(0.3, 0)).tolist() == [0]
-
-
-def test_suppress_computed_by_hand() -> None:
-    boxes = pixels((0, 0, 99, 99), (0, 0, 99, 49), (10, 10, 109, 109), (200, 200, 299, 299), (0, 0, 99, 29))
-    scores = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5])
-    assert suppress(boxes, scores, 0.3).tolist() == [0, 3, 4]
-    order = torch.tensor([4, 2, 0, 3, 1])
-    assert suppress(boxes[order], scores[order], 0.3).tolist() == [2, 3, 0]
-    assert suppress(boxes[:0], scores[:0], 0.3).shape == (0,)
-
-
-@settings(deadline=None)  # the first example includes imports
-@given(some_boxes(), st.sampled_from([0.0, 0.3, 0.5, 0.9]))
-def test_suppress_matches_the_reference(boxes: Tensor, threshold: float) -> None:
-    scores = torch.arange(len(boxes), 0, -1).float()
-    kept: list[int] = []
-    for index, row in enumerate(boxes.tolist()):
-        if all(slow_iou(boxes[other].tolist(), row) <= threshold for other in kept):
-            kept.append(index)
-    assert suppress(boxes, scores, threshold).tolist() == kept
 
 
 def test_offsets_computed_by_hand() -> None:

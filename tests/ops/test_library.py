@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset
 
 from sppnet import pyramid_pool, region_pyramid_pool
-from sppnet.ops.reference import Reduce
+from sppnet.ops.levels import Reduce
 
 REDUCES: tuple[Reduce, ...] = ("max", "avg")
 FORMATS = (torch.contiguous_format, torch.channels_last)

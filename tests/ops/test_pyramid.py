@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sppnet import pyramid_pool
-from sppnet.ops.bins import Level, Rule
-from sppnet.ops.reference import Reduce
+from sppnet.ops.levels import Level, Reduce, Rule
 from tests.helpers import slow_reference
 
 REDUCES: tuple[Reduce, ...] = ("max", "avg")

@@ -5,7 +5,7 @@ import torch
 
 from sppnet import region_pyramid_pool
 from sppnet.ops import reference
-from sppnet.ops.reference import Reduce
+from sppnet.ops.levels import Reduce
 from tests.helpers import slow_reference
 from tests.helpers.region_boxes import random_boxes
 

@@ -15,8 +15,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from sppnet import create_backbone, pyramid_pool, region_pyramid_pool
-from sppnet.ops.bins import CellRule
-from sppnet.ops.reference import Reduce
+from sppnet.ops.levels import CellRule, Reduce
 from sppnet.ops.regions import OnBad, usable_boxes
 from tests.helpers import slow_reference
 from tests.helpers.region_boxes import box, random_boxes

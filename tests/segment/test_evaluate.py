@@ -6,34 +6,41 @@ import pytest
 import torch
 from PIL import Image
 
-from sppnet.cli.main import run
 from sppnet.data.formats.segmentation import read_segmentation
-from sppnet.segment.evaluate import evaluate_segmenter, scores_of
+from sppnet.errors import ImageError
+from sppnet.segment.evaluate import evaluate_segmenter, read_evaluation_data, scores_of
+from sppnet.segment.model import Segmenter
+from sppnet.segment.options import View
+from tests.helpers.segmentation_data import CLASSES
 from tests.helpers.tiny_segmenter import tiny_segmenter
 
 
-def test_segmenter_learns_shapes_from_ten_images(
-    trained_run: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(["evaluate", str(trained_run), str(dataset), "--split", "val", "--json"]) == 0
-    scores = json.loads(capsys.readouterr().out)
-    assert scores.keys() >= {"miou", "pixel_accuracy", "per_class", "failures", "images"}
-    assert list(scores["per_class"]) == list(read_segmentation(dataset, "val").classes)
-    assert scores["images"] == 4
-    assert scores["miou"] > 0.7
+def test_segmenter_learns_shapes_from_ten_images(trained_run: Path, trained_model: Segmenter, dataset: Path) -> None:
+    report = evaluate_segmenter(trained_model, dataset)  # there is no test split
+    content = json.loads(json.dumps(report.to_dict()))
+    assert content.keys() == {
+        *("miou", "pixel_accuracy", "mean_accuracy", "per_class", "pixels", "images", "failures"),
+    }
+    assert list(content["per_class"]) == list(CLASSES)
+    assert (content["images"], content["failures"]) == (4, [])
+    assert content["miou"] == report.scores.miou > 0.7
     lines = [json.loads(line) for line in (trained_run / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == list(range(1, 13))
-    assert lines[-1]["val_miou"] == pytest.approx(scores["miou"], abs=1e-6)
+    assert lines[-1]["val_miou"] == pytest.approx(report.scores.miou, abs=1e-6)
+    assert lines[-1]["val_mean_accuracy"] == pytest.approx(report.scores.mean_accuracy, abs=1e-6)
     assert lines[-1]["train_pixel_accuracy"] > lines[0]["train_pixel_accuracy"]
 
 
-def test_command_prints_scores_and_writes_pictures(
-    trained_run: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = ["evaluate", str(trained_run), str(dataset), "--split", "val", "--scales", "1,1.5", "--flip"]
-    assert run([*command, "--pictures", str(tmp_path / "pictures")]) == 0
-    assert "mean IoU" in capsys.readouterr().out
-    assert list((tmp_path / "pictures").iterdir())
+def test_path_and_read_data_give_the_same_scores(trained_model: Segmenter, dataset: Path) -> None:
+    view = View(scale_factors=(1.0, 1.5), flip=True)
+    report = evaluate_segmenter(trained_model, dataset, split="train", view=view)
+    data = read_evaluation_data(trained_model, dataset, "train")
+    assert report == evaluate_segmenter(trained_model, data, view=view)
+    assert report.scores != evaluate_segmenter(trained_model, data).scores
+    with pytest.raises(ValueError, match=r"split: expected one of train, val for .*, got 'vla'; did you mean val"):
+        evaluate_segmenter(trained_model, dataset, split="vla")
+    with pytest.raises(ValueError, match=r"data: expected the classes of the model, .*'ground', .*'background'"):
+        evaluate_segmenter(tiny_segmenter(), data)
 
 
 def test_scores_of_a_confusion_matrix() -> None:
@@ -46,10 +53,25 @@ def test_scores_of_a_confusion_matrix() -> None:
     assert scores.pixels == {"a": 8, "b": 4, "c": 0}
 
 
-def test_rejects_data_without_labeled_pixels(dataset: Path, tmp_path: Path) -> None:
+def test_bad_masks_are_skipped_or_raised(trained_model: Segmenter, dataset: Path, tmp_path: Path) -> None:
     root = shutil.copytree(dataset, tmp_path / "data")
+    Image.new("L", (80, 64), 7).save(root / "valannot" / "val_1.png")
+    report = evaluate_segmenter(trained_model, root, split="val")
+    assert len(report.samples) == 3
+    (failure,) = report.to_dict()["failures"]
+    assert failure["path"].endswith("val_1.png")
+    assert "7 (5120 pixels)" in failure["reason"]
+    with pytest.raises(ImageError, match=r"val_1\.png: ids without a class: 7"):
+        evaluate_segmenter(trained_model, root, split="val", on_error="raise")
     for file in (root / "valannot").iterdir():
         Image.new("L", (80, 64), 7).save(file)
     message = r"expected labeled pixels, got none in 0 readable images; 4 cannot be used: .*7 \(5120 pixels\)"
     with pytest.raises(ValueError, match=message):
-        evaluate_segmenter(tiny_segmenter(), read_segmentation(root, "val"))
+        evaluate_segmenter(trained_model, read_segmentation(root, "val"))
+
+
+def test_ignored_ids_are_those_of_the_training_unless_given(trained_model: Segmenter, dataset: Path) -> None:
+    scores = evaluate_segmenter(trained_model, dataset, ignore=(255,)).scores
+    assert scores == evaluate_segmenter(trained_model, dataset).scores
+    ignoring = evaluate_segmenter(trained_model, dataset, ignore=(0, 255)).scores
+    assert ignoring.pixels == {**scores.pixels, "background": 0}

@@ -57,7 +57,7 @@ def test_error_states_the_required_memory(model: Segmenter) -> None:
     with pytest.raises(ValueError, match=r"^memory: expected at least ") as error:
         largest_tile(model, (2000, 3000), 900 * 10**6, 32, 16)
     message = (
-        r"at least (\d+MB) for an image of 2000 x 3000 pixels in tiles of 128 x 128, got 900MB;"
+        r"at least (\d+MB) for an image of 2000 x 3000 pixels \(height x width\) in tiles of 128 x 128, got 900MB;"
         " the process already uses 1000MB"
     )
     required = re.search(message, str(error.value))
@@ -78,12 +78,14 @@ import resource, sys
 from pathlib import Path
 import torch
 from sppnet.data.images import load_image
-from sppnet.segment.model import SegmenterConfig, create_segmenter
+from sppnet.segment.model import create_segmenter
+from sppnet.segment.network import SegmenterConfig
+from sppnet.segment.options import View
 from sppnet.segment.tiles import segment_to_file
 torch.set_num_threads(1)
 model = create_segmenter(SegmenterConfig(tuple(map(str, range(11))), width=128)).eval()
 folder = Path(sys.argv[1])
-segment_to_file(model, load_image(folder / "image.jpg"), folder / "labels.npy", memory=int(sys.argv[2]))
+segment_to_file(model, load_image(folder / "image.jpg"), folder / "labels.npy", View(memory=int(sys.argv[2])))
 print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

@@ -10,7 +10,7 @@ from PIL import Image
 import sppnet
 from sppnet.layers.aspp import ASPP
 from sppnet.segment.model import Segmenter, create_segmenter
-from sppnet.training.run import save_run
+from sppnet.training.run import save
 from tests.helpers.tiny_segmenter import HEADS, TINY, tiny_segmenter
 
 
@@ -116,7 +116,7 @@ def test_shifting_an_image_by_the_stride_shifts_its_logits() -> None:
 def test_saved_and_loaded_segmenter_gives_the_same_logits(tmp_path: Path) -> None:
     config = replace(TINY, colours=((0, 0, 0), (255, 0, 0), (0, 0, 255)), ignore=(11,), rates=(2, 4))
     model = create_segmenter(config, "none").eval()
-    save_run(model, tmp_path)
+    save(model, tmp_path)
     loaded = sppnet.load(tmp_path)
     assert isinstance(loaded, Segmenter)
     assert loaded.config == config

@@ -1,6 +1,9 @@
+import subprocess
+import sys
+
 import pytest
 
-from sppnet.segment.options import SegmentOptions
+from sppnet.segment.options import SegmentOptions, View
 
 
 @pytest.mark.parametrize(
@@ -11,7 +14,7 @@ from sppnet.segment.options import SegmentOptions
         ({"rates": (0,)}, "rates: expected dilation rates of at least 1"),
         ({"rates": (6,), "context": "none"}, "rates: .* a head with ASPP"),
         ({"crop": (0, 5)}, "crop: expected a height and a width of at least 1 pixel"),
-        ({"scale": (2.0, 1.0)}, "scale: expected 0 < minimum <= maximum <= 10"),
+        ({"scale_range": (2.0, 1.0)}, "scale_range: expected 0 < minimum <= maximum <= 10"),
         ({"jitter": 1.0}, r"jitter: expected a number in \[0, 1\)"),
         ({"output_stride": 4}, "output_stride: expected 8, 16 or 32, got 4"),
         ({"head": "deeplabv2", "norm": "group"}, "norm: expected safe, unused by deeplabv2, got group"),
@@ -25,8 +28,20 @@ def test_rejects_illegal_options(options: dict[str, object], message: str) -> No
         SegmentOptions(**options)  # type: ignore[arg-type]
 
 
-def test_rates_are_fitted_to_the_crop() -> None:
-    classes = ("a", "b")
-    assert SegmentOptions(crop=(256, 320)).config(classes).rates == (2, 5, 7)
-    assert SegmentOptions(crop=(1024, 1024)).config(classes).rates == (6, 12, 18)
-    assert SegmentOptions(head="pspnet").config(classes).rates == ()
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scale_factors": ()}, "scale_factors: expected factors in 0.1..10"),
+        ({"scale_factors": (0.05,)}, "scale_factors: expected factors in 0.1..10"),
+        ({"overlap": -1}, "overlap: expected at least 0, got -1"),
+        ({"tile": 64, "flip": True}, "tile: expected None if scale_factors or flip is set, got 64"),
+    ],
+)
+def test_rejects_illegal_views(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        View(**options)  # type: ignore[arg-type]
+
+
+def test_options_and_parser_do_not_import_torch() -> None:
+    code = "import sys, sppnet.cli.segment; sppnet.cli.segment.train_parser(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

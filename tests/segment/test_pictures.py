@@ -9,15 +9,8 @@ from torch import Tensor
 
 from sppnet.data.formats.masks import IGNORE, LabelMap, load_mask, load_pair, read_raw
 from sppnet.data.formats.segmentation import SegmentationData, read_segmentation
-from sppnet.segment.evaluate import SegmentationScores, SegmentEvaluation
-from sppnet.segment.pictures import (
-    count_labels,
-    palette,
-    write_labels,
-    write_mosaic,
-    write_overlay,
-    write_probabilities,
-)
+from sppnet.segment.evaluate import SegmentationReport, SegmentationScores
+from sppnet.segment.pictures import count_labels, labels_picture, overlay, palette, save_png, write_mosaic
 from tests.helpers.segmentation_data import CLASSES, write_shapes
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -28,6 +21,16 @@ def pixels(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         assert image.format == "PNG"
         return np.asarray(image.convert("RGB")).astype(int)
+
+
+def write_labels(labels: np.ndarray, path: Path, colors: tuple[tuple[int, int, int], ...] = ()) -> None:
+    save_png(labels_picture(labels, colors), path)
+
+
+def draw(
+    image: Image.Image, labels: np.ndarray, classes: tuple[str, ...], colors: tuple[tuple[int, int, int], ...] = ()
+) -> np.ndarray:
+    return np.asarray(overlay(image, labels, classes, colors)).astype(int)
 
 
 def halves(height: int = 30, width: int = 40, classes: tuple[int, int] = (0, 1)) -> np.ndarray:
@@ -99,27 +102,24 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Image.Image, "save", fail)
     with pytest.raises(OSError, match="No space left"):
         write_labels(1 - halves(), file)
-    with pytest.raises(OSError, match="No space left"):
-        write_overlay(GRAY, halves(), file, ("a", "b"))
     assert file.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["mask.png"]
 
 
-def test_overlay_blends_the_image_with_the_class_colors(tmp_path: Path) -> None:
-    labels, file = halves(), tmp_path / "overlay.png"
+def test_overlay_blends_the_image_with_the_class_colors() -> None:
+    labels = halves()
     labels[:10] = IGNORE
-    write_overlay(GRAY, labels, file, ("left", "right"), (RED, BLUE))
-    shown = pixels(file)
+    shown = draw(GRAY, labels, ("left", "right"), (RED, BLUE))
     assert shown.shape[1] > 40
     assert (shown[:10, :40] == 100).all()
     assert (shown[10:30, :20] == [185, 45, 45]).all()  # 0.45 x 100 + 0.55 x 255
     assert (shown[10:30, 20:40] == [45, 45, 185]).all()
 
 
-def test_legend_lists_present_classes_by_descending_area(tmp_path: Path) -> None:
-    labels, file = halves(classes=(1, 3)), tmp_path / "overlay.png"
+def test_legend_lists_present_classes_by_descending_area() -> None:
+    labels = halves(classes=(1, 3))
     labels[:, 15:] = 3
-    write_overlay(GRAY, labels, file, ("a", "b", "c", "d"), (RED, GREEN, BLUE))
-    legend = pixels(file)[:, 40:]
+    legend = draw(GRAY, labels, ("a", "b", "c", "d"), (RED, GREEN, BLUE))[:, 40:]
     squares = [tuple(color) for color in legend[[8 + 11, 8 + 24 + 11], 8 + 12].tolist()]
     assert squares == [(128, 128, 0), GREEN]
     assert not any((legend == color).all(2).any() for color in (RED, BLUE))
@@ -127,21 +127,19 @@ def test_legend_lists_present_classes_by_descending_area(tmp_path: Path) -> None
         assert (legend[top : top + 24, 8 + 28 :] > 200).all(2).any()
 
 
-def test_overlay_supports_class_indices_above_255(tmp_path: Path) -> None:
-    file = tmp_path / "overlay.png"
-    write_overlay(GRAY, halves(classes=(255, 299)), file, tuple(map(str, range(300))))
-    shown, table = pixels(file), palette(size=300).astype(float)
+def test_overlay_supports_class_indices_above_255() -> None:
+    shown = draw(GRAY, halves(classes=(255, 299)), tuple(map(str, range(300))))
+    table = palette(size=300).astype(float)
     assert shown[5, 5].tolist() == (0.45 * 100 + 0.55 * table[255]).round().tolist()
     assert shown[5, 35].tolist() == (0.45 * 100 + 0.55 * table[299]).round().tolist()
 
 
 @pytest.mark.parametrize("size", [(3000, 1500), (30, 4001), (2000, 100), (2001, 1)])
-def test_overlay_sides_are_at_most_2000_pixels(size: tuple[int, int], tmp_path: Path) -> None:
-    file, (height, width) = tmp_path / "overlay.png", size
-    write_overlay(
-        Image.new("RGB", (width, height)), halves(height, width).astype(np.uint8), file, ("a", "b"), (RED, BLUE)
-    )
-    shown, scale = pixels(file), min(1, 2000 / max(size))
+def test_overlay_sides_are_at_most_2000_pixels(size: tuple[int, int]) -> None:
+    height, width = size
+    labels = halves(height, width).astype(np.uint8)
+    shown = draw(Image.new("RGB", (width, height)), labels, ("a", "b"), (RED, BLUE))
+    scale = min(1, 2000 / max(size))
     tall, wide = max(1, round(height * scale)), max(1, round(width * scale))
     assert len(shown) == max(tall, 2 * 24 + 16)
     middle = shown[tall // 2, :wide]
@@ -157,21 +155,14 @@ def test_counts_labels_of_arrays_and_memory_maps(tmp_path: Path) -> None:
     assert count_labels(np.load(tmp_path / "labels.npy", mmap_mode="r"), 6).tolist() == expected
 
 
-def test_writes_probabilities_as_float16(tmp_path: Path) -> None:
-    values, file = torch.rand(3, 4, 5), tmp_path / "probabilities.npy"
-    write_probabilities(values, file)
-    assert np.array_equal(np.load(file), values.numpy().astype(np.float16))
-    assert [path.name for path in tmp_path.iterdir()] == ["probabilities.npy"]
-
-
 @pytest.fixture
 def data(tmp_path: Path) -> SegmentationData:
     return read_segmentation(write_shapes(tmp_path / "data", "voc", {"train": 3}), "train", CLASSES)
 
 
-def create_evaluation(data: SegmentationData, *values: float | None) -> SegmentEvaluation:
+def create_evaluation(data: SegmentationData, *values: float | None) -> SegmentationReport:
     scores = SegmentationScores(0.5, 0.5, 0.5, {}, {})
-    return SegmentEvaluation(scores, values, data.samples, ())
+    return SegmentationReport(scores, values, data.samples)
 
 
 def predict_background(image: Image.Image) -> Tensor:
@@ -233,8 +224,8 @@ def test_captions_wider_than_their_images_do_not_overlap(data: SegmentationData,
     assert sum(len(gap) >= 8 for gap in gaps) >= 4
 
 
-def test_reduced_overlay_uses_the_labels_at_pixel_centers(tmp_path: Path) -> None:
+def test_reduced_overlay_uses_the_labels_at_pixel_centers() -> None:
     labels = np.zeros((60, 6000), np.uint8)
     labels[1::3, 1::3] = 1
-    write_overlay(Image.new("RGB", (6000, 60)), labels, tmp_path / "overlay.png", ("a", "b"), (RED, BLUE))
-    assert (pixels(tmp_path / "overlay.png")[:20, :2000] == [0, 0, 140]).all()
+    shown = draw(Image.new("RGB", (6000, 60)), labels, ("a", "b"), (RED, BLUE))
+    assert (shown[:20, :2000] == [0, 0, 140]).all()

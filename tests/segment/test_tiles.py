@@ -2,6 +2,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from torch import Tensor
 from sppnet.backbones.backbone import create_backbone
 from sppnet.inference.tiles import Span, tile_spans
 from sppnet.segment import tiles
-from sppnet.segment.model import Segmenter, SegmenterConfig
+from sppnet.segment.model import Segmenter
+from sppnet.segment.network import SegmenterConfig
+from sppnet.segment.options import View
 from sppnet.segment.tiles import image_context, segment_tiled, segment_to_file, tile_stride
 from sppnet.segment.views import pixel_probabilities
 from tests.helpers.tile_blocks import PredictTile, collect_blocks
@@ -39,7 +42,7 @@ def test_image_within_one_tile_matches_a_pass_over_the_whole_image(options: dict
     model, image = varied_segmenter(**options), smooth_image(150, 180)
     expected = pixel_probabilities(model, image).argmax(0)
     assert len(expected.unique()) > 1
-    assert segment_tiled(model, image, tile=192).equal(expected)
+    assert segment_tiled(model, image, View(tile=192)).equal(expected.byte())
 
 
 @pytest.mark.parametrize("size", [(224, 256), (203, 250), (193, 241)])
@@ -56,7 +59,7 @@ def test_tiles_match_the_whole_image_away_from_their_borders(backbone: str, size
         for border in (spans[1][0], spans[0][1]):
             axis[border - 16 : border + 16] = False
     with torch.inference_mode():
-        tiled = collect_blocks(down, across, tiles._tile_predictor(model, image, None))
+        tiled = collect_blocks(down, across, tiles._tile_predictor(model, image, View()))
     assert len(down) == len(across) == 2
     assert interior.float().mean() > 0.4
     expected = pixel_probabilities(model, image)[:, interior]
@@ -69,12 +72,20 @@ def test_global_context_of_the_whole_image_is_used_in_every_tile(model: Segmente
     context = image_context(model, image)
     assert context.equal(model.context_of(model.pixels(image)))
     tile = Image.Image.crop(image, (0, 0, 128, 160))
-    probabilities = tiles._tile_predictor(model, image, context)((0, 160), (0, 128))
+    probabilities = tiles._tile_predictor(model, image, View(global_context=True))((0, 160), (0, 128))
     assert probabilities.equal(model(model.pixels(tile), context)[0].softmax(0))
     assert not probabilities.allclose(model(model.pixels(tile))[0].softmax(0), atol=1e-3)
-    options: dict[str, Any] = {"tile": 192, "overlap": 32}
-    local, contextual = (segment_tiled(model, image, **options, global_context=value) for value in (False, True))
+    local, contextual = (
+        segment_tiled(model, image, View(tile=192, overlap=32, global_context=value)) for value in (False, True)
+    )
     assert not local.equal(contextual)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_tiles_have_float32_probabilities_in_every_dtype(dtype: torch.dtype) -> None:
+    model = varied_segmenter().to(dtype)
+    predict = tiles._tile_predictor(model, smooth_image(64, 64), View(global_context=True))
+    assert predict((0, 64), (0, 64)).dtype == torch.float32
 
 
 def test_global_context_is_computed_from_a_copy_of_at_most_1024_pixels(model: Segmenter) -> None:
@@ -86,17 +97,17 @@ def test_global_context_is_computed_from_a_copy_of_at_most_1024_pixels(model: Se
 def test_rejects_global_context_without_an_image_level_branch() -> None:
     model = varied_segmenter(head="pspnet")
     with pytest.raises(ValueError, match="context: expected a model whose ASPP has an image-level branch"):
-        segment_tiled(model, smooth_image(40, 40), tile=128, overlap=0, global_context=True)
+        segment_tiled(model, smooth_image(40, 40), View(tile=128, overlap=0, global_context=True))
 
 
 def test_files_match_segmentation_in_memory(model: Segmenter, tmp_path: Path) -> None:
     image = smooth_image(250, 300)
-    expected = segment_tiled(model, image, tile=128, overlap=32)
-    result = segment_to_file(
-        model, image, tmp_path / "new" / "a.npy", tile=128, overlap=32, probabilities=tmp_path / "p.npy"
-    )
-    assert result == (tmp_path / "new" / "a.npy", 128, 3 * 4, 0)
-    labels, probabilities = np.load(result.labels), np.load(tmp_path / "p.npy")
+    view = View(tile=128, overlap=32)
+    expected = segment_tiled(model, image, view)
+    path = tmp_path / "new" / "a.npy"
+    assert segment_to_file(model, image, path, view, tmp_path / "p.npy") == 0
+    assert json.loads(path.with_name("a.npy.json").read_text())["rows"] == 3
+    labels, probabilities = np.load(path), np.load(tmp_path / "p.npy")
     assert labels.dtype == np.uint8
     np.testing.assert_array_equal(labels, expected)
     assert (probabilities.dtype, probabilities.shape) == (np.float16, (3, 250, 300))
@@ -109,10 +120,11 @@ def test_labels_of_300_classes_have_16_bits(tmp_path: Path) -> None:
     model, image = varied_segmenter(classes=tuple(map(str, range(300)))), smooth_image(200, 100)
     with torch.no_grad():
         model.head.classify[-1].bias[255:] += 100  # type: ignore[index]
-    labels = np.load(segment_to_file(model, image, tmp_path / "a.npy", tile=192).labels)
+    segment_to_file(model, image, tmp_path / "a.npy", View(tile=192))
+    labels = np.load(tmp_path / "a.npy")
     assert labels.dtype == np.uint16
     assert labels.max() > 255
-    np.testing.assert_array_equal(labels, segment_tiled(model, image, tile=192))
+    np.testing.assert_array_equal(labels, segment_tiled(model, image, View(tile=192)))
 
 
 KILLED = """
@@ -121,6 +133,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
 from sppnet.segment import tiles
+from sppnet.segment.options import View
 from tests.helpers.tiny_segmenter import smooth_image, tiny_segmenter
 torch.set_num_threads(1)
 write, remaining = tiles._write_block, int(sys.argv[3])
@@ -133,24 +146,21 @@ def write_or_die(*arguments):
 tiles._write_block = write_or_die
 folder = Path(sys.argv[2])
 tiles.segment_to_file(
-    tiny_segmenter(gain=1.5), smooth_image(500, 300), folder / "a.npy", tile=128, overlap=32,
-    probabilities=folder / "p.npy",
+    tiny_segmenter(gain=1.5), smooth_image(500, 300), folder / "a.npy", View(tile=128, overlap=32), folder / "p.npy"
 )
 """
 
 
 def test_resumes_after_a_kill_with_the_same_labels(model: Segmenter, tmp_path: Path) -> None:
     image = smooth_image(500, 300)  # 6 x 4 tiles
-    options: dict[str, Any] = {"tile": 128, "overlap": 32}
-    uninterrupted = segment_to_file(
-        model, image, tmp_path / "uninterrupted.npy", **options, probabilities=tmp_path / "q.npy"
-    )
+    view = View(tile=128, overlap=32)
+    segment_to_file(model, image, tmp_path / "uninterrupted.npy", view, tmp_path / "q.npy")
     command = [sys.executable, "-c", KILLED, str(Path(__file__).parents[2]), str(tmp_path), "14"]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     assert json.loads((tmp_path / "a.npy.json").read_text())["rows_done"] == 3
     assert not (tmp_path / "a.npy").exists()
     computed = []
-    predict = tiles._tile_predictor(model, image, None)
+    predict = tiles._tile_predictor(model, image, view)
 
     def record(*_: object) -> PredictTile:
         def recorded(rows: Span, columns: Span) -> Tensor:
@@ -161,18 +171,17 @@ def test_resumes_after_a_kill_with_the_same_labels(model: Segmenter, tmp_path: P
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiles, "_tile_predictor", record)
-        resumed = segment_to_file(model, image, tmp_path / "a.npy", **options, probabilities=tmp_path / "p.npy")
-    assert resumed.resumed == 3
+        resumed = segment_to_file(model, image, tmp_path / "a.npy", view, tmp_path / "p.npy")
+    assert resumed == 3
     assert len(computed) == (1 + 3) * 4  # the third row again, and the remaining rows
     for name, expected in (("a", "uninterrupted"), ("p", "q")):
         np.testing.assert_array_equal(np.load(tmp_path / f"{name}.npy"), np.load(tmp_path / f"{expected}.npy"))
-    assert uninterrupted.tiles == resumed.tiles == 24
 
 
 def test_resumes_at_the_row_where_a_call_stopped(model: Segmenter, tmp_path: Path) -> None:
     image = smooth_image(220, 160)  # 3 x 2 tiles
-    options: dict[str, Any] = {"tile": 128, "overlap": 32}
-    expected = segment_tiled(model, image, **options)
+    view = View(tile=128, overlap=32)
+    expected = segment_tiled(model, image, view)
     for fatal in range(1, 7):
         passes: list[int] = []
 
@@ -184,11 +193,11 @@ def test_resumes_at_the_row_where_a_call_stopped(model: Segmenter, tmp_path: Pat
         path, completed = tmp_path / f"{fatal}.npy", (fatal - 1) // 2
         hook = model.register_forward_hook(stop)
         with pytest.raises(KeyboardInterrupt):
-            segment_to_file(model, image, path, **options)
+            segment_to_file(model, image, path, view)
         assert not path.exists()
         passes.append(1)  # past the fatal pass: the hook does not stop the next call
         before = len(passes)
-        assert segment_to_file(model, image, path, **options) == (path, 128, 6, completed)
+        assert segment_to_file(model, image, path, view) == completed
         assert len(passes) - before == 6 - 2 * max(completed - 1, 0)
         hook.remove()
         np.testing.assert_array_equal(np.load(path), expected)
@@ -198,29 +207,30 @@ def test_kill_between_renaming_the_two_files_loses_neither(
     model: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image, probabilities = smooth_image(200, 100), tmp_path / "p.npy"
-    segment_to_file(model, image, tmp_path / "a.npy", tile=192, probabilities=probabilities)
+    segment_to_file(model, image, tmp_path / "a.npy", View(tile=192), probabilities)
     before = probabilities.read_bytes()
     probabilities.rename(tmp_path / "p.npy.part")
     monkeypatch.setattr(tiles, "blend_tiles", None)
-    assert segment_to_file(model, image, tmp_path / "a.npy", tile=192, probabilities=probabilities).resumed == 2
+    assert segment_to_file(model, image, tmp_path / "a.npy", View(tile=192), probabilities) == 2
     assert probabilities.read_bytes() == before
 
 
 def test_second_call_returns_without_a_pass(model: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = smooth_image(200, 100)
-    segment_to_file(model, image, tmp_path / "a.npy", memory="1000GB")
+    segment_to_file(model, image, tmp_path / "a.npy", View(memory=10**12))
     monkeypatch.setattr(tiles, "blend_tiles", None)
-    assert segment_to_file(model, image, tmp_path / "a.npy", memory="1000GB").resumed == 1
+    assert segment_to_file(model, image, tmp_path / "a.npy", View(memory=10**12)) == 1
     (tmp_path / "a.npy").unlink()
     with pytest.raises(TypeError, match="not callable"):
-        segment_to_file(model, image, tmp_path / "a.npy", memory="1000GB")
+        segment_to_file(model, image, tmp_path / "a.npy", View(memory=10**12))
 
 
 @pytest.mark.parametrize("changed", ["image", "weights", "config", "tile", "overlap", "context", "probabilities"])
 def test_different_image_model_or_option_starts_from_scratch(changed: str, model: Segmenter, tmp_path: Path) -> None:
     image, path = smooth_image(200, 100), tmp_path / "a.npy"
-    segment_to_file(model, image, path, tile=192, overlap=32)
-    assert segment_to_file(model, image, path, tile=192, overlap=32).resumed == 2
+    view = View(tile=192, overlap=32)
+    segment_to_file(model, image, path, view)
+    assert segment_to_file(model, image, path, view) == 2
     if changed == "image":
         image.putpixel((99, 199), (1, 2, 3))
     if changed == "weights":
@@ -232,21 +242,24 @@ def test_different_image_model_or_option_starts_from_scratch(changed: str, model
         "overlap": {"overlap": 0},
         "context": {"global_context": True},
     }
-    options = {"tile": 192, "overlap": 32, **changes.get(changed, {})}
+    view = replace(view, **changes.get(changed, {}))
     probabilities = tmp_path / "p.npy" if changed == "probabilities" else None
-    assert segment_to_file(model, image, path, probabilities=probabilities, **options).resumed == 0
-    np.testing.assert_array_equal(np.load(path), segment_tiled(model, image, **options))
+    assert segment_to_file(model, image, path, view, probabilities) == 0
+    np.testing.assert_array_equal(np.load(path), segment_tiled(model, image, view))
 
 
 def test_unreadable_progress_starts_from_scratch(model: Segmenter, tmp_path: Path) -> None:
     image, path = smooth_image(40, 40), tmp_path / "a.npy"
-    segment_to_file(model, image, path, tile=192)
-    for text in ("", "[]", '{"rows_done": 1}', "null"):
+    view = View(tile=192)
+    segment_to_file(model, image, path, view)
+    progress = json.loads((tmp_path / "a.npy.json").read_text())
+    without_request = json.dumps({name: value for name, value in progress.items() if name != "of"})
+    for text in ("", "[]", '{"rows_done": 1}', "null", without_request):
         (tmp_path / "a.npy.json").write_text(text)
-        assert segment_to_file(model, image, path, tile=192).resumed == 0
+        assert segment_to_file(model, image, path, view) == 0
 
 
-def test_requires_either_memory_or_tile(model: Segmenter, tmp_path: Path) -> None:
-    for options in ({}, {"memory": "1GB", "tile": 128}):
-        with pytest.raises(ValueError, match="memory: expected either memory or tile, got memory="):
-            segment_to_file(model, smooth_image(8, 8), tmp_path / "a.npy", **options)  # type: ignore[arg-type]
+@pytest.mark.parametrize("view", [View(), View(memory=10**12, flip=True)])
+def test_requires_a_memory_limit_or_a_tile_side(view: View, model: Segmenter, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="view: expected a memory limit or a tile side, and a single scale, got View"):
+        segment_to_file(model, smooth_image(8, 8), tmp_path / "a.npy", view)

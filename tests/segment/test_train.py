@@ -17,7 +17,11 @@ from sppnet.cli.main import run
 from sppnet.data.formats.class_tables import CAMVID, CAMVID_COLOURS
 from sppnet.data.formats.masks import IGNORE, LabelMap, PixelCounts, count_pixels, read_raw
 from sppnet.data.formats.segmentation import read_segmentation
-from sppnet.segment.train import _class_colors, class_weights, pixel_objective, train_segmenter
+from sppnet.registry import load
+from sppnet.segment.evaluate import evaluate_segmenter
+from sppnet.segment.model import Segmenter
+from sppnet.segment.options import SegmentOptions
+from sppnet.segment.train import _class_colors, class_weights, pixel_objective, segmenter_config, train_segmenter
 from tests.helpers.segmentation_data import write_shapes
 from tests.helpers.tiny_segmenter import COMMAND_OPTIONS, OPTIONS
 
@@ -27,15 +31,15 @@ def test_trains_on_all_layouts(layout: str, tmp_path: Path) -> None:
     root = write_shapes(tmp_path / "data", layout, {"train": 3, "val": 1})  # type: ignore[arg-type]
     training = train_segmenter(root, tmp_path / "run", replace(OPTIONS, epochs=1))
     assert training.finished
-    assert training.scores is not None
-    assert 0 <= training.scores.miou <= 1
+    assert training.scores.keys() == {"miou", "pixel_accuracy", "mean_accuracy"}
+    assert all(0 <= score <= 1 for score in training.scores.values())
 
 
 def test_trains_on_single_images_and_without_validation(tmp_path: Path) -> None:
     root = write_shapes(tmp_path / "data", "camvid", {"train": 4})
     training = train_segmenter(root, tmp_path / "run", replace(OPTIONS, epochs=1))
     assert training.finished
-    assert training.scores is None
+    assert training.scores == {}
     (line,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line)["train_loss"] > 0
     assert train_segmenter(root, tmp_path / "one", replace(OPTIONS, epochs=1, batch=1)).finished
@@ -118,6 +122,49 @@ def test_rejects_data_without_usable_masks(tmp_path: Path, capsys: pytest.Captur
         Image.new("L", (80, 64), 200).save(file)
     assert run(["train", "segment", str(root), "--out", str(tmp_path / "run"), *COMMAND_OPTIONS]) == 2
     assert "none of the 2 masks of" in " ".join(capsys.readouterr().err.split())
+
+
+def test_validation_folder_of_splits_uses_its_validation_or_test_split(tmp_path: Path) -> None:
+    options = replace(OPTIONS, epochs=1)
+    write_shapes(tmp_path / "train", "camvid", {"train": 2})
+    for splits, pixels in (({"train": 1, "valid": 2, "test": 1}, 2), ({"train": 1, "test": 3}, 3)):
+        root = write_shapes(tmp_path / f"val{pixels}", "camvid", splits)
+        training = train_segmenter(tmp_path / "train", tmp_path / f"run{pixels}", options, val=root)
+        model = load(training.run)
+        assert isinstance(model, Segmenter)
+        expected = evaluate_segmenter(model, root, split="valid" if "valid" in splits else "test")
+        assert len(expected.samples) == pixels
+        assert training.scores["miou"] == expected.scores.miou
+    root = write_shapes(tmp_path / "only", "camvid", {"train": 1})
+    with pytest.raises(ValueError, match=r"split: expected one of train for .*only, got none"):
+        train_segmenter(tmp_path / "train", tmp_path / "run", options, val=root)
+
+
+def test_rejects_a_batch_with_a_single_value_per_channel(tmp_path: Path) -> None:
+    """Batch norm cannot train on one image whose map is one cell."""
+    root = write_shapes(tmp_path / "data", "camvid", {"train": 4}, size=(1, 1))
+    options = replace(OPTIONS, epochs=1, crop=(1, 1), batch=3)
+    message = r"crop: expected more than one cell of 16 x 16 pixels, .* \(4 images in batches of 3\), got \(1, 1\)"
+    with pytest.raises(ValueError, match=message):
+        train_segmenter(root, tmp_path / "run", options)
+    with pytest.warns(UserWarning, match="ASPP: on a map of 1 x 1 cells"):
+        assert train_segmenter(root, tmp_path / "run", replace(options, batch=2)).finished
+
+
+def test_rates_are_fitted_to_the_crop() -> None:
+    classes = ("a", "b")
+    assert segmenter_config(SegmentOptions(crop=(256, 320)), classes).rates == (2, 5, 7)
+    assert segmenter_config(SegmentOptions(crop=(1024, 1024)), classes).rates == (6, 12, 18)
+    assert segmenter_config(SegmentOptions(head="pspnet"), classes).rates == ()
+
+
+def test_configuration_has_the_options_of_the_architecture() -> None:
+    options = SegmentOptions(head="deeplabv3", rates=(3,), width=7, norm="group", ignore=(4,), separable=True)
+    config = segmenter_config(options, ("a", "b"), colours=((1, 2, 3), (4, 5, 6)))
+    assert (config.classes, config.head, config.rates, config.width) == (("a", "b"), "deeplabv3", (3,), 7)
+    assert (config.norm, config.ignore, config.separable) == ("group", (4,), True)
+    assert config.colours == ((1, 2, 3), (4, 5, 6))
+    assert segmenter_config(SegmentOptions(), ("a",)).ignore == ()
 
 
 def test_class_weights_are_inversely_related_to_frequency() -> None:

@@ -1,11 +1,15 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from sppnet.inference.memory import MemoryLimitError
 from sppnet.segment.model import Segmenter
-from sppnet.segment.views import View, pixel_probabilities
-from tests.helpers.tiny_segmenter import tiny_segmenter
+from sppnet.segment.options import View
+from sppnet.segment.views import needs_tiles, pixel_probabilities, segment_image
+from tests.helpers.tiny_segmenter import HEADS, smooth_image, tiny_segmenter
 
 
 @pytest.fixture(scope="module")
@@ -25,20 +29,21 @@ def test_averages_probabilities_over_scales_and_mirror_images(model: Segmenter) 
     torch.testing.assert_close(2 * averaged - single, double, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"scales": ()}, "scales: expected factors in 0.1..10"),
-        ({"scales": (0.05,)}, "scales: expected factors in 0.1..10"),
-        ({"tile": 64, "flip": True}, "tile: expected None if scales or flip is set, got 64"),
-    ],
-)
-def test_rejects_illegal_views(options: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        View(**options)  # type: ignore[arg-type]
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("options", HEADS)
+def test_probabilities_are_float32_in_every_dtype(dtype: torch.dtype, options: dict[str, Any]) -> None:
+    model, image = tiny_segmenter(**options), smooth_image(40, 50)
+    expected = pixel_probabilities(model, image, (1.0, 0.5))
+    model.to(dtype)
+    assert model.dtype == dtype
+    probabilities = pixel_probabilities(model, image, (1.0, 0.5))
+    assert probabilities.dtype == torch.float32
+    torch.testing.assert_close(probabilities, expected, rtol=0, atol=2e-2 if dtype == torch.bfloat16 else 1e-5)
+    for view in (View(memory=10**12), View(tile=192, overlap=32)):
+        assert segment_image(model, smooth_image(200, 100), view).shape == (200, 100)
 
 
 def test_rejects_mirror_images_when_tiles_are_needed(model: Segmenter) -> None:
-    message = r"memory: expected enough for 300 x 300 pixels at scales .*, got 1MB; raise it, or omit scales and flip"
-    with pytest.raises(ValueError, match=message):
-        View(flip=True, memory=1000).in_tiles(model, Image.new("RGB", (300, 300)))
+    message = r"memory: expected enough for 300 x 200 pixels \(height x width\) at the scale factors .*, got 1MB"
+    with pytest.raises(MemoryLimitError, match=message):
+        needs_tiles(model, Image.new("RGB", (200, 300)), View(flip=True, memory=1000))

@@ -159,6 +159,20 @@ def test_failure_affects_only_the_failing_job() -> None:
     batcher.close()
 
 
+@pytest.mark.parametrize("count", [0, 2])
+def test_wrong_number_of_results_is_an_error_of_that_job_only(count: int) -> None:
+    def run(items: Sequence[int]) -> list[int]:
+        return [7] * count if 1 in items else list(items)
+
+    batcher = Batcher(run, wait=TIMEOUT, most=3)
+    futures = [batcher.submit(n, "a", (9, 9)) for n in range(3)]
+    assert [futures[n].result(TIMEOUT) for n in (0, 2)] == [0, 2]
+    with pytest.raises(RuntimeError, match=f"returned {count} results for 1 items"):
+        futures[1].result(TIMEOUT)
+    assert batcher.submit(5, None, (9, 9)).result(TIMEOUT) == 5
+    batcher.close()
+
+
 def test_workers_run_in_parallel() -> None:
     both = threading.Barrier(2)
 

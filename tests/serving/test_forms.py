@@ -7,7 +7,7 @@ from tests.helpers.web_clients import post, refusal
 pytest_plugins = ("tests.helpers.web_clients",)
 
 
-def test_rejects_invalid_options(classify: TestClient, detect: TestClient, regions: TestClient) -> None:
+def test_rejects_invalid_options(classify: TestClient, detect: TestClient, features: TestClient) -> None:
     message = refusal(post(classify, "/v1/predict", resize="squash"), 400, "bad_option")
     assert message.startswith("resize: expected one of native, shorter-side")
     for policy in ("warp:8192", "center-crop:1001"):
@@ -16,10 +16,10 @@ def test_rejects_invalid_options(classify: TestClient, detect: TestClient, regio
             assert message.startswith("resize: expected at most 1000000 pixels, such as warp:1000, got ")
             assert message.endswith(f" for {policy}")
     message = refusal(post(classify, "/v1/explain", label="doggo"), 400, "bad_option")
-    assert "label: expected one of the model's 3 classes, got 'doggo'; did you mean 'dog'?" in message
+    assert "label: expected one of the model's 3 classes, got 'doggo'; did you mean dog?" in message
     assert "min_score" in refusal(post(detect, "/v1/predict", min_score="much"), 400, "bad_request")
     assert "min_score" in refusal(post(detect, "/v1/predict", min_score="nan"), 400, "bad_request")
-    assert "output" in refusal(post(regions, "/v1/features", boxes="[]", output="csv"), 400, "bad_request")
+    assert "output" in refusal(post(features, "/v1/features", boxes="[]", output="csv"), 400, "bad_request")
 
 
 def test_rejects_unknown_fields_and_query_parameters(classify: TestClient) -> None:

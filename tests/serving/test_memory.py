@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -43,7 +42,7 @@ print(before, peak, after, int(thread.is_alive()))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc releases memory on request")
 @pytest.mark.parametrize(("pieces", "working"), [(2_000, False), (8_000, True)])
 def test_freed_memory_is_released_at_rest_and_under_load(pieces: int, working: bool) -> None:
     script = _SCRIPT.format(pieces=pieces, working=working)

@@ -8,7 +8,7 @@ from fastapi.testclient import TestClient
 
 from sppnet.classify.model import Classifier
 from sppnet.serving.app import Batching
-from sppnet.serving.engines import torch_probabilities
+from sppnet.serving.runtimes import torch_probabilities
 from sppnet.serving.tasks import ClassifyTask
 from tests.helpers.polling import TIMEOUT, wait_until
 from tests.helpers.web_clients import LIMITS, client, photograph, post, refusal, wait_ready

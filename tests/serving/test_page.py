@@ -248,14 +248,14 @@ def test_retries_while_the_queue_is_full(visit: Ask) -> None:
         expect(card.get_by_role("radio", name="3 × 3 bins")).to_be_checked()
 
 
-@pytest.mark.parametrize("kind", ["classify", "detect", "segment", "regions"])
+@pytest.mark.parametrize("kind", ["classify", "detect", "segment", "features"])
 def test_controls_are_named_and_the_page_fits_a_phone(visit: Ask, request: pytest.FixtureRequest, kind: str) -> None:
     page = visit(request.getfixturevalue(f"{kind}_url"))
     page.set_viewport_size({"width": 360, "height": 740})
     card = add_one(page, name="a-rather-long-name-of-a-photograph-that-does-not-end.png")
     if kind == "detect":
         card.get_by_role("list", name="Objects").get_by_role("button").first.click()
-    last = {"classify": "table", "detect": ".pooled", "segment": ".taps table", "regions": ".pooled"}[kind]
+    last = {"classify": "table", "detect": ".pooled", "segment": ".taps table", "features": ".pooled"}[kind]
     expect(card.locator(last).first).to_be_attached()
     if kind == "classify":
         card.get_by_role("button", name="Compare").click()

@@ -21,17 +21,18 @@ from sppnet.classify.model import Classifier
 from sppnet.classify.network import ClassifierConfig
 from sppnet.detect.model import Detector, DetectorConfig
 from sppnet.features.encoder import RegionEncoder
-from sppnet.segment.model import SegmenterConfig, create_segmenter
+from sppnet.segment.model import create_segmenter
+from sppnet.segment.network import SegmenterConfig
 from sppnet.serving.app import Batching, Service, create_app
-from sppnet.serving.engines import torch_probabilities
 from sppnet.serving.limits import Limits
+from sppnet.serving.runtimes import torch_probabilities
 from sppnet.serving.schema import Vectors
 from sppnet.serving.server import _protocol
-from sppnet.serving.tasks import ClassifyTask, DetectTask, Kind, RegionTask, SegmentTask, Task
+from sppnet.serving.tasks import ClassifyTask, DetectTask, RegionTask, SegmentTask, Task
 from tests.helpers.hostile_clients import PHOTOGRAPH, encoded, noise
 from tests.helpers.polling import TIMEOUT, wait_until
 
-LIMITS = Limits(bytes=200_000, pixels=40_000, boxes=5, upload_seconds=TIMEOUT)
+LIMITS = Limits(max_bytes=200_000, max_image_pixels=40_000, max_boxes=5, upload_seconds=TIMEOUT)
 EXAMPLES = 30
 VALID: dict[str, Any] = {
     "image": PHOTOGRAPH,
@@ -45,7 +46,7 @@ CHECKS = [
     schemathesis.checks.not_a_server_error,
     checks.status_code_conformance,
     checks.content_type_conformance,
-    checks.response_schema_conformance,  # not for regions: fails on tuples next to a second media type
+    checks.response_schema_conformance,  # not for features: fails on tuples next to a second media type
 ]
 
 
@@ -56,7 +57,7 @@ def classify() -> Task:
 
 def detect() -> Task:
     config = DetectorConfig(("cup",), backbone="zf5", levels=(2, 1), scales=(120,), max_side=300, proposals="grid")
-    return DetectTask(Detector(replace(config, windows=20), create_backbone("zf5")).eval(), LIMITS, -0.5)
+    return DetectTask(Detector(replace(config, windows=20), create_backbone("zf5")).eval(), LIMITS)
 
 
 def segment() -> Task:
@@ -64,23 +65,23 @@ def segment() -> Task:
     return SegmentTask(create_segmenter(config, "none").eval(), LIMITS, 2**35)
 
 
-def regions() -> Task:
+def features() -> Task:
     return RegionTask(RegionEncoder(create_backbone("zf5").eval(), (2, 1), (120,), 300), LIMITS)
 
 
-TASKS: dict[Kind, Callable[[], Task]] = {
+TASKS: dict[str, Callable[[], Task]] = {
     "classify": classify,
     "detect": detect,
     "segment": segment,
-    "regions": regions,
+    "features": features,
 }
 
 
 @contextmanager
-def served(task: Task, kind: Kind) -> Iterator[str]:
+def served(task: Task) -> Iterator[str]:
     """Run a server in a thread of this process; yields its URL."""
-    service = Service("run", lambda: task, "eager", LIMITS, Batching())
-    app = create_app(service, kind, None)
+    service = Service("run", task.kind, lambda: task, "eager", LIMITS, Batching())
+    app = create_app(service, None)
     server = uvicorn.Server(uvicorn.Config(app, port=0, http=_protocol(TIMEOUT), ws="none", log_config=None))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
     thread.start()
@@ -95,9 +96,9 @@ def served(task: Task, kind: Kind) -> Iterator[str]:
 @pytest.mark.parametrize("mode", list(schemathesis.GenerationMode), ids=lambda mode: mode.value)
 @pytest.mark.parametrize("kind", TASKS)
 @pytest.mark.usefixtures("unchecked")
-def test_responses_match_the_description(kind: Kind, mode: schemathesis.GenerationMode) -> None:
+def test_responses_match_the_description(kind: str, mode: schemathesis.GenerationMode) -> None:
     torch.manual_seed(0)
-    with served(TASKS[kind](), kind) as url:
+    with served(TASKS[kind]()) as url:
         schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
         operations: list[Any] = [result.ok() for result in schema.get_all_operations()]  # type: ignore[union-attr]
         assert len(operations) == 6
@@ -111,10 +112,10 @@ def test_responses_match_the_description(kind: Kind, mode: schemathesis.Generati
             def ask(case: Any, valid: bool) -> None:
                 if valid and isinstance(case.body, dict):
                     case.body |= {name: value for name, value in VALID.items() if name in case.body}
-                selected = CHECKS[:-1] if kind == "regions" else CHECKS
+                selected = CHECKS[:-1] if kind == "features" else CHECKS
                 response = case.call_and_validate(checks=selected, timeout=TIMEOUT)
-                features = (case.path, response.status_code) == ("/v1/features", 200)
-                if features and case.body.get("output") != "safetensors":
+                vectors = (case.path, response.status_code) == ("/v1/features", 200)
+                if vectors and case.body.get("output") != "safetensors":
                     Vectors.model_validate(response.json())
                 statuses.add((case.path, response.status_code))
 
@@ -130,7 +131,7 @@ def test_damaged_image_files_are_processed_or_refused() -> None:
     """Files of all formats are truncated, and some of their bytes are changed."""
     files = [encoded(noise(40, 50), kind) for kind in ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000")]
     torch.manual_seed(0)
-    with served(classify(), "classify") as url, httpx.Client(base_url=url, timeout=TIMEOUT) as web:
+    with served(classify()) as url, httpx.Client(base_url=url, timeout=TIMEOUT) as web:
 
         @settings(max_examples=200, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(

@@ -240,7 +240,7 @@ def test_pipelined_requests_are_answered_in_order(classify: Server) -> None:
 def test_clients_that_read_nothing_are_disconnected() -> None:
     """Otherwise their responses of tens of megabytes would stay in memory. Slow readers get complete responses."""
     boxes = json.dumps([[0, 0, 50, 50]] * 150)
-    with serving("zf5", "--regions", "--scale", "120", "--upload-seconds", str(SECONDS)) as regions:
+    with serving("zf5", "--regions", "--scales", "120", "--upload-seconds", str(SECONDS)) as regions:
         body = form(PHOTOGRAPH, boxes=boxes)
         request = HEAD.replace(b"predict", b"features") + b"Content-Length: %d\r\n\r\n" % len(body) + body
         with ExitStack() as stack:

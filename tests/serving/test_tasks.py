@@ -10,10 +10,11 @@ from sppnet.detect.model import Detector
 from sppnet.features.encoder import RegionEncoder
 from sppnet.inference.memory import pass_bytes
 from sppnet.segment.memory import whole_fits
-from sppnet.segment.model import Segmenter, SegmenterConfig, create_segmenter
+from sppnet.segment.model import Segmenter, create_segmenter
+from sppnet.segment.network import SegmenterConfig
 from sppnet.serving.app import Batching, Service
-from sppnet.serving.engines import torch_probabilities
 from sppnet.serving.limits import Limits
+from sppnet.serving.runtimes import torch_probabilities
 from sppnet.serving.tasks import ClassifyTask, DetectTask, RegionTask, SegmentTask, Task, warm_up
 from tests.helpers.web_clients import LIMITS, client, photograph, post, refusal, wait_ready
 
@@ -38,7 +39,7 @@ def test_failed_warm_up_is_reported_as_an_invalid_option(segmenter: Segmenter) -
         warm_up(task)
         return task
 
-    service = Service("run", make, "eager", LIMITS, Batching())
+    service = Service("run", "segment", make, "eager", LIMITS, Batching())
     service.start()
     assert isinstance(service.error, ValueError)
     service.stop()
@@ -87,6 +88,6 @@ def test_every_task_warms_up(
 ) -> None:
     limits = Limits()
     warm_up(ClassifyTask(classifier, limits, torch_probabilities(classifier)))
-    warm_up(DetectTask(detector, limits, 0.5))
+    warm_up(DetectTask(detector, limits))
     warm_up(SegmentTask(segmenter, limits, 2**35))
     warm_up(RegionTask(RegionEncoder(backbone, (1,), (120,)), limits))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sppnet import Classifier
 from sppnet.classify.evaluate import evaluate_classifier
-from sppnet.classify.options import TrainOptions
+from sppnet.classify.options import ClassifyOptions
 from sppnet.classify.views import view_probabilities
 from sppnet.cli.main import run
 from sppnet.data.formats.class_folders import read_classification
@@ -20,16 +20,19 @@ from sppnet.data.images import image_size
 from sppnet.registry import load_classifier
 from sppnet.studies.sizes import (
     VARIANTS,
+    RunScores,
+    SizeComparison,
     compare_sizes,
     comparison_content,
     error_reduction,
     first_images,
     format_range,
+    verdict,
 )
 from tests.helpers.images import write_classes
 
 # A network of a few thousand weights, made for 160 pixels.
-QUICK = TrainOptions(backbone="test_resnet", weights="none", levels=(2, 1), epochs=2, batch=3)
+QUICK = ClassifyOptions(backbone="test_resnet", weights="none", levels=(2, 1), epochs=2, batch=3)
 QUICK_ARGUMENTS = ["--backbone", "test_resnet", "--weights", "none", "--levels", "2,1", "--epochs", "2", "--batch", "3"]
 
 
@@ -46,13 +49,24 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def command(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     out = tmp_path_factory.mktemp("out")
-    return ["compare-sizes", str(data), "--out", str(out), "--seeds", "1", "--images-per-class", "2", *QUICK_ARGUMENTS]
+    return [
+        "compare",
+        "sizes",
+        str(data),
+        "--out",
+        str(out),
+        "--seeds",
+        "1",
+        "--images-per-class",
+        "2",
+        *QUICK_ARGUMENTS,
+    ]
 
 
 @pytest.fixture(scope="module")
 def compared(command: list[str]) -> Path:
     assert run(command) == 1
-    return Path(command[3])
+    return Path(command[4])
 
 
 def read_content(out: Path) -> dict[str, Any]:
@@ -80,12 +94,13 @@ def test_errors_equal_those_of_evaluate_classifier(compared: Path, data: Path) -
         model = load_classifier(compared / f"{name}-0")
         samples = read_classification(data, "val", model.config.classes).samples
         model.backbone.side = 224
-        for test, kwargs in (
-            ("10 views", {"views": "10"}),
-            ("1 crop", {"resize": "center-crop:224"}),
-            ("1 full", {"resize": "shorter-side:256"}),
-            ("own size", {"resize": "native"}),
-        ):
+        tests: dict[str, dict[str, Any]] = {
+            "10 views": {"views": "10"},
+            "1 crop": {"resize": "center-crop:224"},
+            "1 full": {"resize": "shorter-side:256"},
+            "own size": {"resize": "native"},
+        }
+        for test, kwargs in tests.items():
             scores = evaluate_classifier(model, samples, **kwargs).scores
             assert variants[name]["top1_error"][test] == [pytest.approx(100 * (1 - scores.top1))]
             assert variants[name]["top5_error"][test] == [pytest.approx(100 * (1 - scores.top5))]
@@ -124,7 +139,7 @@ def test_interrupted_comparison_resumes(
         options.write_text(options.read_text().replace(str(compared), str(out)))
     shutil.rmtree(out / "native-0")
     (out / "random-0" / "scores.json").unlink()
-    assert run([*command[:3], str(out), *command[4:]]) == 1
+    assert run([*command[:4], str(out), *command[5:]]) == 1
     err = capsys.readouterr().err
     assert f"training {out / 'native-0'}" in err.replace("\n", "")
     assert f"resuming {out / 'random-0'}" in err.replace("\n", "")
@@ -169,6 +184,33 @@ def test_larger_count_adds_to_the_first_images(data: Path) -> None:
         assert labels == sorted(list(range(3)) * count)
     assert len({tuple(first_images(train, 1, seed).samples) for seed in range(8)}) > 1
     assert first_images(train, None, 0) is train
+
+
+@pytest.mark.parametrize(
+    ("single", "multi", "text"),
+    [
+        (
+            (30.0, 34.0),
+            (29.0, 31.0),
+            "error of 30.0 %, 224 alone 32.0 % (2 seeds, ranges overlap): no measurable differ",
+        ),
+        (
+            (30.0, 34.0),
+            (26.0, 28.0),
+            "27.0 %, 224 alone 32.0 % (2 seeds, ranges do not overlap): two sizes were 5.0 poi",
+        ),
+        ((26.0, 28.0), (30.0, 34.0), "ranges do not overlap): two sizes were 5.0 points worse"),
+        ((26.0,), (25.0,), "(one seed): more seeds are needed"),
+    ],
+)
+def test_verdict_names_a_difference_only_if_the_ranges_do_not_overlap(
+    single: tuple[float, ...], multi: tuple[float, ...], text: str
+) -> None:
+    runs = {
+        name: [RunScores({"10 views": error}, {}, 1, 1.0, ()) for error in errors]
+        for name, errors in (("single", single), ("multi", multi))
+    }
+    assert text in verdict(SizeComparison(runs, 2, (6, 7)))
 
 
 def test_gain_and_spread() -> None:

@@ -1,6 +1,5 @@
 """Timing with a fake clock, comparison of candidates, `sppnet bench` and `benchmarks/run.py`."""
 
-import importlib.util
 import json
 import math
 from collections.abc import Callable
@@ -16,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sppnet.cli.main import run
+from sppnet.cli.main import main, run
 from sppnet.tools.bench import Comparison, Timing, check, compare, environment, measure, summarize
-from sppnet.tools.peers import Candidate, Case, Role, draw_boxes, pyramid_candidates, region_candidates
+from sppnet.tools.cases import Case
+from sppnet.tools.peers import Candidate, Role, draw_boxes, pyramid_candidates, region_candidates
+from tests.helpers.scripts import load_script
 
 
 class Clock:
@@ -170,12 +171,14 @@ def test_bench_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_bench_prints_a_table_of_regions(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sppnet.cli.bench.compare", lambda case, **_: compare(case, 0.0, rounds=1))
-    options = ["--boxes", "9", "--dtype", "bfloat16", "--layout", "channels_last", "--threads", "1"]
+    monkeypatch.setattr("sppnet.tools.bench.compare", lambda case, **_: compare(case, 0.0, rounds=1))
+    options = ["--num-boxes", "9", "--dtype", "bfloat16", "--layout", "channels_last", "--threads", "1"]
     assert run(["bench", "--shape", "2,4,9,8", *options]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "9 regions (" in out
-    assert "2 x 4 x 9 x 8 bfloat16 channels_last, max; threads: 1, rounds: 1" in out
+    assert (
+        "2 images, 4 channels, 9 x 8 cells (height x width), bfloat16 channels_last, max; threads: 1, rounds: 1" in out
+    )
     assert "orientation" in out
     assert "sppnet again" in out
     assert "limit" not in out.partition("Values are times")[0]  # the limit is timed in float32 only
@@ -184,28 +187,26 @@ def test_bench_prints_a_table_of_regions(capsys: pytest.CaptureFixture[str], mon
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--shape", "8,256,38"], "shape: expected images, channels, height and width, each at least 1, such as"),
-        (["--shape", "8,256,38,0"], "shape: expected images"),
-        (["--shape", "8,-256,38,1"], "shape: expected images"),
+        (["--shape", "8,256,38"], "--shape: expected images, channels, height and width, each at least 1, such as"),
+        (["--shape", "8,256,38,0"], "--shape: expected images"),
+        (["--shape", "8,-256,38,1"], "--shape: expected images"),
         (["--levels", "2,0"], "smallest level is 1"),
-        (["--boxes", "0"], "boxes: expected at least 1, got 0; omit --boxes"),
+        (["--num-boxes", "0"], "num_boxes: expected at least 1, got 0; omit it for whole maps"),
         (["--threads", "0"], "threads: expected at least 1, got 0"),
         (["--device", "abacus"], "device: expected an available device, got 'abacus'"),
+        (["--device", "cdua"], "got 'cdua'; did you mean cuda?"),
+        (["--boxes", "3"], "--boxes is now called --num-boxes"),
     ],
 )
 def test_rejects_wrong_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["bench", *arguments]) == 2
+    with pytest.raises(SystemExit) as exit_code:
+        main(["bench", *arguments])
+    assert exit_code.value.code == 2
     assert message in " ".join(capsys.readouterr().err.split())
 
 
 def script() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "run.py"
-    spec = importlib.util.spec_from_file_location("benchmarks_run", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/run.py")
 
 
 def test_script_has_no_duplicate_cases() -> None:

@@ -22,16 +22,16 @@ from sppnet.tools.doctor import BOUND, PaddingReport, check_padding
 
 
 def test_prints_one_line_with_the_verdict_and_both_differences(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["doctor", "--backbone", "test_resnet", "--images", "6"]) == 0
+    assert run(["doctor", "--backbone", "test_resnet", "--batch", "6"]) == 0
     line = capsys.readouterr().out
     assert line.startswith("test_resnet: exact. 6 images of different sizes, padded batch against single images: ")
     assert line.endswith("\n")
-    assert "(bound 1e-05); without clearing of the padding " in line
+    assert "pixels (height x width; bound 1e-05); without clearing of the padding " in line
     assert line.count("\n") == 1
 
 
 def test_padding_json_has_all_fields(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["doctor", "--backbone", "test_efficientnet", "--stage", "2", "--images", "5", "--json"]) == 0
+    assert run(["doctor", "--backbone", "test_efficientnet", "--stage", "2", "--batch", "5", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert list(report) == ["backbone", "sizes", "difference", "worst", "naive", "double", "refused", "exact", "bound"]
     assert report["backbone"] == "test_efficientnet"
@@ -44,13 +44,13 @@ def test_padding_json_has_all_fields(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_unsupported_network_exits_with_1_and_names_the_layer(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["doctor", "--backbone", "resnest14d", "--images", "2"]) == 1
+    assert run(["doctor", "--backbone", "resnest14d", "--batch", "2"]) == 1
     line = capsys.readouterr().out
     assert line.startswith(
         "resnest14d: refused. sizes: this network does not support images of different sizes in one batch"
     )
     assert "in layer1.0.conv2 (SplitAttn)" in line
-    assert run(["doctor", "--backbone", "resnest14d", "--images", "2", "--json"]) == 1
+    assert run(["doctor", "--backbone", "resnest14d", "--batch", "2", "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert [report[key] for key in ("difference", "worst", "naive", "exact")] == [None, None, None, False]
     assert "SplitAttn" in report["refused"]
@@ -58,10 +58,10 @@ def test_unsupported_network_exits_with_1_and_names_the_layer(capsys: pytest.Cap
 
 def test_wrong_arguments_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["doctor", "--backbone", "resnet81"]) == 2
-    assert "got 'resnet81'; close matches: " in capsys.readouterr().err
-    assert run(["doctor", "--backbone", "test_resnet", "--images", "1"]) == 2
-    assert "images: expected at least 2, got 1" in capsys.readouterr().err
-    assert run(["doctor", "--backbone", "vit_tiny_patch16_224", "--images", "2"]) == 2
+    assert "got 'resnet81'; did you mean " in capsys.readouterr().err
+    assert run(["doctor", "--backbone", "test_resnet", "--batch", "1"]) == 2
+    assert "batch: expected at least 2, got 1" in capsys.readouterr().err
+    assert run(["doctor", "--backbone", "vit_tiny_patch16_224", "--batch", "2"]) == 2
     assert "got vit_tiny_patch16_224 (last feature map): " in capsys.readouterr().err
 
 
@@ -80,9 +80,9 @@ def test_detects_a_convolution_that_reads_padding(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(RULES, "conv2d", without_clearing)
-    assert run(["doctor", "--backbone", "test_resnet", "--images", "4"]) == 1
+    assert run(["doctor", "--backbone", "test_resnet", "--batch", "4"]) == 1
     assert capsys.readouterr().out.startswith("test_resnet: NOT exact. 4 images")
-    report = check_padding("test_resnet", images=4)
+    report = check_padding("test_resnet", batch=4)
     assert not report.exact
     assert report.difference is not None
     assert report.difference > 1e-3
@@ -96,10 +96,10 @@ def test_nan_is_not_exact(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         return ledger.mark(torch.full_like(input, math.nan), ledger.known(input))
 
     monkeypatch.setitem(RULES, "relu", relu)
-    report = check_padding("test_resnet", images=3)
+    report = check_padding("test_resnet", batch=3)
     assert report.difference == math.inf
     assert not report.exact
-    assert run(["doctor", "--backbone", "test_resnet", "--images", "3", "--json"]) == 1
+    assert run(["doctor", "--backbone", "test_resnet", "--batch", "3", "--json"]) == 1
     content = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert content["difference"] is None
     assert content["exact"] is False
@@ -107,7 +107,7 @@ def test_nan_is_not_exact(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 def test_detects_maps_of_wrong_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PaddedBatch, "areas", lambda *_: ((1, 1),) * 3)
-    refused = check_padding("test_resnet", images=3).refused
+    refused = check_padding("test_resnet", batch=3).refused
     assert refused is not None
     assert refused.endswith("cells, got ((1, 1), (1, 1), (1, 1))")
 
@@ -116,22 +116,22 @@ def test_network_that_amplifies_rounding_is_exact_in_float64(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sppnet.tools.doctor.BOUND", 1e-12)
-    report = check_padding("test_resnet", images=3)
+    report = check_padding("test_resnet", batch=3)
     assert report.difference is not None
     assert report.double is not None
     assert report.double < 1e-9 < report.difference
     assert report.exact
-    assert run(["doctor", "--backbone", "test_resnet", "--images", "3"]) == 0
+    assert run(["doctor", "--backbone", "test_resnet", "--batch", "3"]) == 0
     assert f"; in float64 {report.double:.1e} (bound 1e-09)" in capsys.readouterr().out
 
 
 def test_report_is_reproducible_and_preserves_the_random_state() -> None:
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    first = check_padding("test_resnet", images=3)
+    first = check_padding("test_resnet", batch=3)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(6)
-    assert check_padding("test_resnet", images=3) == first
+    assert check_padding("test_resnet", batch=3) == first
 
 
 def test_randomizes_tiny_initial_scales(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,9 +144,9 @@ def test_randomizes_tiny_initial_scales(monkeypatch: pytest.MonkeyPatch) -> None
         return out
 
     monkeypatch.setitem(RULES, "conv2d", depthwise)
-    assert not check_padding("convnext_atto", stage=0, images=2).exact
+    assert not check_padding("convnext_atto", stage=0, batch=2).exact
     monkeypatch.setattr("sppnet.tools.doctor._randomize_tiny_scales", lambda _: None)
-    assert check_padding("convnext_atto", stage=0, images=2).exact
+    assert check_padding("convnext_atto", stage=0, batch=2).exact
 
 
 @pytest.mark.parametrize(
@@ -192,9 +192,7 @@ def test_json_reports_the_machine_and_the_operators(capsys: pytest.CaptureFixtur
     assert tests["pyramid_pool", "float64"]["served"] == "plain torch"
     assert tests["pyramid_pool", "float32"]["cases"] == 16
     assert tests["torch.compile", "float32"]["note"] == "not installed: a C++ compiler"
-    assert tests["ONNX", "float32"]["note"] == (
-        'not installed: onnx, onnxscript, onnxruntime; pip install "sppnet[export]"'
-    )
+    assert tests["ONNX", "float32"]["note"] == ('not installed: onnx, onnxscript, onnxruntime; pip install ".[export]"')
     assert tests["ONNX", "float32"]["cases"] == 0
 
 
@@ -227,11 +225,13 @@ def test_wrong_kernel_exits_with_1_and_names_the_size(
     monkeypatch.setattr(cpu, "forward", wrong_forward(change))
     assert run(["doctor"]) == 1
     text = capsys.readouterr().out
-    place = "max over 7 x 5 cells, 3 channels, whole maps, contiguous"
+    place = "max over 7 x 5 cells (height x width), 3 channels, whole maps, contiguous"
     assert (
         f"FAILED: pyramid_pool, cpu, bfloat16: {place}: vectors differ by up to {by}; largest expected value 1" in text
     )
-    assert "FAILED: region_pyramid_pool, cpu, bfloat16: max over 7 x 5 cells, 3 channels, 2 boxes per image" in text
+    assert (
+        "FAILED: region_pyramid_pool, cpu, bfloat16: max over 7 x 5 cells (height x width), 3 channels, 2 boxes" in text
+    )
     assert text.count("FAILED: ") == 2
     assert text.endswith("some checks failed; see above\n")
     assert run(["doctor", "--json"]) == 1

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sppnet.tools.bench import check
-from sppnet.tools.peers import Case, box_cells, draw_boxes, proposals, pyramid_candidates, region_candidates
+from sppnet.tools.cases import Case
+from sppnet.tools.peers import box_cells, draw_boxes, proposals, pyramid_candidates, region_candidates
 
 CASES = [
     Case((2, 3, 13, 9), (4, 2, 1)),

@@ -91,7 +91,7 @@ def test_detects_a_faulty_build() -> None:
 
     result = selftest._check_built("torch.compile", CPU, "", lambda: wrong)
     assert (result.cases, result.wrong) == (3, 1)
-    assert result.note.startswith("9 x 4 cells: vectors differ by up to 1;")
+    assert result.note.startswith("9 x 4 cells (height x width): vectors differ by up to 1;")
 
     def fails() -> Callable[[Tensor], Tensor]:
         raise OSError("no space left\non the device")

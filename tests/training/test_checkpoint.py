@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from sppnet.classify.options import TrainOptions
+from sppnet.classify.options import ClassifyOptions
 from sppnet.training.checkpoint import Progress, load_checkpoint, open_training, save_checkpoint
 
-OPTIONS = TrainOptions(batch=4)
+OPTIONS = ClassifyOptions(batch=4)
 IMAGES = ["0.png 0", "1.png 1"]
 
 
@@ -83,3 +84,25 @@ def test_resumes_training_of_a_version_with_fewer_options(run: Path) -> None:
         open_training(run, run.parent, IMAGES, replace(OPTIONS, deterministic=True), resume=True)
     open_training(run, run.parent, IMAGES, OPTIONS, resume=True)
     assert json.loads((run / "options.json").read_text())["deterministic"] is False
+
+
+def test_damaged_options_are_reported(run: Path) -> None:
+    (run / "options.json").write_text("{")
+    with pytest.raises(ValueError, match=r"options\.json is damaged or was not written by this program"):
+        open_training(run, run.parent, IMAGES, OPTIONS, resume=True)
+
+
+def test_tensors_without_progress_are_not_a_checkpoint(run: Path) -> None:
+    module, optimizer = network()
+    save_file(
+        {f"module.{name}": tensor for name, tensor in module.state_dict().items()}, run / "checkpoint.safetensors"
+    )
+    with pytest.raises(ValueError, match=r"checkpoint\.safetensors is damaged or was not written by this program"):
+        load_checkpoint(run, module, optimizer)
+
+
+def test_removes_temporary_files_of_a_killed_training(run: Path) -> None:
+    (run / ".sppnet-1.part").mkdir()
+    (run / ".sppnet-1.part" / "checkpoint.safetensors").write_bytes(b"half")
+    open_training(run, run.parent, IMAGES, OPTIONS, resume=True)
+    assert {path.name for path in run.iterdir()} == {"options.json", "checkpoint.safetensors"}

@@ -84,6 +84,15 @@ def test_empty_targets_are_skipped(tmp_path: Path) -> None:
     assert torch.equal(*weights)
 
 
+def test_epoch_of_empty_targets_is_an_error(tmp_path: Path) -> None:
+    message = "data: expected an image with a training target, got none; check the annotations"
+    with pytest.raises(ValueError, match=message):
+        fit(nn.Linear(2, 3), FixedBatches([LABELS[:0]]), options(), tmp_path, dict, [])
+    failures = [ImageError("a.png", "no such file")]
+    with pytest.raises(ValueError, match=r"got none; the first error is a\.png: no such file"):
+        fit(nn.Linear(2, 3), FixedBatches([LABELS[:0]]), options(), tmp_path, dict, failures)
+
+
 def test_diverging_training_raises_an_error(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"the loss is .* in epoch 1, batch \d: lower the learning rate"):
         fit(nn.Linear(2, 3), FixedBatches([LABELS] * 9), options(lr=1e38, optimizer="sgd"), tmp_path, dict, [])

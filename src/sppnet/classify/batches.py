@@ -2,28 +2,24 @@
 
 import random
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from sppnet.backbones.backbone import Backbone
-from sppnet.classify.options import TrainOptions
-from sppnet.data.batching import (
-    BatchImage,
-    Schedule,
-    count_batches,
-    epoch_batches,
-    padding_fraction,
-    share,
-)
+from sppnet.classify.options import ClassifyOptions
+from sppnet.classify.predict import too_small
+from sppnet.data.batching import BatchImage, count_batches, epoch_batches, padding_fraction, share
 from sppnet.data.formats.class_folders import Sample
 from sppnet.data.images import load_image, to_tensor
 from sppnet.data.resize import Resize
+from sppnet.data.schedule import Schedule
 from sppnet.data.sizes import read_sizes
 from sppnet.errors import ImageError
 
@@ -82,7 +78,7 @@ class ImageBatches:
     """
 
     def __init__(
-        self, samples: Sequence[Sample], backbone: Backbone, options: TrainOptions, cache: Path, fabric: Any
+        self, samples: Sequence[Sample], backbone: Backbone, options: ClassifyOptions, cache: Path, fabric: Any
     ) -> None:
         self.options = options
         self.rank, self.world = fabric.global_rank, fabric.world_size
@@ -100,14 +96,13 @@ class ImageBatches:
         native = Resize("native", max_pixels=self.options.max_pixels)
         original_sizes, failures = read_sizes([sample.path for sample in self.samples], cache)
         sizes = {path: native.target_size(*size) for path, size in original_sizes.items()}
-        too_small = {path for path, size in sizes.items() if min(backbone.geometry.map_size(*size)) < 1}
-        smallest = " x ".join(map(str, backbone.geometry.smallest()))
-        self.failures += failures
-        for path in too_small:
-            height, width = sizes[path]
-            reason = f"{height} x {width} pixels is too small for {backbone.name}, which needs at least {smallest}"
-            self.failures.append(ImageError(str(path), reason))
-        self.samples = [sample for sample in self.samples if sample.path in sizes and sample.path not in too_small]
+        reasons = {path: reason for path, size in sizes.items() if (reason := too_small(backbone, size))}
+        if normalizes_single_images(backbone, len(self.samples), self.options.batch):
+            text = "{} x {} pixels give a map of one cell, which cannot be normalized in a batch of one image"
+            single = {path: size for path, size in sizes.items() if max(backbone.geometry.map_size(*size)) == 1}
+            reasons = {path: text.format(*size) for path, size in single.items()} | reasons
+        self.failures += failures + [ImageError(str(path), reason) for path, reason in reasons.items()]
+        self.samples = [sample for sample in self.samples if sample.path in sizes and sample.path not in reasons]
         self.sizes = [sizes[sample.path] for sample in self.samples]
 
     def epoch(self, epoch: int, start: int) -> Iterator[Batch]:
@@ -116,7 +111,7 @@ class ImageBatches:
         loader: DataLoader[Any] = DataLoader(
             self.images,
             batch_sampler=[share(batch, self.rank, self.world) or batch[:1] for batch in batches[start:]],
-            collate_fn=_collate if self.schedule.sides else _collate_padded,
+            collate_fn=partial(_collate, padded=not self.schedule.sides),
             num_workers=self.options.workers,
         )
         for batch, (x, y, failures) in zip(batches[start:], loader, strict=True):
@@ -138,6 +133,12 @@ class ImageBatches:
     def side(self, epoch: int) -> int | None:
         """Return the side of the square images of an epoch, or None for native sizes."""
         return self.schedule.side(epoch, self.options.seed)
+
+
+def normalizes_single_images(backbone: Backbone, images: int, batch: int) -> bool:
+    """Return whether batch normalization gets batches of one image, for which it needs maps of at least two cells."""
+    has_batch_norm = any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules())
+    return has_batch_norm and images // -(-images // batch) == 1
 
 
 class _Images(Dataset[tuple[Tensor, int] | ImageError]):
@@ -167,30 +168,15 @@ def _augment(image: Image.Image, draw: BatchImage, resampling: Image.Resampling,
     return resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else resized
 
 
-def _collate(items: list[tuple[Tensor, int] | ImageError]) -> Batch:
-    good, labels, failures = _split_failures(items)
-    x = torch.stack(good or [_placeholder()])
-    return x.contiguous(memory_format=torch.channels_last), labels, failures
-
-
-def _collate_padded(items: list[tuple[Tensor, int] | ImageError]) -> Batch:
-    good, labels, failures = _split_failures(items)
-    good = good or [_placeholder()]
-    sizes = tuple((image.shape[1], image.shape[2]) for image in good)
-    shape = len(good), 3, max(height for height, _ in sizes), max(width for _, width in sizes)
-    x = torch.empty(shape, memory_format=torch.channels_last).zero_()
-    for target, image in zip(x, good, strict=True):
-        target[:, : image.shape[1], : image.shape[2]] = image
-    return Padded(x, sizes), labels, failures
-
-
-def _placeholder() -> Tensor:
-    """Return an unlabeled image for a process that cannot read its images but must take part in the step."""
-    return torch.zeros(3, 224, 224)
-
-
-def _split_failures(items: list[tuple[Tensor, int] | ImageError]) -> tuple[list[Tensor], Tensor, list[ImageError]]:
-    """Separate the decoded images and their labels from the errors."""
+def _collate(items: list[tuple[Tensor, int] | ImageError], padded: bool) -> Batch:
     good = [item for item in items if not isinstance(item, ImageError)]
     failures = [item for item in items if isinstance(item, ImageError)]
-    return [image for image, _ in good], torch.tensor([label for _, label in good], dtype=torch.long), failures
+    labels = torch.tensor([label for _, label in good], dtype=torch.long)
+    # A process that cannot read its images must still take part in the step, with an unlabeled image.
+    images = [image for image, _ in good] or [torch.zeros(3, 224, 224)]
+    sizes = tuple((image.shape[1], image.shape[2]) for image in images)
+    shape = len(images), 3, *map(max, zip(*sizes, strict=True))
+    x = torch.empty(shape, memory_format=torch.channels_last).zero_()
+    for target, image, (height, width) in zip(x, images, sizes, strict=True):
+        target[:, :height, :width] = image
+    return Padded(x, sizes) if padded else x, labels, failures

@@ -1,21 +1,26 @@
 """Accuracy of a classifier: overall, per class, by image size and by aspect ratio."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from sppnet.classify.model import Classifier
-from sppnet.classify.predict import Prediction, predict_images, size_policy
+from sppnet.classify.predict import ClassificationResult, OnError, predict_images, size_policy
 from sppnet.classify.trained_sides import count_outside
-from sppnet.console import track
-from sppnet.data.formats.class_folders import Sample
+from sppnet.data.formats.class_folders import ClassificationData, Sample, read_classification
+from sppnet.data.images import image_extensions
 from sppnet.data.resize import Resize
 from sppnet.data.sizes import ASPECTS, SIDES, group_of
-from sppnet.errors import ImageError
-from sppnet.inference.results import Failure
+from sppnet.data.splits import find_split
+from sppnet.errors import ImageError, list_some
+from sppnet.progress import track
+
+VALIDATION = ("val", "valid", "validation")  # names of the validation split, in order of preference
 
 
 @dataclass(frozen=True)
@@ -36,23 +41,37 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class ClassificationReport:
     """Scores with one resize policy, overall and by group.
 
     Attributes:
         resize: resize policy or views, as text.
         scores: scores of all images.
+        outside: number of images classified at a shorter side outside `ClassifierConfig.trained_sides`, see
+            :func:`sppnet.classify.trained_sides.count_outside`.
         by_size, by_aspect: scores by the original shorter side and aspect ratio.
-        failures: errors of the unreadable files.
-        outside: number of images classified at a shorter side outside `ClassifierConfig.trained_sides`.
+        failures: errors of the images that could not be used.
+        problems: files of the data set that were skipped.
     """
 
     resize: str
     scores: Scores
+    outside: int
     by_size: dict[str, Scores]
     by_aspect: dict[str, Scores]
     failures: tuple[ImageError, ...]
-    outside: int
+    problems: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON types."""
+        return {
+            "resize": self.resize,
+            **asdict(self.scores),
+            "outside": self.outside,
+            "by_size": {name: asdict(scores) for name, scores in self.by_size.items()},
+            "by_aspect": {name: asdict(scores) for name, scores in self.by_aspect.items()},
+            "failures": [{"path": error.path, "reason": error.reason} for error in self.failures],
+        }
 
 
 def scores_of(ranked: Int[Tensor, "n k"], labels: Int[Tensor, " n"]) -> Scores:
@@ -78,47 +97,87 @@ def top_classes(logits: Float[Tensor, "n c"]) -> Int[Tensor, "n k"]:
 
 
 def evaluate_classifier(
-    model: Classifier, samples: Sequence[Sample], *, resize: Resize | str | None = None, views: str = "full"
-) -> Evaluation:
-    """Classify all samples and compute the scores.
+    model: Classifier,
+    data: str | Path | ClassificationData | Sequence[Sample],
+    *,
+    split: str | None = None,
+    resize: Resize | str | None = None,
+    views: str = "full",
+    on_error: OnError = "skip",
+) -> ClassificationReport:
+    """Classify labeled images and compute the scores.
 
     Args:
         model: classifier.
-        samples: image files and labels, which are indices into `model.config.classes`.
+        data: path of a data set, see :func:`sppnet.data.formats.class_folders.read_classification`; or a data set or
+            samples whose labels are indices into `model.config.classes`.
+        split: split to read from a path; None for ``test``, or else ``val``, if there are splits.
         resize: resize policy; None for the model's default.
         views: views to average, see :func:`sppnet.classify.views.view_probabilities`.
+        on_error: ``skip`` images that cannot be used, or ``raise`` the first error.
+
+    Raises:
+        ValueError: the data set is invalid, or its classes are not those of the model.
     """
+    classes = model.config.classes
     policy = size_policy(model, resize)
+    if isinstance(data, str | Path):
+        data = read_labeled(data, split, classes)
+    if isinstance(data, ClassificationData) and data.classes != classes:
+        raise ValueError(
+            f"data: expected the classes of the model, {list_some(classes)}, got {list_some(data.classes)}; read the"
+            " data with the classes of the model"
+        )
+    samples = data.samples if isinstance(data, ClassificationData) else data
     paths = [sample.path for sample in samples]
-    results = predict_images(model, paths, resize=policy if views == "full" else None, views=views)
-    description = f"evaluating, {policy}" + ("" if views == "full" else f", {views} views")
-    index = {name: number for number, name in enumerate(model.config.classes)}
-    predictions: list[Prediction] = []
+    resize = policy if views == "full" else None
+    results = predict_images(model, paths, resize=resize, views=views, on_error=on_error)
+    name = str(policy) if views == "full" else f"{views} views"
+    scored: list[ClassificationResult] = []
     targets: list[int] = []
     failures: list[ImageError] = []
-    for sample, result in zip(samples, track(results, description, len(paths)), strict=True):
-        if isinstance(result, Failure):
-            failures.append(result.error)
-        else:
-            predictions.append(result)
+    for sample, result in zip(samples, track(results, f"evaluating, {name}", len(paths)), strict=True):
+        if isinstance(result, ClassificationResult):
+            scored.append(result)
             targets.append(sample.label)
-    k = min(5, len(index))
-    ranked = torch.tensor([[index[name] for name, _ in prediction.top] for prediction in predictions]).reshape(-1, k)
-    labels = torch.tensor(targets, dtype=torch.long)
-    sides = [group_of(min(prediction.size), SIDES) for prediction in predictions]
-    aspects = [group_of(prediction.size[1] / prediction.size[0], ASPECTS) for prediction in predictions]
-    return Evaluation(
-        str(policy) if views == "full" else f"{views} views",
+        else:
+            failures.append(result.error)
+    index = {name: number for number, name in enumerate(classes)}
+    ranked = torch.tensor([[index[label] for label, _ in result.top] for result in scored])
+    ranked, labels = ranked.reshape(-1, min(5, len(classes))), torch.tensor(targets, dtype=torch.long)
+    return ClassificationReport(
+        name,
         scores_of(ranked, labels),
-        _by_group(ranked, labels, sides, [name for _, name in SIDES]),
-        _by_group(ranked, labels, aspects, [name for _, name in ASPECTS]),
+        count_outside(model.config, scored, views),
+        _by_group(ranked, labels, [min(result.size) for result in scored], SIDES),
+        _by_group(ranked, labels, [result.size[1] / result.size[0] for result in scored], ASPECTS),
         tuple(failures),
-        count_outside(model.config, predictions, views),
+        problems_of(data) if isinstance(data, ClassificationData) else (),
     )
 
 
+def read_labeled(root: str | Path, split: str | None, classes: Sequence[str]) -> ClassificationData:
+    """Read the images to evaluate; without a split those of ``test``, or else ``val``, if there are splits."""
+    return read_classification(root, split or find_split(root, "test", *VALIDATION), classes)
+
+
+def problems_of(data: ClassificationData) -> tuple[str, ...]:
+    """Describe the files of a data set that were skipped."""
+    extensions = image_extensions()
+
+    def reason(path: Path) -> str:
+        if path.is_dir():
+            return "class folder without images, not used as a class"
+        is_image = path.suffix.lower() in extensions
+        return f"skipped, {'image outside the class folders' if is_image else 'not an image by its extension'}"
+
+    return tuple(f"{path}: {reason(path)}" for path in data.skipped)
+
+
 def _by_group(
-    ranked: Int[Tensor, "n k"], labels: Int[Tensor, " n"], groups: Sequence[str], names: Sequence[str]
+    ranked: Int[Tensor, "n k"], labels: Int[Tensor, " n"], values: Sequence[float], bounds: Sequence[tuple[float, str]]
 ) -> dict[str, Scores]:
-    members = {name: torch.tensor([group == name for group in groups], dtype=torch.bool) for name in names}
+    """Compute the scores of each group of images that is not empty."""
+    groups = [group_of(value, bounds) for value in values]
+    members = {name: torch.tensor([group == name for group in groups], dtype=torch.bool) for _, name in bounds}
     return {name: scores_of(ranked[mask], labels[mask]) for name, mask in members.items() if mask.any()}

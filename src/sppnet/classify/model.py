@@ -1,61 +1,74 @@
 """The SPP-net classifier, which predicts each image at its own size."""
 
-import os
 import warnings
 from collections.abc import Iterable
-
-import numpy as np
-from PIL import Image
+from pathlib import Path
+from typing import Any, overload
 
 from sppnet.backbones.backbone import create_backbone
 from sppnet.backbones.weights import embedded_weights
 from sppnet.classify.network import ClassifierConfig, ClassifierNetwork
-from sppnet.classify.predict import Prediction, predict_images
+from sppnet.classify.predict import ClassificationResult, OnError, predict_images
 from sppnet.classify.trained_sides import count_outside, outside_warning
-from sppnet.data.images import ImageSource
+from sppnet.data.images import ImageSource, list_sources
 from sppnet.data.resize import Resize
 from sppnet.inference.results import Failure
+
+Images = ImageSource | Iterable[ImageSource]
 
 
 class Classifier(ClassifierNetwork):
     """A classifier for images of any size (SPP-net, section 3)."""
 
+    @overload
     def predict(
-        self,
-        images: ImageSource | Iterable[ImageSource],
-        *,
-        resize: Resize | str | None = None,
-        views: str = "full",
-    ) -> list[Prediction]:
+        self, images: Images, *, resize: Resize | str | None = None, views: str = "full"
+    ) -> list[ClassificationResult]: ...
+
+    @overload
+    def predict(
+        self, images: Images, *, resize: Resize | str | None = None, views: str = "full", on_error: OnError
+    ) -> list[ClassificationResult | Failure]: ...
+
+    def predict(
+        self, images: Images, *, resize: Resize | str | None = None, views: str = "full", on_error: OnError = "raise"
+    ) -> list[Any]:
         """Classify one or more images, each at its own size.
 
         Args:
-            images: one image or several: paths, bytes of files, Pillow images or uint8 arrays.
+            images: one image or several, see :func:`sppnet.data.images.load_image`.
             resize: resize policy; None for the model's default.
             views: ``full``, or the paper's ``10``, ``18``, ``96`` or ``96+2``, see
                 :func:`sppnet.classify.views.view_probabilities`.
+            on_error: ``raise`` the error of the first image that cannot be used, or ``skip`` such images, which yields
+                a `Failure` in their place.
 
         Returns:
-            One prediction per image, in order. Predictions do not depend on the other images, except for rounding
+            One result per image, in order. Results do not depend on the other images, except for rounding
             differences in convolutions of larger batches when images have the same size.
 
         Raises:
-            sppnet.ImageError: an image cannot be read; the first such error is raised.
+            sppnet.ImageError: an image cannot be used, and `on_error` is ``raise``.
 
         Warns:
-            UserWarning: images were classified at a shorter side outside `config.trained_sides`; at most once per call.
+            UserWarning: images were classified at a shorter side well outside `config.trained_sides`; at most once per
+                call.
         """
-        single = isinstance(images, str | bytes | os.PathLike | Image.Image | np.ndarray)
-        results = []
-        for result in predict_images(self, [images] if single else images, resize=resize, views=views):  # type: ignore[list-item,arg-type]
-            if isinstance(result, Failure):
-                raise result.error
-            results.append(result)
-        if text := outside_warning(
-            self.config, count_outside(self.config, results, views), len(results), 'resize="{}"'
-        ):
+        results = list(predict_images(self, list_sources(images), resize=resize, views=views, on_error=on_error))
+        outside = count_outside(self.config, results, views)
+        if text := outside_warning(self.config, outside, len(results), 'resize="{}"'):
             warnings.warn(text, UserWarning, stacklevel=2)
         return results
+
+
+def create_classifier(config: ClassifierConfig, weights: str | Path | None = "auto") -> Classifier:
+    """Create a classifier with an untrained head.
+
+    Args:
+        config: configuration of the classifier.
+        weights: weights of the backbone, see :func:`sppnet.backbones.backbone.create_backbone`.
+    """
+    return Classifier(config, create_backbone(config.backbone, config.stage, weights))
 
 
 def imagenet_classifier() -> Classifier:

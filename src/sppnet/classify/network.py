@@ -9,14 +9,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sppnet.backbones.backbone import Backbone
+from sppnet.backbones.names import EMBEDDED_BACKBONE
 from sppnet.backbones.paper import paper_head
-from sppnet.backbones.weights import EMBEDDED_BACKBONE
 from sppnet.data.resize import Resize
-from sppnet.errors import check_choice
+from sppnet.errors import check_choice, check_classes
 from sppnet.layers.pyramid import SpatialPyramidPool
-from sppnet.ops.bins import Level, Rule
+from sppnet.ops.levels import Level, Reduce, Rule
 from sppnet.ops.pyramid import Sizes
-from sppnet.ops.reference import Reduce
 
 Head = Literal["linear", "fc", "plain"]
 
@@ -60,9 +59,7 @@ class ClassifierNetwork(nn.Module):
     def __init__(self, config: ClassifierConfig, backbone: Backbone) -> None:
         super().__init__()
         check_choice("head", config.head, get_args(Head))
-        if not config.classes or len(set(config.classes)) < len(config.classes):
-            counts = f"{len(config.classes)} names, {len(set(config.classes))} of them distinct"
-            raise ValueError(f"classes: expected one or more distinct names, got {counts}")
+        check_classes(config.classes)
         Resize.parse(config.resize, backbone.side, config.max_pixels)  # report an invalid policy early
         self.config = config
         self.backbone = backbone

@@ -4,17 +4,18 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from sppnet.backbones.weights import EMBEDDED_BACKBONE
-from sppnet.data.batching import Schedule
+from sppnet.backbones.names import EMBEDDED_BACKBONE
 from sppnet.data.resize import Resize
+from sppnet.data.schedule import Schedule
 from sppnet.errors import check_choice, require_positive
-from sppnet.ops.bins import Level, Rule, parse_levels
-from sppnet.ops.reference import Reduce
+from sppnet.ops.levels import Level, Reduce, Rule, parse_levels
 from sppnet.training.options import LoopOptions
+
+Head = Literal["linear", "fc", "svm"]
 
 
 @dataclass(frozen=True)
-class TrainOptions(LoopOptions):
+class ClassifyOptions(LoopOptions):
     """Training options of a classifier; the defaults train the whole embedded network at one size.
 
     Attributes:
@@ -33,7 +34,7 @@ class TrainOptions(LoopOptions):
             batches have fewer large images; None for no limit.
         svm_c: penalty of the SVM.
         workers: number of processes that decode images.
-        cache: folder for vectors and sizes of images, which runs may share; None for the run folder.
+        cache: folder for vectors and sizes of images, which runs may share; None for ``cache`` in the run folder.
         devices, nodes: number of processes per machine, and of machines. `batch` is the total over all processes, so
             training does not depend on their number.
     """
@@ -44,7 +45,7 @@ class TrainOptions(LoopOptions):
     levels: tuple[Level, ...] = (3, 2, 1)
     reduce: Reduce = "max"
     rule: Rule = "adaptive"
-    head: Literal["linear", "fc", "svm"] | None = None
+    head: Head | None = None
     freeze_backbone: bool = False
     sizes: str = "224"
     resize: str | None = None
@@ -58,13 +59,9 @@ class TrainOptions(LoopOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, choices in (
-            ("reduce", get_args(Reduce)),
-            ("rule", get_args(Rule)),
-            ("head", (None, "linear", "fc", "svm")),
-        ):
-            if getattr(self, name) not in choices:
-                check_choice(name, getattr(self, name), [choice for choice in choices if choice])
+        check_choice("reduce", self.reduce, get_args(Reduce))
+        check_choice("rule", self.rule, get_args(Rule))
+        check_choice("head", self.kind, get_args(Head))
         require_positive(self, "max_pixels", "devices", "nodes")
         if self.batch_pixels is not None and (Schedule.parse(self.sizes).sides or self.batch_pixels < self.max_pixels):
             raise ValueError(
@@ -87,14 +84,15 @@ class TrainOptions(LoopOptions):
         parse_levels(self.levels)
 
     @property
-    def kind(self) -> Literal["linear", "fc", "svm"]:
+    def kind(self) -> Head:
         """Head, with None replaced by the default."""
-        return self.head or ("svm" if self.freeze_backbone else "linear")
+        default: Head = "svm" if self.freeze_backbone else "linear"
+        return default if self.head is None else self.head
 
     @property
     def evaluation_size(self) -> str:
         """Size policy of evaluation, with None replaced by the default."""
-        sides = Schedule.parse(self.sizes).sides
         if self.resize is not None:
             return self.resize
+        sides = Schedule.parse(self.sizes).sides
         return "native" if self.freeze_backbone or not sides else f"shorter-side:{round(max(sides) * 8 / 7)}"

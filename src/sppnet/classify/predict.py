@@ -1,24 +1,26 @@
-"""Prediction for a stream of images of mixed sizes; unreadable images yield failures in their place."""
+"""Classification of a stream of images of mixed sizes; unusable images yield failures in their place."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from sppnet.backbones.backbone import Backbone
 from sppnet.backbones.modes import evaluation_mode
 from sppnet.classify.network import ClassifierNetwork
 from sppnet.classify.views import Views, view_probabilities
-from sppnet.data.images import ImageSource, load_image, to_tensor
+from sppnet.data.images import ImageSource, load_image, source_name, to_tensor
 from sppnet.data.resize import Resize
 from sppnet.errors import ImageError, check_choice
-from sppnet.inference.results import Failure
+from sppnet.inference.results import Failure, Result
 
+OnError = Literal["raise", "skip"]
 T = TypeVar("T")
 
 _CHUNK = 32
@@ -28,24 +30,43 @@ _MAX_VIEWS_ASPECT = 10
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """Prediction for one image.
+class ClassificationResult(Result):
+    """Classification of one image.
 
     Attributes:
-        source: path, or a generated name for an image without one.
         label: most probable class.
         score: probability of `label`.
         top: up to five (class, probability) pairs, most probable first.
-        size: (height, width) of the image, after applying the EXIF orientation.
         network_size: (height, width) of the network's input.
     """
 
-    source: str
     label: str
     score: float
-    top: tuple[tuple[str, float], ...]
-    size: tuple[int, int]
+    top: tuple[tuple[str, float], ...] = field(repr=False)
     network_size: tuple[int, int]
+
+    def __str__(self) -> str:
+        return f"{self.source}: {', '.join(f'{label} {score:.3f}' for label, score in self.top)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON types."""
+        return super().to_dict() | {
+            "label": self.label,
+            "score": self.score,
+            "top": [{"label": label, "score": score} for label, score in self.top],
+            "network_size": list(self.network_size),
+        }
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        """Return a copy of the image with the most probable classes written in its top left corner."""
+        picture = image.copy()
+        draw = ImageDraw.Draw(picture)
+        text = "\n".join(f"{label} {score:.2f}" for label, score in self.top)
+        _, _, width, height = draw.multiline_textbbox((0, 0), text, ImageFont.load_default(size=100), spacing=25)
+        size = max(min(max(image.size) / 25, 80 * image.width / width, 80 * image.height / height), 1)
+        style: dict[str, Any] = {"spacing": size / 4, "stroke_width": size / 10, "stroke_fill": "black"}
+        draw.multiline_text((size / 4, 0), text, "white", ImageFont.load_default(size=size), **style)
+        return picture
 
 
 def predict_images(
@@ -55,29 +76,40 @@ def predict_images(
     resize: Resize | str | None = None,
     views: str = "full",
     batch: int = _CHUNK,
-) -> Iterator[Prediction | Failure]:
-    """Yield a prediction or failure for each image, in order, with one batch in memory at a time.
+    on_error: OnError = "skip",
+) -> Iterator[ClassificationResult | Failure]:
+    """Yield a result or failure for each image, in order, with one batch in memory at a time.
 
-    Predictions are batch-independent: only images of equal size share a forward pass, without padding. If no other
-    image of the batch has the same size, the result is bit-identical to that of the image alone; otherwise it may
-    differ by the rounding of larger convolutions.
+    Results are batch-independent: only images of equal size share a forward pass, without padding. If no other image of
+    the batch has the same size, the result is bit-identical to that of the image alone; otherwise it may differ by the
+    rounding of larger convolutions.
 
     Args:
         model: classifier; each batch runs in evaluation mode.
-        images: paths, bytes, Pillow images or arrays.
+        images: images as for :func:`sppnet.data.images.load_image`, read when their batch is processed.
         resize: resize policy; None for the model's default. Must be None for views other than ``full``.
         views: ``full`` or the views to average, see :func:`sppnet.classify.views.view_probabilities`.
         batch: number of images read at a time, at least 1.
+        on_error: ``skip`` to yield a failure in place of an image that cannot be used, or ``raise`` its error.
     """
     check_choice("views", views, get_args(Views))
+    check_choice("on_error", on_error, get_args(OnError))
     if batch < 1:
         raise ValueError(f"batch: expected at least 1, got {batch}")
     if views != "full" and resize is not None:
         raise ValueError(f"resize: expected None for {views} views, which have fixed sizes, got {resize}")
     policy = size_policy(model, resize)
     for number, chunk in enumerate(_chunks(images, batch)):
-        names = [_name(source, number * batch + index) for index, source in enumerate(chunk)]
-        loaded = [_load(model, source, name, policy, views) for name, source in zip(names, chunk, strict=True)]
+        names = [source_name(source, number * batch + index) for index, source in enumerate(chunk)]
+        loaded: list[LoadedImage | Failure] = []
+        for name, source in zip(names, chunk, strict=True):
+            try:
+                loaded.append(read_image(model, source, policy, views))
+            except ImageError as error:
+                failure = Failure(name, ImageError(name, error.reason))
+                if on_error == "raise":
+                    raise failure.error from error
+                loaded.append(failure)
         good = [item.image for item in loaded if isinstance(item, LoadedImage)]
         with evaluation_mode(model), torch.inference_mode():
             outputs = iter(probabilities(model, good, views))
@@ -100,31 +132,24 @@ def read_image(model: ClassifierNetwork, source: ImageSource, policy: Resize, vi
         sppnet.ImageError: the image cannot be read, is too small for the network, or too elongated for views.
     """
     image = load_image(source)
-    geometry = model.backbone.geometry
-    height, width = policy.target_size(image.height, image.width)
+    size = (image.height, image.width)
     reason = ""
-    if views != "full":
-        if max(image.size) > _MAX_VIEWS_ASPECT * min(image.size):
-            reason = (
-                f"{image.height} x {image.width} pixels is too elongated for views; the longer side may be at most"
-                f" {_MAX_VIEWS_ASPECT} times the shorter"
-            )
-    elif min(geometry.map_size(height, width)) < 1:
-        smallest = " x ".join(map(str, geometry.smallest()))
-        reason = f"{height} x {width} pixels is too small for {model.backbone.name}, which needs at least {smallest}"
+    if views == "full":
+        reason = too_small(model.backbone, policy.target_size(*size))
+    elif max(size) > _MAX_VIEWS_ASPECT * min(size):
+        limit = f"the longer side may be at most {_MAX_VIEWS_ASPECT} times the shorter"
+        reason = f"{size[0]} x {size[1]} pixels is too elongated for views; {limit}"
     if reason:
         raise ImageError(str(source) if isinstance(source, str | os.PathLike) else "<image>", reason)
-    size = (image.height, image.width)
     return LoadedImage(policy(image, model.backbone.interpolation) if views == "full" else image, size)
 
 
-def _load(
-    model: ClassifierNetwork, source: ImageSource, name: str, policy: Resize, views: str
-) -> LoadedImage | Failure:
-    try:
-        return read_image(model, source, policy, views)
-    except ImageError as error:
-        return Failure(name, ImageError(name, error.reason))
+def too_small(backbone: Backbone, size: tuple[int, int]) -> str:
+    """Return why an input of this (height, width) is too small for a backbone; empty if it is not."""
+    if min(backbone.geometry.map_size(*size)) >= 1:
+        return ""
+    smallest = " x ".join(map(str, backbone.geometry.smallest()))
+    return f"{size[0]} x {size[1]} pixels is too small for {backbone.name}, which needs at least {smallest}"
 
 
 def image_vectors(model: ClassifierNetwork, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
@@ -133,16 +158,14 @@ def image_vectors(model: ClassifierNetwork, images: Sequence[Image.Image]) -> Fl
     groups: dict[tuple[int, int], list[int]] = {}
     for index, image in enumerate(images):
         groups.setdefault((image.height, image.width), []).append(index)
-    vectors: list[Tensor | None] = [None] * len(images)
+    vectors: dict[int, Tensor] = {}
     for (height, width), group in groups.items():
-        per_pass = max(1, _PASS_PIXELS // (height * width))
-        for part in _chunks(group, per_pass):
+        for part in _chunks(group, max(1, _PASS_PIXELS // (height * width))):
             x = torch.stack([to_tensor(images[index], backbone.mean, backbone.std) for index in part])
             # Channels last makes convolutions of small batches about 15 % faster on the CPU.
             x = x.to(model.device, model.dtype, memory_format=torch.channels_last)
-            for index, vector in zip(part, model.vectors(x), strict=True):
-                vectors[index] = vector
-    return torch.stack([vector for vector in vectors if vector is not None])
+            vectors |= zip(part, model.vectors(x), strict=True)
+    return torch.stack([vectors[index] for index in range(len(images))])
 
 
 def probabilities(
@@ -163,12 +186,12 @@ def probabilities(
 
 def prediction_of(
     model: ClassifierNetwork, name: str, loaded: LoadedImage, probabilities: Float[Tensor, " classes"]
-) -> Prediction:
-    """Build the prediction of an image from its class probabilities."""
+) -> ClassificationResult:
+    """Build the result of an image from its class probabilities."""
     scores, order = probabilities.topk(min(5, len(probabilities)))
     top = tuple((model.config.classes[i], s) for i, s in zip(order.tolist(), scores.tolist(), strict=True))
     network_size = (loaded.image.height, loaded.image.width)
-    return Prediction(name, top[0][0], top[0][1], top, loaded.size, network_size)
+    return ClassificationResult(name, loaded.size, *top[0], top, network_size)
 
 
 def size_policy(model: ClassifierNetwork, resize: Resize | str | None) -> Resize:
@@ -178,12 +201,6 @@ def size_policy(model: ClassifierNetwork, resize: Resize | str | None) -> Resize
     if resize is None:
         return model.resize
     return Resize.parse(resize, model.backbone.side, model.config.max_pixels)
-
-
-def _name(source: ImageSource, index: int) -> str:
-    if isinstance(source, str | os.PathLike):
-        return os.fspath(source)
-    return str(getattr(source, "filename", "")) or f"image {index}"
 
 
 def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

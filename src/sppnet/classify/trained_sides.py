@@ -4,16 +4,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sppnet.classify.network import ClassifierConfig
-from sppnet.classify.options import TrainOptions
-from sppnet.classify.predict import Prediction
-from sppnet.data.batching import Schedule
+from sppnet.classify.options import ClassifyOptions
+from sppnet.classify.predict import ClassificationResult
 from sppnet.data.formats.class_folders import Sample
 from sppnet.data.resize import Resize
+from sppnet.data.schedule import Schedule
 from sppnet.data.sizes import read_sizes
+from sppnet.inference.results import Failure
 
 
 def trained_sides(
-    samples: Sequence[Sample], options: TrainOptions, policy: Resize, cache: Path | None = None
+    samples: Sequence[Sample], options: ClassifyOptions, policy: Resize, cache: Path | None = None
 ) -> tuple[int, int] | None:
     """Return the (smallest, largest) shorter side of the network's training inputs, in pixels.
 
@@ -39,18 +40,21 @@ def trained_sides(
     return (min(shorter_sides), max(shorter_sides)) if shorter_sides else None
 
 
-def count_outside(config: ClassifierConfig, predictions: Iterable[Prediction], views: str = "full") -> int:
-    """Count the images that were classified at a shorter side outside `config.trained_sides`.
+def count_outside(
+    config: ClassifierConfig, results: Iterable[ClassificationResult | Failure], views: str = "full"
+) -> int:
+    """Count the images that were classified at a shorter side over 10 % outside `config.trained_sides`.
 
     Args:
         config: configuration of the classifier; the count is 0 if its range is unknown.
-        predictions: predictions of the classifier.
-        views: views of the predictions; the count is 0 for all except ``full``, because they have fixed sizes.
+        results: results of the classifier; failures are not counted.
+        views: views of the results; the count is 0 for all except ``full``, because they have fixed sizes.
     """
     if config.trained_sides is None or views != "full":
         return 0
     smallest, largest = config.trained_sides
-    return sum(not smallest <= min(prediction.network_size) <= largest for prediction in predictions)
+    sides = (min(result.network_size) for result in results if isinstance(result, ClassificationResult))
+    return sum(11 * side < 10 * smallest or 10 * side > 11 * largest for side in sides)
 
 
 def outside_warning(config: ClassifierConfig, outside: int, images: int, option: str = "--resize {}") -> str:
@@ -61,5 +65,5 @@ def outside_warning(config: ClassifierConfig, outside: int, images: int, option:
     return (
         f"{outside} of {images} images were classified at a shorter side outside the {smallest} to {largest} pixels"
         f" that the network was trained on; {option.format(f'shorter-side:{largest}')} resizes them into this range,"
-        " and `sppnet evaluate RUN DATA --sizes 160,224,320` measures the accuracy at other sizes"
+        " and `sppnet evaluate RUN DATA --compare 160,224,320` measures the accuracy at other sizes"
     )

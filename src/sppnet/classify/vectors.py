@@ -15,11 +15,11 @@ from sppnet.backbones.modes import evaluation_mode
 from sppnet.backbones.weights import weights_digest
 from sppnet.classify.model import Classifier
 from sppnet.classify.predict import image_vectors, read_image
-from sppnet.console import track
 from sppnet.data.formats.class_folders import Sample
 from sppnet.data.resize import Resize
 from sppnet.errors import ImageError
 from sppnet.io.files import read_tensors, save_tensors
+from sppnet.progress import track
 
 _SHARD = 64
 
@@ -38,8 +38,9 @@ def compute_vectors(
 ) -> Vectors:
     """Compute the vectors of the samples in half precision, or read them from the cache.
 
-    Vectors are written in shards, and a killed call resumes at the first missing shard. The cache key covers the
-    backbone, its weights, the pyramid, the resize policy and the files with their labels.
+    Vectors are written in shards, and a killed call computes only the missing shards. The cache key covers the
+    backbone, its weights, the pyramid, the resize policy and the files with their labels. Several runs may use the same
+    cache at the same time.
 
     Args:
         model: classifier; its head is not used.
@@ -86,7 +87,15 @@ def _cache_key(model: Classifier, samples: Sequence[Sample], policy: Resize) -> 
     parts = (config.backbone, config.stage, config.levels, config.reduce, config.rule, str(policy), policy.max_pixels)
     digest.update(repr(parts).encode())
     for sample in samples:
-        stat = sample.path.stat()
-        digest.update(os.fsencode(sample.path.resolve()))
-        digest.update(f" {stat.st_size} {stat.st_mtime_ns} {sample.label}\n".encode())
+        digest.update(os.fsencode(os.path.realpath(sample.path)))
+        digest.update(f" {_stamp(sample.path)} {sample.label}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def _stamp(path: Path) -> str:
+    """Return a text that changes with the content of a file; reading a missing file is reported later."""
+    try:
+        status = path.stat()
+    except OSError:
+        return "missing"
+    return f"{status.st_size} {status.st_mtime_ns}"

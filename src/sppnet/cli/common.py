@@ -1,7 +1,6 @@
 """Parsing of option values and printing of results, shared by all commands."""
 
 import json
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,53 +8,10 @@ from typing import Any, TypeVar
 
 from rich.table import Table
 
-from sppnet.console import console, results
-from sppnet.data.images import image_extensions
-from sppnet.data.listing import list_images, walk_files
+from sppnet.cli.console import message, results
 from sppnet.errors import ImageError
-from sppnet.ops.bins import Level
 
 T = TypeVar("T")
-
-
-def parse_level_text(text: str | list[int]) -> tuple[Level, ...]:
-    """Parse pyramid levels such as ``6,3,2,1`` or ``2x3,1`` (rows x columns), or a list from a YAML file.
-
-    Raises:
-        ValueError: malformed levels.
-    """
-    parts = [part for part in re.split(r"[,\s]+", str(text).strip("()[] ")) if part]
-    if not parts or not all(re.fullmatch(r"\d+(x\d+)?", part) for part in parts):
-        raise ValueError(f"levels: expected numbers such as 6,3,2,1 or 2x3,1, got {text!r}")
-    levels: list[Level] = []
-    for part in parts:
-        rows, _, columns = part.partition("x")
-        levels.append((int(rows), int(columns)) if columns else int(rows))
-    return tuple(levels)
-
-
-Number = TypeVar("Number", int, float)
-
-
-def parse_numbers(name: str, text: str, kind: type[Number] = int, minimum: int = 1) -> tuple[Number, ...]:
-    """Parse comma-separated numbers.
-
-    Args:
-        name: option name for the error message.
-        text: option value.
-        kind: type of the numbers.
-        minimum: smallest legal number.
-
-    Raises:
-        ValueError: malformed text or a number below `minimum`.
-    """
-    try:
-        values = tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        values = ()
-    if not values or not min(values) >= minimum:
-        raise ValueError(f"{name}: expected comma-separated numbers of at least {minimum}, got {text!r}")
-    return values
 
 
 def find_images(names: Sequence[str]) -> tuple[list[Path], list[ImageError]]:
@@ -63,6 +19,9 @@ def find_images(names: Sequence[str]) -> tuple[list[Path], list[ImageError]]:
 
     Other files in the folders are reported on standard error, one line per extension.
     """
+    from sppnet.data.images import image_extensions
+    from sppnet.data.listing import list_images, walk_files
+
     extensions = image_extensions()
     for folder in filter(Path.is_dir, map(Path, names)):
         skipped: dict[str, list[Path]] = {}
@@ -72,7 +31,7 @@ def find_images(names: Sequence[str]) -> tuple[list[Path], list[ImageError]]:
         for extension, files in skipped.items():
             text = f"skipped, not an image by its extension: {files[0]}"
             more = f" and {len(files) - 1} more with {extension or 'no extension'}" if len(files) > 1 else ""
-            console.print(text + more, highlight=False, soft_wrap=True, markup=False)
+            message(text + more)
     return collect_images(names, list_images)
 
 
@@ -104,36 +63,24 @@ def print_comparison(
         return
     for table in tables(content):
         results.print(table)
-    console.print(f"results written to {out / 'comparison.json'}", highlight=False, markup=False)
+    message(f"results written to {out / 'comparison.json'}")
 
 
-def list_failures(failures: Sequence[ImageError], skipped: Sequence[Path]) -> None:
-    """List skipped files and unusable images on standard error."""
-    if skipped:
-        console.print(f"{len(skipped)} files or folders were skipped:", highlight=False)
-        for path in skipped:
-            console.print(f"  {path}: {_why_skipped(path)}", highlight=False, soft_wrap=True, markup=False)
+def list_failures(failures: Sequence[ImageError]) -> None:
+    """List unusable images on standard error."""
     if failures:
-        console.print(f"{len(failures)} image{'s' * (len(failures) != 1)} could not be used:", highlight=False)
+        message(f"{len(failures)} image{'s' * (len(failures) != 1)} could not be used:")
         for failure in failures:
-            console.print(f"  {failure}", highlight=False, soft_wrap=True, markup=False)
-
-
-def _why_skipped(path: Path) -> str:
-    if path.is_dir():
-        return "class folder without images, not used as a class"
-    if path.suffix.lower() in image_extensions():
-        return "image outside the class folders"
-    return "not an image by its extension"
+            message(f"  {failure}")
 
 
 def list_problems(problems: Sequence[str], failures: Sequence[ImageError]) -> None:
     """List problems of a data set and unusable images on standard error."""
     for problem in problems:
-        console.print(problem, highlight=False, soft_wrap=True, markup=False)
-    list_failures(failures, ())
+        message(problem)
+    list_failures(failures)
 
 
 def print_error(text: str) -> None:
     """Print one line on standard error, prefixed with the program name."""
-    console.print(f"sppnet: {text}", highlight=False, soft_wrap=True, markup=False)
+    message(f"sppnet: {text}")

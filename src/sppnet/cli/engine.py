@@ -1,148 +1,145 @@
 """`--engine ray`: run `sppnet predict` and `sppnet features` on a Ray cluster."""
 
+import dataclasses
 import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
-from sppnet.backbones.weights import weights_digest
-from sppnet.classify.model import Classifier
-from sppnet.classify.predict import predict_images
-from sppnet.cli import detect
-from sppnet.cli.common import collect_images, list_failures, print_error
-from sppnet.console import results, track
-from sppnet.data.listing import list_image_names
-from sppnet.detect.proposals import is_box_file
-from sppnet.distributed.jobs import (
-    Answers,
-    FeaturesJob,
-    PredictJob,
-    Sources,
-    classify_images,
-    detect_images,
-    load_remote,
-)
-from sppnet.distributed.ray_engine import cluster, run_tasks
+from sppnet.cli.common import collect_images, list_failures
+from sppnet.cli.console import line, message
+from sppnet.cli.parser import CommandParser
 from sppnet.errors import ImageError
-from sppnet.features.encoder import RegionEncoder
-from sppnet.features.files import Dtype, FileTask
-from sppnet.features.files import Engine as RegionEngine
-from sppnet.io import remote
-from sppnet.io.part_files import Shards, parse_failure
-from sppnet.registry import Model
-from sppnet.segment.model import Segmenter
+from sppnet.features.options import Dtype
+from sppnet.progress import track
+
+if TYPE_CHECKING:
+    from sppnet.features.encoder import RegionEncoder
+    from sppnet.features.files import Engine as RegionEngine
+    from sppnet.features.files import FileTask
+    from sppnet.registry import Model
 
 Engine = Literal["local", "ray"]
 
 SHARD = 256
-_ENGINE = "where to run: local for this process, ray for many processes or machines (see docs/scale.md)"
-_ADDRESS = "--engine ray: cluster address: auto, host:port or ray://host:10001; default: start Ray on this machine"
-_ACTORS = "--engine ray: number of worker processes; default: one per GPU, or one per CPU without GPUs"
 
 
-def add_engine_options(parser: ArgumentParser) -> None:
+def add_engine_options(parser: CommandParser) -> None:
     """Add the options of commands that can run on Ray."""
-    add = parser.add_argument
-    add("--engine", type=Engine, default="local", help=_ENGINE)
-    add("--ray-address", type=str | None, metavar="ADDRESS", help=_ADDRESS)
-    add("--actors", type=int | None, help=_ACTORS)
+    text = "where to run: local for this process, ray for many processes or machines"
+    parser.option("hardware", "--engine", text, "local", type=Engine)
+    text = "--engine ray: cluster, as auto, host:port or ray://host:10001; default: start Ray on this machine"
+    parser.option("hardware", "--ray-address", text, type=str | None, metavar="ADDRESS")
+    text = "--engine ray: number of worker processes; default: one per GPU, or one per CPU without GPUs"
+    parser.option("hardware", "--actors", text, type=int | None)
 
 
 def check_engine_options(arguments: Namespace) -> None:
     """Raise ValueError for Ray options with the local engine."""
     for name, default in (("ray_address", None), ("actors", None), ("shard", SHARD)):
         if (value := arguments.get(name, default)) != default:
-            raise ValueError(f"{name.replace('_', '-')}: expected no value without --engine ray, got {value}")
+            raise ValueError(f"{name}: expected no value without --engine ray, got {value}")
 
 
-def predict(arguments: Namespace, refuse: Callable[[Namespace, type], None]) -> int:
+def predict(arguments: Namespace, check: Callable[[Namespace, str], None]) -> int:
     """Predict for images on Ray and write the results to files.
 
     Args:
         arguments: options of `sppnet predict`.
-        refuse: check that raises ValueError for options that the task of the run does not support.
+        check: function that raises ValueError for options that the task of the run does not have.
 
     Returns:
-        1 if an image could not be read, else 0.
+        1 if an image could not be used, else 0.
     """
+    from sppnet.backbones.weights import weights_digest
+    from sppnet.data.listing import list_image_names
+    from sppnet.distributed.jobs import PredictJob, load_remote
+    from sppnet.io import remote
+    from sppnet.io.part_files import Shards, parse_failure
+    from sppnet.registry import TASKS
+
     if arguments.out is None:
         raise ValueError("out: expected a folder with --engine ray, got none; set --out DIR or --out s3://...")
     model = load_remote(arguments.run)
-    refuse(arguments, type(model))
-    model, predictor, options = _prepare(model, arguments)
+    task = model.config.task
+    check(arguments, task)
+    model, function, options = _prepare(model, arguments)
     names, failures = collect_images(arguments.images, list_image_names)
     if not names:
-        list_failures(failures, ())
+        list_failures(failures)
         return 1
     settings = {
-        "model": type(model).__name__.lower(),
+        "model": TASKS[task].noun,
         "weights": weights_digest(model),
         "config": hashlib.sha256(repr(model.config).encode()).hexdigest()[:16],
     }
     parts = Shards(remote.resolve(arguments.out), names, arguments.shard, settings | options)
     todo = parts.open()
+    job = PredictJob(model, function, arguments.batch, parts.folder, Path.cwd())
     tasks = [json.dumps({"file": parts.file(number), "names": parts.images(number)}) for number in todo]
-    unreadable: dict[int, list[tuple[str, str]]] = {}
-    if tasks:
-        job = PredictJob(model, predictor, parts.folder, Path.cwd())
-        deaths = 0
-        with cluster(arguments.ray_address, arguments.actors):
-            finished = run_tasks(job, tasks, arguments.actors, arguments.device)
-            for done in track(finished, f"files of {parts.size} images", len(parts), len(parts) - len(todo)):
-                unreadable[todo[done.task]] = [(name, reason) for name, reason in json.loads(done.result)]
-                deaths += done.tries - 1
-        _report_deaths(deaths)
+    unusable: dict[int, list[tuple[str, str]]] = {}
+    for number, result in track(
+        _run(job, tasks, arguments), f"files of {parts.size} images", len(parts), len(parts) - len(todo)
+    ):
+        unusable[todo[number]] = [(name, reason) for name, reason in json.loads(result)]
     for number in range(len(parts)):
-        if number not in unreadable:  # written by an earlier call
-            unreadable[number] = [pair for line in parts.lines(number) if (pair := parse_failure(line))]
-    pairs = [pair for number in sorted(unreadable) for pair in unreadable[number]]
+        if number not in unusable:  # written by an earlier call
+            unusable[number] = [pair for text in parts.lines(number) if (pair := parse_failure(text))]
+    pairs = [pair for number in sorted(unusable) for pair in unusable[number]]
     parts.close(pairs)
     if arguments.json:
         for number in range(len(parts)):
-            sys.stdout.writelines(f"{line}\n" for line in parts.lines(number) if not parse_failure(line))
+            sys.stdout.writelines(f"{text}\n" for text in parts.lines(number) if not parse_failure(text))
     else:
-        text = f"{len(names) - len(pairs)} results in {len(parts)} files: {arguments.out}"
-        results.print(text, highlight=False, soft_wrap=True, markup=False)
+        line(f"{len(names) - len(pairs)} results in {len(parts)} files: {arguments.out}")
     failures += [ImageError(*pair) for pair in pairs]
-    list_failures(failures, ())
+    list_failures(failures)
     return 1 if failures else 0
 
 
-def _prepare(model: Model, arguments: Namespace) -> tuple[Model, Callable[[Any, Sources], Answers], dict[str, Any]]:
+def _prepare(model: "Model", arguments: Namespace) -> tuple["Model", Callable[..., Any], dict[str, Any]]:
     """Return the model, the function that predicts with it, and the options that determine its results."""
-    if isinstance(model, Segmenter):
-        raise ValueError("engine: expected local for a segmenter, got ray; only classifiers and detectors run on Ray")
+    from sppnet.classify.model import Classifier
+    from sppnet.classify.predict import predict_images
+    from sppnet.detect.classic.compress import compress
+    from sppnet.detect.model import Detector
+    from sppnet.detect.options import DEFAULT_MIN_SCORES, is_box_file
+    from sppnet.distributed.jobs import classify
+
     if isinstance(model, Classifier):
         options = {"resize": arguments.resize, "views": arguments.views}
-        classify = partial(classify_images, batch=arguments.batch, **options)
-        for _ in predict_images(model, [], batch=arguments.batch, **options):  # checks the options before Ray starts
-            pass
-        return model, classify, options
+        list(predict_images(model, [], batch=arguments.batch, **options))  # checks the options before Ray starts
+        return model, partial(classify, **options), options
+    if not isinstance(model, Detector):
+        raise ValueError("engine: expected local for a segmenter, got ray; only classifiers and detectors run on Ray")
     for name, default in (("workers", 2), ("cache", None)):
         if arguments[name] != default:
             raise ValueError(f"{name}: expected no value with --engine ray, got {arguments[name]}")
-    detect.override_proposals(model, arguments)
+    if arguments.proposals:
+        model.config = dataclasses.replace(model.config, proposals=arguments.proposals)
     if is_box_file(model.config.proposals):
-        raise ValueError(f"proposals: expected {detect.METHODS} with --engine ray, got {model.config.proposals}")
-    min_score = detect.chosen_min_score(model, arguments)
-    options = {"min_score": min_score, "svd": arguments.svd, "head": arguments.head}
-    return detect.compress_head(model, arguments), partial(detect_images, least=min_score), options
+        raise ValueError(f"proposals: expected no box file with --engine ray, got {model.config.proposals}")
+    given = arguments.min_score
+    min_score = DEFAULT_MIN_SCORES[model.config.scorer] if given is None else given
+    options = {"min_score": min_score, "svd": arguments.svd, "head_dtype": arguments.head_dtype}
+    model = compress(model, arguments.svd or (), arguments.head_dtype)
+    return model, partial(Detector.predict, min_score=min_score, on_error="skip"), options
 
 
-def features_engine(arguments: Namespace) -> RegionEngine | None:
+def features_engine(arguments: Namespace) -> "RegionEngine | None":
     """Return the function that computes vectors on Ray, or None for the local engine."""
     if arguments.engine == "local":
         check_engine_options(arguments)
         return None
 
-    def compute(encoder: RegionEncoder, files: Sequence[FileTask], dtype: Dtype) -> Iterator[None]:
-        if not files:
-            return
+    def compute(encoder: "RegionEncoder", files: Sequence["FileTask"], dtype: Dtype) -> Iterator[None]:
+        from sppnet.distributed.jobs import FeaturesJob
+
         tasks = [
             json.dumps(
                 {
@@ -153,17 +150,22 @@ def features_engine(arguments: Namespace) -> RegionEngine | None:
             )
             for file in files
         ]
-        job = FeaturesJob(encoder, dtype, Path.cwd())
-        with cluster(arguments.ray_address, arguments.actors):
-            deaths = 0
-            for done in run_tasks(job, tasks, arguments.actors, arguments.device):
-                deaths += done.tries - 1
-                yield from [None] * len(files[done.task].pieces)
-        _report_deaths(deaths)
+        for number, _ in _run(FeaturesJob(encoder, dtype, Path.cwd()), tasks, arguments):
+            yield from [None] * len(files[number].pieces)
 
     return compute
 
 
-def _report_deaths(deaths: int) -> None:
+def _run(job: Any, tasks: Sequence[str], arguments: Namespace) -> Iterator[tuple[int, str]]:
+    """Run the tasks on the cluster, and yield the number and the result of each."""
+    from sppnet.distributed.ray_engine import cluster, run_tasks
+
+    if not tasks:
+        return
+    deaths = 0
+    with cluster(arguments.ray_address, arguments.actors):
+        for done in run_tasks(job, tasks, arguments.actors, arguments.device):
+            deaths += done.tries - 1
+            yield done.task, done.result
     if deaths:
-        print_error(f"worker processes died {deaths} times; their images were processed again")
+        message(f"sppnet: worker processes died {deaths} times; their images were processed again")

@@ -1,142 +1,170 @@
 """`sppnet evaluate` and `sppnet predict`: score a run on annotated images or apply it to new ones."""
 
-from collections.abc import Callable
-from typing import Any, get_args
+from importlib import import_module
+from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
-from sppnet.classify.model import Classifier
-from sppnet.classify.views import Views
-from sppnet.cli import classify, detect, engine, segment
-from sppnet.data.images import MAX_PIXELS
-from sppnet.detect.model import Detector
-from sppnet.devices import pick_device
-from sppnet.inference.tiles import OVERLAP
-from sppnet.registry import load
-from sppnet.segment.model import Segmenter
+from sppnet.cli import engine
+from sppnet.cli.parser import CommandParser, numbers
+from sppnet.data.resize import POLICIES
 
-_RESIZE = f"classifiers: {classify.RESIZE}; default: the policy of the run"
-_VIEWS = f"classifiers: views to average for each image: {', '.join(get_args(Views))}"
-_MIN_SCORE = "detectors: lowest score to report, from -1.5 (SVM) or 0.01 (softmax); default: -0.5 or 0.5"
-_CACHE = "detectors: folder that caches proposals; default: the folder cache in RUN for evaluate, no cache for predict"
-_PICTURES = "detectors and segmenters: output folder for the best and worst images, and for curves of detectors"
-_CONTEXT = "segmenters: compute ASPP's image-level branch from a reduced copy of the whole image, not from each tile"
-_OUT = "detectors and segmenters: output folder for pictures and labels; --engine ray: output folder for all results"
-# Task-specific options: the tasks that support the option, and its default.
-_TASK_OPTIONS: dict[str, tuple[tuple[type, ...], Any]] = {
-    "resize": ((Classifier,), None),
-    "compare": ((Classifier,), None),
-    "sizes": ((Classifier,), None),
-    "views": ((Classifier,), "full"),
-    "batch": ((Classifier,), 32),
-    "out": ((Detector, Segmenter), None),
-    "pictures": ((Detector, Segmenter), None),
-    "cache": ((Detector,), None),
-    "min_score": ((Detector,), None),
-    "proposals": ((Detector,), None),
-    "workers": ((Detector,), 2),
-    "svd": ((Detector,), None),
-    "head": ((Detector,), "float32"),
-    "ignore": ((Segmenter,), None),
-    "classes": ((Segmenter,), None),
-    "output": ((Segmenter,), segment.OUTPUT),
-    "scales": ((Segmenter,), "1"),
-    "flip": ((Segmenter,), False),
-    "memory": ((Segmenter,), "4GB"),
-    "tile": ((Segmenter,), None),
-    "overlap": ((Segmenter,), OVERLAP),
-    "global_context": ((Segmenter,), False),
-    "max_pixels": ((Segmenter,), MAX_PIXELS),
+_POLICIES = f"{', '.join(POLICIES)}, with an optional side as in shorter-side:256"
+_PROPOSALS = "selective-search[-fast|-quality], grid, a list of these, or a box file; default: as in training"
+_CLASSES = "class file, one name per line, or CSV with name and id or r,g,b; default: the file of the data set or run"
+# Options of single tasks: the tasks that have the option, and its default.
+_TASK_OPTIONS: dict[str, tuple[tuple[str, ...], Any]] = {
+    "resize": (("classify",), None),
+    "compare": (("classify",), None),
+    "views": (("classify",), "full"),
+    "batch": (("classify",), 32),
+    "out": (("detect", "segment"), None),
+    "pictures": (("detect", "segment"), None),
+    "cache": (("detect",), None),
+    "min_score": (("detect",), None),
+    "proposals": (("detect",), None),
+    "workers": (("detect",), 2),
+    "svd": (("detect",), None),
+    "head_dtype": (("detect",), "float32"),
+    "ignore": (("segment",), None),
+    "classes": (("segment",), None),
+    "write": (("segment",), "palette,overlay"),
+    "scale_factors": (("segment",), (1.0,)),
+    "flip": (("segment",), False),
+    "memory": (("segment",), "4GB"),
+    "tile": (("segment",), None),
+    "overlap": (("segment",), 64),
+    "global_context": (("segment",), False),
+    "max_image_pixels": (("segment",), None),
 }
+NOUNS = {"classify": "classifier", "detect": "detector", "segment": "segmenter", "features": "region encoder"}
 
 
-def evaluate_parser() -> ArgumentParser:
+def evaluate_parser() -> CommandParser:
     """Build the argument parser of `sppnet evaluate`."""
-    parser = ArgumentParser(description="Score a model on labeled images, images with boxes or images with masks.")
-    add = parser.add_argument
-    add("run", help="run folder, or imagenet for the embedded network")
-    add("data", help="data as for training: class folders or CSV, VOC or COCO boxes, or images and masks")
-    add("--split", type=str | None, help="split to score; default: test, or val if there is no test")
-    add("--resize", type=str | None, metavar="POLICY", help=_RESIZE)
-    add("--compare", type=str | None, metavar="POLICIES", help="classifiers: policies to compare, such as warp,native")
-    add("--sizes", type=str | None, metavar="SIDES", help="classifiers: shorter sides to compare, such as 160,224,320")
-    add("--views", type=str, default="full", help=_VIEWS)
-    add("--pictures", type=str | None, metavar="DIR", help=_PICTURES)
-    add("--ignore", type=str | None, metavar="IDS", help="segmenters: ids to ignore; default: as in training")
-    add("--classes", type=str | None, metavar="FILE", help=f"segmenters: {segment.CLASSES}, else the run's")
+    parser = CommandParser("evaluate", "Score a model on labeled images, images with boxes or images with masks.")
+    _add_run(parser)
+    parser.option("data", "data", "data set as for training: images in class folders, with boxes, or with masks")
+    parser.option("data", "--split", "split to score; default: test, or val if there is no test", type=str | None)
+    parser.option("output", "--json", "print JSON and nothing else on standard output", False, action="store_true")
+    text = "detectors, segmenters: output folder of the best and worst images, and of a detector's curves"
+    parser.option("output", "--pictures", text, type=str | None, metavar="DIR")
+    _add_classifier_options(parser)
+    text = f"resize policies to compare: {', '.join(POLICIES)}, or shorter sides such as 160,224,320"
+    parser.option("classifiers", "--compare", text, type=str | None, metavar="POLICIES")
     _add_detector_options(parser)
     _add_segmenter_options(parser)
+    text = "mask ids to ignore; default: as in training"
+    parser.option("segmenters", "--ignore", text, type=numbers(int, 0), metavar="IDS")
+    parser.option("segmenters", "--classes", _CLASSES, type=str | None, metavar="FILE")
     return parser
 
 
-def predict_parser() -> ArgumentParser:
+def predict_parser() -> CommandParser:
     """Build the argument parser of `sppnet predict`."""
-    parser = ArgumentParser(
-        description="Classify images, detect objects in them or segment them, each image at its own size."
-    )
-    add = parser.add_argument
-    add("run", help="run folder, or imagenet for the embedded network")
-    add("images", nargs="+", help="image files or folders")
-    add("--resize", type=str | None, metavar="POLICY", help=_RESIZE)
-    add("--views", type=str, default="full", help=_VIEWS)
-    add("--batch", type=int, default=32, help="classifiers: images read at a time; does not change the results")
-    add("--out", type=str | None, metavar="DIR", help=_OUT)
-    add("--min-score", type=float | None, help=_MIN_SCORE)
-    add("--output", default=segment.OUTPUT, help="segmenters: files to write: palette, overlay, probabilities")
-    add("--max-pixels", type=int, default=MAX_PIXELS, help="segmenters: largest accepted image area in pixels")
-    engine.add_engine_options(parser)
-    add("--shard", type=int, default=engine.SHARD, help="--engine ray: images per output file")
+    parser = CommandParser("predict", "Classify images, detect objects in them or segment them, each at its own size.")
+    _add_run(parser)
+    parser.option("data", "images", "image files or folders", nargs="+")
+    parser.option("output", "--json", "print one JSON object per image and nothing else", False, action="store_true")
+    text = "output folder: pictures of detectors, masks of segmenters, or all results with --engine ray"
+    parser.option("output", "--out", text, type=str | None, metavar="DIR")
+    _add_classifier_options(parser)
+    text = "images per batch; does not change the results"
+    parser.option("classifiers", "--batch", text, _TASK_OPTIONS["batch"][1], type=int)
     _add_detector_options(parser)
+    text = "lowest score to report; default: -0.5 for SVM scores, 0.5 for softmax scores"
+    parser.option("detectors", "--min-score", text, type=float | None, metavar="SCORE")
     _add_segmenter_options(parser)
+    text = "files to write: palette, overlay, probabilities"
+    parser.option("segmenters", "--write", text, _TASK_OPTIONS["write"][1], metavar="FILES")
+    text = "refuse images with more pixels; default: 178,956,970"
+    parser.option("segmenters", "--max-image-pixels", text, type=int | None, metavar="PIXELS")
+    engine.add_engine_options(parser)
+    text = "images per output file of --engine ray"
+    parser.option("hardware", "--shard", text, engine.SHARD, type=int, metavar="IMAGES")
     return parser
 
 
-def _add_detector_options(parser: ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--svd", type=str | None, metavar="RANKS", help="detectors: SVD ranks of fc6 and fc7, such as 256,128")
-    add("--head", default="float32", help="detectors: dtype of the layers after the pyramid: float32 or bfloat16")
-    add("--proposals", type=str | None, help=f"detectors: {detect.PROPOSALS}; default: as in training")
-    add("--workers", type=int, default=2, help="detectors: number of images searched for proposals in parallel")
-    add("--cache", type=str | None, metavar="DIR", help=_CACHE)
+def _add_run(parser: CommandParser) -> None:
+    parser.option("model", "run", "run folder, or imagenet for the embedded network")
+    parser.option("hardware", "--device", "device: auto, cpu, cuda or mps", "auto")
 
 
-def _add_segmenter_options(parser: ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--scales", default="1", help="segmenters: average over these scale factors, such as 0.75,1,1.25")
-    add("--flip", action="store_true", help="segmenters: also average over mirrored images")
-    add("--memory", default="4GB", help="segmenters: memory limit; images that need more are processed in tiles")
-    add("--tile", type=int | None, help="segmenters: side of the tiles in pixels; default: as large as --memory allows")
-    add("--overlap", type=int, default=OVERLAP, help="segmenters: overlap of neighboring tiles in pixels")
-    add("--global-context", action="store_true", help=_CONTEXT)
-    add("--device", default="auto", help="device: auto, cpu, cuda or mps")
-    add("--json", action="store_true", help="print JSON and nothing else on standard output")
+def _add_classifier_options(parser: CommandParser) -> None:
+    text = f"resize policy: {_POLICIES}; default: the policy of the run"
+    parser.option("classifiers", "--resize", text, type=str | None, metavar="POLICY")
+    parser.option("classifiers", "--views", "views to average per image: full, 10, 18, 96 or 96+2", "full")
+
+
+def _add_detector_options(parser: CommandParser) -> None:
+    def add(name: str, text: str, **settings: Any) -> None:
+        default = _TASK_OPTIONS[name.removeprefix("--").replace("-", "_")][1]
+        parser.option("detectors", name, text, default, **settings)
+
+    add("--proposals", _PROPOSALS, type=str | None)
+    add("--workers", "number of images searched for proposals in parallel", type=int)
+    text = "cache of proposals; default: the folder cache in RUN for evaluate, none for predict"
+    add("--cache", text, type=str | None, metavar="DIR")
+    add("--svd", "ranks to which fc6 and fc7 are compressed, such as 256,128", type=numbers(), metavar="RANKS")
+    add("--head-dtype", "dtype of the layers after the pyramid: float32 or bfloat16", metavar="DTYPE")
+
+
+def _add_segmenter_options(parser: CommandParser) -> None:
+    def add(name: str, text: str, **settings: Any) -> None:
+        default = _TASK_OPTIONS[name.removeprefix("--").replace("-", "_")][1]
+        parser.option("segmenters", name, text, default, **settings)
+
+    text = "average over these scale factors, such as 0.75,1,1.25"
+    add("--scale-factors", text, type=numbers(float, 0), metavar="FACTORS")
+    add("--flip", "also average over mirrored images", action="store_true")
+    add("--memory", "memory limit; images that need more are processed in tiles")
+    add("--tile", "side of the tiles in pixels; default: as large as --memory allows", type=int | None)
+    add("--overlap", "overlap of neighboring tiles in pixels", type=int)
+    text = "compute ASPP's image-level branch from a reduced copy of the whole image, not from each tile"
+    add("--global-context", text, action="store_true")
 
 
 def evaluate(arguments: Namespace) -> int:
     """Score a run and return the exit code."""
-    return _run_task(arguments, {Classifier: classify.evaluate, Detector: detect.evaluate, Segmenter: segment.evaluate})
+    return _run_task("evaluate", arguments)
 
 
 def predict(arguments: Namespace) -> int:
     """Predict for images and return the exit code."""
     if arguments.engine == "ray":
-        return engine.predict(arguments, _check_task_options)
+        return engine.predict(arguments, check_task_options)
     engine.check_engine_options(arguments)
-    return _run_task(arguments, {Classifier: classify.predict, Detector: detect.predict, Segmenter: segment.predict})
+    return _run_task("predict", arguments)
 
 
-def _run_task(arguments: Namespace, commands: dict[type, Callable[[Any, Namespace], int]]) -> int:
-    model = load(arguments.run)
-    _check_task_options(arguments, type(model))
-    return commands[type(model)](model.to(pick_device(arguments.device)), arguments)
+def _run_task(command: str, arguments: Namespace) -> int:
+    from sppnet.devices import pick_device
+    from sppnet.registry import load
+
+    model: Any = load(arguments.run)
+    task = model.config.task
+    check_task_options(arguments, task)
+    code: int = getattr(import_module(f"sppnet.cli.{task}"), command)(
+        model.to(pick_device(arguments.device)), arguments
+    )
+    return code
 
 
-def _check_task_options(arguments: Namespace, task: type) -> None:
-    """Raise ValueError for an option that the task of the run does not support."""
+def check_task_options(arguments: Namespace, task: str) -> None:
+    """Check that all options given belong to the task of the run.
+
+    Raises:
+        ValueError: an option of another task, or a task without predictions.
+    """
+    if task == "features":
+        raise ValueError(
+            f"run: expected a classifier, detector or segmenter, got a region encoder in {arguments.run}; use"
+            " `sppnet features` to compute the vectors of boxes"
+        )
     for name, (tasks, default) in _TASK_OPTIONS.items():
         ray_output = name == "out" and arguments.get("engine") == "ray"  # legal for every task
         if task not in tasks and not ray_output and arguments.get(name, default) != default:
-            option, expected = name.replace("_", "-"), " or ".join(supported.__name__.lower() for supported in tasks)
+            option, expected = name.replace("_", "-"), " or ".join(NOUNS[other] for other in tasks)
             raise ValueError(
-                f"{option}: expected a {expected}, got a {task.__name__.lower()} in {arguments.run}; omit --{option}"
+                f"{option}: expected a {expected}, got a {NOUNS[task]} in {arguments.run}; omit --{option}"
             )

@@ -1,38 +1,45 @@
-"""Entry point of the `sppnet` command: parse arguments, run the command, return the exit code."""
+"""Entry point of the `sppnet` command: find the command, parse its arguments, run it, return the exit code."""
 
+import dis
+import errno
 import io
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
-
-from jsonargparse import ArgumentParser, Namespace
-from rich.markup import escape
-from rich.table import Table
-from safetensors import SafetensorError
+from typing import Any
 
 from sppnet import __version__
-from sppnet.cli import classify, detect, inference, segment
-from sppnet.cli.bench import bench, bench_parser
-from sppnet.cli.check import check_dataset, check_parser
-from sppnet.cli.common import parse_level_text, print_error
-from sppnet.cli.compare_detectors import compare, compare_parser
-from sppnet.cli.compare_sizes import sizes, sizes_parser
-from sppnet.cli.doctor import doctor, doctor_parser
-from sppnet.cli.export import check, export, export_parser, verify_parser
-from sppnet.cli.features import features, features_parser
-from sppnet.cli.serve import serve, serve_parser
-from sppnet.console import results
-from sppnet.errors import ImageError
+from sppnet.cli.vocabulary import COMMANDS, RENAMED_COMMANDS, Command
+from sppnet.errors import ImageError, did_you_mean, missing_extra
+
+INTERRUPTED = 130
+_DESCRIPTION = "Spatial pyramid pooling: networks that process each image at its own size."
+_PACKAGE = str(Path(__file__).parents[1])
+_REMEDIES = {
+    errno.ENOSPC: "free some space or choose another folder",
+    errno.EDQUOT: "free some space or choose another folder",
+    errno.EACCES: "check the permissions or choose another path",
+    errno.EPERM: "check the permissions or choose another path",
+    errno.EROFS: "choose a path on another file system",
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "a part of the path is a file; choose another path",
+    errno.EISDIR: "choose the path of a file",
+    errno.EEXIST: "choose another path",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.EADDRINUSE: "choose another --port",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command and exit with 0 on success, 2 for invalid arguments and 1 for any other failure.
+    """Run a command and exit.
 
-    Unreadable images are failures of commands that report on each image (evaluate, predict). Training skips them.
+    Exit codes: 0 success; 1 failure, or images that could not be used; 2 wrong arguments or data; 130 interrupted.
     """
-    warnings.filterwarnings("ignore", module="PIL")  # our own messages name the file
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # results survive a later kill
     sys.exit(run(sys.argv[1:] if argv is None else argv))
@@ -42,102 +49,120 @@ def run(argv: Sequence[str]) -> int:
     """Run a command and return its exit code.
 
     Raises:
-        SystemExit: --help, --version, or arguments that argparse rejects.
+        SystemExit: --help, or arguments that the parser rejects.
     """
-    parser, commands = _parsers()
-    arguments = parser.parse_args(list(argv))
-    name, options = arguments.command, arguments[arguments.command]
-    if name == "train":
-        name, options = f"train {options.task}", options[options.task]
+    saved, debug = "nothing was written", "--debug" in argv
     try:
-        return commands[name](options)
+        name, rest = _find_command(list(argv))
+        if not name:
+            return 0
+        parser, function = load_command(name)
+        arguments = parser.parse_args(rest)
+        saved = COMMANDS[name].saved.format(out=arguments.get("out") or "the run folder")
+        from sppnet.cli.console import reporting
+
+        with reporting(arguments.quiet, arguments.log_file):
+            warnings.filterwarnings("ignore", module="PIL")  # our own messages name the file
+            code: int = function(arguments)
+        return code
     except KeyboardInterrupt:
-        print_error("interrupted; run the same command again to continue (train: with --resume)")
-    except (ValueError, TypeError) as error:
-        print_error(str(error))
-        return 1 if isinstance(error, ImageError) else 2
+        _print_error(f"interrupted; {saved}")
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader of standard output closed it, as `head` does. Python's final flush must not fail either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, MemoryError, ModuleNotFoundError, RuntimeError, SafetensorError) as error:
-        print_error(f"{type(error).__name__}: {error}" if not isinstance(error, ModuleNotFoundError) else str(error))
-    return 1
+        return 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        _print_error(_describe(error))
+        wrong_input = isinstance(error, ValueError | TypeError) and not isinstance(error, ImageError)
+        return 2 if wrong_input and _is_raised_here(error) else 1
 
 
-def _parsers() -> tuple[ArgumentParser, dict[str, Callable[[Namespace], int]]]:
-    parser = ArgumentParser(
-        prog="sppnet", description="Spatial pyramid pooling: networks that process each image at its own size."
+def load_command(name: str) -> tuple[Any, Callable[[Any], int]]:
+    """Return the parser and the function of a command."""
+    module, function, *_ = COMMANDS[name]
+    try:
+        imported = import_module(f"sppnet.cli.{module}")
+    except ModuleNotFoundError as error:
+        raise missing_extra(error, "commands") from error
+    parser = getattr(imported, f"{function}_parser")()
+    parser.finish()
+    return parser, getattr(imported, function)
+
+
+def _find_command(argv: list[str]) -> tuple[str, list[str]]:
+    """Return the name and the arguments of the command; no name if there is nothing else to do."""
+    if argv[:1] == ["--version"]:
+        sys.stdout.write(f"sppnet {__version__}\n")
+        return "", []
+    if not argv or argv[0] in ("-h", "--help"):
+        sys.stdout.write(_usage("", COMMANDS, _DESCRIPTION))
+        return "", []
+    first, *rest = argv
+    if first in COMMANDS:
+        return first, rest
+    members = {name: command for name, command in COMMANDS.items() if name.split()[0] == first}
+    if not members:
+        known = {name: name for name in COMMANDS} | {name.split()[0]: name.split()[0] for name in COMMANDS}
+        _refuse("", first, COMMANDS, RENAMED_COMMANDS.get(first) or _closest(first, known))
+    if not rest or rest[0] in ("-h", "--help"):
+        sys.stdout.write(_usage(first, members))
+        return "", []
+    name = f"{first} {rest[0]}"
+    if name not in members:
+        _refuse(first, rest[0], members, _closest(rest[0], {name.split()[1]: name.split()[1] for name in members}))
+    return name, rest[1:]
+
+
+def _closest(name: str, known: dict[str, str]) -> str:
+    return did_you_mean(name, known).removeprefix("; did you mean ").removesuffix("?")
+
+
+def _refuse(prefix: str, given: str, commands: dict[str, Command], suggestion: str) -> None:
+    """Exit with code 2 for an unknown command."""
+    prog = f"sppnet {prefix}".strip()
+    hint = f"; did you mean {suggestion}?" if suggestion else ""
+    names = ", ".join(name.removeprefix(prefix).strip() for name in commands)
+    sys.stderr.write(f"{prog}: expected a command, one of {names}, got {given}{hint}\nSee {prog} --help\n")
+    sys.exit(2)
+
+
+def _usage(prefix: str, commands: dict[str, Command], description: str = "") -> str:
+    width = max(map(len, commands))
+    lines = [f"  {name:{width}}  {command.help}" for name, command in commands.items()]
+    text = f"usage: {f'sppnet {prefix}'.strip()} COMMAND [OPTIONS]\n"
+    text += f"\n{description}\n" if description else ""
+    return text + "\ncommands:\n" + "\n".join(lines) + "\n\nsppnet COMMAND --help describes the options of a command.\n"
+
+
+def _is_raised_here(error: BaseException) -> bool:
+    """Return whether an error comes from a raise statement of this package, and so was foreseen."""
+    step = error.__traceback__
+    while step is not None and step.tb_next is not None:
+        step = step.tb_next
+    if step is None or not step.tb_frame.f_code.co_filename.startswith(_PACKAGE):
+        return False
+    return dis.opname[step.tb_frame.f_code.co_code[step.tb_lasti]] == "RAISE_VARARGS"
+
+
+def _describe(error: Exception) -> str:
+    """Describe an error in one line, with what to do next."""
+    if isinstance(error, OSError) and error.strerror:
+        path = f"{error.filename}: " if error.filename is not None else ""
+        remedy = _REMEDIES.get(error.errno or 0, "")
+        return f"{path}{error.strerror}{f'; {remedy}' if remedy else ''}"
+    if isinstance(error, ImageError | ModuleNotFoundError) or _is_raised_here(error):
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            error = missing_extra(error, "commands")
+        return " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        return "not enough memory; use a smaller --batch or smaller images"
+    return (
+        f"unexpected {type(error).__name__}: {' '.join(str(error).split())}; run again with --debug for the traceback"
     )
-    parser.add_argument("--version", action="version", version=f"sppnet {__version__}")
-    commands = parser.add_subcommands(dest="command", metavar="COMMAND")
-    train = ArgumentParser(description="Train a model.")
-    commands.add_subcommand("train", train, help="train a model")
-    tasks = train.add_subcommands(dest="task", metavar="TASK")
-    tasks.add_subcommand("classify", classify.train_parser(), help="train a classifier on images in class folders")
-    tasks.add_subcommand("detect", detect.train_parser(), help="train a detector on images with boxes")
-    tasks.add_subcommand("segment", segment.train_parser(), help="train a segmenter on images with masks")
-    commands.add_subcommand("check", check_parser(), help="list the problems of a data set file by file")
-    commands.add_subcommand("evaluate", inference.evaluate_parser(), help="score a model on annotated images")
-    commands.add_subcommand("predict", inference.predict_parser(), help="apply a model to images")
-    commands.add_subcommand("compare-detectors", compare_parser(), help="compare SPP-net with R-CNN on your data")
-    commands.add_subcommand("compare-sizes", sizes_parser(), help="compare training image sizes on your images")
-    commands.add_subcommand("export", export_parser(), help="write an ONNX file that accepts any image size")
-    commands.add_subcommand("verify", verify_parser(), help="compare an ONNX file with the run it was exported from")
-    commands.add_subcommand("doctor", doctor_parser(), help="test the installation, or a network with padded batches")
-    commands.add_subcommand("features", features_parser(), help="write the feature vectors of boxes in images")
-    commands.add_subcommand("serve", serve_parser(), help="serve a model over HTTP, with a web page")
-    commands.add_subcommand("demo", _demo_parser(), help="classify photographs and write an illustrated report")
-    commands.add_subcommand("bench", bench_parser(), help="time the pooling operators on a given shape")
-    return parser, {
-        "train classify": classify.train,
-        "train detect": detect.train,
-        "train segment": segment.train,
-        "check": check_dataset,
-        "evaluate": inference.evaluate,
-        "predict": inference.predict,
-        "compare-detectors": compare,
-        "compare-sizes": sizes,
-        "export": export,
-        "verify": check,
-        "doctor": doctor,
-        "features": features,
-        "serve": serve,
-        "demo": _demo,
-        "bench": bench,
-    }
 
 
-def _demo_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        description="Classify photographs with the embedded ImageNet network, at their own size and at unusual sizes."
-        " The HTML report shows the bins of each pyramid level and the objects found among windows in one pass."
-    )
-    parser.add_argument("images", nargs="*", help="image files; default: samples from scikit-learn and scikit-image")
-    parser.add_argument("--out", default="sppnet-demo", help="output folder for the report")
-    parser.add_argument("--levels", type=str, default="6,3,2,1", help="pyramid levels to draw")
-    return parser
-
-
-def _demo(arguments: Namespace) -> int:
-    from sppnet.demo.run import run_demo
-
-    levels = parse_level_text(arguments.levels)
-    square = [level for level in levels if isinstance(level, int)]
-    if len(square) < len(levels):
-        raise ValueError(f"levels: expected n x n levels such as 6,3,2,1, got {arguments.levels}")
-    result = run_demo(Path(arguments.out), arguments.images, square)
-    table = Table("image", "height x width", "class", "probability")
-    for answer in result.answers:
-        size = f"{answer.size[0]} x {answer.size[1]}"
-        table.add_row(escape(Path(answer.source).name), size, escape(answer.label), f"{answer.score:.2f}")
-    results.print(table)
-    regions = result.regions
-    results.print(
-        f"{regions.windows} windows of {escape(Path(result.answers[-1].source).name)} in one pass:"
-        f" {1000 * regions.once.seconds:.0f} ms; one pass per window would take {regions.ratio(regions.once):.0f} times"
-        f" as long, or {regions.ratio(regions.paper):.0f} times at the paper's scale of {regions.paper.scale} pixels"
-        f" (measured on a sample of {regions.sample} windows)",
-        highlight=False,
-    )
-    results.print(f"open {result.report.resolve()}", highlight=False, soft_wrap=True, markup=False)
-    return 0
+def _print_error(text: str) -> None:
+    sys.stderr.write(f"sppnet: {text}\n")

@@ -1,174 +1,156 @@
 """`sppnet train segment`, and `sppnet evaluate` and `sppnet predict` for segmenters."""
 
-import dataclasses
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING
 
-from jsonargparse import ArgumentParser, Namespace
-from PIL import Image
+from jsonargparse import Namespace
 from rich.markup import escape
 from rich.table import Table
-from torch import Tensor
 
-from sppnet.cli.common import find_images, list_problems, parse_numbers
-from sppnet.console import console, results
+from sppnet.cli.common import find_images, list_failures, list_problems
+from sppnet.cli.console import line, message, results
+from sppnet.cli.parser import CommandParser, numbers, optional, options_of
 from sppnet.errors import ImageError
-from sppnet.inference.memory import parse_memory
-from sppnet.layers.norms import Norm
-from sppnet.segment.evaluate import SegmentationScores, evaluate_segmenter, json_content
-from sppnet.segment.heads import Context, HeadName
-from sppnet.segment.model import Segmenter
-from sppnet.segment.options import ClassWeights, SegmentOptions
-from sppnet.segment.pictures import write_mosaic
-from sppnet.segment.predict import output_stems, segment_file
-from sppnet.segment.views import View, segment_image
+from sppnet.segment.options import SegmentOptions, View
 
-OUTPUT = "palette,overlay"
-CLASSES = "class file: one name per line, or CSV with name and id or r,g,b; default: the file of the data set"
+if TYPE_CHECKING:
+    from sppnet.segment.evaluate import SegmentationScores
+    from sppnet.segment.model import Segmenter
+
+_WRITE = "palette,overlay"
 
 
-def train_parser() -> ArgumentParser:
+def train_parser() -> CommandParser:
     """Build the argument parser of `sppnet train segment`."""
-    parser = ArgumentParser(
-        description="Train a network for semantic segmentation: DeepLab v3+, v3, v2 or PSPNet. Ctrl-C loses no"
-        " progress; --resume continues."
+    parser = CommandParser(
+        "train segment",
+        "Train a network for semantic segmentation: DeepLab v3+, v3, v2 or PSPNet. Ctrl-C stops after the current step"
+        " and loses no progress; --resume continues.",
     )
-    add, default = parser.add_argument, SegmentOptions()
-    add("data", help="folders images and masks, VOC layout with SegmentationClass, or CamVid layout")
-    add("--config", action="config", help="YAML file with any of these options")
-    add("--out", required=True, metavar="RUN", help="output folder for the model and its checkpoint")
-    add("--split", type=str | None, help="split to train on; default: train, or all images without splits")
-    add("--val", type=str | None, metavar="DATA", help="validation images; default: the split val, if there is one")
-    add("--classes", type=str | None, metavar="FILE", help=CLASSES)
-    add("--ignore", type=str | None, metavar="IDS", help="mask ids to ignore; default: 255 and those of the layout")
-    add("--resume", action="store_true", help="continue the training in RUN, if there is one")
-    add("--head", type=HeadName, default=default.head, help=f"segmentation head: {', '.join(get_args(HeadName))}")
-    add("--context", type=Context, default=default.context, help="context module of deeplabv3plus: aspp, ppm or none")
-    add("--backbone", default=default.backbone, help="convolutional timm network")
-    add("--weights", default=default.weights, help="weights: auto, hub (timm download), none, or a safetensors file")
-    add("--output-stride", type=int, default=default.output_stride, help="stride of the last map: 8, 16 or 32 pixels")
-    add("--rates", default="auto", help="ASPP rates such as 6,12,18; auto fits the rates of the papers to the crop")
-    add("--width", type=int, default=default.width, help="channels of the head (papers: 256)")
-    add("--norm", type=Norm, default=default.norm, help="safe (batch norm for any batch size), batch or group")
-    add("--separable", type=bool | None, help="separable convolutions; default: only for deeplabv3plus")
-    add("--image-level", type=bool, default=default.image_level, help="image-level branch of ASPP")
-    add("--dropout", type=float, default=default.dropout, help="dropout probability in the head")
-    add("--crop", default=",".join(map(str, default.crop)), help="height,width of the training crops in pixels")
-    add("--scale", default=",".join(map(str, default.scale)), help="smallest,largest scale factor before cropping")
-    add("--jitter", type=float, default=default.jitter, help="strength of brightness, contrast and saturation jitter")
-    add("--class-weights", type=ClassWeights, default=default.class_weights, help="loss weights: none, root or median")
-    add("--epochs", type=int, default=default.epochs, help="number of epochs")
-    add("--batch", type=int, default=default.batch, help="images per batch, from 1")
-    add("--optimizer", default=default.optimizer, help="optimizer: adamw or sgd")
-    add("--lr", type=float | None, default=default.lr, help="peak learning rate")
-    add("--weight-decay", type=float | None, help="weight decay; default: 5e-2 for adamw, 5e-4 for sgd")
-    add("--schedule", default=default.schedule, help="learning rate schedule: poly, cosine or step")
-    add("--precision", default=default.precision, help="precision: 32-true or bf16-mixed")
-    add("--seed", type=int, default=default.seed, help="random seed")
-    add("--workers", type=int, default=default.workers, help="number of processes that decode images")
-    add("--deterministic", action="store_true", help="make equal seeds give identical results on a GPU, or fail")
-    add("--device", default=default.device, help="device: auto, cpu, cuda or mps")
-    add("--tensorboard", action="store_true", help="also write TensorBoard events to RUN")
+    option, options = parser.option, SegmentOptions()
+    option("data", "data", "folders images and masks, VOC layout with SegmentationClass, or CamVid layout")
+    option("data", "--split", "split to train on; default: train, if there are splits", type=str | None)
+    text = "validation images, in a folder of splits its val or else test; default: the split val of DATA, if any"
+    option("data", "--val", text, type=str | None, metavar="DATA")
+    text = "class file: one name per line, or CSV with name and id or r,g,b; default: the file of the data set"
+    option("data", "--classes", text, type=str | None, metavar="FILE")
+    text = "mask ids to ignore; default: 255 and those of the layout"
+    parser.fields("data", options, ignore=(text, optional(numbers(int, 0))))
+    option("data", "--config", "YAML file with any of these options", action="config")
+    parser.fields(
+        "model",
+        options,
+        head="segmentation head",
+        context="context module of deeplabv3plus",
+        backbone="convolutional timm network",
+        weights="weights: auto, hub (timm download), none, or a safetensors file",
+        output_stride="stride of the last map: 8, 16 or 32 pixels",
+        rates=("ASPP rates such as 6,12,18; default: auto, the papers' rates fitted to the crop", numbers(auto=())),
+        width="channels of the head (papers: 256)",
+        norm="normalization of the head; safe is batch norm for any batch size",
+        separable="separable convolutions; default: only for deeplabv3plus",
+        image_level="image-level branch of ASPP",
+        dropout="dropout probability in the head",
+    )
+    parser.fields(
+        "training",
+        options,
+        crop=("height,width of the training crops in pixels", numbers()),
+        scale_range=("smallest,largest scale factor before cropping", numbers(float, 0)),
+        jitter="strength of brightness, contrast and saturation jitter",
+        class_weights="class weights in the loss",
+        epochs="number of epochs",
+        batch="images per batch",
+        optimizer="optimizer",
+        lr="peak learning rate",
+        weight_decay="weight decay; default: 5e-2 for adamw, 5e-4 for sgd",
+        schedule="learning rate schedule",
+        precision="precision of training",
+        seed="random seed",
+        deterministic="make equal seeds give identical results on a GPU, or fail",
+    )
+    text = "output folder for the model, its metrics and its checkpoint"
+    option("output", "--out", text, required=True, metavar="RUN")
+    option("output", "--resume", "continue the training in RUN, if there is one", False, action="store_true")
+    parser.fields("output", options, tensorboard="also write TensorBoard events to RUN")
+    parser.fields("hardware", options, device="device", workers="number of processes that decode images")
     return parser
 
 
 def train(arguments: Namespace) -> int:
-    """Train and return 0, or 1 if interrupted."""
+    """Train and return 0."""
     from sppnet.segment.train import train_segmenter
 
     training = train_segmenter(
         arguments.data,
         arguments.out,
-        options_of(arguments),
+        options_of(SegmentOptions, arguments),
         split=arguments.split,
         val=arguments.val,
-        class_file=arguments.classes,
         resume=arguments.resume,
+        class_file=arguments.classes,
     )
     list_problems(training.problems, training.failures)
     if not training.finished:
-        console.print(f"stopped; run the same command with --resume to continue {training.run}", highlight=False)
-        return 1
+        raise KeyboardInterrupt
     if training.scores:
-        results.print(scores_table(training.scores), f"after {training.seconds:.0f} s", highlight=False)
-    results.print(f"{training.run} is ready", highlight=False, markup=False)
+        named = {"mean IoU": "miou", "pixel accuracy": "pixel_accuracy", "mean accuracy": "mean_accuracy"}
+        line(", ".join(f"{name} {100 * training.scores[key]:.1f} %" for name, key in named.items()))
+    line(f"{training.run} is ready after {training.seconds:.0f} s")
     return 0
 
 
-def evaluate(model: Segmenter, arguments: Namespace) -> int:
+def evaluate(model: "Segmenter", arguments: Namespace) -> int:
     """Score a segmenter and return 0, or 1 if an image or mask could not be used."""
-    from sppnet.data.formats.class_tables import ClassRow
-    from sppnet.data.formats.segmentation import (
-        choose_segmentation_split,
-        read_segmentation,
-    )
+    from sppnet.segment.evaluate import evaluate_segmenter, read_evaluation_data
+    from sppnet.segment.pictures import write_mosaic
+    from sppnet.segment.views import segment_image
 
-    split = choose_segmentation_split(arguments.data, arguments.split, "test", "val", "valid", "validation")
-    ignore = parse_numbers("ignore", arguments.ignore, int, 0) if arguments.ignore else model.config.ignore or None
-    table = [ClassRow(*row) for row in model.config.table]
-    data = read_segmentation(
-        arguments.data, split, model.config.classes, ignore, class_file=arguments.classes, table=table
-    )
-    view = view_of(model, arguments)
-
-    def predict_labels(image: Image.Image) -> Tensor:
-        return segment_image(model, image, view)
-
-    evaluation = evaluate_segmenter(model, data, predict_labels)
-    list_problems(data.problems, evaluation.failures)
+    view = _view(arguments)
+    data = read_evaluation_data(model, arguments.data, arguments.split, arguments.ignore, arguments.classes)
+    report = evaluate_segmenter(model, data, view=view)
+    list_problems(report.problems, report.failures)
     if arguments.pictures:
-        write_mosaic(evaluation, data, predict_labels, Path(arguments.pictures), model.config.colours)
-        console.print(f"best and worst images written to {arguments.pictures}", highlight=False, markup=False)
+        folder = Path(arguments.pictures)
+        write_mosaic(report, data, lambda image: segment_image(model, image, view), folder, model.config.colours)
+        message(f"best and worst images written to {folder}")
     if arguments.json:
-        sys.stdout.write(json.dumps(json_content(evaluation)) + "\n")
+        sys.stdout.write(json.dumps(report.to_dict()) + "\n")
     else:
-        results.print(scores_table(evaluation.scores))
-    return 1 if evaluation.failures else 0
+        results.print(scores_table(report.scores))
+    return 1 if report.failures else 0
 
 
-def predict(model: Segmenter, arguments: Namespace) -> int:
+def predict(model: "Segmenter", arguments: Namespace) -> int:
     """Segment images, print one line each, and return 0, or 1 if an image could not be read."""
-    view = view_of(model, arguments)
-    outputs = tuple(arguments.output.split(","))
-    paths, failures = find_images(arguments.images)
+    from sppnet.data.images import MAX_PIXELS
+    from sppnet.segment.predict import output_stems, segment_file
+
+    view = _view(arguments)
     folder = Path(arguments.out) if arguments.out else None
-    if folder is None and arguments.output != OUTPUT:
-        raise ValueError(f"output: expected a folder for {arguments.output}, got none; set --out")
-    stems: Sequence[Path | None] = output_stems(paths, folder) if folder else [None] * len(paths)
+    if folder is None and arguments.write != _WRITE:
+        raise ValueError(f"write: expected a folder for {arguments.write}, got none; set --out")
+    paths, failures = find_images(arguments.images)
+    stems = output_stems(paths, folder) if folder else [None] * len(paths)
+    limit = MAX_PIXELS if arguments.max_image_pixels is None else arguments.max_image_pixels
     for path, stem in zip(paths, stems, strict=True):
         try:
-            answer = segment_file(model, path, stem, outputs, view, arguments.max_pixels)
+            result, files = segment_file(model, path, stem, arguments.write.split(","), view, limit)
         except ImageError as error:
             failures.append(error)
             continue
         if arguments.json:
-            sys.stdout.write(json.dumps(dataclasses.asdict(answer)) + "\n")
+            sys.stdout.write(json.dumps(result.to_dict() | ({"files": files} if files else {})) + "\n")
         else:
-            shares = sorted(answer.classes.items(), key=lambda item: -item[1])
-            text = ", ".join(f"{label} {100 * share:.1f} %" for label, share in shares if share >= 0.0005)
-            sys.stdout.write(f"{path}\t{text}\n")
-    list_problems((), failures)
+            shares = [f"{name} {100 * share:.1f} %" for name, share in result.shares.items() if share >= 0.0005]
+            sys.stdout.write(f"{path}\t{', '.join(shares)}\n")
+    list_failures(failures)
     return 1 if failures else 0
 
 
-def view_of(model: Segmenter, arguments: Namespace) -> View:
-    """Convert command-line options to a view: scales, mirroring and tiling."""
-    if arguments.global_context:
-        model.require_image_level()
-    return View(
-        scales=parse_numbers("scales", arguments.scales, float, 0),
-        flip=arguments.flip,
-        memory=parse_memory(arguments.memory),
-        tile=arguments.tile,
-        overlap=arguments.overlap,
-        global_context=arguments.global_context,
-    )
-
-
-def scores_table(scores: SegmentationScores) -> Table:
+def scores_table(scores: "SegmentationScores") -> Table:
     """Tabulate IoU per class, mean IoU and pixel accuracy, in percent."""
     table = Table("class", "IoU %", "pixels %")
     total = max(sum(scores.pixels.values()), 1)
@@ -181,14 +163,8 @@ def scores_table(scores: SegmentationScores) -> Table:
     return table
 
 
-def options_of(arguments: Namespace) -> SegmentOptions:
-    """Convert command-line options to training options."""
-    names = {field.name for field in dataclasses.fields(SegmentOptions)}
-    values = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
-    values |= {
-        "rates": () if arguments.rates == "auto" else parse_numbers("rates", arguments.rates),
-        "crop": parse_numbers("crop", arguments.crop),
-        "scale": parse_numbers("scale", arguments.scale, float, 0),
-        "ignore": None if arguments.ignore is None else parse_numbers("ignore", arguments.ignore, int, 0),
-    }
-    return SegmentOptions(**values)
+def _view(arguments: Namespace) -> View:
+    from sppnet.inference.memory import parse_memory
+
+    arguments.memory = parse_memory(arguments.memory)
+    return options_of(View, arguments)

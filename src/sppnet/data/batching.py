@@ -3,14 +3,11 @@
 import itertools
 import math
 import random
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64, Int64
-
-from sppnet.data.resize import MAX_SIDE
 
 Indices = Int64[np.ndarray, "_"]
 Sizes = Int64[np.ndarray, "_ 2"]
@@ -23,45 +20,6 @@ _JITTER = 0.017
 _PADDING = 1.05  # ratio of padded pixels to image pixels assumed when planning batches within a budget
 _TRIES = 10
 _TOLERANCE = 1e-9
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Sizes of the training images by epoch (SPP-net, section 2.3).
-
-    Attributes:
-        sides: ``(224,)`` for one size, ``(180, 224)`` for sides that alternate by epoch, the smallest and the largest
-            side if `drawn`, empty for native sizes.
-        drawn: draw a side for each epoch, uniformly between the two `sides` (inclusive).
-    """
-
-    sides: tuple[int, ...]
-    drawn: bool = False
-
-    @classmethod
-    def parse(cls, text: str) -> "Schedule":
-        """Read ``224``, ``180,224``, ``180-224`` or ``native``.
-
-        Raises:
-            ValueError: invalid text, or a side outside 1..8192.
-        """
-        compact = text.replace(" ", "")
-        if compact == "native":
-            return cls(())
-        if not re.fullmatch(r"\d+(-\d+|(,\d+)*)", compact):
-            raise ValueError(f"sizes: expected 224, 180,224, 180-224 or native, got {text!r}")
-        sides = tuple(int(side) for side in re.split("[-,]", compact))
-        if not all(1 <= side <= MAX_SIDE for side in sides) or ("-" in compact and sides[0] > sides[1]):
-            raise ValueError(f"sizes: expected sides of 1..{MAX_SIDE} pixels, ranges as MIN-MAX, got {text!r}")
-        return cls(sides, drawn="-" in compact)
-
-    def side(self, epoch: int, seed: int) -> int | None:
-        """Return the side of the square training images of an epoch, or None for native sizes."""
-        if not self.sides:
-            return None
-        if self.drawn:
-            return random.Random(f"side {seed} {epoch}").randint(*self.sides)  # noqa: S311
-        return self.sides[epoch % len(self.sides)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +64,12 @@ def epoch_batches(
         ValueError: a single image has more pixels than the budget, both a budget and a side are given, or `batch` or
             `world` is below 1.
     """
+    if side is not None and budget is not None:
+        raise ValueError(f"budget: expected None when side is given, got {budget} with side {side}")
+    limits = _Limits.checked(sizes, batch, budget, world)
     rng = random.Random(f"order {seed} {epoch}")  # noqa: S311
     if side is None:
-        groups = _native_groups(_Limits.checked(sizes, batch, budget, world), rng, epoch == 0)
-    elif budget is not None:
-        raise ValueError(f"budget: expected None when side is given, got {budget} with side {side}")
+        groups = _native_groups(limits, rng, epoch == 0)
     else:
         order = list(range(len(sizes)))
         rng.shuffle(order)

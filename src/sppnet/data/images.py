@@ -4,7 +4,7 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor
 from sppnet.data.headers import describe_bomb, describe_tiff_bomb, find_late_exif
 from sppnet.errors import ImageError
 
-ImageSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
+ImageSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any] | Tensor
 
 MAX_PIXELS, MAX_SIDE = 178_956_970, 65_500  # the first is Pillow's default limit
 
@@ -71,7 +71,8 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, max_side: i
 
     Args:
         source: a path, the bytes of a file, a Pillow image (not modified), or a uint8 array of shape
-            (height, width, 3) in RGB order or (height, width) in gray.
+            (height, width, 3) in RGB order or (height, width) in gray, or a tensor of shape (3, height, width) in RGB
+            order or (1, height, width) in gray, uint8 or floating point in [0, 1].
         max_pixels: maximum number of pixels (height times width); at least 1.
         max_side: maximum length of either side, in pixels; at least 1.
 
@@ -82,6 +83,8 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, max_side: i
     for name, limit in (("max_pixels", max_pixels), ("max_side", max_side)):
         if limit < 1:
             raise ValueError(f"{name}: expected at least 1, got {limit}")
+    if isinstance(source, Tensor):
+        source = _from_tensor(source)
     if isinstance(source, np.ndarray):
         return _decode(_from_array(source), "<array>", max_pixels, max_side)
     if isinstance(source, Image.Image):
@@ -92,6 +95,19 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, max_side: i
     path = os.fspath(source)
     with open_image(path) as image:
         return _decode(image, path, max_pixels, max_side, Path(path).stat().st_size)
+
+
+def list_sources(images: ImageSource | Iterable[ImageSource]) -> list[ImageSource]:
+    """Return a single image or several images as a list; arrays and tensors are single images."""
+    single = isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray | Tensor)
+    return [images] if single else list(images)  # type: ignore[list-item,arg-type]
+
+
+def source_name(source: ImageSource, index: int) -> str:
+    """Return the path of an image, or a name made from its position in the list of images."""
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source)
+    return str(getattr(source, "filename", "")) or f"image {index}"
 
 
 @contextmanager
@@ -279,6 +295,28 @@ def _from_gray16(image: Image.Image, path: str) -> Image.Image:
     if "transparency" in image.info:  # a PNG may declare one gray value transparent
         gray[values == image.info["transparency"]] = 255
     return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
+
+
+def _from_tensor(tensor: Tensor) -> NDArray[Any]:
+    """Return the uint8 pixels of a tensor, (height, width, 3) or (height, width)."""
+    pixels = tensor.detach().cpu()
+    if (
+        pixels.ndim != 3
+        or pixels.shape[0] not in (1, 3)
+        or not (pixels.dtype == torch.uint8 or pixels.is_floating_point())
+    ):
+        raise ImageError(
+            "<tensor>",
+            "expected uint8 or floating-point pixels of shape (3, height, width) or (1, height, width),"
+            f" got {tensor.dtype} of shape {tuple(tensor.shape)}",
+        )
+    if pixels.is_floating_point():
+        if not (pixels >= 0).logical_and(pixels <= 1).all():
+            raise ImageError(
+                "<tensor>", f"expected values in [0, 1], got {float(pixels.min()):g} to {float(pixels.max()):g}"
+            )
+        pixels = (pixels * 255).round().byte()
+    return pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).contiguous().numpy()
 
 
 def _from_array(array: NDArray[Any]) -> Image.Image:

@@ -1,11 +1,12 @@
 """Resize policies that turn an image's own size into the network's input size."""
 
-import difflib
 import math
 import re
 from dataclasses import dataclass
 
 from PIL import Image
+
+from sppnet.errors import did_you_mean
 
 POLICIES = ("native", "shorter-side", "square-min", "warp", "center-crop")
 MAX_SIDE = 8192
@@ -43,9 +44,9 @@ class Resize:
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
-            close = difflib.get_close_matches(self.policy[:80], POLICIES, n=2)
-            hint = f"; did you mean {' or '.join(close)}?" if close else ""
-            raise ValueError(f"resize: expected one of {', '.join(POLICIES)}, got {self.policy[:80]!r}{hint}")
+            policy = self.policy[:80]
+            hint = did_you_mean(policy, POLICIES)
+            raise ValueError(f"resize: expected one of {', '.join(POLICIES)}, got {policy!r}{hint}")
         if self.policy in _WITHOUT_SIDE and self.side is not None:
             raise ValueError(f"resize: expected no side for {self.policy}, got {self.side}")
         if self.policy not in _WITHOUT_SIDE and (self.side is None or not 1 <= self.side <= MAX_SIDE):
@@ -120,17 +121,13 @@ class Resize:
             raise ValueError(f"resize: policy {self.policy} has no side")
         return self.side
 
-    def _before_crop(self, height: int, width: int) -> tuple[int, int]:
-        """Return the (height, width) to which ``center-crop`` resizes before cropping."""
-        return _shorter_side(height, width, _divide(8 * self._side, 7))
-
     def crop_box(self, height: int, width: int) -> tuple[float, float, float, float]:
         """Return the (left, top, right, bottom) that ``center-crop`` crops from an image of this size, in its pixels.
 
         Resizing only this box equals resizing the whole image and then cropping, up to the rounding between Pillow's
         two passes, but avoids the intermediate image, which would be huge for a long thin image.
         """
-        full_height, full_width = self._before_crop(height, width)
+        full_height, full_width = _shorter_side(height, width, _divide(8 * self._side, 7))  # size before cropping
         top, left = (full_height - self._side) // 2, (full_width - self._side) // 2
         return (
             left * width / full_width,

@@ -2,15 +2,22 @@
 
 import itertools
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from sppnet.console import console, track
+from msgspec import Meta
+
 from sppnet.data.images import image_size
 from sppnet.errors import ImageError
-from sppnet.io.files import write_text
+from sppnet.io.files import read_json
+from sppnet.io.remote import write_text
+from sppnet.progress import track
+
+_logger = logging.getLogger(__name__)
 
 # Groups of shorter sides (pixels) and aspect ratios (width / height): (exclusive upper bound, name).
 SIDES = ((128, "shorter side < 128"), (224, "128-223"), (320, "224-319"), (512, "320-511"), (1 << 30, "512 and more"))
@@ -27,7 +34,16 @@ _BAR_THRESHOLD = 5000  # a progress bar is shown for more files
 _THREADS = 16  # they mostly wait for the disk
 _QUEUE_SIZE = 10_000
 
-_Entry = tuple[int, int, int, int]  # file size in bytes, modification time in ns, height, width
+_Side = Annotated[int, Meta(ge=1)]
+_Entry = tuple[int, int, _Side, _Side]  # file size in bytes, modification time in ns, height, width
+
+
+@dataclass(frozen=True)
+class _Cache:
+    """Content of the cache file: entries by absolute path."""
+
+    format: int
+    sizes: dict[str, _Entry]
 
 
 def read_sizes(
@@ -90,23 +106,16 @@ def _key(path: Path) -> str:
 
 
 def _read_cache(cache: Path) -> dict[str, _Entry]:
-    if not cache.exists():
-        return {}
     try:
-        content = json.loads(cache.read_text(encoding="utf-8"))
-        if content["format"] != _FORMAT:
-            raise ValueError(f"format: expected {_FORMAT}, got {content['format']!r}")
-        return {path: _check_entry(entry) for path, entry in content["sizes"].items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        _print(f"{cache} is not a valid cache of image sizes and is replaced: {type(error).__name__}: {error}")
+        content = read_json(cache, _Cache)
+        if content.format != _FORMAT:
+            raise ValueError(f"format: expected {_FORMAT}, got {content.format}")
+        return content.sizes
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-
-
-def _check_entry(entry: Any) -> _Entry:
-    length, modified, height, width = entry
-    if not all(type(number) is int for number in entry) or min(height, width) < 1:
-        raise ValueError(f"expected [bytes, mtime in ns, height, width], got {entry}")
-    return length, modified, height, width
+    except (OSError, ValueError) as error:
+        _logger.warning(f"{cache} is not a valid cache of image sizes and is replaced: {error}")
+        return {}
 
 
 def _write_cache(cache: Path, entries: dict[str, _Entry]) -> None:
@@ -114,11 +123,7 @@ def _write_cache(cache: Path, entries: dict[str, _Entry]) -> None:
         cache.parent.mkdir(parents=True, exist_ok=True)
         write_text(json.dumps({"format": _FORMAT, "sizes": entries}) + "\n", cache)
     except OSError as error:
-        _print(f"{cache}: image sizes cannot be cached: {error.strerror or error}")
-
-
-def _print(text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+        _logger.warning(f"{cache}: image sizes cannot be cached: {error.strerror or error}")
 
 
 def group_of(value: float, bounds: Sequence[tuple[float, str]]) -> str:

@@ -4,9 +4,20 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sppnet.errors import list_some
+from sppnet.errors import did_you_mean, list_some
 
 SPLITS = ("train", "val", "valid", "validation", "test")
+
+
+def check_exists(root: Path) -> None:
+    """Check that a data set exists.
+
+    Raises:
+        ValueError: it does not; the message suggests a similar name in the same folder.
+    """
+    if not root.exists():
+        siblings = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
+        raise ValueError(f"no data set at {root}: no such folder or file{did_you_mean(root.name, siblings)}")
 
 
 def split_folders(root: str | os.PathLike[str]) -> tuple[str, ...]:

@@ -15,9 +15,10 @@ from sppnet.classify.model import Classifier
 from sppnet.demo.page import REGIONS
 from sppnet.detect.classic.rcnn import CropEncoder
 from sppnet.detect.proposals import propose
+from sppnet.detect.suppression import suppress
 from sppnet.features.encoder import RegionEncoder
 from sppnet.inference.results import Detections
-from sppnet.ops.boxes import areas, suppress
+from sppnet.ops.boxes import areas
 
 # The network was trained at 224 pixels: at the paper's scale it misclassifies parts of objects, and at 224 medium-sized
 # windows cover half of the feature map.
@@ -141,7 +142,7 @@ def regions_section(regions: Regions, classes: tuple[str, ...], name: str, pictu
         windows=count,
         source=(
             "The windows form a sliding grid; selective search needs OpenCV with its contrib modules:"
-            ' <code>pip install "sppnet[detect]"</code>.'
+            ' <code>pip install ".[detect]"</code>.'
             if regions.grid
             else "The windows are object proposals from selective search."
         ),

@@ -14,12 +14,10 @@ from string import Template
 
 import torch
 from PIL import Image
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sppnet.backbones.backbone import FeatureMap
 from sppnet.classify.model import Classifier, imagenet_classifier
-from sppnet.classify.predict import Prediction
-from sppnet.console import console
+from sppnet.classify.predict import ClassificationResult
 from sppnet.data.images import load_image, to_tensor
 from sppnet.data.resize import Resize
 from sppnet.demo.page import PAGE, SECTION, STYLE
@@ -27,8 +25,9 @@ from sppnet.demo.regions import Regions, find_regions, regions_section
 from sppnet.detect.pictures import draw_detections
 from sppnet.inference.drawing import bin_boxes, draw_bins
 from sppnet.inference.results import Detections
-from sppnet.ops.bins import count_bins
+from sppnet.ops.levels import count_bins
 from sppnet.ops.pyramid import pyramid_pool
+from sppnet.progress import track
 
 _SIDE = 800  # longest side of the pictures in the report, pixels
 _SAMPLES = {
@@ -57,7 +56,7 @@ class DemoResult:
     """
 
     report: Path
-    answers: tuple[Prediction, ...]
+    answers: tuple[ClassificationResult, ...]
     regions: Regions
 
 
@@ -94,25 +93,20 @@ def run_demo(out: Path, images: Sequence[str | Path] = (), levels: Sequence[int]
     photographs = [load_image(path) for path in paths]
     out.mkdir(parents=True, exist_ok=True)
     answers, sections = [], []
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn()
     with ExitStack() as stack:
         # Images this small gain little from more threads, which contend for shared cores.
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)
-        progress = stack.enter_context(Progress(*columns, console=console))
-        task = progress.add_task("network", total=len(paths) + 2)
         model = imagenet_classifier()
         stack.enter_context(torch.inference_mode())
-        for path, stem, photograph in zip(paths, _stems(paths), photographs, strict=True):
-            progress.update(task, description=path.name, advance=1)
+        jobs = zip(paths, _stems(paths), photographs, strict=True)
+        for path, stem, photograph in track(jobs, "photographs", len(paths)):
             answer, section = _photograph(model, path, photograph, out / stem, levels)
             answers.append(answer)
             sections.append(section)
-        progress.update(task, description=f"windows of {paths[-1].name}", advance=1)
-        regions, picture = _regions(model, photographs[-1])
+        ((regions, picture),) = (_regions(model, last) for last in track(photographs[-1:], "windows", 1))
         file = _save(picture, out / f"{_stems(paths)[-1]}-windows.jpg")
         sections.append(regions_section(regions, model.config.classes, paths[-1].name, file))
-        progress.update(task, description="done", advance=1)
     page = Template(PAGE).substitute(
         style=STYLE,
         levels=", ".join(map(str, levels)),
@@ -145,7 +139,7 @@ def sample_photographs() -> list[Path]:
         if len(found) != len(names):
             raise ValueError(
                 f"images: the default photographs {', '.join(names)} come with the package {package} and are not"
-                ' installed; run pip install "sppnet[demo]" or pass image files of your own'
+                ' installed; run pip install ".[demo]" or pass image files of your own'
             )
         files += found
     return files
@@ -166,7 +160,7 @@ def _stems(paths: Sequence[Path]) -> list[str]:
 
 def _photograph(
     model: Classifier, path: Path, photograph: Image.Image, base: Path, levels: Sequence[int]
-) -> tuple[Prediction, str]:
+) -> tuple[ClassificationResult, str]:
     """Classify a photograph and render its section of the report; picture names start with `base`."""
     policy = Resize("native", max_pixels=model.config.max_pixels)
     native = policy(photograph, model.backbone.interpolation)
@@ -182,7 +176,7 @@ def _photograph(
     views = [_view(model, "own size, reduced" if shrunk else "own size", native, levels)]
     views += [_view(model, name, image, levels) for name, image in others]
     top, size = views[0].top, (photograph.height, photograph.width)
-    answer = Prediction(str(path), top[0][0], top[0][1], top, size, views[0].size)
+    answer = ClassificationResult(str(path), size, *top[0], top, views[0].size)
     canvas = _canvas(photograph)
     pictures, highest = _pictures(model, canvas, answer, views[0].features, base, levels)
     section = Template(SECTION).substitute(
@@ -235,7 +229,12 @@ def _view(model: Classifier, name: str, image: Image.Image, levels: Sequence[int
 
 
 def _pictures(
-    model: Classifier, canvas: Image.Image, answer: Prediction, features: FeatureMap, base: Path, levels: Sequence[int]
+    model: Classifier,
+    canvas: Image.Image,
+    answer: ClassificationResult,
+    features: FeatureMap,
+    base: Path,
+    levels: Sequence[int],
 ) -> tuple[list[str], float]:
     """Render one figure per level; also return the probability drawn with the strongest tint."""
     index = model.config.classes.index(answer.label)

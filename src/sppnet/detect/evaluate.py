@@ -1,23 +1,25 @@
 """Evaluation of detectors and of their proposals."""
 
-from collections.abc import Sequence
+import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
-from sppnet.console import track
-from sppnet.data.formats.detection import DetectionSample
-from sppnet.data.images import load_image
+from sppnet.data.formats.detection import DetectionData, DetectionSample, choose_split, read_detection
 from sppnet.detect.model import Detector
-from sppnet.detect.proposals import propose_all
 from sppnet.errors import ImageError
 from sppnet.evaluation.average_precision import DetectionScores, score_detections
 from sppnet.evaluation.recall import Recall, recall
 from sppnet.inference.results import Detections, Failure
+from sppnet.progress import track
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class DetectEvaluation:
-    """Scores of a detector.
+class DetectionReport:
+    """Scores of a detector on a data set.
 
     Attributes:
         scores: average precision over the readable images.
@@ -25,6 +27,7 @@ class DetectEvaluation:
         samples: readable images.
         found: detections of each image in `samples`.
         failures: errors of the unreadable images.
+        problems: problems of the data set.
     """
 
     scores: DetectionScores
@@ -32,42 +35,68 @@ class DetectEvaluation:
     samples: tuple[DetectionSample, ...]
     found: tuple[Detections, ...]
     failures: tuple[ImageError, ...]
+    problems: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the scores and failures as JSON types."""
+        return self.scores.to_dict() | {
+            "proposal_recall": dict(zip(("0.5", "0.7", "0.9"), self.recall.fractions, strict=True)),
+            "failures": [{"path": failure.path, "reason": failure.reason} for failure in self.failures],
+        }
 
 
 def evaluate_detector(
-    model: Detector, samples: Sequence[DetectionSample], classes: Sequence[str], cache: Path, workers: int = 2
-) -> DetectEvaluation:
-    """Run a detector on every image and score its detections.
+    model: Detector,
+    data: str | Path | DetectionData,
+    *,
+    split: str | None = None,
+    cache: str | Path | None = None,
+    workers: int = 2,
+    on_error: Literal["raise", "skip"] = "skip",
+) -> DetectionReport:
+    """Run a detector on every image of a data set and score its detections.
 
     Args:
-        model: detector whose classes are the first of `classes`.
-        samples: images with their objects.
-        classes: class names, in label order; objects of classes that the detector lacks count as missed.
-        cache: folder for proposals.
+        model: detector.
+        data: data set, see :func:`sppnet.data.formats.detection.read_detection`, or the data that it returned for the
+            classes of the model. Objects of classes that the detector lacks count as missed.
+        split: split of the data; None for ``test``, ``val``, or for data without splits.
+        cache: folder that caches proposals; None caches nothing.
         workers: images searched for proposals in parallel.
+        on_error: ``skip`` to collect the errors of unreadable images, or ``raise``.
 
     Raises:
-        ValueError: the readable images contain only difficult objects, or none.
+        ImageError: an image cannot be read, and `on_error` is ``raise``.
+        ValueError: invalid data set, or the readable images contain only difficult objects, or none.
     """
-    config = model.config
-    paths = [sample.path for sample in samples]
-    limits = {"max_windows": config.windows, "seconds": config.proposal_seconds}
-    results = propose_all(paths, config.proposals, cache, workers=workers, **limits)  # type: ignore[arg-type]
-    readable, detections, failures, boxes = [], [], [], []
-    pairs = zip(samples, results, strict=True)
-    for sample, proposals in track(pairs, "detecting", len(samples)):
-        if isinstance(proposals, Failure):
-            failures.append(proposals.error)
-            continue
-        detections.append(model.detect(load_image(sample.path), proposals.boxes))
-        readable.append(sample)
-        boxes.append(proposals.boxes)
-    truths = [sample.boxes[~sample.difficult] for sample in readable]
+    if not isinstance(data, DetectionData):
+        split = choose_split(data, split, "test", "val", "valid", "validation")
+        data = read_detection(data, split, model.config.classes, more_classes=True)
+    known = len(model.config.classes)
+    if data.classes[:known] != model.config.classes:
+        raise ValueError(f"data: expected the classes of the model first, {model.config.classes}, got {data.classes}")
+    if not any((~sample.difficult).any() for sample in data.samples):
+        raise ValueError(f"data: expected at least one object that is not difficult in {data.root}, got none")
+    if unknown := data.classes[known:]:
+        _logger.warning(f"classes unknown to the model, whose objects count as missed: {', '.join(unknown)}")
+    paths = [sample.path for sample in data.samples]
+    proposals = list(track(model.propose(paths, cache=cache, workers=workers), "proposals", len(paths)))
+    results = model.detect_among(paths, proposals, min_score=-math.inf, on_error=on_error)
+    samples, detections, failures, boxes = [], [], [], []
+    for sample, found, result in zip(data.samples, proposals, results, strict=True):
+        if isinstance(found, Failure) or isinstance(result, Failure):
+            failures.append(result.error)
+        else:
+            samples.append(sample)
+            detections.append(result.detections)
+            boxes.append(found.boxes)
+    truths = [sample.boxes[~sample.difficult] for sample in samples]
     if not any(len(objects) for objects in truths):
         errors = "; ".join(str(failure) for failure in failures[:10])
         raise ValueError(
-            f"data: expected at least one object that is not difficult, got none in {len(readable)} readable images;"
+            f"data: expected at least one object that is not difficult, got none in {len(samples)} readable images;"
             f" {len(failures)} images cannot be read{': ' * bool(errors)}{errors}"
         )
-    scores = score_detections(detections, readable, classes)
-    return DetectEvaluation(scores, recall(boxes, truths), tuple(readable), tuple(detections), tuple(failures))
+    scores = score_detections(detections, samples, data.classes)
+    covered = recall(boxes, truths)
+    return DetectionReport(scores, covered, tuple(samples), tuple(detections), tuple(failures), data.problems)

@@ -1,33 +1,33 @@
 """Window-based detectors: SPP-net, R-CNN and Fast R-CNN, which differ in how window vectors are computed."""
 
-import os
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Literal, get_args
 
-import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.ops import clip_boxes_to_image
 
-from sppnet.backbones.backbone import Backbone
+from sppnet.backbones.backbone import Backbone, create_backbone
 from sppnet.backbones.modes import evaluation_mode
-from sppnet.backbones.weights import EMBEDDED_BACKBONE
-from sppnet.data.images import ImageSource, load_image
+from sppnet.backbones.names import EMBEDDED_BACKBONE
+from sppnet.data.images import ImageSource, list_sources, load_image, source_name
 from sppnet.detect.classic.rcnn import CropEncoder
-from sppnet.detect.proposals import propose
-from sppnet.errors import check_choice
-from sppnet.features.encoder import DistinctVectors, RegionEncoder, ScaleRule
-from sppnet.inference.results import Detections
-from sppnet.ops.bins import CellRule, Level
-from sppnet.ops.boxes import areas, clip, decode, suppress
-from sppnet.ops.reference import Reduce
-
-Method = Literal["spp", "rcnn", "fast"]
-Scorer = Literal["svm", "softmax"]
-Regression = Literal["none", "pool", "fc"]
+from sppnet.detect.options import DEFAULT_MIN_SCORES, Method, Regression, Scorer
+from sppnet.detect.predict import DetectionResult
+from sppnet.detect.proposals import Proposals, iter_proposals
+from sppnet.detect.suppression import suppress
+from sppnet.errors import ImageError, check_choice, check_classes
+from sppnet.features.encoder import DistinctVectors, RegionEncoder
+from sppnet.features.options import ScaleRule
+from sppnet.inference.results import Detections, Failure, filter_by_score
+from sppnet.ops.boxes import areas, decode
+from sppnet.ops.levels import CellRule, Level, Reduce
+from sppnet.progress import track
 
 _MAX_PER_CLASS = 100  # detections of one class in one image
 # Detections must score above this: margins as in the SPP-net authors' code, probabilities as in Fast R-CNN's.
@@ -88,8 +88,7 @@ class Detector(nn.Module):
         check_choice("method", config.method, get_args(Method))
         check_choice("scorer", config.scorer, get_args(Scorer))
         check_choice("regression", config.regression, get_args(Regression))
-        if not config.classes or len(set(config.classes)) < len(config.classes):
-            raise ValueError(f"classes: expected one or more distinct names, got {config.classes}")
+        check_classes(config.classes)
         self.config = config
         self.encoder = create_encoder(config, backbone)
         self.register_buffer("norm", torch.ones(()))
@@ -126,32 +125,86 @@ class Detector(nn.Module):
         """Device of the weights."""
         return self.score.weight.device
 
-    def detect(self, image: Image.Image, proposals: Float[Tensor, "k 4"]) -> Detections:
+    def detect(self, image: Image.Image, proposals: Real[Tensor, "k 4"]) -> Detections:
         """Detect objects among the given windows of an RGB image.
 
         Args:
             image: image from :func:`sppnet.data.images.load_image`.
             proposals: xyxy edges in pixels of the image; may be empty.
         """
+        boxes = proposals.float()
         with evaluation_mode(self), torch.inference_mode():
-            distinct = self.encoder.distinct(self.encoder.prepare(image), proposals)  # type: ignore[arg-type]
-            return self.read(distinct, proposals, (image.height, image.width))
+            distinct = self.encoder.distinct(self.encoder.prepare(image), boxes)  # type: ignore[arg-type]
+            return self.read(distinct, boxes, (image.height, image.width))
 
-    def predict(self, images: ImageSource | Iterable[ImageSource]) -> list[Detections]:
-        """Detect objects in images or files, using proposals from the source in the configuration.
+    def predict(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        *,
+        min_score: float | None = None,
+        proposals: str | None = None,
+        cache: str | Path | None = None,
+        workers: int = 1,
+        on_error: Literal["raise", "skip"] = "raise",
+    ) -> list[DetectionResult | Failure]:
+        """Detect objects in images.
 
         Args:
-            images: one image or several: paths, bytes of files, Pillow images, uint8 arrays.
+            images: one image or several, see :func:`sppnet.data.images.load_image`.
+            min_score: lowest score to report, from -1.5 (SVM) or 0.01 (softmax); None for -0.5 (SVM) or 0.5 (softmax).
+            proposals: proposal source, see :func:`sppnet.detect.proposals.iter_proposals`; None for that of the
+                configuration. To detect objects among given boxes, call :meth:`detect`.
+            cache: folder that caches proposals; None to search again.
+            workers: images searched for proposals in parallel.
+            on_error: ``raise``, or ``skip`` to return a Failure in place of an image that cannot be used.
 
         Raises:
-            sppnet.ImageError: an image cannot be read; raised for the first one.
-            ValueError: the configured proposals come from a file; pass them to :meth:`detect` instead.
+            sppnet.ImageError: an image cannot be used, and `on_error` is ``raise``.
+            ValueError: invalid argument, or the proposals come from a file and an image is not a path.
         """
-        single = isinstance(images, str | bytes | os.PathLike | Image.Image | np.ndarray)
-        loaded = (load_image(source) for source in ([images] if single else images))  # type: ignore[union-attr,arg-type]
+        sources = list_sources(images)
+        found = self.propose(sources, proposals, cache=cache, workers=workers)
+        return list(self.detect_among(sources, found, min_score=min_score, on_error=on_error))
+
+    def propose(
+        self,
+        images: Sequence[ImageSource],
+        source: str | None = None,
+        *,
+        cache: str | Path | None = None,
+        workers: int = 1,
+    ) -> Iterator[Proposals | Failure]:
+        """Yield the proposals of each image, with the limits of the configuration; arguments as for :meth:`predict`."""
         config = self.config
         limits = {"max_windows": config.windows, "seconds": config.proposal_seconds}
-        return [self.detect(image, propose(image, config.proposals, **limits)) for image in loaded]  # type: ignore[arg-type]
+        return iter_proposals(images, source or config.proposals, cache, workers=workers, **limits)  # type: ignore[arg-type]
+
+    def detect_among(
+        self,
+        images: Sequence[ImageSource],
+        proposals: Iterable[Proposals | Failure],
+        *,
+        min_score: float | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+    ) -> Iterator[DetectionResult | Failure]:
+        """Yield the result of each image, given the proposals from :meth:`propose`; see :meth:`predict`."""
+        check_choice("on_error", on_error, ("raise", "skip"))
+        threshold = DEFAULT_MIN_SCORES[self.config.scorer] if min_score is None else min_score
+        found = track(proposals, "detecting", len(images))
+        for index, (source, windows) in enumerate(zip(images, found, strict=True)):
+            name = source_name(source, index)
+            try:
+                if isinstance(windows, Failure):
+                    raise windows.error
+                image = load_image(source)
+            except ImageError as error:
+                named = ImageError(name, error.reason)
+                if on_error == "raise":
+                    raise named from error
+                yield Failure(name, named)
+            else:
+                detections = filter_by_score(self.detect(image, windows.boxes), threshold)
+                yield DetectionResult(name, (image.height, image.width), detections, self.config.classes)
 
     def read(self, distinct: DistinctVectors, proposals: Float[Tensor, "k 4"], size: tuple[int, int]) -> Detections:
         """Convert window vectors into detections: threshold, NMS, box regression, second NMS.
@@ -171,9 +224,9 @@ class Detector(nn.Module):
             rows = (scores[:, label] > _THRESHOLDS[self.config.scorer]).nonzero()[:, 0]
             # As in the authors' code, NMS runs before box regression and again after it.
             rows = rows[suppress(proposals[rows], scores[rows, label], self.config.overlap)][:_MAX_PER_CLASS]
-            boxes = clip(proposals[rows], size)
+            boxes = clip_boxes_to_image(proposals[rows], size)
             if offsets is not None:
-                boxes = clip(decode(proposals[rows], offsets[rows, label]), size)
+                boxes = clip_boxes_to_image(decode(proposals[rows], offsets[rows, label]), size)
                 kept = suppress(boxes, scores[rows, label], self.config.overlap)
                 boxes, rows = boxes[kept], rows[kept]
             valid = areas(boxes) > 0
@@ -185,10 +238,18 @@ class Detector(nn.Module):
         return Detections(torch.cat(boxes_by_class)[order], joined[order], torch.cat(labels)[order])
 
 
-def list_objects(found: Detections, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Return `label`, `score` and `box` (xyxy edges in pixels of the image) of each detection, for JSON."""
-    rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
-    return [{"label": classes[label], "score": score, "box": box} for box, score, label in rows]
+def create_detector(config: DetectorConfig, weights: str | None = "auto") -> Detector:
+    """Create a detector with a random head.
+
+    Args:
+        config: configuration.
+        weights: weights of the backbone, see :func:`sppnet.create_backbone`.
+
+    Raises:
+        ValueError: invalid configuration, or unusable weights.
+    """
+    backbone = create_backbone(config.backbone, config.stage, weights)
+    return Detector(replace(config, stage=backbone.stage), backbone)
 
 
 def create_encoder(config: DetectorConfig, backbone: Backbone) -> RegionEncoder | CropEncoder:
@@ -210,8 +271,3 @@ def create_fc(in_features: int, hidden: Sequence[int]) -> nn.Sequential:
         layers |= {f"fc{number}": linear, f"relu{number}": nn.ReLU(), f"drop{number}": nn.Dropout(0.5)}
         in_features = width
     return nn.Sequential(layers)
-
-
-def result_content(source: str, image: Image.Image, found: Detections, classes: Sequence[str]) -> dict[str, Any]:
-    """Return the JSON content of one image, as written by ``--json``."""
-    return {"source": source, "size": [image.height, image.width], "objects": list_objects(found, classes)}

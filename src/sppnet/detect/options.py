@@ -1,25 +1,29 @@
-"""Training options of detectors."""
+"""Training options of detectors, and the names of methods and scorers; importable without torch."""
 
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
-from sppnet.backbones.backbone import Backbone, create_backbone, stage_of_stride
-from sppnet.backbones.weights import EMBEDDED_BACKBONE
-from sppnet.detect.model import DetectorConfig, Method, Regression, Scorer
-from sppnet.detect.proposals import is_box_file
+from sppnet.backbones.names import EMBEDDED_BACKBONE
 from sppnet.errors import check_choice, require_positive
-from sppnet.features.encoder import ScaleRule
-from sppnet.ops.bins import CellRule, Level, parse_levels
-from sppnet.ops.reference import Reduce
+from sppnet.features.options import ScaleRule
+from sppnet.ops.levels import CellRule, Level, Reduce, parse_levels
 from sppnet.training.options import LoopOptions
 
+Method = Literal["spp", "rcnn", "fast"]
+Scorer = Literal["svm", "softmax"]
+Regression = Literal["none", "pool", "fc"]
+
+# Default of the lowest score to report. The authors' demo shows SVM scores from -0.5.
+DEFAULT_MIN_SCORES: dict[Scorer, float] = {"svm": -0.5, "softmax": 0.5}
+
+_BOX_FILES = (".csv", ".jsonl", ".json")
 # Options without effect; only their defaults are accepted.
 _UNUSED: dict[Method, tuple[str, ...]] = {
     "spp": (),
-    "rcnn": ("scales", "rule", "scale_rule"),
-    "fast": ("levels", "rule", "scorer", "finetune", "steps"),
+    "rcnn": ("scales", "cell_rule", "scale_rule"),
+    "fast": ("levels", "cell_rule", "scorer", "finetune", "steps"),
 }
 
 
@@ -32,14 +36,15 @@ class DetectOptions(LoopOptions):
             ``rcnn``: the same with one forward pass per window; ``fast``: Fast R-CNN, which also trains the backbone.
         backbone, stage, weights: arguments of :func:`sppnet.backbones.backbone.create_backbone`; a stage of None
             selects the last one of stride 16.
-        levels, scales, rule, reduce, scale_rule: arguments of :class:`sppnet.RegionEncoder`.
+        levels, scales, cell_rule, reduce, scale_rule: arguments of :class:`sppnet.RegionEncoder`; `cell_rule` is its
+            `rule`.
         hidden: output sizes of fc6 and fc7; empty to score the pooled vectors.
         finetune: train the fc layers; otherwise they keep their random initialization.
         mirror: train on horizontally mirrored images too, which have their own cached features.
         scorer: ``svm``, or ``softmax`` for the output layer of the fine-tuning.
         regression: train box regression.
         proposals, windows, proposal_seconds: proposal source, maximum number of windows per image and time limit of
-            the search, see :func:`sppnet.detect.proposals.propose_all`.
+            the search, see :func:`sppnet.detect.proposals.iter_proposals`.
         steps: batches per epoch of fine-tuning.
         workers: images searched for proposals in parallel.
         cache: folder for proposals and features, which runs may share; None for the run folder.
@@ -51,7 +56,7 @@ class DetectOptions(LoopOptions):
     weights: str = "auto"
     levels: tuple[Level, ...] = (6, 3, 2, 1)
     scales: tuple[int, ...] = (688,)
-    rule: CellRule = "paper"
+    cell_rule: CellRule = "paper"
     reduce: Reduce = "max"
     scale_rule: ScaleRule = "paper"
     hidden: tuple[int, ...] = (1024, 1024)
@@ -72,7 +77,7 @@ class DetectOptions(LoopOptions):
         super().__post_init__()
         for name, choices in (
             ("method", get_args(Method)),
-            ("rule", get_args(CellRule)),
+            ("cell_rule", get_args(CellRule)),
             ("reduce", get_args(Reduce)),
             ("scale_rule", get_args(ScaleRule)),
             ("scorer", get_args(Scorer)),
@@ -88,37 +93,18 @@ class DetectOptions(LoopOptions):
                 )
         if self.method == "fast" and not self.regression:
             raise ValueError("regression: expected True, got False; Fast R-CNN trains scores and boxes together")
-        if is_box_file(self.proposals):  # absolute, so that the run is usable from any working directory
+        # Absolute paths, so that the run can be used and resumed from any working directory.
+        if is_box_file(self.proposals):
             object.__setattr__(self, "proposals", str(Path(self.proposals).resolve()))
+        if self.weights.endswith(".safetensors"):
+            object.__setattr__(self, "weights", str(Path(self.weights).resolve()))
         if any(width < 1 for width in self.hidden):
             raise ValueError(f"hidden: expected sizes of at least 1, got {self.hidden}")
         if self.scorer == "softmax" and not (self.hidden and self.finetune):
             raise ValueError("scorer: expected svm, got softmax; a softmax requires hidden sizes and finetune")
         parse_levels(self.levels)
 
-    def create_backbone(self) -> Backbone:
-        """Create the backbone, cut off at the selected stage."""
-        stage = stage_of_stride(self.backbone, 16) if self.stage is None else self.stage
-        return create_backbone(self.backbone, stage, self.weights)
 
-    def config(self, classes: tuple[str, ...], stage: int | None) -> DetectorConfig:
-        """Return the configuration of the detector to train, for a backbone cut off at `stage`."""
-        fast = self.method == "fast"
-        regression: Regression = "fc" if fast else "pool"
-        return DetectorConfig(
-            classes=classes,
-            method=self.method,
-            backbone=self.backbone,
-            stage=stage,
-            levels=(7,) if fast else self.levels,
-            scales=self.scales,
-            rule="roi_pool" if fast else self.rule,
-            reduce=self.reduce,
-            scale_rule=self.scale_rule,
-            hidden=self.hidden,
-            scorer="softmax" if fast else self.scorer,
-            regression=regression if self.regression else "none",
-            proposals=self.proposals,
-            windows=self.windows,
-            proposal_seconds=self.proposal_seconds,
-        )
+def is_box_file(source: str) -> bool:
+    """Return whether a source of proposals is a file of boxes rather than the name of a search."""
+    return Path(source).suffix.lower() in _BOX_FILES

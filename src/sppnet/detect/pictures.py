@@ -2,24 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw
 from torch import Tensor
 
 from sppnet.data.formats.detection import DetectionSample
 from sppnet.data.images import load_image
 from sppnet.evaluation.average_precision import Matches, match_detections
-from sppnet.inference.drawing import class_colour
+from sppnet.inference.drawing import BACKGROUND, TEXT, class_colour, load_font, truncate
 from sppnet.inference.results import Detections
 from sppnet.ops.boxes import areas, overlaps
 
-_BACKGROUND, _TEXT, _FAINT = "#16161a", "#ebebeb", "#9a9aa2"
+_FAINT = "#9a9aa2"
 _COLUMNS = 8
 _TILE = 192  # side of a crop in a mosaic, pixels
 _CAPTION = 38
@@ -153,9 +152,9 @@ def _missed(
 def _write_rows(rows: list[list[_Crop]], samples: Sequence[DetectionSample], title: str, file: Path) -> None:
     rows = [row for row in rows if row][:_MAX_ROWS]
     width = _COLUMNS * (_TILE + _MARGIN) + _MARGIN
-    sheet = Image.new("RGB", (width, _HEADING + len(rows) * (_TILE + _CAPTION + _MARGIN)), _BACKGROUND)
+    sheet = Image.new("RGB", (width, _HEADING + len(rows) * (_TILE + _CAPTION + _MARGIN)), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    draw.text((_MARGIN, _HEADING / 2), title if rows else f"{title}: none", _TEXT, _font(18), anchor="lm")
+    draw.text((_MARGIN, _HEADING / 2), title if rows else f"{title}: none", TEXT, load_font(18), anchor="lm")
     cells = [(crop, row, column) for row, crops in enumerate(rows) for column, crop in enumerate(crops)]
     cells.sort(key=lambda cell: cell[0].image)
     for number, group in groupby(cells, key=lambda cell: cell[0].image):
@@ -163,8 +162,10 @@ def _write_rows(rows: list[list[_Crop]], samples: Sequence[DetectionSample], tit
         for crop, row, column in group:
             left, top = _MARGIN + column * (_TILE + _MARGIN), _HEADING + row * (_TILE + _CAPTION + _MARGIN)
             sheet.paste(_tile(image, crop, samples[number]), (left, top))
-            for line, (text, color) in enumerate(zip(crop.caption.split("\n"), (_TEXT, _FAINT), strict=True)):
-                draw.text((left, top + _TILE + 3 + 17 * line), _truncate(text, _font(14), _TILE), color, _font(14))
+            for line, (text, color) in enumerate(zip(crop.caption.split("\n"), (TEXT, _FAINT), strict=True)):
+                draw.text(
+                    (left, top + _TILE + 3 + 17 * line), truncate(text, load_font(14), _TILE), color, load_font(14)
+                )
     sheet.save(file, quality=90)
 
 
@@ -252,16 +253,11 @@ def _edges(box: Tensor) -> Edges:
     return x1, y1, x2, y2
 
 
-@cache
-def _font(size: int) -> Any:
-    return ImageFont.load_default(size=size)
-
-
 def _font_for(text: str, size: int, max_width: int) -> Any:
     """Return the largest font of at most this size, but at least 6, whose label fits into the width."""
-    while size > 6 and _label_size(text, _font(size))[0] > max_width:
+    while size > 6 and _label_size(text, load_font(size))[0] > max_width:
         size -= 1
-    return _font(size)
+    return load_font(size)
 
 
 def _label_size(text: str, font: Any) -> tuple[int, int]:
@@ -273,10 +269,3 @@ def _text_color(color: str) -> str:
     """Return black or white, whichever is legible on the color."""
     red, green, blue = ImageColor.getrgb(color)[:3]
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 115 else "white"
-
-
-def _truncate(text: str, font: Any, max_width: int) -> str:
-    """Shorten a text with an ellipsis to fit into the width."""
-    while len(text) > 1 and font.getlength(text) > max_width:
-        text = text.rstrip("…")[:-1] + "…"
-    return text

@@ -1,11 +1,13 @@
 """Object proposals: selective search, a sliding-window grid, or both, cached on disk by image content."""
 
 import hashlib
+import logging
 import os
 import re
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,20 +16,21 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from sppnet.console import console, track
 from sppnet.data.formats.boxes import read_boxes
-from sppnet.data.images import image_size, load_image
+from sppnet.data.images import ImageSource, image_size, load_image, source_name
 from sppnet.detect.classic.selective_search import SEARCHES, load_cv2, selective_search
+from sppnet.detect.options import is_box_file
 from sppnet.detect.window_grid import window_grid
-from sppnet.errors import ImageError, check_choice
+from sppnet.errors import ImageError, check_choice, list_some
 from sppnet.inference.results import Failure
 from sppnet.io.files import read_tensors, save_tensors
+
+_logger = logging.getLogger(__name__)
 
 GRID = "grid"
 SOURCES = (*SEARCHES, GRID)
 MAX_WINDOWS = 2000
 
-_BOX_FILES = (".csv", ".jsonl", ".json")
 _FORMAT = 1  # increase it when the same settings give other boxes
 
 
@@ -81,25 +84,10 @@ def propose(
     return _propose(image, sources, max_windows, seconds, seed).boxes
 
 
-def propose_all(
-    paths: Sequence[Path],
-    source: str,
-    folder: Path | None,
-    *,
-    max_windows: int | None = MAX_WINDOWS,
-    seconds: float | None = None,
-    seed: int = 0,
-    workers: int = 1,
-) -> list[Proposals | Failure]:
-    """Return the proposals of many images as a list, with a progress bar; see :func:`iter_proposals`."""
-    items = iter_proposals(paths, source, folder, max_windows=max_windows, seconds=seconds, seed=seed, workers=workers)
-    return list(track(items, "proposals", len(paths)))
-
-
 def iter_proposals(
-    paths: Sequence[Path],
+    images: Sequence[ImageSource],
     source: str,
-    folder: Path | None,
+    folder: str | Path | None,
     *,
     max_windows: int | None = MAX_WINDOWS,
     seconds: float | None = None,
@@ -108,14 +96,13 @@ def iter_proposals(
 ) -> Iterator[Proposals | Failure]:
     """Yield the proposals of many images, cached in a folder.
 
-    Each image has its own cache file, named by a hash of the image's content, the source and the settings: a killed run
-    can be resumed, and moved or renamed images are not searched again.
+    Each image file has its own cache file, named by a hash of the image's content, the source and the settings: a
+    killed run can be resumed, and moved or renamed images are not searched again.
 
     Args:
-        paths: image files.
-        source: as in :func:`propose`, or a file of boxes (see :func:`sppnet.data.formats.boxes.read_boxes`) whose image
-            names are relative to the common folder of the images. For an image that the file does not list, the whole
-            image is the only window.
+        images: paths, bytes of files, or images in memory, which are not cached.
+        source: as in :func:`propose`, or a file of boxes (see :func:`sppnet.data.formats.boxes.read_boxes`), which may
+            name further images. For an image that the file does not list, the whole image is the only window.
         folder: cache folder, created if missing; different sources and settings may share it. None caches nothing.
         max_windows: maximum number of windows per image, as in :func:`propose`.
         seconds: time limit per image. Results for one limit are never reused for another; the file's metadata says
@@ -124,14 +111,15 @@ def iter_proposals(
         workers: images searched in parallel, >= 1, in threads: OpenCV releases the GIL.
 
     Yields:
-        Proposals in the order of the paths, or a Failure for an image that cannot be read.
+        Proposals in the order of the images, or a Failure for an image that cannot be read.
 
     Raises:
         ModuleNotFoundError: selective search without OpenCV.
-        ValueError: as in :func:`propose`, or a file is damaged, missing, or has no box of any image.
+        ValueError: as in :func:`propose`, or a file is damaged, missing, has no box of any image, or is used for images
+            that are not paths.
     """
     if is_box_file(source):
-        yield from _from_file(paths, Path(source), max_windows, seed)
+        yield from _from_file(images, Path(source), max_windows, seed)
         return
     sources = _parse(source, max_windows, seconds)
     if workers < 1:
@@ -139,59 +127,71 @@ def iter_proposals(
     opencv = "" if sources == (GRID,) else load_cv2().__version__
     settings = repr((_FORMAT, sources, max_windows, seconds, seed, opencv))
     if folder:
-        folder.mkdir(parents=True, exist_ok=True)
+        Path(folder).mkdir(parents=True, exist_ok=True)
 
-    def work(path: Path) -> Proposals | Failure:
+    def work(index: int, image: ImageSource) -> Proposals | Failure:
         try:
-            image_size(path)  # raises ImageError for missing files and folders
             file = None
-            if folder:
-                digest = hashlib.sha256(settings.encode() + b"\n" + path.read_bytes()).hexdigest()
-                file = folder / f"{digest}.safetensors"
+            if folder and isinstance(image, str | os.PathLike | bytes):
+                image_size(image)  # raises ImageError for missing files and folders
+                content = image if isinstance(image, bytes) else Path(image).read_bytes()
+                digest = hashlib.sha256(settings.encode() + b"\n" + content).hexdigest()
+                file = Path(folder) / f"{digest}.safetensors"
                 if file.exists():
                     return _read(file)
-            proposals = _propose(load_image(path), sources, max_windows, seconds, seed)
+            proposals = _propose(load_image(image), sources, max_windows, seconds, seed)
         except ImageError as error:
-            return Failure(str(path), error)
+            return Failure(source_name(image, index), error)
         if file:
             metadata = {"complete": "yes" if proposals.complete else "no", "settings": settings}
-            save_tensors({"boxes": proposals.boxes}, file, metadata, shared=True)
+            save_tensors({"boxes": proposals.boxes}, file, metadata)
         return proposals
 
     pool = ThreadPoolExecutor(workers, "proposals")
+    pending: deque[Future[Proposals | Failure]] = deque()
     try:
-        yield from pool.map(work, paths)
+        for index, image in enumerate(images):
+            pending.append(pool.submit(work, index, image))
+            if len(pending) > 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, only running searches are completed
 
 
-def is_box_file(source: str) -> bool:
-    """Return whether a source is a file of boxes rather than the name of a search."""
-    return Path(source).suffix.lower() in _BOX_FILES
-
-
-def _from_file(paths: Sequence[Path], file: Path, max_windows: int | None, seed: int) -> Iterator[Proposals | Failure]:
+def _from_file(
+    images: Sequence[ImageSource], file: Path, max_windows: int | None, seed: int
+) -> Iterator[Proposals | Failure]:
     """Yield the boxes of each image in a file, and the box of the whole image."""
     if not file.is_file():
         raise ValueError(f"proposals: expected a file of boxes, got {file}, which does not exist")
-    absolute = [path.absolute() for path in paths]
-    images = Path(os.path.commonpath([path.parent for path in absolute])) if absolute else Path()
-    boxes_by_path = {image.path: image.boxes for image in read_boxes(file, images).images}
-    unlisted = [path for path in absolute if path not in boxes_by_path]
-    if absolute and len(unlisted) == len(absolute):
-        raise ValueError(f"proposals: expected boxes of the images, such as {absolute[0]}, got none in {file}")
-    if unlisted:
-        names = ", ".join(str(path) for path in unlisted[:10])
-        text = f"{len(unlisted)} of {len(absolute)} images have no box in {file} and use only the whole image: {names}"
-        console.print(text, highlight=False, soft_wrap=True, markup=False)
-    for path, absolute_path in zip(paths, absolute, strict=True):
+    sizes: dict[Path, tuple[int, int] | ImageError] = {}
+    for image in images:
+        if not isinstance(image, str | os.PathLike):
+            raise ValueError(f"images: expected paths, to find them in {file}, got {type(image).__name__}")
         try:
-            height, width = image_size(path)
+            sizes[Path(image).absolute()] = image_size(image)
         except ImageError as error:
-            yield Failure(str(path), error)
+            sizes[Path(image).absolute()] = error
+    readable = [path for path, size in sizes.items() if not isinstance(size, ImageError)]
+    boxes_by_path = {entry.path: entry.boxes for entry in read_boxes(file, readable).images} if readable else {}
+    unlisted = [path for path in readable if path not in boxes_by_path]
+    if unlisted and len(unlisted) == len(readable):
+        raise ValueError(f"proposals: expected boxes of the images, such as {unlisted[0]}, got none in {file}")
+    if unlisted:
+        _logger.warning(
+            f"{len(unlisted)} of {len(readable)} images have no box in {file} and use only the whole image:"
+            f" {list_some(map(str, unlisted))}"
+        )
+    for index, image in enumerate(images):
+        path = Path(image).absolute()  # type: ignore[arg-type]
+        size = sizes[path]
+        if isinstance(size, ImageError):
+            yield Failure(source_name(image, index), size)
             continue
-        whole = torch.tensor([[0.0, 0.0, width, height]])
-        boxes = torch.cat((whole, boxes_by_path.get(absolute_path, whole))).unique(dim=0)
+        whole = torch.tensor([[0.0, 0.0, size[1], size[0]]])
+        boxes = torch.cat((whole, boxes_by_path.get(path, whole))).unique(dim=0)
         yield Proposals(boxes if max_windows is None else _subsample(boxes, whole, max_windows, seed), complete=True)
 
 

@@ -1,42 +1,25 @@
 """Training of a detector on a data set: proposals, window vectors, fine-tuning, SVMs and box regression."""
 
+import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from sppnet.data.formats.detection import DetectionData, choose_split, read_detection
+from sppnet.backbones.backbone import stage_of_stride
+from sppnet.data.formats.detection import DetectionData, choose_split, detection_splits, read_detection
 from sppnet.detect.classic.fast import fit_fast
 from sppnet.detect.classic.fit import fit_detector, propose_windows, window_vectors
 from sppnet.detect.classic.windows import content_digest, usable_images
-from sppnet.detect.model import Detector
-from sppnet.detect.options import DetectOptions
-from sppnet.detect.proposals import is_box_file
+from sppnet.detect.evaluate import evaluate_detector
+from sppnet.detect.model import DetectorConfig, create_detector
+from sppnet.detect.options import DetectOptions, is_box_file
 from sppnet.devices import pick_device
-from sppnet.errors import ImageError
+from sppnet.errors import import_optional
+from sppnet.io.remote import file_version
 from sppnet.training.checkpoint import open_training
-from sppnet.training.run import save_run
+from sppnet.training.run import TrainingResult, save
 from sppnet.training.svm import linear_svc
-
-
-@dataclass(frozen=True)
-class DetectTraining:
-    """Result of a training run.
-
-    Attributes:
-        run: run folder.
-        finished: False if the training was interrupted; continue it with `resume`.
-        failures: errors of the unreadable images.
-        problems: annotations that were dropped or repaired, and classes without objects.
-        seconds: duration of each stage, by name.
-    """
-
-    run: Path
-    finished: bool
-    failures: tuple[ImageError, ...]
-    problems: tuple[str, ...]
-    seconds: dict[str, float]
 
 
 @torch.random.fork_rng(devices=[])
@@ -46,8 +29,9 @@ def train_detector(
     options: DetectOptions | None = None,
     *,
     split: str | None = None,
+    val: str | Path | None = None,
     resume: bool = False,
-) -> DetectTraining:
+) -> TrainingResult:
     """Train a detector and save it to a run folder.
 
     Proposals and vectors are cached as they are computed, and fine-tuning writes checkpoints, so that a killed training
@@ -58,49 +42,102 @@ def train_detector(
         out: run folder, created if missing.
         options: training options; None for the defaults.
         split: split of the data; None for ``train``, or for data without splits.
+        val: split of `data`, or another data set, on which the trained detector is scored; None for no scores.
         resume: continue the training in `out`, if there is one.
+
+    Returns:
+        Result with the scores ``ap50`` and ``map``, and the stages ``proposals``, ``features``, ``fine-tuning``,
+        ``SVMs`` and ``box regression``, or ``proposals`` and ``training`` of Fast R-CNN, and ``validation``.
 
     Raises:
         ModuleNotFoundError: a package of an extra is missing.
         ValueError: invalid option or data set, or a run folder that is in use.
     """
-    options = options or DetectOptions()
-    out = Path(out)
-    if options.method != "fast" and options.scorer == "svm":
-        linear_svc("detect")  # fail early if scikit-learn is missing
-    seconds: dict[str, float] = {}
-    dataset = read_detection(data, choose_split(data, split, "train", "training"))
-    warnings = _check_objects(dataset)
-    torch.manual_seed(options.seed)
-    backbone = options.create_backbone()
-    model = Detector(options.config(dataset.classes, backbone.stage), backbone)
-    model.encoder.to(pick_device(options.device))
-    fingerprint = [
-        f"{sample.path} {sample.boxes.tolist()} {sample.labels.tolist()} {sample.difficult.tolist()}"
-        for sample in dataset.samples
-    ]
-    if is_box_file(options.proposals):
-        fingerprint.append(content_digest(Path(options.proposals)))
-    open_training(out, dataset.root, fingerprint, options, resume)
-    cache = Path(options.cache) if options.cache else out / "cache"
     started = time.monotonic()
+    options, out = options or DetectOptions(), Path(out)
+    if options.method != "fast" and options.scorer == "svm":
+        linear_svc()  # fail early if scikit-learn is missing
+    dataset = read_detection(data, choose_split(data, split, "train", "training"))
+    problems = [*dataset.problems, *_check_objects(dataset)]
+    val_set = None if val is None else _read_validation(data, val, dataset.classes)
+    torch.manual_seed(options.seed)
+    model = create_detector(detector_config(options, dataset.classes), options.weights)
+    device = pick_device(options.device)
+    model.encoder.to(device)
+    open_training(out, dataset.root, describe_data(dataset, options), options, resume)
+    cache = Path(options.cache) if options.cache else out / "cache"
+    stages: dict[str, float] = {}
+    stage_started = time.monotonic()
     windows, failures = propose_windows(dataset.samples, len(dataset.classes), options, cache)
-    seconds["proposals"] = time.monotonic() - started
+    stages["proposals"] = time.monotonic() - stage_started
+    stage_started = time.monotonic()
     if options.method == "fast":
-        started = time.monotonic()
         finished = fit_fast(model, windows, options, out, failures)
-        seconds["training"] = time.monotonic() - started
+        stages["training"] = time.monotonic() - stage_started
     else:
         vectors = window_vectors(model, windows, cache)
-        started = time.monotonic()
         failures += vectors.compute("features", mirrored=options.finetune and options.mirror and bool(options.hidden))
-        seconds["features"] = time.monotonic() - started
-        usable = usable_images(windows, failures)
-        finished = fit_detector(model, vectors, usable, options, out, seconds)
+        stages["features"] = time.monotonic() - stage_started
+        finished = fit_detector(model, vectors, usable_images(windows, failures), options, out, stages)
+    scores: dict[str, float] = {}
     if finished:
-        save_run(model.cpu().eval(), out)
+        save(model.cpu().eval(), out)
+    if finished and val_set is not None:
+        stage_started = time.monotonic()
+        report = evaluate_detector(model.to(device), val_set, cache=cache / "proposals", workers=options.workers)
+        stages["validation"] = time.monotonic() - stage_started
+        scores = {"ap50": report.scores.ap50, "map": report.scores.map}
+        failures += report.failures
+        problems += report.problems
     unique = {failure.path: failure for failure in failures}
-    return DetectTraining(out, finished, tuple(unique.values()), (*dataset.problems, *warnings), seconds)
+    seconds = time.monotonic() - started
+    return TrainingResult(out, finished, scores, tuple(unique.values()), tuple(problems), seconds, stages)
+
+
+def detector_config(options: DetectOptions, classes: tuple[str, ...]) -> DetectorConfig:
+    """Return the configuration of the detector to train; its backbone ends at the last map of stride 16 by default."""
+    fast = options.method == "fast"
+    return DetectorConfig(
+        classes=classes,
+        method=options.method,
+        backbone=options.backbone,
+        stage=stage_of_stride(options.backbone, 16) if options.stage is None else options.stage,
+        levels=(7,) if fast else options.levels,
+        scales=options.scales,
+        rule="roi_pool" if fast else options.cell_rule,
+        reduce=options.reduce,
+        scale_rule=options.scale_rule,
+        hidden=options.hidden,
+        scorer="softmax" if fast else options.scorer,
+        regression="none" if not options.regression else "fc" if fast else "pool",
+        proposals=options.proposals,
+        windows=options.windows,
+        proposal_seconds=options.proposal_seconds,
+    )
+
+
+def describe_data(data: DetectionData, options: DetectOptions) -> list[str]:
+    """Return a line for each image with everything that training depends on, to recognize changed data on resuming.
+
+    Names are relative to the data set, so that they do not depend on how its path was typed.
+    """
+    root = data.root.resolve()
+    box_file = content_digest(Path(options.proposals)) if is_box_file(options.proposals) else ""
+    lines = []
+    for sample in data.samples:
+        name, version = os.path.relpath(sample.path.resolve(), root), file_version(sample.path)
+        labels = [data.classes[label] for label in sample.labels.tolist()]
+        lines.append(f"{name} {version} {sample.boxes.tolist()} {labels} {sample.difficult.tolist()} {box_file}")
+    return lines
+
+
+def _read_validation(data: str | Path, val: str | Path, classes: tuple[str, ...]) -> DetectionData:
+    import_optional("faster_coco_eval", "scores of detectors")  # fail early
+    if str(val) in detection_splits(data):
+        return read_detection(data, str(val), classes, more_classes=True)
+    return read_detection(
+        val, choose_split(val, None, "val", "valid", "validation", "test"), classes, more_classes=True
+    )
 
 
 def _check_objects(data: DetectionData) -> list[str]:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -13,23 +13,24 @@ from typing import Any
 import torch
 
 from sppnet.classify.model import Classifier
-from sppnet.classify.predict import Prediction, predict_images
-from sppnet.data.images import load_image
+from sppnet.classify.predict import predict_images
 from sppnet.data.listing import image_source
-from sppnet.detect.model import Detector, result_content
-from sppnet.detect.proposals import propose
 from sppnet.devices import pick_device
 from sppnet.errors import ImageError
 from sppnet.features.encoder import RegionEncoder
-from sppnet.features.files import Dtype, FileTask, PieceTask, compute_files
-from sppnet.inference.results import filter_by_score
+from sppnet.features.files import FileTask, PieceTask, compute_files
+from sppnet.features.options import Dtype
+from sppnet.inference.results import Failure, Result
 from sppnet.io import remote
-from sppnet.io.part_files import failure_line
 from sppnet.registry import Model, load
 from sppnet.training.run import CONFIG, WEIGHTS
 
 # Concurrent reads per process from an object store, and number of images to prefetch.
 _READERS, _PREFETCH = 8, 16
+
+# Image for load_image, or the error of an image that cannot be read.
+Source = Path | bytes | ImageError
+Predict = Callable[[Any, Sequence[Path | bytes]], Sequence[Result | Failure]]
 
 
 def load_remote(run: str) -> Model:
@@ -45,25 +46,21 @@ def load_remote(run: str) -> Model:
         return load(folder)
 
 
-# An image as load_image takes it, or the error of an image that cannot be read. Sources are pairs (name, source).
-Source = Path | bytes | ImageError
-Sources = Iterable[tuple[str, Source]]
-Answers = Iterator[dict[str, Any] | ImageError]
-
-
 @dataclasses.dataclass
 class PredictJob:
     """Prediction for the images of a part, written to one JSON Lines file.
 
     Attributes:
         model: model to run.
-        answer: function that yields a prediction for each image, in order.
+        predict: function that returns the result of each image.
+        batch: number of images to predict together.
         folder: output folder.
         here: folder to which image names are relative.
     """
 
     model: Model
-    answer: Callable[[Any, Sources], Answers]
+    predict: Predict
+    batch: int
     folder: Path | str
     here: Path
 
@@ -72,27 +69,29 @@ class PredictJob:
         self.model.to(pick_device(device)).eval()
 
     def run(self, task: str) -> str:
-        """Write a part and return its failures as JSON."""
+        """Write a part and return its failures, as (name, reason) in JSON."""
         content = json.loads(task)
-        lines, failures = [], []
-        for name, answer in zip(content["names"], self.answer(self.model, self._read(content["names"])), strict=True):
-            if isinstance(answer, ImageError):
-                failures.append((name, answer.reason))
-                lines.append(failure_line(name, answer.reason))
-            else:
-                lines.append(json.dumps(answer))
-        remote.write_text("".join(f"{line}\n" for line in lines), remote.join(self.folder, content["file"]))
-        return json.dumps(failures)
+        results: list[Result | Failure] = []
+        images = zip(content["names"], self._read(content["names"]), strict=True)
+        while chunk := list(islice(images, self.batch)):
+            readable = [source for _, source in chunk if not isinstance(source, ImageError)]
+            answers = iter(self.predict(self.model, readable))
+            for name, source in chunk:
+                answer = Failure(name, source) if isinstance(source, ImageError) else next(answers)
+                results.append(dataclasses.replace(answer, source=name))
+        lines = "".join(f"{json.dumps(result.to_dict())}\n" for result in results)
+        remote.write_text(lines, remote.join(self.folder, content["file"]))
+        return json.dumps([(result.source, result.error.reason) for result in results if isinstance(result, Failure)])
 
-    def _read(self, names: Sequence[str]) -> Sources:
+    def _read(self, names: Sequence[str]) -> Iterator[Source]:
         """Yield the images, with prefetching."""
         with ThreadPoolExecutor(_READERS) as pool:
             remaining = iter(names)
             pending = deque(pool.submit(_read_source, name, self.here) for name in islice(remaining, _PREFETCH))
-            for name in names:
+            while pending:
                 source = pending.popleft().result()
-                pending.extend(pool.submit(_read_source, later, self.here) for later in islice(remaining, 1))
-                yield name, source
+                pending.extend(pool.submit(_read_source, name, self.here) for name in islice(remaining, 1))
+                yield source
 
 
 def _read_source(name: str, folder: Path) -> Source:
@@ -102,33 +101,11 @@ def _read_source(name: str, folder: Path) -> Source:
         return error
 
 
-def classify_images(model: Classifier, sources: Sources, *, batch: int, resize: str | None, views: str) -> Answers:
-    """Yield the JSON content of `sppnet predict --json` for each image, batched as in the local engine."""
-    remaining = iter(sources)
-    while chunk := list(islice(remaining, batch)):
-        readable = [source for _, source in chunk if not isinstance(source, ImageError)]
-        answers = predict_images(model, readable, resize=resize, views=views, batch=batch)
-        for name, source in chunk:
-            answer = source if isinstance(source, ImageError) else next(answers)
-            if isinstance(answer, Prediction):
-                yield dataclasses.asdict(dataclasses.replace(answer, source=name))
-            else:
-                yield answer if isinstance(answer, ImageError) else answer.error
-
-
-def detect_images(model: Detector, sources: Sources, *, least: float) -> Answers:
-    """Yield the JSON content of `sppnet predict --json` for each image, with objects that score at least `least`."""
-    config = model.config
-    for name, source in sources:
-        try:
-            if isinstance(source, ImageError):
-                raise source
-            image = load_image(source)
-        except ImageError as error:
-            yield error
-            continue
-        windows = propose(image, config.proposals, max_windows=config.windows, seconds=config.proposal_seconds)
-        yield result_content(name, image, filter_by_score(model.detect(image, windows), least), config.classes)
+def classify(
+    model: Classifier, sources: Sequence[Path | bytes], *, resize: str | None, views: str
+) -> list[Result | Failure]:
+    """Classify one batch, without the warnings of :meth:`sppnet.Classifier.predict`."""
+    return list(predict_images(model, sources, resize=resize, views=views, batch=max(len(sources), 1)))
 
 
 @dataclasses.dataclass

@@ -11,7 +11,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from sppnet.errors import check_choice
+from sppnet.errors import check_choice, import_optional
 
 DEVICES = ("auto", "cpu", "cuda")
 # A task that has killed this many processes will likely kill the next one too.
@@ -79,7 +79,7 @@ def cluster(address: str | None, actors: int | None) -> Iterator[None]:
             ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
     except (ConnectionError, TimeoutError, RuntimeError) as error:
         hint = "" if address is None else "; if the cluster requires a token, set RAY_AUTH_MODE=token"
-        raise ConnectionError(f"ray-address: cannot reach Ray at {address or 'this machine'}: {error}{hint}") from error
+        raise ConnectionError(f"ray_address: cannot reach Ray at {address or 'this machine'}: {error}{hint}") from error
     with redirect_stdout(sys.stderr):  # Ray reports dead processes on standard output
         try:
             yield
@@ -91,11 +91,11 @@ def _check_address(address: str) -> None:
     """Fail fast if nothing listens at the address: Ray itself would wait for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
-        raise ValueError(f"ray-address: expected auto, host:port or ray://host:10001, got {address!r}")
+        raise ValueError(f"ray_address: expected auto, host:port or ray://host:10001, got {address!r}")
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
-        raise ConnectionError(f"ray-address: no response from {address}: {error}") from error
+        raise ConnectionError(f"ray_address: no response from {address}: {error}") from error
 
 
 @contextmanager
@@ -189,17 +189,13 @@ def import_ray() -> Any:
     """Import ray and ray.data, with usage statistics disabled.
 
     Raises:
-        ModuleNotFoundError: Ray is not installed; the message says how to install it.
+        ModuleNotFoundError: Ray is not installed; the message names the extra that installs it.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # Otherwise Ray's core warns on standard error, whenever Ray Data is used, that restarts may fail.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    try:
-        import ray
-        import ray.data
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('--engine ray needs Ray Data; install it with pip install "sppnet[ray]"') from error
-    return ray
+    import_optional("ray.data", "runs on Ray")
+    return import_optional("ray", "runs on Ray")
 
 
 class _Coordinator:

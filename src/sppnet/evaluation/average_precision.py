@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sppnet.data.formats.detection import DetectionSample
+from sppnet.errors import import_optional
 from sppnet.inference.results import Detections
 from sppnet.ops.boxes import areas, overlaps
 
@@ -68,6 +69,16 @@ class DetectionScores:
     map: float
     per_class: dict[str, ClassScores]
     curves: dict[str, Curve]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the scores as JSON types, without the curves."""
+        return {
+            "images": self.images,
+            "ap50": self.ap50,
+            "map": self.map,
+            "voc07": self.voc07,
+            "per_class": {name: asdict(of_class) for name, of_class in self.per_class.items()},
+        }
 
 
 @dataclass(frozen=True)
@@ -214,17 +225,6 @@ def voc07(hits: NDArray[np.bool_], objects: int) -> float:
     return float(np.append(envelope, 0.0)[tenths].mean())
 
 
-def json_content(scores: DetectionScores) -> dict[str, Any]:
-    """Convert the scores to a JSON-serializable dictionary, without the curves."""
-    return {
-        "images": scores.images,
-        "ap50": scores.ap50,
-        "map": scores.map,
-        "voc07": scores.voc07,
-        "per_class": {name: asdict(of_class) for name, of_class in scores.per_class.items()},
-    }
-
-
 def _check(found: Sequence[Detections], samples: Sequence[DetectionSample], classes: int) -> None:
     if len(found) != len(samples):
         raise ValueError(f"found: expected one entry per sample ({len(samples)}), got {len(found)}")
@@ -254,10 +254,7 @@ def _best(detections: Detections, sample: DetectionSample) -> tuple[NDArray[np.f
 
 def _coco(found: Sequence[Detections], samples: Sequence[DetectionSample], classes: int) -> list[float | None]:
     """Compute the COCO average precision of each class; None without objects."""
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('COCO scores need faster-coco-eval: pip install "sppnet[detect]"') from error
+    coco = import_optional("faster_coco_eval", "COCO scores")
     objects = [
         {**row, "area": math.inf if difficult else row["area"]}
         for image, sample in enumerate(samples)
@@ -271,7 +268,7 @@ def _coco(found: Sequence[Detections], samples: Sequence[DetectionSample], class
         )
     ]
     tables = [
-        COCO(
+        coco.COCO(
             {
                 "images": [{"id": image} for image in range(len(samples))],
                 "categories": [{"id": label} for label in range(classes)],
@@ -280,7 +277,7 @@ def _coco(found: Sequence[Detections], samples: Sequence[DetectionSample], class
         )
         for rows in (objects, scored)
     ]
-    evaluation = COCOeval_faster(*tables, iouType="bbox")
+    evaluation = coco.COCOeval_faster(*tables, iouType="bbox")
     evaluation.params.areaRng, evaluation.params.maxDets = [[0, 1e10]], [100]
     evaluation.evaluate()
     evaluation.accumulate()

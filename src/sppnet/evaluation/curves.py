@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from sppnet.errors import import_optional
 from sppnet.evaluation.average_precision import DetectionScores
 from sppnet.inference.drawing import class_colour
 
@@ -22,14 +23,11 @@ def write_curves(scores: DetectionScores, folder: Path) -> None:
     Raises:
         ModuleNotFoundError: the extra `detect` is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('curves need matplotlib: pip install "sppnet[detect]"') from error
+    figures = import_optional("matplotlib.figure", "curves")
     folder.mkdir(parents=True, exist_ok=True)
     colors = {name: class_colour(label) for label, name in enumerate(scores.per_class)}
     columns = 1 + (len(scores.curves) - 1) // 22
-    joint = Figure(figsize=(6.5 + 2 * columns, 5.5), dpi=110, layout="constrained")
+    joint = figures.Figure(figsize=(6.5 + 2 * columns, 5.5), dpi=110, layout="constrained")
     axes = _axes(joint, f"precision and recall at overlap 0.5, mean AP {100 * scores.ap50:.1f}")
     order = sorted(scores.curves, key=lambda name: -_ap50(scores, name))
     lines = [_envelope(axes, scores, name, colors[name], linewidth=1.8) for name in order]
@@ -37,7 +35,7 @@ def write_curves(scores: DetectionScores, folder: Path) -> None:
     joint.legend(lines, texts, loc="outside right upper", frameon=False, title="AP", ncols=columns, fontsize="small")
     joint.savefig(folder / "pr-curves.png")
     for name in scores.curves:
-        figure = Figure(figsize=(6, 5), dpi=110, layout="constrained")
+        figure = figures.Figure(figsize=(6, 5), dpi=110, layout="constrained")
         objects = scores.per_class[name].objects
         axes = _axes(figure, f"{_escape(name)}: AP {100 * _ap50(scores, name):.1f} at overlap 0.5, {objects} objects")
         axes.plot(scores.curves[name].recall, scores.curves[name].precision, color="0.55", linewidth=1)

@@ -14,9 +14,11 @@ from sppnet.backbones.geometry import Axis
 from sppnet.backbones.modes import evaluation_mode
 from sppnet.backbones.same_padding import integer_padding_in_export
 from sppnet.classify.model import Classifier
-from sppnet.export.verify import FORMAT, Verification, require_modules, verify
+from sppnet.errors import import_optional
+from sppnet.export.verify import FORMAT, Verification, verify
+from sppnet.io.remote import atomic_write
 from sppnet.ops import library
-from sppnet.ops.bins import Level, parse_levels
+from sppnet.ops.levels import Level, parse_levels
 from sppnet.ops.regions import box_windows
 
 _MAX_BYTES = 2**31 - 2**24  # maximum size of a Protocol Buffers file, minus room for the graph
@@ -27,7 +29,7 @@ class ExportError(RuntimeError):
 
 
 def export_classifier(
-    model: Classifier, path: str | Path, with_preprocessing: bool = False, *, sizes: int = 50
+    model: Classifier, path: str | Path, with_preprocessing: bool = False, *, num_sizes: int = 50
 ) -> Verification:
     """Export the classifier to an ONNX file, which is written only if it matches the model.
 
@@ -38,7 +40,7 @@ def export_classifier(
         model: classifier with float32 weights and the rule ``adaptive``.
         path: output file; an existing file is replaced.
         with_preprocessing: whether to include scaling and normalization in the graph.
-        sizes: number of image sizes to check, see :func:`verify`.
+        num_sizes: number of image sizes to check, see :func:`verify`.
 
     Raises:
         ModuleNotFoundError: the extra `export` is not installed.
@@ -46,7 +48,7 @@ def export_classifier(
         ValueError: a rule other than ``adaptive``, an invalid path, or weights larger than the 2 GB limit of a file.
         ExportError: torch cannot export the network with dynamic sizes, or the file does not match the model.
     """
-    require_modules("onnx", "onnxscript", "onnxruntime")
+    _require_modules()
     from sppnet.ops.onnx import check_rule
 
     check_rule(model.config.rule)
@@ -73,11 +75,11 @@ def export_classifier(
         **_metadata(model, model.config.levels),
     }
     network = _Network(model, with_preprocessing)
-    return _write_checked(network, {"image": image}, {"image": axes}, "logits", metadata, model, Path(path), sizes)
+    return _write_checked(network, {"image": image}, {"image": axes}, "logits", metadata, model, Path(path), num_sizes)
 
 
 def export_regions(
-    model: Classifier, path: str | Path, levels: Sequence[Level] | None = None, *, sizes: int = 50
+    model: Classifier, path: str | Path, levels: Sequence[Level] | None = None, *, num_sizes: int = 50
 ) -> Verification:
     """Export pyramid pooling of boxes on the model's feature maps to an ONNX file, and verify it.
 
@@ -92,13 +94,13 @@ def export_regions(
         model: classifier that defines stride, offset, channels and reduction.
         path: output file; an existing file is replaced.
         levels: pyramid levels; None for those of the model.
-        sizes: number of image sizes to check, see :func:`verify`.
+        num_sizes: number of image sizes to check, see :func:`verify`.
 
     Raises:
         ModuleNotFoundError, ExportError: as for :func:`export_classifier`.
         TypeError, ValueError: as for :func:`export_classifier`, and invalid levels.
     """
-    require_modules("onnx", "onnxscript", "onnxruntime")
+    _require_modules()
     levels = model.config.levels if levels is None else tuple(levels)
     encoder = _Regions(model, levels)
     inputs = {
@@ -115,7 +117,12 @@ def export_regions(
         inputs["size"] = torch.tensor([300, 200])
         axes["size"] = {}
     metadata = {"task": "regions", "cell_rule": "paper", **_metadata(model, levels)}
-    return _write_checked(encoder, inputs, axes, "vectors", metadata, model, Path(path), sizes)
+    return _write_checked(encoder, inputs, axes, "vectors", metadata, model, Path(path), num_sizes)
+
+
+def _require_modules() -> None:
+    for module in ("onnx", "onnxscript", "onnxruntime"):
+        import_optional(module, "ONNX files")
 
 
 class _Network(nn.Module):
@@ -203,28 +210,24 @@ def _write_checked(
     metadata: dict[str, Any],
     model: Classifier,
     path: Path,
-    sizes: int,
+    num_sizes: int,
 ) -> Verification:
     if model.dtype != torch.float32:
         raise TypeError(f"model: expected float32 weights, got {model.dtype}; convert with .float()")
     size = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
     if size > _MAX_BYTES:
         raise ValueError(f"model: expected at most 2 GB of weights, got {size / 1e9:.1f} GB; use a smaller head")
-    if sizes < 1:
-        raise ValueError(f"sizes: expected at least 1, got {sizes}")
+    if num_sizes < 1:
+        raise ValueError(f"num_sizes: expected at least 1, got {num_sizes}")
     if not path.name or path.is_dir():
         raise ValueError(f"path: expected a file name such as model.onnx, got {path}")
     if not path.parent.is_dir():
         raise ValueError(f"path: expected a file in an existing folder, got {path}")
-    part = path.with_name(path.name + ".part")
-    try:
+    with atomic_write(path) as part:
         _write(module, inputs, axes, output, metadata, part)
-        report = verify(part, model, sizes)
+        report = verify(part, model, num_sizes)
         if report.mismatches:
             raise ExportError(f"{path} was not written: {report.summary()}")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
     return replace(report, file=str(path))
 
 

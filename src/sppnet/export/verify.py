@@ -4,8 +4,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib.util import find_spec
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ from torch import Tensor
 
 from sppnet.backbones.modes import evaluation_mode
 from sppnet.classify.model import Classifier
-from sppnet.console import track
 from sppnet.data.images import to_tensor
+from sppnet.errors import import_optional
 from sppnet.ops.regions import region_pyramid_pool
+from sppnet.progress import track
 
 FORMAT = 1
 _LINE = 600  # length in pixels of the images that are as thin as the network accepts
@@ -67,6 +67,13 @@ class Verification:
     mismatches: tuple[Mismatch, ...]
     seconds: float
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON types, with None for infinite differences."""
+        content = asdict(self)
+        for part, name in ((content, "worst"), *((mismatch, "error") for mismatch in content["mismatches"])):
+            part[name] = part[name] if math.isfinite(part[name]) else None
+        return content
+
     def summary(self) -> str:
         """Return one line that lists the mismatches."""
         if not self.mismatches:
@@ -78,7 +85,7 @@ class Verification:
 
 
 def verify(
-    path: str | Path, model: Classifier, sizes: int = 200, seed: int = 0, tolerance: float = 1e-4
+    path: str | Path, model: Classifier, num_sizes: int = 200, seed: int = 0, tolerance: float = 1e-4
 ) -> Verification:
     """Compare the file in onnxruntime with the model in torch, at random image sizes.
 
@@ -89,7 +96,7 @@ def verify(
     Args:
         path: file written by :mod:`sppnet.export.models`.
         model: classifier that was exported.
-        sizes: number of sizes, at least 1.
+        num_sizes: number of sizes, at least 1.
         seed: random seed of sizes, images and boxes.
         tolerance: largest allowed difference, relative to the model's largest absolute output.
 
@@ -97,9 +104,8 @@ def verify(
         ModuleNotFoundError: onnxruntime is not installed.
         ValueError: the file was not written by this package, or was exported from another model.
     """
-    if sizes < 1:
-        raise ValueError(f"sizes: expected at least 1, got {sizes}")
-    require_modules("onnxruntime")
+    if num_sizes < 1:
+        raise ValueError(f"num_sizes: expected at least 1, got {num_sizes}")
     session, metadata = open_session(Path(path))
     _check_model(Path(path), metadata, model)
     compare = _compare_regions if metadata["task"] == "regions" else _compare_images
@@ -108,30 +114,19 @@ def verify(
     with evaluation_mode(model):
         comparisons = [
             compare(session, metadata, model, rng, size)
-            for size in track(_draw_sizes(rng, sizes, model.backbone.geometry.smallest()), "checking", sizes)
+            for size in track(_draw_sizes(rng, num_sizes, model.backbone.geometry.smallest()), "checking", num_sizes)
         ]
     worst = max(comparisons, key=lambda comparison: comparison.error)
     return Verification(
         str(path),
         metadata["task"],
-        sizes,
+        num_sizes,
         tolerance,
         worst.error,
         worst.size,
         tuple(comparison for comparison in comparisons if not comparison.error <= tolerance),
         time.perf_counter() - started,
     )
-
-
-def require_modules(*modules: str) -> None:
-    """Check that modules of the extra `export` are installed.
-
-    Raises:
-        ModuleNotFoundError: modules are missing; the message names them and the extra.
-    """
-    missing = [name for name in modules if find_spec(name) is None]
-    if missing:
-        raise ModuleNotFoundError(f'ONNX files need {", ".join(missing)}; install with pip install "sppnet[export]"')
 
 
 def open_session(path: Path, threads: int | None = None) -> tuple[Any, dict[str, Any]]:
@@ -142,11 +137,10 @@ def open_session(path: Path, threads: int | None = None) -> tuple[Any, dict[str,
         threads: number of threads of a run; None for the number that torch uses.
 
     Raises:
+        ModuleNotFoundError: onnxruntime is not installed.
         ValueError: the file does not exist, is damaged, or was not written by this version of the package.
     """
-    import onnxruntime  # type: ignore[import-untyped]
-    from onnxruntime.capi import onnxruntime_pybind11_state as errors  # type: ignore[import-untyped]
-
+    onnxruntime, errors = import_optional("onnxruntime", "ONNX files"), _errors()
     if not path.is_file():
         raise ValueError(f"file: expected an existing file, got {path}")
     options = onnxruntime.SessionOptions()
@@ -166,6 +160,10 @@ def open_session(path: Path, threads: int | None = None) -> tuple[Any, dict[str,
     if metadata["format"] != FORMAT:
         raise ValueError(f"file: expected format {FORMAT}, got {metadata['format']!r} in {path}; export it again")
     return session, metadata
+
+
+def _errors() -> Any:
+    return import_optional("onnxruntime.capi.onnxruntime_pybind11_state", "ONNX files")
 
 
 def _check_model(path: Path, metadata: dict[str, Any], model: Classifier) -> None:
@@ -250,8 +248,7 @@ def _draw_boxes(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.f
 
 def _compare(session: Any, inputs: dict[str, NDArray[Any]], expected: Tensor, size: tuple[int, int]) -> Mismatch:
     """Run the file and return the difference from the model's output as a `Mismatch`, even if it is small."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as errors
-
+    errors = _errors()
     images, target = len(next(iter(inputs.values()))), expected.cpu().numpy()
     try:
         (output,) = session.run(None, inputs)

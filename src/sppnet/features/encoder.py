@@ -1,28 +1,31 @@
 """Feature vectors of boxes, with one forward pass per image and scale (SPP-net, section 4.1)."""
 
-import os
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, get_args, overload
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
 from sppnet.backbones.backbone import Backbone, FeatureMap, create_backbone
-from sppnet.backbones.weights import EMBEDDED_BACKBONE
-from sppnet.data.images import ImageSource, load_image, to_tensor
-from sppnet.errors import check_choice
+from sppnet.backbones.modes import evaluation_mode
+from sppnet.backbones.names import EMBEDDED_BACKBONE
+from sppnet.data.images import ImageSource, list_sources, load_image, source_name, to_tensor
+from sppnet.errors import ImageError, check_choice
+from sppnet.features.boxes import Boxes, check_boxes, split_boxes
+from sppnet.features.options import RegionEncoderConfig, ScaleRule
+from sppnet.inference.drawing import draw_bins
+from sppnet.inference.results import Failure, Result
 from sppnet.ops import library
-from sppnet.ops.bins import CellRule, Level, count_bins, parse_levels
 from sppnet.ops.boxes import areas
-from sppnet.ops.reference import Reduce
+from sppnet.ops.levels import CellRule, Level, Reduce, count_bins, parse_levels
 from sppnet.ops.regions import box_windows
 
-ScaleRule = Literal["paper", "released"]
-
+Images = ImageSource | Iterable[ImageSource]
 PAPER_SCALES = (480, 576, 688, 864, 1200)
 # The paper scales a window to the training size of its networks, the authors' code to 13 cells of 16 pixels.
 _PAPER_SIDE, _RELEASED_SIDE = 224, 208
@@ -74,18 +77,40 @@ class BoxCells:
     cells: tuple[int, int, int, int]
 
 
+@dataclass(frozen=True, repr=False)
+class RegionFeatures(Result):
+    """Vectors of the boxes of one image.
+
+    Attributes:
+        boxes: xyxy edges in pixels of the image.
+        vectors: one row per box.
+        ids: one name per box, by default its index; :meth:`draw` writes them into the boxes.
+    """
+
+    boxes: Float[Tensor, "k 4"]
+    vectors: Float[Tensor, "k d"]
+    ids: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        count, length = self.vectors.shape
+        height, width = self.size
+        return f"RegionFeatures({self.source!r}, {height} x {width}, {count} boxes, vectors of length {length})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return source, size, boxes and vectors as JSON types."""
+        return super().to_dict() | {"boxes": self.boxes.tolist(), "vectors": self.vectors.tolist()}
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        """Return a copy of the image with the boxes and their ids drawn on it."""
+        return draw_bins(image, self.boxes, labels=self.ids)
+
+
 class RegionEncoder(nn.Module):
     """Box encoder: one vector per box of an image of any size, with one forward pass per image and scale.
 
     Args:
-        backbone: a network, or its name for :func:`sppnet.backbones.backbone.create_backbone`.
-        levels: pyramid levels, n for n x n bins or (rows, columns).
-        scales: shorter sides of the network input, in pixels; if there are several, each box is pooled at the one that
-            :func:`sppnet.features.encoder.choose_scales` selects.
-        max_side: maximum longer side of the network input, in pixels; it overrides the scale.
-        rule: conversion of boxes into cells, see :func:`sppnet.region_pyramid_pool`.
-        reduce: ``max`` or ``avg``.
-        scale_rule: ``paper`` or ``released``, see :func:`sppnet.features.encoder.choose_scales`.
+        backbone: a network, or its name for :func:`sppnet.create_backbone`.
+        levels, scales, max_side, rule, reduce, scale_rule: fields of :class:`sppnet.RegionEncoderConfig`.
     """
 
     def __init__(
@@ -99,11 +124,9 @@ class RegionEncoder(nn.Module):
         scale_rule: ScaleRule = "paper",
     ) -> None:
         super().__init__()
-        parse_levels(levels)
-        check_choice("rule", rule, get_args(CellRule))
-        check_choice("reduce", reduce, get_args(Reduce))
-        check_choice("scale_rule", scale_rule, get_args(ScaleRule))
         self.backbone = create_backbone(backbone) if isinstance(backbone, str) else backbone
+        name, stage = self.backbone.name, self.backbone.stage
+        self.config = RegionEncoderConfig(name, stage, tuple(levels), tuple(scales), max_side, rule, reduce, scale_rule)
         smallest = max(self.backbone.geometry.smallest())
         if not scales or min(scales) < smallest:
             raise ValueError(
@@ -112,10 +135,8 @@ class RegionEncoder(nn.Module):
             )
         if max_side < max(scales):
             raise ValueError(f"max_side: expected at least the largest scale, {max(scales)}, got {max_side}")
-        self.levels, self.scales, self.max_side = tuple(levels), tuple(scales), max_side
-        self.rule: CellRule = rule
-        self.reduce: Reduce = reduce
-        self.scale_rule: ScaleRule = scale_rule
+        self.levels, self.scales, self.max_side = self.config.levels, self.config.scales, max_side
+        self.rule, self.reduce, self.scale_rule = self.config.rule, self.config.reduce, self.config.scale_rule
         self.eval()
 
     @property
@@ -123,39 +144,61 @@ class RegionEncoder(nn.Module):
         """Vector length, channels times bins."""
         return self.backbone.channels * count_bins(self.levels)
 
-    def forward(
-        self, images: ImageSource | Iterable[ImageSource], boxes: Sequence[Float[Tensor, "_ 4"]] | Tensor
-    ) -> list[Float[Tensor, "_ d"]]:
-        """Encode the boxes of each image.
-
-        Args:
-            images: one image or several: paths, encoded files as bytes, Pillow images, uint8 arrays.
-            boxes: one float tensor (K, 4) per image, xyxy edges in pixels of the image with its EXIF orientation
-                applied. A box must overlap its image and may extend beyond it.
+    def forward(self, images: Images, boxes: Boxes) -> list[Float[Tensor, "_ d"]]:
+        """Encode the boxes of each image; takes the arguments of :meth:`predict` and raises the same errors.
 
         Returns:
             One tensor (K, channels * bins) per image: levels in the given order; within a level: channel, row, column.
+        """
+        return [result.vectors for result in self.predict(images, boxes)]
+
+    @overload
+    def predict(self, images: Images, boxes: Boxes) -> list[RegionFeatures]: ...
+
+    @overload
+    def predict(
+        self, images: Images, boxes: Boxes, *, on_error: Literal["raise", "skip"]
+    ) -> list[RegionFeatures | Failure]: ...
+
+    def predict(self, images: Images, boxes: Boxes, *, on_error: Literal["raise", "skip"] = "raise") -> list[Any]:
+        """Encode the boxes of each image.
+
+        Args:
+            images: one image or several, see :func:`sppnet.data.images.load_image`.
+            boxes: numbers of shape (K, 4) for each image, as a tensor, an array or a nested list: xyxy edges in pixels
+                of the image with its EXIF orientation applied. A box must overlap its image and may extend beyond it.
+            on_error: ``raise`` the error of the first image that cannot be used, or ``skip`` such images, which yields
+                a `Failure` in their place.
+
+        Returns:
+            One result per image, in order, with vectors as of :meth:`forward`.
 
         Raises:
-            sppnet.ImageError: an image cannot be read.
-            TypeError: boxes are not float32 or float64 tensors.
-            ValueError: the numbers of tensors and images differ, or a box is not finite, has no area or does not
-                overlap its image.
+            sppnet.ImageError: an image cannot be used, and `on_error` is ``raise``.
+            TypeError: boxes are neither integers, float32 nor float64.
+            ValueError: the numbers of images and of lists of boxes differ, or a box is not finite, has no area or does
+                not overlap its image.
         """
-        single = isinstance(images, str | bytes | os.PathLike | Image.Image | np.ndarray)
-        sources: list[ImageSource] = [images] if single else list(images)  # type: ignore[list-item,arg-type]
-        box_lists = [boxes] if isinstance(boxes, Tensor) else list(boxes)
-        if len(box_lists) != len(sources):
-            raise ValueError(f"boxes: expected one tensor for each of the {len(sources)} images, got {len(box_lists)}")
-        vectors = []
-        for number, (source, part) in enumerate(zip(sources, box_lists, strict=True)):
-            image = load_image(source)
-            check_boxes(part, (image.height, image.width), f"boxes[{number}]")
-            with torch.inference_mode():
+        check_choice("on_error", on_error, ("raise", "skip"))
+        sources = list_sources(images)
+        results: list[RegionFeatures | Failure] = []
+        for index, (source, part) in enumerate(zip(sources, split_boxes(boxes, len(sources)), strict=True)):
+            name = source_name(source, index)
+            try:
+                image = load_image(source)
+            except ImageError as error:
+                if on_error == "raise":
+                    raise
+                results.append(Failure(name, ImageError(name, error.reason)))
+                continue
+            size = (image.height, image.width)
+            check_boxes(part, size, f"boxes[{index}]")
+            with evaluation_mode(self), torch.inference_mode():
                 maps = self.prepare(image)
-                vectors.append(maps.maps[0].data.new_empty((len(part), self.length)))
-                self.fill(vectors[-1], maps, part.float())
-        return vectors
+                vectors = maps.maps[0].data.new_empty((len(part), self.length))
+                self.fill(vectors, maps, part.float())
+            results.append(RegionFeatures(name, size, part.float(), vectors, tuple(map(str, range(len(part))))))
+        return results
 
     def network_size(self, size: tuple[int, int], scale: int) -> tuple[int, int]:
         """Return the (height, width) of the network input for an image size; the aspect ratio is kept."""
@@ -252,6 +295,21 @@ class RegionEncoder(nn.Module):
         return box_windows(scaled, images, (map_size[0], map_size[1]), scale, offset, self.rule)
 
 
+def create_region_encoder(
+    config: RegionEncoderConfig | None = None, weights: str | Path | None = "auto", **fields: Any
+) -> RegionEncoder:
+    """Create a region encoder.
+
+    Args:
+        config: configuration of the encoder; None for the default.
+        weights: weights of the backbone, see :func:`sppnet.create_backbone`.
+        fields: fields of the configuration to replace.
+    """
+    options = dataclasses.asdict(dataclasses.replace(config or RegionEncoderConfig(), **fields))
+    backbone = create_backbone(options.pop("backbone"), options.pop("stage"), weights)
+    return RegionEncoder(backbone, **options)
+
+
 def choose_scales(
     boxes: Float[Tensor, "k 4"], size: tuple[int, int], scales: Sequence[int], rule: ScaleRule = "paper"
 ) -> Int[Tensor, " k"]:
@@ -280,27 +338,3 @@ def choose_scales(
         expected = (_RELEASED_SIDE * shorter / area.clamp(min=1e-9).sqrt() + 0.5).floor()
         distance = (sides - expected).abs()
     return distance.argmin(1)
-
-
-def check_boxes(boxes: Tensor, size: tuple[int, int], name: str) -> None:
-    """Validate the boxes of an image of (height, width) pixels; error messages refer to them as `name`.
-
-    Raises:
-        TypeError: `boxes` is not a float32 or float64 tensor.
-        ValueError: the shape is not (K, 4), or a box is not finite, has no area or does not overlap the image.
-    """
-    expected = "expected a float32 tensor (K, 4), xyxy in pixels"
-    if not isinstance(boxes, Tensor) or boxes.dtype not in (torch.float32, torch.float64):
-        given = f"a tensor of {boxes.dtype}" if isinstance(boxes, Tensor) else type(boxes).__name__
-        raise TypeError(f"{name}: {expected}, got {given}")
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"{name}: {expected}, got shape {tuple(boxes.shape)}")
-    height, width = size
-    good = boxes.isfinite().all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
-    good &= (boxes[:, 2:] > 0).all(1) & (boxes[:, 0] < width) & (boxes[:, 1] < height)
-    if not good.all():
-        row = int((~good).nonzero()[0])
-        raise ValueError(
-            f"{name}[{row}]: expected finite xyxy with x1 < x2 and y1 < y2 that overlaps the image of"
-            f" {height} x {width} (height x width) pixels, got {boxes[row].tolist()}"
-        )

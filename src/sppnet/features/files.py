@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -13,10 +13,8 @@ from sppnet.data.images import load_image
 from sppnet.data.listing import image_source
 from sppnet.errors import ImageError
 from sppnet.features.encoder import ImageMaps, RegionEncoder
+from sppnet.features.options import Dtype
 from sppnet.features.shards import Shard, save_shard
-from sppnet.io import remote
-
-Dtype = Literal["float16", "float32"]
 
 
 class PieceTask(NamedTuple):
@@ -66,8 +64,7 @@ def compute_files(encoder: RegionEncoder, tasks: Iterable[FileTask], dtype: Dtyp
                 failures.append((piece.name, maps.reason))
             yield
         shard = Shard(vectors[:end], boxes[:end], torch.tensor(indices, dtype=torch.long), tuple(names), tuple(ids))
-        with remote.atomic_write(path) as file:
-            save_shard(shard, file, {"rows": str(end), "failures": json.dumps(failures), "source": source})
+        save_shard(shard, path, {"rows": str(end), "failures": json.dumps(failures), "source": source})
 
 
 def _prepare(encoder: RegionEncoder, path: Path | str, dtype: torch.dtype) -> ImageMaps | ImageError:

@@ -5,21 +5,22 @@ from itertools import pairwise, product
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from sppnet.features.encoder import RegionEncoder
-from sppnet.inference.drawing import cell_borders
-from sppnet.ops.bins import bin_edges, parse_levels
+from sppnet.inference.drawing import BACKGROUND, TEXT, cell_borders, load_font, truncate
+from sppnet.ops.bins import bin_edges
+from sppnet.ops.levels import parse_levels
 
 _MAX_BOXES = 8
 _COLUMNS = 4
 _PANEL = 320  # side of a close-up, pixels
+_NAME = _PANEL - 60  # maximum width of a name, pixels
 _MARGIN = 10
 _CAPTION = 46
 _WIDTH = _COLUMNS * (_PANEL + _MARGIN) - _MARGIN
 _OVERVIEW = 760  # maximum height of the whole image, pixels
-_BACKGROUND, _TEXT = (22, 22, 26), (235, 235, 235)
 _COLORS = (
     (255, 99, 71),
     (64, 196, 255),
@@ -59,16 +60,16 @@ def draw_regions(
     overview = _overview(image, boxes, names)
     rows = -(-len(boxes) // _COLUMNS)
     height = overview.height + rows * (_PANEL + _CAPTION + _MARGIN) + 2 * _MARGIN
-    sheet = Image.new("RGB", (_WIDTH + 2 * _MARGIN, height), _BACKGROUND)
+    sheet = Image.new("RGB", (_WIDTH + 2 * _MARGIN, height), BACKGROUND)
     sheet.paste(overview, (_MARGIN + (_WIDTH - overview.width) // 2, _MARGIN))
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=15)
+    draw, font = ImageDraw.Draw(sheet), load_font(15)
     for number, (box, name) in enumerate(zip(boxes, names, strict=True)):
         panel, caption = _panel(encoder, image, box, _COLORS[number])
         row, column = divmod(number, _COLUMNS)
         left = _MARGIN + column * (_PANEL + _MARGIN)
         top = overview.height + 2 * _MARGIN + row * (_PANEL + _CAPTION + _MARGIN)
-        draw.text((left, top + 2), _shorten(name, font), _COLORS[number], font)
-        draw.text((left, top + 22), caption, _TEXT, font)
+        draw.text((left, top + 2), truncate(name, font, _NAME), _COLORS[number], font)
+        draw.text((left, top + 22), caption, TEXT, font)
         sheet.paste(panel, (left + (_PANEL - panel.width) // 2, top + _CAPTION + (_PANEL - panel.height) // 2))
     return sheet
 
@@ -76,13 +77,13 @@ def draw_regions(
 def _overview(image: Image.Image, boxes: Tensor, names: Sequence[str]) -> Image.Image:
     scale = min(_WIDTH / image.width, _OVERVIEW / image.height)
     picture = image.resize(_round_size(image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=15)
+    draw, font = ImageDraw.Draw(picture), load_font(15)
     edges = (boxes * scale).tolist()
     for (x1, y1, x2, y2), color in zip(edges, _COLORS, strict=False):
         _outline(draw, (x1, y1, x2, y2), color)
     # Names go on top of all outlines.
     for (x, y, _, _), color, name in zip(edges, _COLORS, names, strict=False):
-        position, text = (max(x, 0) + 7, max(y, 0) + 5), _shorten(name, font)
+        position, text = (max(x, 0) + 7, max(y, 0) + 5), truncate(name, font, _NAME)
         left, top, right, bottom = draw.textbbox(position, text, font)
         draw.rectangle((left - 3, top - 3, right + 3, bottom + 3), color)
         draw.text(position, text, (0, 0, 0), font)
@@ -168,13 +169,6 @@ def _outline(draw: ImageDraw.ImageDraw, edges: Edges, color: tuple[int, int, int
     for inset, line_color in ((0, (0, 0, 0)), (1, color), (2, color), (3, color), (4, (0, 0, 0))):
         if x2 - x1 > 2 * inset and y2 - y1 > 2 * inset:
             draw.rectangle((x1 + inset, y1 + inset, x2 - 1 - inset, y2 - 1 - inset), outline=line_color)
-
-
-def _shorten(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """Shorten a name to the width of a panel."""
-    while len(name) > 1 and font.getlength(name) > _PANEL - 60:
-        name = name.rstrip("…")[:-1] + "…"
-    return name
 
 
 def _round_size(width: float, height: float) -> tuple[int, int]:

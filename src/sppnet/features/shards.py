@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +11,9 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sppnet.errors import import_optional
 from sppnet.io import remote
 from sppnet.io.files import read_tensors, save_tensors
-
-Storage = Literal["safetensors", "parquet"]
 
 _HEAD_BYTES = 1 << 20  # holds the safetensors header unless a file has very many boxes
 
@@ -38,23 +37,24 @@ class Shard:
     ids: tuple[str, ...]
 
 
-def save_shard(shard: Shard, path: Path, metadata: dict[str, str]) -> None:
+def save_shard(shard: Shard, path: Path | str, metadata: dict[str, str]) -> None:
     """Write a shard atomically.
 
     Args:
         shard: content, on the CPU.
-        path: file name that ends in .safetensors or .parquet.
+        path: path or URL that ends in .safetensors or .parquet.
         metadata: strings to store in the file, see :func:`read_metadata`.
 
     Raises:
         ModuleNotFoundError: .parquet needs pyarrow, which is not installed.
     """
-    if path.suffix == ".parquet":
-        _save_parquet(shard, path, metadata)
-        return
-    tensors = {"vectors": shard.vectors, "boxes": shard.boxes, "image": shard.image}
-    lists = {"images": json.dumps(shard.images), "ids": json.dumps(shard.ids)}
-    save_tensors(tensors, path, metadata | lists)
+    with remote.atomic_write(path) as file:
+        if file.suffix == ".parquet":
+            _save_parquet(shard, file, metadata)
+        else:
+            tensors = {"vectors": shard.vectors, "boxes": shard.boxes, "image": shard.image}
+            lists = {"images": json.dumps(shard.images), "ids": json.dumps(shard.ids)}
+            save_tensors(tensors, file, metadata | lists)
 
 
 def read_metadata(path: Path | str) -> dict[str, str] | None:
@@ -112,14 +112,9 @@ def import_pyarrow() -> tuple[Any, Any]:
     """Import pyarrow and pyarrow.parquet.
 
     Raises:
-        ModuleNotFoundError: pyarrow is not installed; the message names the command that installs it.
+        ModuleNotFoundError: pyarrow is not installed; the message names the extra that installs it.
     """
-    try:
-        import pyarrow  # type: ignore[import-untyped, unused-ignore]
-        import pyarrow.parquet  # type: ignore[import-untyped, unused-ignore]
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('Parquet needs pyarrow; install it with pip install "sppnet[features]"') from error
-    return pyarrow, pyarrow.parquet
+    return import_optional("pyarrow", "Parquet files"), import_optional("pyarrow.parquet", "Parquet files")
 
 
 def _save_parquet(shard: Shard, path: Path, metadata: dict[str, str]) -> None:
@@ -132,9 +127,7 @@ def _save_parquet(shard: Shard, path: Path, metadata: dict[str, str]) -> None:
         "vector": pyarrow.FixedSizeListArray.from_arrays(values, shard.vectors.shape[1]),
     }
     table = pyarrow.table(columns).replace_schema_metadata(metadata)
-    part = path.with_name(path.name + ".part")
-    parquet.write_table(table, part, compression="zstd", use_dictionary=["image"], write_statistics=False)
-    part.replace(path)
+    parquet.write_table(table, path, compression="zstd", use_dictionary=["image"], write_statistics=False)
 
 
 def _read_parquet(path: Path) -> Shard:

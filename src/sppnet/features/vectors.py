@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, get_args
 
@@ -13,27 +13,27 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sppnet.backbones.weights import weights_digest
-from sppnet.console import track
 from sppnet.data.formats.boxes import ImageBoxes
 from sppnet.data.images import load_image
 from sppnet.data.listing import image_source
 from sppnet.errors import ImageError, check_choice
 from sppnet.features.encoder import RegionEncoder
-from sppnet.features.files import Dtype, Engine, FileTask, PieceTask, compute_files
+from sppnet.features.files import Engine, FileTask, PieceTask, compute_files
+from sppnet.features.options import Dtype, Storage
 from sppnet.features.pictures import draw_regions
-from sppnet.features.shards import Storage, import_pyarrow, read_metadata, read_shard
+from sppnet.features.shards import import_pyarrow, read_metadata, read_shard
 from sppnet.io import remote
+from sppnet.io.shards import Index, list_shards
+from sppnet.progress import track
 
-INDEX = "index.json"
-_FORMAT = 1
 # Limits of one file; a killed run loses at most one file.
 _MAX_BYTES, _MAX_ROWS, _MAX_IMAGES = 250_000_000, 1 << 16, 256
 _LAYOUT = "levels in the order given, inside a level channel, row, column"
 
 
 @dataclass(frozen=True)
-class RegionFeatures:
-    """Vectors of boxes of one image.
+class StoredVectors:
+    """Vectors of boxes of one image, read from a file.
 
     Attributes:
         image: image name, relative to the image folder.
@@ -106,13 +106,18 @@ def compute_features(
     check_choice("dtype", dtype, get_args(Dtype))
     if draw < 0:
         raise ValueError(f"draw: expected 0 or more images, got {draw}")
+    out = remote.resolve(str(out))
+    images = images if remote.is_url(images) else Path(images)
     if draw and not isinstance(out, Path):
         raise ValueError(f"out: expected a local folder when draw is above 0, got {out}")
     if storage == "parquet":
         import_pyarrow()
     names = [_name(image.path, images) for image in data]
-    settings = _settings(encoder, data, names, storage, dtype)
-    _check_folder(out, settings)
+    digests = {"weights": weights_digest(encoder.backbone), "boxes": _boxes_digest(data, names)}
+    settings = {"storage": storage, "dtype": dtype} | asdict(encoder.config) | digests
+    vector = {"length": encoder.length, "channels": encoder.backbone.channels, "layout": _LAYOUT}
+    index = Index(settings=settings, vector=vector)
+    resumed = index.is_in(out)
     if isinstance(out, Path):
         _draw(encoder, data[:draw], out / "pictures")
     rows = _MAX_BYTES // (encoder.length * getattr(torch, dtype).itemsize)
@@ -120,10 +125,8 @@ def compute_features(
     paths = [remote.join(out, f"{number:05d}.{storage}") for number in range(len(plan))]
     sources = [_source(settings, pieces, data, names) for pieces in plan]
     pending = [i for i, path in enumerate(paths) if (read_metadata(path) or {}).get("source") != sources[i]]
-    index = _index(encoder, settings)
-    if pending or not remote.exists(remote.join(out, INDEX)):
-        remote.make_folder(out)
-        _write_index(index, out)
+    if pending or not resumed:
+        index.write(out)
     steps = sum(map(len, plan))
     with torch.inference_mode():
         tasks = [FileTask(paths[i], sources[i], _pieces(plan[i], data, names)) for i in pending]
@@ -133,17 +136,12 @@ def compute_features(
     metadata = [read_metadata(path) or {} for path in paths]
     counts = [int(texts["rows"]) for texts in metadata]
     failures = dict(pair for texts in metadata for pair in json.loads(texts["failures"]))
-    index["complete"] = True
-    index["shards"] = [
-        {"file": PurePosixPath(path).name, "rows": count} for path, count in zip(paths, counts, strict=True)
-    ]
-    index["failures"] = [{"image": name, "reason": reason} for name, reason in failures.items()]
-    _write_index(index, out)
-    remote.remove_temporary_files(out)
+    shards = [{"file": PurePosixPath(path).name, "rows": count} for path, count in zip(paths, counts, strict=True)]
+    index.finish(out, shards, [{"image": name, "reason": reason} for name, reason in failures.items()])
     return FeatureReport(sum(counts), len(paths), tuple(ImageError(*pair) for pair in failures.items()))
 
 
-def read_features(folder: str | Path) -> Iterator[RegionFeatures]:
+def read_features(folder: str | Path) -> Iterator[StoredVectors]:
     """Iterate over the images of a folder written by `sppnet features`, with one file in memory at a time.
 
     Images come in the order of the box file; those with more boxes than fit into one file span several items.
@@ -152,14 +150,10 @@ def read_features(folder: str | Path) -> Iterator[RegionFeatures]:
         ValueError: the folder has no valid index, or its vectors are incomplete.
         ModuleNotFoundError: Parquet needs pyarrow, which is not installed.
     """
-    folder = str(folder) if remote.is_url(folder) else Path(folder)
-    index = _read_index(folder)
-    if not index["complete"]:
-        raise ValueError(f"folder: the vectors in {folder} are incomplete; run the same command again to resume")
-    return _read_files([remote.join(folder, shard["file"]) for shard in index["shards"]])
+    return _read_files(list_shards(folder))
 
 
-def _read_files(paths: Sequence[Path | str]) -> Iterator[RegionFeatures]:
+def _read_files(paths: Sequence[Path | str]) -> Iterator[StoredVectors]:
     for path in paths:
         with remote.local_copy(path) as file:
             shard = read_shard(file)
@@ -167,7 +161,7 @@ def _read_files(paths: Sequence[Path | str]) -> Iterator[RegionFeatures]:
         start = 0
         for image, count in zip(present.tolist(), counts.tolist(), strict=True):
             rows = slice(start, start + count)
-            yield RegionFeatures(shard.images[image], shard.ids[rows], shard.boxes[rows], shard.vectors[rows])
+            yield StoredVectors(shard.images[image], shard.ids[rows], shard.boxes[rows], shard.vectors[rows])
             start += count
 
 
@@ -209,65 +203,6 @@ def _pieces(pieces: Sequence[_Piece], data: Sequence[ImageBoxes], names: Sequenc
         PieceTask(names[image], data[image].path, data[image].boxes[start:stop], data[image].ids[start:stop])
         for image, start, stop in pieces
     ]
-
-
-def _settings(
-    encoder: RegionEncoder, data: Sequence[ImageBoxes], names: Sequence[str], storage: Storage, dtype: Dtype
-) -> dict[str, Any]:
-    """Return the settings and digests that determine the vectors of an image, as JSON types."""
-    content = {
-        "storage": storage,
-        "dtype": dtype,
-        "backbone": encoder.backbone.name,
-        "stage": encoder.backbone.stage,
-        "weights": weights_digest(encoder.backbone),
-        "levels": encoder.levels,
-        "scales": encoder.scales,
-        "scale_rule": encoder.scale_rule,
-        "max_side": encoder.max_side,
-        "rule": encoder.rule,
-        "reduce": encoder.reduce,
-        "boxes": _boxes_digest(data, names),
-    }
-    settings: dict[str, Any] = json.loads(json.dumps(content))
-    return settings
-
-
-def _index(encoder: RegionEncoder, settings: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "format": _FORMAT,
-        "complete": False,
-        "settings": settings,
-        "vector": {"length": encoder.length, "channels": encoder.backbone.channels, "layout": _LAYOUT},
-        "shards": [],
-        "failures": [],
-    }
-
-
-def _write_index(index: dict[str, Any], out: Path | str) -> None:
-    remote.write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n", remote.join(out, INDEX))
-
-
-def _check_folder(out: Path | str, settings: dict[str, Any]) -> None:
-    if not remote.exists(remote.join(out, INDEX)):
-        return
-    stored = _read_index(out)["settings"]
-    changes = [f"{key} {stored.get(key)}, not {value}" for key, value in settings.items() if stored.get(key) != value]
-    if changes:
-        raise ValueError(f"out: {out} contains vectors of other settings: {'; '.join(changes)}; choose another folder")
-
-
-def _read_index(folder: Path | str) -> dict[str, Any]:
-    path = remote.join(folder, INDEX)
-    try:
-        content = json.loads(remote.read_bytes(path))
-    except FileNotFoundError as error:
-        raise ValueError(f"folder: expected one written by `sppnet features`, got {folder} without {INDEX}") from error
-    except ValueError as error:
-        raise ValueError(f"folder: {path} is not JSON: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != _FORMAT or "settings" not in content:
-        raise ValueError(f"folder: {path} is not an index of box vectors in format {_FORMAT}")
-    return content
 
 
 def _source(

@@ -1,6 +1,7 @@
-"""Positions of feature-map cells and bins on an image, and drawing of boxes with labels and tints."""
+"""Positions of feature-map cells and bins on an image, drawing of boxes, and fonts and colors of all pictures."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from sppnet.backbones.backbone import FeatureMap
-from sppnet.ops.bins import Level, bin_edges, parse_levels
+from sppnet.ops.bins import bin_edges
+from sppnet.ops.levels import Level, parse_levels
 
 # The seven bright Okabe-Ito colors, then greedily the color of sufficient lightness and chroma that is farthest in Lab
 # from all previous ones, in the worst case of normal vision, protanopia and deuteranopia.
@@ -19,9 +21,10 @@ _COLORS = (
     *("#b4002d", "#4bffff", "#96a55a", "#a50069", "#1e4bb4", "#7896ff", "#96f0c3", "#87f069", "#3c693c", "#3cc3d2"),
 )
 
+BACKGROUND, TEXT = "#16161a", "#ebebeb"
 _TINT = (255, 166, 0)
 _STRENGTH = 0.75
-_TEXT: dict[str, Any] = {"align": "center", "stroke_width": 2}
+_LABEL: dict[str, Any] = {"align": "center", "stroke_width": 2}
 _GAP = 8  # total horizontal and vertical margin of a label, in pixels
 
 
@@ -147,15 +150,15 @@ def _draw_labels(picture: Image.Image, corners: list[list[int]], labels: Sequenc
     smallest, largest = (max(12, max(picture.size) // part) for part in (40, 25))
     draw = ImageDraw.Draw(picture)
     best: list[tuple[tuple[float, float], str]] = []
-    font = ImageFont.load_default(size=smallest)
+    font = load_font(smallest)
     for size in range(largest, smallest - 1, -1):
-        font = ImageFont.load_default(size=size)
+        font = load_font(size)
         wrapped = [label.replace(" ", "\n") for label in labels]
         best = max(_place_labels(draw, corners, labels, font), _place_labels(draw, corners, wrapped, font), key=len)
         if len(best) == len(labels):
             break
     for position, text in best:
-        draw.multiline_text(position, text, (255, 255, 255), font, stroke_fill=(0, 0, 0), **_TEXT)
+        draw.multiline_text(position, text, (255, 255, 255), font, stroke_fill=(0, 0, 0), **_LABEL)
 
 
 def _place_labels(
@@ -165,7 +168,7 @@ def _place_labels(
     places: list[tuple[tuple[float, float], str]] = []
     taken: list[tuple[float, float, float, float]] = []
     for (left, top, right, bottom), label in zip(corners, labels, strict=True):
-        x1, y1, x2, y2 = draw.multiline_textbbox((0, 0), label, font, **_TEXT)
+        x1, y1, x2, y2 = draw.multiline_textbbox((0, 0), label, font, **_LABEL)
         width, height = x2 - x1 + _GAP, y2 - y1 + _GAP
         x, y = (left + right - width) / 2, (top + bottom - height) / 2
         overlapping = any(x < b[2] and b[0] < x + width and y < b[3] and b[1] < y + height for b in taken)
@@ -173,6 +176,31 @@ def _place_labels(
             taken.append((x, y, x + width, y + height))
             places.append(((x - x1 + _GAP / 2, y - y1 + _GAP / 2), label))
     return places
+
+
+@cache
+def load_font(size: int) -> Any:
+    """Return the font of all pictures in a size in pixels."""
+    return ImageFont.load_default(size)
+
+
+def truncate(text: str, font: Any, max_width: int) -> str:
+    """Shorten a text with an ellipsis to fit into a width in pixels."""
+    while len(text) > 1 and font.getlength(text) > max_width:
+        text = text.rstrip("…")[:-1] + "…"
+    return text
+
+
+def arrange(pictures: Sequence[Image.Image], margin: int = 0, *, vertically: bool = False) -> Image.Image:
+    """Place pictures side by side, or below each other, on the background color, `margin` pixels apart."""
+    axis = int(vertically)
+    lengths, widths = [picture.size[axis] for picture in pictures], [picture.size[1 - axis] for picture in pictures]
+    size = max(sum(lengths) + margin * (len(pictures) - 1), 1), max(widths, default=1)
+    sheet, start = Image.new("RGB", size[::-1] if vertically else size, BACKGROUND), 0
+    for picture, length in zip(pictures, lengths, strict=True):
+        sheet.paste(picture, (0, start) if vertically else (start, 0))
+        start += length + margin
+    return sheet
 
 
 def class_colour(label: int) -> str:

@@ -2,13 +2,13 @@
 
 import copy
 import ctypes
-import os
 import re
 import sys
 import weakref
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped, unused-ignore]
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,7 +23,7 @@ _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "m
 _OVERHEAD = 1.15  # factor for what the allocator and oneDNN hold for the same maps
 _WEIGHT_COPIES = 3  # copies of the largest weight, in layouts of oneDNN
 _RESERVE = 150 * 10**6  # bytes for code and tables loaded by the first pass, and for small arrays
-_pass_sizes: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, int], int]] = weakref.WeakKeyDictionary()
+_pass_sizes: weakref.WeakKeyDictionary[nn.Module, dict[tuple[torch.dtype, int, int], int]] = weakref.WeakKeyDictionary()
 
 
 class MemoryLimitError(ValueError):
@@ -60,14 +60,8 @@ def release_memory() -> None:
 
 
 def resident_bytes() -> int:
-    """Return the resident memory of this process, in bytes.
-
-    Without /proc, this is 1 GB, the approximate size of the interpreter, torch and a model.
-    """
-    statm = Path("/proc/self/statm")
-    if not statm.exists():
-        return 10**9
-    return int(statm.read_text().split()[1]) * int(os.sysconf("SC_PAGE_SIZE"))
+    """Return the resident memory of this process, in bytes."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def settled_bytes() -> int:
@@ -80,15 +74,16 @@ def pass_bytes(model: nn.Module, height: int, width: int) -> int:
     """Return an upper bound in bytes for the memory of one pass, from an image of this size to probabilities.
 
     Live tensors are counted in a pass on the meta device, which takes no memory but about as much time as a prediction
-    for a small image, so the result is cached for each size.
+    for a small image, so the result is cached for each size and dtype of the weights.
     """
     sizes = _pass_sizes.setdefault(model, {})
-    if (height, width) not in sizes:
-        sizes[height, width] = _count_pass(model, height, width)
-    return sizes[height, width]
+    key = next(model.parameters()).dtype, height, width
+    if key not in sizes:
+        sizes[key] = _count_pass(model, *key)
+    return sizes[key]
 
 
-def _count_pass(model: nn.Module, height: int, width: int) -> int:
+def _count_pass(model: nn.Module, dtype: torch.dtype, height: int, width: int) -> int:
     # deepcopy treats the tensors in the memo as copied already, so it copies no weights.
     tensors = [*model.parameters(), *model.buffers()]
     meta: list[Tensor] = [
@@ -100,10 +95,10 @@ def _count_pass(model: nn.Module, height: int, width: int) -> int:
     live = _LiveBytes()
     # Inference mode would hide the convolutions from the dispatch mode.
     with torch.inference_mode(mode=False), torch.no_grad(), live:
-        x = torch.empty(1, 3, height, width, device="meta").to(memory_format=torch.channels_last)
+        x = torch.empty(1, 3, height, width, dtype=dtype, device="meta").to(memory_format=torch.channels_last)
         logits: Tensor = skeleton(x)
-    # Softmax also makes a contiguous copy of channels-last logits, as they are on real devices.
-    peak: int = max(live.peak, x.nbytes + 3 * logits.nbytes)
+    # Softmax, in float32, also makes a contiguous copy of channels-last logits, as they are on real devices.
+    peak: int = max(live.peak, x.nbytes + logits.nbytes + 2 * 4 * logits.numel())
     largest = max(tensor.nbytes for tensor in tensors)
     return round(_OVERHEAD * peak) + _WEIGHT_COPIES * largest + _RESERVE
 
@@ -132,7 +127,7 @@ def check_decoding(path: Path, memory: int) -> None:
         if needed > memory:
             raise MemoryLimitError(
                 f"memory: expected at least {format_bytes(needed)} to decode {path}, {image.height} x {image.width}"
-                f" pixels, got {format_bytes(memory)}; the process already uses {format_bytes(in_use)}"
+                f" pixels (height x width), got {format_bytes(memory)}; the process already uses {format_bytes(in_use)}"
             )
 
 

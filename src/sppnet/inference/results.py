@@ -1,11 +1,55 @@
-"""Results shared by several tasks."""
+"""Results shared by all tasks."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Float, Int
+from PIL import Image
 from torch import Tensor
 
 from sppnet.errors import ImageError
+
+
+@dataclass(frozen=True)
+class Result:
+    """Base class of the results of all tasks: what was found in one image.
+
+    Attributes:
+        source: path of the image, or a generated name for an image without one.
+        size: (height, width) of the image in pixels, with its EXIF orientation applied.
+    """
+
+    source: str
+    size: tuple[int, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON types."""
+        return {"source": self.source, "size": list(self.size)}
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        """Return a copy of the image with the result drawn on it.
+
+        Args:
+            image: RGB image of the size of the result, see :func:`sppnet.data.images.load_image`.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that could not be used.
+
+    Attributes:
+        source: path of the image, or a generated name for an image without one.
+        error: error that names the image and the reason.
+    """
+
+    source: str
+    error: ImageError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the source and the reason as JSON types."""
+        return {"source": self.source, "failure": self.error.reason}
 
 
 @dataclass(frozen=True)
@@ -27,11 +71,3 @@ def filter_by_score(found: Detections, least: float) -> Detections:
     """Return the detections with a score of at least `least`."""
     keep = found.scores >= least
     return Detections(found.boxes[keep], found.scores[keep], found.labels[keep])
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An image that could not be read, and the error."""
-
-    source: str
-    error: ImageError

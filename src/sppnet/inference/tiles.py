@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-OVERLAP = 64  # pixels
 Span = tuple[int, int]  # [start, end) in pixels
 
 

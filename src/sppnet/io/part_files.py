@@ -1,16 +1,14 @@
-"""Predictions for many images as shards of JSON lines, with an index of the settings that produced them."""
+"""Predictions for many images as files of JSON lines, with an index of the settings that produced them."""
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sppnet.io import remote
-
-INDEX = "index.json"
-_FORMAT = 1
+from sppnet.io.shards import INDEX, Index, list_shards
 
 
 @dataclass(frozen=True)
@@ -48,66 +46,32 @@ class Shards:
         """
         if self.size < 1:
             raise ValueError(f"shard: expected at least 1 image, got {self.size}")
-        content = self._content()
-        present = remote.list_names(self.folder)
-        if INDEX in present:
-            existing = _read_index(self.folder)["settings"]
-            differences = [
-                f"{name} {existing.get(name)}, not {value}"
-                for name, value in content["settings"].items()
-                if existing.get(name) != value
-            ]
-            if differences:
-                raise ValueError(
-                    f"out: {self.folder} contains predictions of another job: {'; '.join(differences)};"
-                    " choose another folder"
-                )
-        elif any(self.file(number) in present for number in range(len(self))):
+        index, present = self._index(), remote.list_names(self.folder)
+        missing = [number for number in range(len(self)) if self.file(number) not in present]
+        resumed = index.is_in(self.folder)
+        if not resumed and len(missing) < len(self):
             raise ValueError(
                 f"out: {self.folder} contains files such as {self.file(0)} but no {INDEX}; choose another folder"
             )
-        missing = [number for number in range(len(self)) if self.file(number) not in present]
-        if missing or INDEX not in present:
-            remote.make_folder(self.folder)
-            self._write_index(content)
+        if missing or not resumed:
+            index.write(self.folder)
         return missing
 
-    def close(self, failures: Sequence[tuple[str, str]]) -> None:
+    def close(self, failures: Iterable[tuple[str, str]]) -> None:
         """Write the final index, with (name, reason) of each failed image, and delete leftover temporary files."""
-        content = self._content()
-        content["complete"] = True
-        content["shards"] = [
-            {"file": self.file(number), "images": len(self.images(number))} for number in range(len(self))
-        ]
-        content["failures"] = [{"source": name, "reason": reason} for name, reason in failures]
-        self._write_index(content)
-        remote.remove_temporary_files(self.folder)
+        shards = [{"file": self.file(number), "images": len(self.images(number))} for number in range(len(self))]
+        self._index().finish(self.folder, shards, [{"source": name, "reason": reason} for name, reason in failures])
 
     def lines(self, number: int) -> list[str]:
         """Return the lines of a shard, one per image, in order."""
-        text = remote.read_bytes(remote.join(self.folder, self.file(number))).decode()
-        return text.splitlines()
+        return remote.read_bytes(remote.join(self.folder, self.file(number))).decode().splitlines()
 
-    def _content(self) -> dict[str, Any]:
+    def _index(self) -> Index:
         digest = hashlib.sha256()
         for name in self.names:
             digest.update(str(remote.resolve(name)).encode(errors="surrogateescape") + b"\n")
-        settings = self.settings | {"images": digest.hexdigest()[:16], "count": len(self.names), "shard": self.size}
-        return {
-            "format": _FORMAT,
-            "complete": False,
-            "settings": json.loads(json.dumps(settings)),
-            "shards": [],
-            "failures": [],
-        }
-
-    def _write_index(self, content: dict[str, Any]) -> None:
-        remote.write_text(json.dumps(content, indent=1, ensure_ascii=True) + "\n", remote.join(self.folder, INDEX))
-
-
-def failure_line(name: str, reason: str) -> str:
-    """Return the JSON line for an image that could not be read."""
-    return json.dumps({"source": name, "failure": reason})
+        images = {"images": digest.hexdigest()[:16], "count": len(self.names), "shard": self.size}
+        return Index(settings=self.settings | images)
 
 
 def parse_failure(line: str) -> tuple[str, str] | None:
@@ -132,29 +96,10 @@ def read_predictions(folder: str | Path) -> Iterator[dict[str, Any]]:
         ValueError: the folder does not exist, or its predictions are incomplete.
         OSError: a file cannot be read.
     """
-    root = remote.resolve(str(folder))
-    index = _read_index(root)
-    if not index["complete"]:
-        raise ValueError(f"folder: the predictions in {root} are incomplete; run the same command again to resume")
-    return _read_files([remote.join(root, shard["file"]) for shard in index["shards"]])
+    return _read_files(list_shards(folder))
 
 
 def _read_files(files: Sequence[Path | str]) -> Iterator[dict[str, Any]]:
     for file in files:
         for line in remote.read_bytes(file).decode().splitlines():
             yield json.loads(line)
-
-
-def _read_index(folder: Path | str) -> dict[str, Any]:
-    file = remote.join(folder, INDEX)
-    try:
-        content = json.loads(remote.read_bytes(file))
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"folder: expected output of `sppnet predict --engine ray`, got {folder}, which has no {INDEX}"
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"folder: {file} is not JSON: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != _FORMAT or "settings" not in content:
-        raise ValueError(f"folder: {file} is not an index that this version of sppnet can read")
-    return content

@@ -1,14 +1,16 @@
 """Local files and object stores: names with :// go through fsspec, all others are local paths."""
 
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
 WILDCARDS = "*?["
+_PREFIX, _SUFFIX = ".sppnet-", ".part"  # of the names of temporary files and folders
 
 
 def is_url(name: str | Path) -> bool:
@@ -142,44 +144,64 @@ def make_folder(folder: Path | str) -> None:
 
 
 def write_text(text: str, where: Path | str) -> None:
-    """Write text atomically, as `whole_file` does."""
+    """Write text in UTF-8 atomically, with escapes for the undecodable bytes of file names."""
     with atomic_write(where) as file:
-        file.write_text(text, encoding="utf-8")
+        file.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager
 def atomic_write(where: Path | str) -> Iterator[Path]:
-    """Write a file atomically: yields a local temporary path whose content replaces `where` when the block ends.
+    """Write a file atomically: yields the local path of an empty file that replaces `where` when the block ends.
 
-    Several processes may write the same file at the same time. A killed process leaves a temporary file with ``.part``
-    in its name, or nothing in object stores, where an object appears only once its upload is complete.
+    Readers find the old or the new file, never a part of it, and several processes may write the same file at the same
+    time. If the block raises an error, `where` is unchanged. A killed process leaves a temporary folder or file, which
+    :func:`remove_temporary_files` deletes, or nothing in object stores.
+
+    Raises:
+        OSError: the file cannot be written; the error names `where`.
     """
     if isinstance(where, Path):
-        part = where.with_name(f"{where.stem}.{uuid.uuid4().hex}.part{where.suffix}")
         try:
-            yield part
-            part.replace(where)
-        finally:
-            part.unlink(missing_ok=True)
+            # A folder, because writers may have temporary files of their own.
+            with tempfile.TemporaryDirectory(_SUFFIX, _PREFIX, where.parent) as folder:
+                part = Path(folder, where.name)
+                part.touch()
+                mode = part.stat().st_mode  # some writers create files that only their owner can read
+                yield part
+                part.chmod(mode)
+                part.replace(where)
+        except OSError as error:
+            if _PREFIX in str(error.filename):
+                error.filename = str(where)
+            raise
         return
     files, path = filesystem(where)
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / PurePosixPath(path).name
+        file = Path(folder, PurePosixPath(path).name)
+        file.touch()
         yield file
         with store_errors(where):
             if _stores_objects(where):
                 files.put_file(str(file), path)
-            else:
-                part_name = f"{path}.{uuid.uuid4().hex}.part"
-                files.put_file(str(file), part_name)
-                files.mv(part_name, path)
+                return
+            name = str(PurePosixPath(path).with_name(f"{_PREFIX}{uuid.uuid4().hex}{_SUFFIX}"))
+            try:
+                files.put_file(str(file), name)
+                files.mv(name, path)
+            except BaseException:
+                with suppress(Exception):
+                    files.rm_file(name)
+                raise
 
 
 def remove_temporary_files(folder: Path | str) -> None:
-    """Delete temporary files that killed processes left in :func:`atomic_write`, while no process is writing."""
+    """Delete what killed processes left in :func:`atomic_write`, while no process is writing."""
     for name in list_names(folder):
-        if ".part" in name:
-            remove(join(folder, name))
+        if name.startswith(_PREFIX) and name.endswith(_SUFFIX):
+            if isinstance(folder, Path):
+                shutil.rmtree(folder / name, ignore_errors=True)
+            else:
+                remove(join(folder, name))
 
 
 @contextmanager
@@ -201,7 +223,7 @@ def file_version(where: Path | str) -> tuple[int, int | str]:
     if isinstance(where, Path):
         try:
             stat = where.stat()
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return -1, -1
         return stat.st_size, stat.st_mtime_ns
     files, path = filesystem(where)

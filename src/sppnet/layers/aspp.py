@@ -18,7 +18,8 @@ from sppnet.layers.atrous import (
     parse_rates,
     warn_of_dead_taps,
 )
-from sppnet.layers.norms import Norm, conv_block
+from sppnet.layers.names import Norm
+from sppnet.layers.norms import conv_block
 from sppnet.ops.sliding_max import in_graph
 
 

@@ -1,15 +1,14 @@
 """Normalization layers that train at any batch size, and convolution blocks that use them."""
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import get_args
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sppnet.errors import check_choice
-
-Norm = Literal["safe", "batch", "group"]
+from sppnet.layers.names import Norm
 
 
 class SafeBatchNorm2d(nn.BatchNorm2d):

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sppnet.errors import check_choice
-from sppnet.layers.norms import Norm, conv_block
-from sppnet.ops.bins import Level, parse_levels
+from sppnet.layers.names import Norm
+from sppnet.layers.norms import conv_block
+from sppnet.ops.levels import Level, Reduce, parse_levels
 from sppnet.ops.pyramid import pyramid_pool
-from sppnet.ops.reference import Reduce
 
 
 class PyramidPoolingModule(nn.Module):

@@ -7,9 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sppnet.errors import check_choice
-from sppnet.ops.bins import CellRule, Level, Rule, count_bins, parse_levels
+from sppnet.ops.levels import CellRule, Level, Reduce, Rule, count_bins, parse_levels
 from sppnet.ops.pyramid import Sizes, pyramid_pool
-from sppnet.ops.reference import Reduce
 from sppnet.ops.regions import (
     Boxes,
     OnBad,

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sppnet.errors import check_choice
-from sppnet.layers.norms import Norm, conv_block
+from sppnet.layers.names import Norm
+from sppnet.layers.norms import conv_block
 from sppnet.ops.sliding_max import parse_kernels, sliding_max
 
 Order = Literal["input-first", "darknet"]

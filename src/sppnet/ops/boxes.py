@@ -1,11 +1,12 @@
-"""Box arithmetic: area, IoU, non-maximum suppression, and the offsets of box regression.
+"""Box arithmetic: area, IoU, mirroring, and the offsets of box regression.
 
 Boxes are xyxy edges in pixels: a box of one pixel is (0, 0, 1, 1). Areas equal those of the VOC tools, which use
-inclusive corners and add 1 to each side.
+inclusive corners and add 1 to each side. Unlike torchvision's box_area and box_iou, areas of inverted boxes are 0, IoUs
+of empty boxes are 0 rather than NaN, and IoUs are computed in float64.
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 # Largest log scale in `decode`: exp(11) is about 60,000, more than the side of any image in pixels.
@@ -18,12 +19,6 @@ def areas(boxes: Float[Tensor, "*k 4"]) -> Float[Tensor, "*k"]:
     return sides[..., 0] * sides[..., 1]
 
 
-def clip(boxes: Float[Tensor, "k 4"], size: tuple[int, int]) -> Float[Tensor, "k 4"]:
-    """Clip boxes to an image of this (height, width)."""
-    limit = boxes.new_tensor([size[1], size[0], size[1], size[0]])
-    return torch.minimum(boxes.clamp(min=0), limit)
-
-
 def overlaps(a: Float[Tensor, "k 4"], b: Float[Tensor, "n 4"]) -> Float[Tensor, "k n"]:
     """Return the IoU of every pair of boxes, 0 if both are empty."""
     a, b = a.double(), b.double()
@@ -32,21 +27,6 @@ def overlaps(a: Float[Tensor, "k 4"], b: Float[Tensor, "n 4"]) -> Float[Tensor, 
     intersection = areas(torch.cat((low, high), dim=2))
     union = areas(a)[:, None] + areas(b)[None] - intersection
     return (intersection / union.clamp(min=1e-12)).float()
-
-
-def suppress(boxes: Float[Tensor, "k 4"], scores: Float[Tensor, " k"], threshold: float) -> Int[Tensor, " n"]:
-    """Return the indices kept by greedy non-maximum suppression of one class, best score first.
-
-    Args:
-        boxes: xyxy edges.
-        scores: scores of any scale.
-        threshold: a box is removed if its IoU with a kept box of higher score is larger than this.
-    """
-    from torchvision.ops import nms  # takes seconds to import
-
-    # In float32 an IoU of exactly 0.3 would exceed the float64 threshold 0.3.
-    kept: Tensor = nms(boxes.double(), scores.double(), threshold)
-    return kept
 
 
 def encode(proposals: Float[Tensor, "k 4"], targets: Float[Tensor, "k 4"]) -> Float[Tensor, "k 4"]:

@@ -12,8 +12,8 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from sppnet.ops import reference
-from sppnet.ops.bins import Rule, count_bins
-from sppnet.ops.reference import Grids, Reduce
+from sppnet.ops.levels import Reduce, Rule, count_bins
+from sppnet.ops.reference import Grids
 
 _LIBRARY = torch.library.Library("sppnet", "DEF")
 _LIBRARY.define(

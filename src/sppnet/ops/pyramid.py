@@ -10,8 +10,7 @@ from torch import Tensor
 
 from sppnet.errors import check_choice
 from sppnet.ops import library
-from sppnet.ops.bins import Level, Rule, parse_levels
-from sppnet.ops.reference import Reduce
+from sppnet.ops.levels import Level, Reduce, Rule, parse_levels
 
 Sizes = Int[Tensor, "n 2"] | Sequence[tuple[int, int]]
 _REDUCES, _RULES = get_args(Reduce), get_args(Rule)

@@ -4,15 +4,14 @@ It defines the results of the kernels, and is used where no kernel is available.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sppnet.ops.bins import Rule, clipped_edges, count_bins
+from sppnet.ops.bins import clipped_edges
+from sppnet.ops.levels import Reduce, Rule, count_bins
 
-Reduce = Literal["max", "avg"]
 Grids = Sequence[tuple[int, int]]
 _CHUNK = 1 << 20
 """Number of gradient elements per step; the temporary memory is several times their size."""

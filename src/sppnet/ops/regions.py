@@ -11,9 +11,9 @@ from torch import Tensor
 
 from sppnet.errors import check_choice
 from sppnet.ops import library
-from sppnet.ops.bins import CellRule, Level, parse_levels, window_cells
+from sppnet.ops.bins import window_cells
+from sppnet.ops.levels import CellRule, Level, Reduce, parse_levels
 from sppnet.ops.pyramid import Sizes, check_feature_maps, check_sizes
-from sppnet.ops.reference import Reduce
 
 Boxes = Sequence[Float[Tensor, "_ 4"]] | Float[Tensor, "_ 4"]
 OnBad = Literal["raise", "clip", "drop"]

@@ -1,24 +1,24 @@
 """Evaluation of segmenters: IoU per class, pixel accuracy and mean accuracy."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
-from PIL import Image
 from torch import Tensor
 
 from sppnet.backbones.modes import evaluation_mode
-from sppnet.console import track
+from sppnet.data.formats.class_tables import ClassRow
 from sppnet.data.formats.masks import IGNORE, SegmentationSample, load_pair
-from sppnet.data.formats.segmentation import SegmentationData
-from sppnet.errors import ImageError
-from sppnet.segment.model import Segmenter
-from sppnet.segment.views import pixel_probabilities
-
-# Function from an RGB image to the class index of each pixel.
-Answer = Callable[[Image.Image], Int[Tensor, "h w"]]
+from sppnet.data.formats.segmentation import SegmentationData, choose_segmentation_split, read_segmentation
+from sppnet.errors import ImageError, import_optional
+from sppnet.progress import track
+from sppnet.segment.network import SegmenterNetwork
+from sppnet.segment.options import View
+from sppnet.segment.views import segment_image
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class SegmentationScores:
 
 
 @dataclass(frozen=True)
-class SegmentEvaluation:
+class SegmentationReport:
     """Result of an evaluation.
 
     Attributes:
@@ -49,41 +49,81 @@ class SegmentEvaluation:
         by_image: mean IoU of each of `samples`; None if all pixels of its mask are ignored.
         samples: samples that could be read.
         failures: errors of images or masks that could not be used.
+        problems: files of the data set that were skipped, with the reasons.
     """
 
     scores: SegmentationScores
     by_image: tuple[float | None, ...]
     samples: tuple[SegmentationSample, ...]
-    failures: tuple[ImageError, ...]
+    failures: tuple[ImageError, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the scores, the number of images and the failures as JSON types."""
+        failures = [{"path": failure.path, "reason": failure.reason} for failure in self.failures]
+        return {**dataclasses.asdict(self.scores), "images": len(self.samples), "failures": failures}
+
+
+def read_evaluation_data(
+    model: SegmenterNetwork,
+    data: str | Path,
+    split: str | None = None,
+    ignore: Sequence[int] | None = None,
+    class_file: str | Path | None = None,
+) -> SegmentationData:
+    """Read images and masks with the classes of a model; the arguments are those of :func:`evaluate_segmenter`."""
+    split = choose_segmentation_split(data, split, "test", "val", "valid", "validation")
+    ignore = model.config.ignore or None if ignore is None else ignore
+    table = [ClassRow(*row) for row in model.config.table]
+    return read_segmentation(data, split, model.config.classes, ignore, class_file=class_file, table=table)
 
 
 def evaluate_segmenter(
-    model: Segmenter, data: SegmentationData, answer: Answer | None = None, described: str = "evaluating"
-) -> SegmentEvaluation:
+    model: SegmenterNetwork,
+    data: SegmentationData | str | Path,
+    *,
+    split: str | None = None,
+    view: View | None = None,
+    ignore: Sequence[int] | None = None,
+    class_file: str | Path | None = None,
+    on_error: Literal["raise", "skip"] = "skip",
+    description: str = "evaluating",
+) -> SegmentationReport:
     """Compare the predictions for all images with their masks.
 
     Args:
-        model: segmenter with the classes of `data`; it is in evaluation mode during the call.
-        data: images and masks.
-        answer: function that predicts the class of each pixel; None for a single pass over the whole image.
-        described: label of the progress bar.
+        model: segmenter; it is in evaluation mode during the call.
+        data: data set, see :func:`sppnet.data.formats.segmentation.read_segmentation`, or the images and masks that it
+            returned, with the classes of the model. The following three arguments only apply to a path.
+        split: split to score; None for ``test``, or ``val`` if there is no test split.
+        view: scales, mirror images, memory limit and tiles; None for a single pass over each image.
+        ignore: raw mask values to ignore; None for those of the training.
+        class_file: path of a table of mask values and classes; None for that of the data set, else of the training.
+        on_error: ``skip`` images and masks that cannot be used, or ``raise`` the first error.
+        description: label of the progress bar.
 
     Raises:
-        ValueError: no image could be read, or all pixels are ignored.
+        ValueError: the data set is invalid, no image could be read, or all pixels are ignored.
+        sppnet.ImageError: an image or mask cannot be used, and `on_error` is ``raise``.
     """
-    from torchmetrics.classification import MulticlassConfusionMatrix
-
-    predict = answer or (lambda image: pixel_probabilities(model, image).argmax(0))
-    total = MulticlassConfusionMatrix(len(data.classes), ignore_index=IGNORE, validate_args=False)
+    metrics = import_optional("torchmetrics.classification", "scores of segmenters")
+    if not isinstance(data, SegmentationData):
+        data = read_evaluation_data(model, data, split, ignore, class_file)
+    if data.classes != model.config.classes:
+        raise ValueError(f"data: expected the classes of the model, {model.config.classes}, got {data.classes}")
+    total = metrics.MulticlassConfusionMatrix(len(data.classes), ignore_index=IGNORE, validate_args=False)
     samples, by_image, failures = [], [], []
     with evaluation_mode(model):
-        for sample in track(data.samples, described, len(data.samples)):
+        for sample in track(data.samples, description, len(data.samples)):
             try:
                 image, mask = load_pair(sample, data.labels)
             except ImageError as error:
+                if on_error == "raise":
+                    raise
                 failures.append(error)
                 continue
-            matrix = total(predict(image)[None], torch.as_tensor(mask)[None].long())
+            labels = segment_image(model, image, view or View())
+            matrix = total(labels[None], torch.as_tensor(mask)[None].long())
             samples.append(sample)
             by_image.append(scores_of(matrix, data.classes).miou if matrix.sum() else None)
     if not any(value is not None for value in by_image):
@@ -92,7 +132,8 @@ def evaluate_segmenter(
             f"data: expected labeled pixels, got none in {len(samples)} readable images; {len(failures)} cannot be used"
             f"{': ' * bool(reasons)}{reasons}"
         )
-    return SegmentEvaluation(scores_of(total.compute(), data.classes), tuple(by_image), tuple(samples), tuple(failures))
+    scores = scores_of(total.compute(), data.classes)
+    return SegmentationReport(scores, tuple(by_image), tuple(samples), tuple(failures), data.problems)
 
 
 def scores_of(table: Int[Tensor, "c c"], classes: tuple[str, ...]) -> SegmentationScores:
@@ -109,17 +150,3 @@ def scores_of(table: Int[Tensor, "c c"], classes: tuple[str, ...]) -> Segmentati
         {name: float(iou[index]) if present[index] else None for index, name in enumerate(classes)},
         {name: int(true[index]) for index, name in enumerate(classes)},
     )
-
-
-def json_content(evaluation: SegmentEvaluation) -> dict[str, Any]:
-    """Return the content that `sppnet evaluate --json` prints."""
-    scores = evaluation.scores
-    return {
-        "miou": scores.miou,
-        "pixel_accuracy": scores.pixel_accuracy,
-        "mean_accuracy": scores.mean_accuracy,
-        "per_class": scores.per_class,
-        "pixels": scores.pixels,
-        "images": len(evaluation.samples),
-        "failures": [{"path": failure.path, "reason": failure.reason} for failure in evaluation.failures],
-    }

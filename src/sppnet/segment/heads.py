@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -10,12 +9,12 @@ from torch import Tensor, nn
 
 from sppnet.backbones.backbone import FeatureMap
 from sppnet.layers.aspp import ASPP
-from sppnet.layers.norms import Norm, conv_block
+from sppnet.layers.names import Norm
+from sppnet.layers.norms import conv_block
 from sppnet.layers.ppm import PyramidPoolingModule
 from sppnet.layers.resample import Grid, resample
+from sppnet.segment.options import Context
 
-HeadName = Literal["deeplabv2", "deeplabv3", "deeplabv3plus", "pspnet"]
-Context = Literal["aspp", "ppm", "none"]
 _FINE_CHANNELS = 48  # DeepLab v3+, table 1
 
 

@@ -3,12 +3,12 @@
 from bisect import bisect_right
 
 from sppnet.inference.memory import MemoryLimitError, Size, format_bytes, pass_bytes, settled_bytes
-from sppnet.segment.model import Segmenter
+from sppnet.segment.network import SegmenterNetwork
 
 MIN_TILE = 128  # pixels
 
 
-def whole_fits(model: Segmenter, height: int, width: int, memory: int) -> bool:
+def whole_fits(model: SegmenterNetwork, height: int, width: int, memory: int) -> bool:
     """Return whether a decoded image of this size can be segmented in one pass.
 
     Args:
@@ -22,7 +22,7 @@ def whole_fits(model: Segmenter, height: int, width: int, memory: int) -> bool:
 
 
 def largest_tile(
-    model: Segmenter, size: Size, memory: int, overlap: int, stride: int, context: Size | None = None
+    model: SegmenterNetwork, size: Size, memory: int, overlap: int, stride: int, context: Size | None = None
 ) -> int:
     """Return the largest tile side, a multiple of the stride, that keeps an image within a memory limit.
 
@@ -52,7 +52,7 @@ def largest_tile(
     if count == 0:
         raise MemoryLimitError(
             f"memory: expected at least {format_bytes(needed(smallest))} for an image of {size[0]} x {size[1]} pixels"
-            f" in tiles of {smallest} x {smallest}, got {format_bytes(memory)}; the process already uses"
-            f" {format_bytes(in_use)}"
+            f" (height x width) in tiles of {smallest} x {smallest}, got {format_bytes(memory)}; the process already"
+            f" uses {format_bytes(in_use)}"
         )
     return sides[count - 1]

@@ -2,27 +2,27 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Integer, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from jaxtyping import Integer, UInt8
+from PIL import Image, ImageDraw
 from torch import Tensor
 
-from sppnet.data.formats.masks import IGNORE, load_pair
+from sppnet.data.formats.masks import IGNORE, Colour, load_pair
 from sppnet.data.formats.segmentation import SegmentationData
-from sppnet.segment.evaluate import SegmentEvaluation
+from sppnet.inference.drawing import BACKGROUND, TEXT, arrange, load_font, truncate
+from sppnet.io.remote import atomic_write
+from sppnet.segment.evaluate import SegmentationReport
 
 Labels = Integer[np.ndarray, "h w"]
-Colour = tuple[int, int, int]
 
 _VOID = 255  # index of ignored pixels in a palette mask
 _MAX_SIDE = 2000  # pixels, of overlays
 _OPACITY = 0.55  # of class colors over the image
-_BACKGROUND, _TEXT, _CORRECT, _WRONG, _IGNORED = "#16161a", "#ebebeb", (46, 46, 52), (240, 90, 60), (215, 215, 220)
-_MARGIN, _LINE = 8, 24  # pixels
+_CORRECT, _WRONG, _IGNORED = (46, 46, 52), (240, 90, 60), (215, 215, 220)
+_MARGIN, _LINE, _FONT, _NAME = 8, 24, 15, 224  # pixels: gaps, lines of text, their font, longest name in a legend
 
 
 def palette(colours: Sequence[Colour] = (), size: int = 256) -> UInt8[np.ndarray, "size 3"]:
@@ -49,19 +49,13 @@ def count_labels(labels: Labels, classes: int) -> np.ndarray:
     return counts
 
 
-def write_labels(labels: Labels, path: Path, colours: Sequence[Colour] = ()) -> None:
-    """Write a mask as PNG: 8-bit with a palette, or 16-bit gray if there are indices above 254.
+def labels_picture(labels: Labels, colours: Sequence[Colour] = ()) -> Image.Image:
+    """Return a mask to be saved as PNG: 8-bit with a palette, or 16-bit gray if there are indices above 254.
 
     Args:
         labels: class index of each pixel; `IGNORE` becomes 255 in 8 bits and 65,535 in 16 bits.
-        path: path of the PNG file, which is replaced atomically.
         colours: RGB colors of the classes; missing ones default to VOC's.
     """
-    _save(labels_picture(labels, colours), path)
-
-
-def labels_picture(labels: Labels, colours: Sequence[Colour] = ()) -> Image.Image:
-    """Return the mask that :func:`write_labels` writes."""
     if labels.max(initial=0) >= _VOID:
         return Image.fromarray(labels.astype(np.uint16))
     picture = Image.fromarray(labels.astype(np.uint8, copy=False))
@@ -69,17 +63,14 @@ def labels_picture(labels: Labels, colours: Sequence[Colour] = ()) -> Image.Imag
     return picture
 
 
-def write_overlay(
-    image: Image.Image, labels: Labels, path: Path, classes: Sequence[str], colours: Sequence[Colour] = ()
-) -> None:
-    """Write the image blended with the class colors, and a legend of the classes that occur, as PNG.
+def overlay(image: Image.Image, labels: Labels, classes: Sequence[str], colours: Sequence[Colour] = ()) -> Image.Image:
+    """Return the image blended with the class colors, and a legend of the classes that occur.
 
     Images with a side above 2,000 pixels are reduced.
 
     Args:
         image: RGB image.
         labels: class index of each pixel of the image.
-        path: path of the PNG file.
         classes: class names.
         colours: RGB colors of the classes; missing ones default to VOC's.
     """
@@ -94,25 +85,23 @@ def write_overlay(
     reduced_image = image if scale == 1 else image.resize(size[::-1], Image.Resampling.BILINEAR, reducing_gap=2)
     table = palette(colours, len(classes))
     entries = [
-        (f"{_truncate(classes[index])}  {100 * counts[index] / labels.size:.1f} %", table[index])
+        (f"{_name(classes[index])}  {100 * counts[index] / labels.size:.1f} %", table[index])
         for index in np.argsort(-counts, kind="stable")
         if counts[index]
     ]
-    _save(_beside(_blend(reduced_image, shown, table), _legend(entries)), path)
+    return arrange([_blend(reduced_image, shown, table), _legend(entries)], _MARGIN)
 
 
-def write_probabilities(probabilities: Float[Tensor, "classes h w"], path: Path) -> None:
-    """Write probabilities as a float16 .npy file of shape (classes, height, width), replaced atomically."""
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
-        np.save(file, probabilities.numpy().astype(np.float16))
-    part.replace(path)
+def save_png(picture: Image.Image, path: Path) -> None:
+    """Write a picture as PNG, atomically."""
+    with atomic_write(path) as file:
+        picture.save(file, format="PNG")
 
 
 def write_mosaic(
-    evaluation: SegmentEvaluation,
+    report: SegmentationReport,
     data: SegmentationData,
-    answer: Callable[[Image.Image], Tensor],
+    predict: Callable[[Image.Image], Tensor],
     folder: Path,
     colours: Sequence[Colour] = (),
     count: int = 6,
@@ -120,27 +109,27 @@ def write_mosaic(
     """Write best.png and worst.png: image, mask, prediction and errors of the images with the best and worst mean IoU.
 
     Args:
-        evaluation: evaluation on `data`.
+        report: evaluation on `data`.
         data: images and masks.
-        answer: function that predicts the class index of each pixel.
+        predict: function that predicts the class index of each pixel.
         folder: folder of the two files; created if missing.
         colours: RGB colors of the classes; missing ones default to VOC's.
         count: maximum number of images per file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     table = palette(colours, len(data.classes))
-    scored = [(value, index) for index, value in enumerate(evaluation.by_image) if value is not None]
+    scored = [(value, index) for index, value in enumerate(report.by_image) if value is not None]
     for name, chosen in (("worst", sorted(scored)[:count]), ("best", sorted(scored, reverse=True)[:count])):
         rows, counts = [], np.zeros(len(data.classes), np.int64)
         for value, index in chosen:
-            sample = evaluation.samples[index]
+            sample = report.samples[index]
             image, mask = load_pair(sample, data.labels)
-            prediction = answer(image).numpy()
+            prediction = predict(image).numpy()
             rows.append(_row(image, mask, prediction, table, f"{sample.path.name}: mean IoU {100 * value:.1f} %"))
             counts += count_labels(mask, len(counts)) + count_labels(prediction, len(counts))
-        legend = [(_truncate(data.classes[index]), table[index]) for index in np.flatnonzero(counts)]
+        legend = [(_name(data.classes[index]), table[index]) for index in np.flatnonzero(counts)]
         legend += [("wrong", _WRONG), ("ignored", _IGNORED)]
-        _save(_beside(_stack(rows), _legend(legend)), folder / f"{name}.png")
+        save_png(arrange([arrange(rows, vertically=True), _legend(legend)], _MARGIN), folder / f"{name}.png")
 
 
 def _row(image: Image.Image, mask: Labels, prediction: Labels, table: np.ndarray, title: str) -> Image.Image:
@@ -150,11 +139,12 @@ def _row(image: Image.Image, mask: Labels, prediction: Labels, table: np.ndarray
     pictures = [image, _blend(image, mask, table), _blend(image, prediction, table), Image.fromarray(errors)]
     scale = min(1.0, 360 / max(image.size))
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    captions = (_truncate(title, 48), "mask", "prediction", "errors")
-    width = max(size[0], *(math.ceil(_font().getlength(caption)) + 2 for caption in captions)) + _MARGIN
-    row = Image.new("RGB", (4 * width, size[1] + _LINE + _MARGIN), _BACKGROUND)
+    font = load_font(_FONT)
+    captions = (truncate(title, font, 360), "mask", "prediction", "errors")
+    width = max(size[0], *(math.ceil(font.getlength(caption)) + 2 for caption in captions)) + _MARGIN
+    row = Image.new("RGB", (4 * width, size[1] + _LINE + _MARGIN), BACKGROUND)
     for index, (caption, picture) in enumerate(zip(captions, pictures, strict=True)):
-        ImageDraw.Draw(row).text((index * width + 2, 4), caption, _TEXT, _font())
+        ImageDraw.Draw(row).text((index * width + 2, 4), caption, TEXT, font)
         row.paste(picture.resize(size), (index * width, _LINE))
     return row
 
@@ -170,43 +160,16 @@ def _blend(image: Image.Image, labels: Labels, table: np.ndarray) -> Image.Image
 
 
 def _legend(entries: Sequence[tuple[str, Any]]) -> Image.Image:
-    width = max((math.ceil(_font().getlength(text)) for text, _ in entries), default=0) + 40
-    picture = Image.new("RGB", (width, _LINE * len(entries) + 2 * _MARGIN), _BACKGROUND)
+    font = load_font(_FONT)
+    width = max((math.ceil(font.getlength(text)) for text, _ in entries), default=0) + 40
+    picture = Image.new("RGB", (width, _LINE * len(entries) + 2 * _MARGIN), BACKGROUND)
     draw = ImageDraw.Draw(picture)
     for index, (text, color) in enumerate(entries):
         top = _MARGIN + index * _LINE
         draw.rectangle((4, top + 3, 20, top + 19), tuple(map(int, color)), "#808088")
-        draw.text((28, top + 2), text, _TEXT, _font())
+        draw.text((28, top + 2), text, TEXT, font)
     return picture
 
 
-def _beside(left: Image.Image, right: Image.Image) -> Image.Image:
-    whole = Image.new("RGB", (left.width + _MARGIN + right.width, max(left.height, right.height)), _BACKGROUND)
-    whole.paste(left, (0, 0))
-    whole.paste(right, (left.width + _MARGIN, 0))
-    return whole
-
-
-def _stack(rows: Sequence[Image.Image]) -> Image.Image:
-    width = max((row.width for row in rows), default=1)
-    whole = Image.new("RGB", (width, max(sum(row.height for row in rows), 1)), _BACKGROUND)
-    top = 0
-    for row in rows:
-        whole.paste(row, (0, top))
-        top += row.height
-    return whole
-
-
-@cache
-def _font() -> Any:
-    return ImageFont.load_default(15)
-
-
-def _truncate(text: str, length: int = 28) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"
-
-
-def _save(picture: Image.Image, path: Path) -> None:
-    part = path.with_name(f"{path.name}.part")
-    picture.save(part, format="PNG")
-    part.replace(path)
+def _name(name: str) -> str:
+    return truncate(name, load_font(_FONT), _NAME)

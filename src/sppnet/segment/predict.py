@@ -1,53 +1,102 @@
-"""Segmentation of image files, with results as masks, overlays and probabilities."""
+"""Segmentation of images, and of huge image files with results as masks, overlays and probabilities."""
 
 import itertools
+import os
 import tempfile
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
+from jaxtyping import Integer
 from PIL import Image
 
-from sppnet.data.images import MAX_PIXELS, load_image
+from sppnet.backbones.modes import evaluation_mode
+from sppnet.data.formats.masks import Colour
+from sppnet.data.images import MAX_PIXELS, ImageSource, load_image, source_name
 from sppnet.errors import ImageError, check_choice
-from sppnet.inference.memory import check_decoding
-from sppnet.segment.model import Segmenter
-from sppnet.segment.pictures import count_labels, write_labels, write_overlay, write_probabilities
-from sppnet.segment.tiles import segment_to_file
-from sppnet.segment.views import View, pixel_probabilities
+from sppnet.inference.memory import MemoryLimitError, check_decoding
+from sppnet.inference.results import Failure, Result
+from sppnet.io.remote import atomic_write
+from sppnet.segment.network import SegmenterNetwork
+from sppnet.segment.options import View
+from sppnet.segment.pictures import count_labels, labels_picture, overlay, save_png
+from sppnet.segment.tiles import label_dtype, segment_to_file
+from sppnet.segment.views import needs_tiles, pixel_probabilities, segment_image
+
+OnError = Literal["raise", "skip"]
 
 OUTPUTS = {"palette": ".png", "overlay": "_overlay.png", "probabilities": "_probabilities.npy"}
 
 
-@dataclass(frozen=True)
-class SegmentationResult:
-    """Result for an image.
+@dataclass(frozen=True, eq=False, repr=False)
+class SegmentationResult(Result):
+    """Class of each pixel of an image.
 
     Attributes:
-        source: path of the image.
-        size: (height, width) in pixels, after applying the EXIF orientation.
-        tiles: number of tiles; 1 for the whole image.
-        classes: share of the pixels by class, without absent classes.
-        files: paths of the written files, by output.
+        labels: class index of each pixel, (height, width), uint8, or uint16 for 256 classes or more.
+        classes: class names, in index order.
+        colours: RGB colors of the classes in pictures; missing ones default to VOC's.
     """
 
-    source: str
-    size: tuple[int, int]
-    tiles: int
-    classes: dict[str, float]
-    files: dict[str, str]
+    labels: Integer[np.ndarray, "h w"]
+    classes: tuple[str, ...]
+    colours: tuple[Colour, ...] = ()
+
+    @cached_property
+    def shares(self) -> dict[str, float]:
+        """Share of the pixels by class, largest first, without absent classes."""
+        counts = count_labels(self.labels, len(self.classes))
+        order = [index for index in np.argsort(-counts, kind="stable") if counts[index]]
+        return {self.classes[index]: int(counts[index]) / self.labels.size for index in order}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return source, size and shares of the classes as JSON types."""
+        return super().to_dict() | {"classes": [{"label": name, "share": share} for name, share in self.shares.items()]}
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        """Return the image blended with the class colors, and a legend; see :func:`sppnet.segment.pictures.overlay`."""
+        return overlay(image, self.labels, self.classes, self.colours)
+
+    def __repr__(self) -> str:
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in itertools.islice(self.shares.items(), 5))
+        return f"{type(self).__name__}({self.source!r}, size={self.size}, {shares})"
+
+
+def predict_images(
+    model: SegmenterNetwork, images: Iterable[ImageSource], view: View | None = None, on_error: OnError = "skip"
+) -> Iterator[SegmentationResult | Failure]:
+    """Yield a result or failure for each image, in order; see :meth:`sppnet.segment.model.Segmenter.predict`."""
+    check_choice("on_error", on_error, get_args(OnError))
+    view = view or View()
+    for index, source in enumerate(images):
+        name = source_name(source, index)
+        try:
+            if view.memory is not None and isinstance(source, str | os.PathLike):
+                check_decoding(Path(source), view.memory)
+            image = load_image(source)
+            with evaluation_mode(model):
+                labels = segment_image(model, image, view).numpy()
+        except (ImageError, MemoryLimitError) as error:  # the next image may need less memory
+            failure = ImageError(name, getattr(error, "reason", str(error)))
+            if on_error == "raise":
+                raise failure from error
+            yield Failure(name, failure)
+            continue
+        yield _result(model, name, labels)
 
 
 def segment_file(
-    model: Segmenter,
+    model: SegmenterNetwork,
     path: Path,
     stem: Path | None,
-    outputs: Sequence[str] = ("palette", "overlay"),
+    write: Sequence[str] = ("palette", "overlay"),
     view: View | None = None,
     max_pixels: int = MAX_PIXELS,
-) -> SegmentationResult:
+) -> tuple[SegmentationResult, dict[str, str]]:
     """Segment an image file and write the results.
 
     The labels of a tiled image are written tile by tile to a file next to the results; if the process is killed, the
@@ -57,58 +106,35 @@ def segment_file(
         model: segmenter in evaluation mode.
         path: path of the image.
         stem: path of the results without suffix, see :func:`output_file`; None to write nothing.
-        outputs: results to write: ``palette`` (class indices with a palette), ``overlay`` (the image blended with the
+        write: results to write: ``palette`` (class indices with a palette), ``overlay`` (the image blended with the
             class colors) and ``probabilities`` (float16 of shape (classes, height, width)).
         view: scales, tiles and memory limit; None for the whole image in one pass.
         max_pixels: see :func:`sppnet.data.images.load_image`.
+
+    Returns:
+        The result, and the path of each written file, by output.
 
     Raises:
         sppnet.ImageError: the image cannot be read, or it needs more memory than the limit.
         ValueError: an output is unknown.
     """
-    for output in outputs:
-        check_choice("output", output, OUTPUTS)
+    for output in write:
+        check_choice("write", output, OUTPUTS)
     view = view or View()
+    files = {output: output_file(stem, output) for output in OUTPUTS if output in write} if stem else {}
     try:
-        return _segment_file(model, path, stem, outputs, view, max_pixels)
-    except ImageError:
-        raise
-    except ValueError as error:  # such as too little memory for this image; the next one may be smaller
+        if view.memory is not None:
+            check_decoding(path, view.memory)
+        image = load_image(path, max_pixels=max_pixels)
+        with _labels(model, image, view, path, stem, files.get("probabilities")) as labels:
+            result = _result(model, str(path), labels)
+            if "palette" in files:
+                save_png(labels_picture(result.labels, result.colours), files["palette"])
+            if "overlay" in files:
+                save_png(result.draw(image), files["overlay"])
+    except MemoryLimitError as error:  # the next image may need less
         raise ImageError(str(path), str(error)) from error
-
-
-def _segment_file(
-    model: Segmenter, path: Path, stem: Path | None, outputs: Sequence[str], view: View, max_pixels: int
-) -> SegmentationResult:
-    if view.memory is not None:
-        check_decoding(path, view.memory)
-    image = load_image(path, max_pixels=max_pixels)
-    if stem is not None:
-        stem.parent.mkdir(parents=True, exist_ok=True)
-    probabilities_file = output_file(stem, "probabilities") if stem and "probabilities" in outputs else None
-    if not view.in_tiles(model, image):
-        probabilities = pixel_probabilities(model, image, view.scales, view.flip)
-        if probabilities_file:
-            write_probabilities(probabilities, probabilities_file)
-        return _finish(model, image, path, probabilities.argmax(0).numpy(), 1, stem, outputs, probabilities_file)
-    with tempfile.TemporaryDirectory() if stem is None else nullcontext(stem.parent) as folder:
-        file = Path(folder) / f"{path.stem if stem is None else stem.name}_labels.npy"
-        tiled = segment_to_file(
-            model,
-            image,
-            file,
-            memory=view.memory if view.tile is None else None,
-            tile=view.tile,
-            overlap=view.overlap,
-            global_context=view.global_context,
-            probabilities=probabilities_file,
-        )
-        labels = np.load(file, mmap_mode="r")
-        answer = _finish(model, image, path, labels, tiled.tiles, stem, outputs, probabilities_file)
-        del labels
-        file.unlink()
-        file.with_name(f"{file.name}.json").unlink()
-    return answer
+    return result, {output: str(file) for output, file in files.items()}
 
 
 def output_file(stem: Path, output: str) -> Path:
@@ -127,36 +153,41 @@ def output_stems(paths: Sequence[Path], folder: Path) -> list[Path]:
     stems = []
     for path in paths:
         names = itertools.chain([path.stem], (f"{path.stem}-{number}" for number in itertools.count(2)))
-        stem = next(folder / name for name in names if not _answer_files(folder / name) & taken)
-        taken |= _answer_files(stem)
+        stem = next(folder / name for name in names if not _output_files(folder / name) & taken)
+        taken |= _output_files(stem)
         stems.append(stem)
     return stems
 
 
-def _answer_files(stem: Path) -> set[Path]:
+def _output_files(stem: Path) -> set[Path]:
     return {output_file(stem, output).resolve() for output in OUTPUTS}
 
 
-def _finish(
-    model: Segmenter,
-    image: Image.Image,
-    path: Path,
-    labels: np.ndarray,
-    tiles: int,
-    stem: Path | None,
-    outputs: Sequence[str],
-    probabilities: Path | None,
-) -> SegmentationResult:
-    config = model.config
-    files = {"probabilities": str(probabilities)} if probabilities else {}
-    if stem and "palette" in outputs:
-        file = output_file(stem, "palette")
-        write_labels(labels, file, config.colours)
-        files["palette"] = str(file)
-    if stem and "overlay" in outputs:
-        file = output_file(stem, "overlay")
-        write_overlay(image, labels, file, config.classes, config.colours)
-        files["overlay"] = str(file)
-    counts = count_labels(labels, len(config.classes))
-    shares = {name: int(count) / labels.size for name, count in zip(config.classes, counts, strict=True) if count}
-    return SegmentationResult(str(path), (image.height, image.width), tiles, shares, files)
+def _result(model: SegmenterNetwork, source: str, labels: np.ndarray) -> SegmentationResult:
+    labels = labels.astype(label_dtype(model), copy=False)
+    return SegmentationResult(source, labels.shape, labels, model.config.classes, model.config.colours)
+
+
+@contextmanager
+def _labels(
+    model: SegmenterNetwork, image: Image.Image, view: View, path: Path, stem: Path | None, probabilities: Path | None
+) -> Iterator[np.ndarray]:
+    """Yield the class of each pixel, and write the probabilities if their path is given.
+
+    The label file of a tiled image is deleted only after the block, which writes the results.
+    """
+    if stem:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+    if not needs_tiles(model, image, view):
+        values = pixel_probabilities(model, image, view.scale_factors, view.flip)
+        if probabilities:
+            with atomic_write(probabilities) as part:
+                np.save(part, values.numpy().astype(np.float16))
+        yield values.argmax(0).numpy()
+        return
+    with tempfile.TemporaryDirectory() if stem is None else nullcontext(stem.parent) as folder:
+        file = Path(folder) / f"{path.stem if stem is None else stem.name}_labels.npy"
+        segment_to_file(model, image, file, view, probabilities)
+        yield np.load(file)
+        file.unlink()
+        file.with_name(f"{file.name}.json").unlink()

@@ -6,80 +6,69 @@ import json
 import math
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from PIL import Image
 from torch import Tensor
 
 from sppnet.backbones.weights import weights_digest
-from sppnet.console import track
-from sppnet.inference.memory import parse_memory, release_memory
-from sppnet.inference.tiles import OVERLAP, Block, Span, blend_tiles, tile_spans
-from sppnet.io.files import write_json
+from sppnet.inference.memory import release_memory
+from sppnet.inference.tiles import Block, Span, blend_tiles, tile_spans
+from sppnet.io.files import read_json, write_json
+from sppnet.progress import track
 from sppnet.segment.memory import largest_tile
-from sppnet.segment.model import Segmenter
+from sppnet.segment.network import SegmenterNetwork
+from sppnet.segment.options import View
 
 CONTEXT_SIDE = 1024  # longer side in pixels of the reduced copy for the global context
 _FORMAT = 1
 
 
-class TiledResult(NamedTuple):
-    """Result of :func:`segment_to_file`.
+@dataclass(frozen=True)
+class _Progress:
+    """Content of the progress file: what is computed, tile side, rows of tiles, and completed rows."""
 
-    Attributes:
-        labels: path of the label file.
-        tile: maximum tile side in pixels.
-        tiles: number of tiles.
-        resumed: number of rows of tiles completed by an earlier call.
-    """
-
-    labels: Path
+    of: dict[str, Any]
     tile: int
-    tiles: int
-    resumed: int
+    rows: int
+    rows_done: int
 
 
-def tile_stride(model: Segmenter) -> int:
+def tile_stride(model: SegmenterNetwork) -> int:
     """Return the stride of tile positions in pixels, which aligns the cells of tiles with those of the whole image."""
     backbone = model.backbone
     strides = backbone.geometry.stride + (backbone.fine_geometry.stride if backbone.fine is not None else (1, 1))
     return math.lcm(*strides)
 
 
+def label_dtype(model: SegmenterNetwork) -> type[np.unsignedinteger]:
+    """Return the smallest NumPy dtype for the class indices of a model."""
+    return np.uint8 if len(model.config.classes) < 256 else np.uint16
+
+
 def segment_tiled(
-    model: Segmenter,
-    image: Image.Image,
-    *,
-    memory: str | int | None = None,
-    tile: int | None = None,
-    overlap: int = OVERLAP,
-    global_context: bool = False,
-    after_tile: Callable[[], None] = lambda: None,
-) -> Int[Tensor, "h w"]:
+    model: SegmenterNetwork, image: Image.Image, view: View, after_tile: Callable[[], None] = lambda: None
+) -> Integer[Tensor, "h w"]:
     """Segment an image in tiles and return the class index of each pixel.
 
     Args:
         model: segmenter in evaluation mode.
         image: RGB image; one no larger than a tile is segmented whole.
-        memory: memory limit, see :func:`segment_to_file`.
-        tile: maximum tile side in pixels, instead of `memory`.
-        overlap: minimum overlap of tiles in pixels.
-        global_context: use the context of the whole image in the image-level branch.
+        view: memory limit or tile side, overlap, and whether to use the context of the whole image.
         after_tile: function called after each tile; it may raise an exception to stop.
 
     Raises:
         ValueError: see :func:`segment_to_file`.
     """
-    limit = _memory_limit(memory, tile)
-    if tile is None:
-        tile = _tile_side(model, image, limit or 0, overlap, global_context)
-    predict_tile = _tile_predictor(model, image, image_context(model, image) if global_context else None)
-    down, across = _tile_grid(model, image, tile, overlap)
-    labels = torch.zeros(image.height, image.width, dtype=torch.long)
+    down, across = _tile_grid(model, image, _tile_side(model, image, view), view.overlap)
+    predict_tile = _tile_predictor(model, image, view)
+    dtype = torch.uint8 if label_dtype(model) is np.uint8 else torch.int32
+    labels = torch.zeros(image.height, image.width, dtype=dtype)
     for block in blend_tiles(down, across, predict_tile):
         labels[slice(*block.rows), slice(*block.columns)] = block.probabilities.argmax(0)
         del block  # free it before the next pass
@@ -88,7 +77,7 @@ def segment_tiled(
 
 
 @torch.inference_mode()
-def image_context(model: Segmenter, image: Image.Image) -> Float[Tensor, "1 c 1 1"]:
+def image_context(model: SegmenterNetwork, image: Image.Image) -> Float[Tensor, "1 c 1 1"]:
     """Compute the input of the image-level branch for an image, reduced to a longer side of at most 1,024 pixels.
 
     Raises:
@@ -101,68 +90,55 @@ def image_context(model: Segmenter, image: Image.Image) -> Float[Tensor, "1 c 1 
 
 
 def segment_to_file(
-    model: Segmenter,
-    image: Image.Image,
-    path: Path,
-    *,
-    memory: str | int | None = None,
-    tile: int | None = None,
-    overlap: int = OVERLAP,
-    global_context: bool = False,
-    probabilities: Path | None = None,
-) -> TiledResult:
+    model: SegmenterNetwork, image: Image.Image, path: Path, view: View, probabilities: Path | None = None
+) -> int:
     """Segment an image of any size tile by tile, and write the class index of each pixel as .npy (height, width).
 
     Labels are uint8, or uint16 for 256 classes or more. The file has the suffix .part until it is complete. PATH.json
-    records the image, the model, the options and the number of completed rows of tiles. If the process is killed, the
+    records the image, the model, the view and the number of completed rows of tiles. If the process is killed, the
     same call continues after the last completed row, with bit-identical labels; once all rows are done, it returns
-    immediately. With a different image, model or option it starts from scratch.
+    immediately. With a different image, model or view it starts from scratch.
 
     Args:
         model: segmenter in evaluation mode.
         image: RGB image.
         path: path of the label file.
-        memory: memory limit of the process, such as ``3GB``, including the interpreter, the model and the image; tiles
-            are as large as it allows. A pass on a GPU is counted as if it ran on the CPU.
-        tile: maximum tile side in pixels, instead of `memory`; a multiple of :func:`tile_stride`.
-        overlap: minimum overlap of tiles in pixels, see :func:`sppnet.inference.tiles.tile_spans`.
-        global_context: use the context of the whole image in the image-level branch, see :func:`image_context`.
+        view: memory limit or tile side, overlap, and whether to use the context of the whole image.
         probabilities: path of another .npy file for float16 probabilities of shape (classes, height, width).
 
+    Returns:
+        Number of rows of tiles that an earlier call had completed.
+
     Raises:
-        ValueError: both or neither of `memory` and `tile` are given, or the smallest tiles exceed `memory`.
+        ValueError: the view has neither a memory limit nor a tile side, has several scales or mirror images, or its
+            memory limit is too low for the smallest tiles.
         OSError: the disk space is insufficient.
     """
-    limit = _memory_limit(memory, tile)
     request = {
         "format": _FORMAT,
         "image": {"size": [image.height, image.width], "sha256": _digest(image)},
         "model": {"weights": weights_digest(model), "config": dataclasses.asdict(model.config)},
-        "memory": limit,
-        "tile": tile,
-        "overlap": overlap,
-        "global_context": global_context,
+        "view": dataclasses.asdict(view),
         "probabilities": probabilities is not None,
     }
     request = json.loads(json.dumps(request))
     progress = path.with_name(f"{path.name}.json")
     files = [path] if probabilities is None else [path, probabilities]
     parts = [file.with_name(f"{file.name}.part") for file in files]
-    done, side = _completed(progress, request, files, parts)
-    if not side:
-        side = tile if tile is not None else _tile_side(model, image, limit or 0, overlap, global_context)
-    down, across = _tile_grid(model, image, side, overlap)
-    state = {"of": request, "tile": side, "rows": len(down)}
+    earlier = _read_progress(progress, request, files, parts)
+    done, side = (earlier.rows_done, earlier.tile) if earlier else (0, _tile_side(model, image, view))
+    down, across = _tile_grid(model, image, side, view.overlap)
+    state = _Progress(request, side, len(down), done)
     if done == 0:
         progress.unlink(missing_ok=True)  # first, as it describes the files replaced below
         progress.parent.mkdir(parents=True, exist_ok=True)
-        size, classes = (image.height, image.width), len(model.config.classes)
-        _preallocate(parts[0], np.uint8 if classes < 256 else np.uint16, size)
+        size = (image.height, image.width)
+        _preallocate(parts[0], label_dtype(model), size)
         if probabilities is not None:
-            _preallocate(parts[1], np.float16, (classes, *size))
-        write_json({**state, "rows_done": 0}, progress)
+            _preallocate(parts[1], np.float16, (len(model.config.classes), *size))
+        write_json(dataclasses.asdict(state), progress)
     if done < len(down):
-        predict_tile = _tile_predictor(model, image, image_context(model, image) if global_context else None)
+        predict_tile = _tile_predictor(model, image, view)
         first = max(done - 1, 0)  # repeat the last completed row, because the next row overlaps it
         blocks = blend_tiles(down, across, predict_tile, first)
         total = len(down) * len(across)
@@ -171,15 +147,15 @@ def segment_to_file(
             if block.row >= done:
                 _write_block(block, parts)
             if block.row >= done and block.columns[1] == image.width:
-                write_json({**state, "rows_done": block.row + 1}, progress)
+                write_json(dataclasses.asdict(dataclasses.replace(state, rows_done=block.row + 1)), progress)
             del block  # free it before the next pass
     for file, part in zip(files, parts, strict=True):
         if part.exists():
             part.replace(file)
-    return TiledResult(path, side, len(down) * len(across), done)
+    return done
 
 
-def _tile_grid(model: Segmenter, image: Image.Image, tile: int, overlap: int) -> tuple[list[Span], list[Span]]:
+def _tile_grid(model: SegmenterNetwork, image: Image.Image, tile: int, overlap: int) -> tuple[list[Span], list[Span]]:
     stride = tile_stride(model)
     return tile_spans(image.height, tile, overlap, stride), tile_spans(image.width, tile, overlap, stride)
 
@@ -189,27 +165,28 @@ def _context_size(image: Image.Image) -> tuple[int, int]:
     return max(1, round(image.height * scale)), max(1, round(image.width * scale))
 
 
-def _memory_limit(memory: str | int | None, tile: int | None) -> int | None:
-    """Return the memory limit in bytes; None if the tile size is given instead."""
-    if (memory is None) == (tile is None):
-        raise ValueError(f"memory: expected either memory or tile, got memory={memory!r} and tile={tile!r}")
-    return None if memory is None else parse_memory(memory)
-
-
-def _tile_side(model: Segmenter, image: Image.Image, memory: int, overlap: int, global_context: bool) -> int:
-    context = _context_size(image) if global_context else None
-    return largest_tile(model, (image.height, image.width), memory, overlap, tile_stride(model), context)
+def _tile_side(model: SegmenterNetwork, image: Image.Image, view: View) -> int:
+    """Return the maximum tile side in pixels: that of the view, or the largest within its memory limit."""
+    if view.several or (view.memory is None and view.tile is None):
+        raise ValueError(f"view: expected a memory limit or a tile side, and a single scale, got {view}")
+    if view.tile is not None or view.memory is None:
+        return view.tile or 0
+    context = _context_size(image) if view.global_context else None
+    size = (image.height, image.width)
+    return largest_tile(model, size, view.memory, view.overlap, tile_stride(model), context)
 
 
 def _tile_predictor(
-    model: Segmenter, image: Image.Image, context: Tensor | None
+    model: SegmenterNetwork, image: Image.Image, view: View
 ) -> Callable[[Span, Span], Float[Tensor, "classes h w"]]:
+    context = image_context(model, image) if view.global_context else None
+
     def predict_tile(rows: Span, columns: Span) -> Float[Tensor, "classes h w"]:
         release_memory()  # otherwise memory grows with each pass
         crop = image.crop((columns[0], rows[0], columns[1], rows[1]))
         with torch.no_grad():
             logits: Tensor = model(model.pixels(crop), context)[0]
-            return logits.softmax(0).cpu()
+            return logits.float().softmax(0).cpu()
 
     return predict_tile
 
@@ -222,16 +199,16 @@ def _digest(image: Image.Image) -> str:
     return digest.hexdigest()
 
 
-def _completed(progress: Path, request: dict[str, Any], files: list[Path], parts: list[Path]) -> tuple[int, int]:
-    """Return the number of rows completed by an earlier identical call, and its tile side; zeros if there is none."""
+def _read_progress(progress: Path, request: dict[str, Any], files: list[Path], parts: list[Path]) -> _Progress | None:
+    """Return the progress of an earlier identical call; None if there is none."""
     try:
-        content = json.loads(progress.read_text(encoding="utf-8"))
-        done, rows, side = content["rows_done"], content["rows"], content["tile"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return 0, 0
+        earlier = read_json(progress, _Progress)
+    except (OSError, ValueError):
+        return None
     # After the last row, the process may have been killed between the renames.
-    intact = all(part.exists() or (done == rows and file.exists()) for file, part in zip(files, parts, strict=True))
-    return (done, side) if done and intact and content["of"] == request else (0, 0)
+    complete = earlier.rows_done == earlier.rows
+    intact = all(part.exists() or (complete and file.exists()) for file, part in zip(files, parts, strict=True))
+    return earlier if earlier.rows_done and intact and earlier.of == request else None
 
 
 def _preallocate(path: Path, dtype: type, shape: tuple[int, ...]) -> None:

@@ -7,7 +7,8 @@ from torch import Tensor
 from sppnet.backbones.backbone import create_backbone
 from sppnet.backbones.weights import load_weights
 from sppnet.data.formats.class_tables import VOC
-from sppnet.segment.model import Segmenter, SegmenterConfig
+from sppnet.segment.model import Segmenter
+from sppnet.segment.network import SegmenterConfig
 
 # Name prefixes of tensors in torchvision and here.
 _PREFIXES = {
@@ -28,7 +29,7 @@ def from_torchvision(state: Mapping[str, Tensor], classes: Sequence[str] | None 
 
     The segmenter has torchvision's architecture and gives the same logits: output stride 8, rates 12, 24 and 36, a 3x3
     block before the classifier, and logits resized by the ratio of the sizes. The auxiliary classifier is dropped.
-    :func:`sppnet.training.run.save_run` saves the segmenter as a run folder.
+    :func:`sppnet.training.run.save` saves the segmenter as a run folder.
 
     Args:
         state: ``state_dict()`` of the torchvision model.

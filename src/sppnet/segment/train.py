@@ -1,17 +1,17 @@
 """Training of a segmenter from images and masks."""
 
 import dataclasses
+import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sppnet.console import console
 from sppnet.data.formats.class_tables import CAMVID, CAMVID_COLOURS, read_class_file
 from sppnet.data.formats.masks import IGNORE, LabelMap, PixelCounts, SegmentationSample, count_pixels
 from sppnet.data.formats.segmentation import (
@@ -20,36 +20,18 @@ from sppnet.data.formats.segmentation import (
     read_segmentation,
     segmentation_splits,
 )
-from sppnet.data.splits import SPLITS
-from sppnet.errors import ImageError
+from sppnet.layers.atrous import auto_rates
+from sppnet.layers.norms import SafeBatchNorm2d
 from sppnet.segment.batches import MaskBatches
-from sppnet.segment.evaluate import SegmentationScores, evaluate_segmenter
-from sppnet.segment.model import create_segmenter
+from sppnet.segment.evaluate import SegmentationReport, evaluate_segmenter
+from sppnet.segment.model import Segmenter, create_segmenter
+from sppnet.segment.network import SegmenterConfig
 from sppnet.segment.options import ClassWeights, SegmentOptions
 from sppnet.training.checkpoint import open_training
 from sppnet.training.loop import Objective, fit
-from sppnet.training.run import save_run
+from sppnet.training.run import TrainingResult, save
 
-
-@dataclass(frozen=True)
-class SegmentTraining:
-    """Result of a training.
-
-    Attributes:
-        run: run folder.
-        finished: False if the training was interrupted; it can be resumed.
-        scores: scores on the validation images after the last epoch; None without validation images.
-        problems: files of the data set that were skipped, with the reasons.
-        failures: errors of images and masks that could not be used and were skipped.
-        seconds: duration of this call.
-    """
-
-    run: Path
-    finished: bool
-    scores: SegmentationScores | None
-    problems: tuple[str, ...]
-    failures: tuple[ImageError, ...]
-    seconds: float
+_logger = logging.getLogger(__name__)
 
 
 @torch.random.fork_rng(devices=[])
@@ -60,9 +42,9 @@ def train_segmenter(
     *,
     split: str | None = None,
     val: str | Path | None = None,
-    class_file: str | Path | None = None,
     resume: bool = False,
-) -> SegmentTraining:
+    class_file: str | Path | None = None,
+) -> TrainingResult:
     """Train a segmenter on images and masks.
 
     All masks are read before training starts, so that errors are reported early. The run folder contains the model
@@ -74,9 +56,14 @@ def train_segmenter(
         out: run folder; created if missing.
         options: training options; None for the defaults.
         split: split of `data` to train on; None for ``train``, or for all data if there are no splits.
-        val: data set for validation after each epoch; None for the split ``val`` of `data`, if there is one.
-        class_file: path of a table of mask values and classes; None: the data set's table, else the layout's.
+        val: data set for validation after each epoch; if it has splits, its split ``val``, ``valid``, ``validation`` or
+            ``test``, in this order. None for the split ``val`` of `data`, if there is one.
         resume: whether to continue the training in `out`, if there is one.
+        class_file: path of a table of mask values and classes; None: the data set's table, else the layout's.
+
+    Returns:
+        The result; its scores are ``miou``, ``pixel_accuracy`` and ``mean_accuracy`` after the last epoch, see
+        :class:`sppnet.segment.evaluate.SegmentationScores`.
 
     Raises:
         ValueError: an option or the data set is invalid, no mask can be used, or the run folder is in use.
@@ -96,8 +83,9 @@ def train_segmenter(
         failures += val_counts.failures
     torch.manual_seed(options.seed)
     table = tuple(map(tuple, read_class_file(Path(class_file)))) if class_file else ()
-    config = options.config(train_set.classes, options.ignore or (), table, _class_colors(train_set.labels))
+    config = segmenter_config(options, train_set.classes, table=table, colours=_class_colors(train_set.labels))
     model = create_segmenter(config, options.weights)
+    _check_batches(model, options, len(samples))
     open_training(out, train_set.root, _fingerprint(train_set), options, resume)
     usable = dataclasses.replace(train_set, samples=samples)
     batches = MaskBatches(
@@ -107,35 +95,48 @@ def train_segmenter(
         options.batch,
         options.seed,
         options.workers,
-        scale=options.scale,
+        scale=options.scale_range,
         jitter=options.jitter,
     )
-    scores: list[SegmentationScores] = []
+    reports: list[SegmentationReport] = []
 
     def validate() -> Mapping[str, float] | None:
         if val_set is None:
             return None
-        evaluation = evaluate_segmenter(model, val_set, described="validating")
-        failures.extend(evaluation.failures)
-        scores.append(evaluation.scores)
-        return {"miou": evaluation.scores.miou, "pixel_accuracy": evaluation.scores.pixel_accuracy}
+        reports.append(evaluate_segmenter(model, val_set, description="validating"))
+        failures.extend(reports[-1].failures)
+        return _main_scores(reports[-1])
 
     objective = pixel_objective(class_weights(counts, options.class_weights))
     finished = fit(model, batches, options, out, validate, failures, objective, right="pixel_accuracy")
     if finished:
-        if val_set is not None and not scores:  # resumed after the last epoch
+        if not reports:  # resumed after the last epoch
             validate()
-        save_run(model.cpu().eval(), out)
+        save(model.cpu().eval(), out)
     problems = train_set.problems + (val_set.problems if val_set else ())
     unique = {(failure.path, failure.reason): failure for failure in failures}
-    return SegmentTraining(
-        out,
-        finished,
-        scores[-1] if scores else None,
-        problems,
-        tuple(unique.values()),
-        time.monotonic() - started,
-    )
+    scores = _main_scores(reports[-1]) if reports else {}
+    if finished and reports:
+        by_class = [f"{name} {value:.1%}" for name, value in reports[-1].scores.per_class.items() if value is not None]
+        _logger.info(f"IoU of the validation classes: {', '.join(by_class)}")
+    return TrainingResult(out, finished, scores, tuple(unique.values()), problems, time.monotonic() - started)
+
+
+def segmenter_config(options: SegmentOptions, classes: tuple[str, ...], **fields: Any) -> SegmenterConfig:
+    """Return the configuration of the segmenter to train; its rates, if not given, fit the crop size.
+
+    Args:
+        options: training options.
+        classes: class names, in logit order.
+        fields: further fields of the configuration.
+    """
+    rates = options.rates
+    if not rates and options.head != "pspnet" and options.context == "aspp":
+        cells = tuple(-(-side // options.output_stride) for side in options.crop)
+        rates = auto_rates(options.output_stride, cells, "v2" if options.head == "deeplabv2" else "v3")
+    names = [field.name for field in dataclasses.fields(SegmenterConfig) if hasattr(options, field.name)]
+    shared = {name: getattr(options, name) for name in names} | {"rates": rates, "ignore": options.ignore or ()}
+    return SegmenterConfig(classes, **shared, **fields)
 
 
 def class_weights(counts: PixelCounts, kind: ClassWeights) -> Float[Tensor, " classes"]:
@@ -176,6 +177,24 @@ def pixel_objective(weights: Float[Tensor, " classes"]) -> Objective:
     return objective
 
 
+def _main_scores(report: SegmentationReport) -> dict[str, float]:
+    scores = report.scores
+    return {"miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy, "mean_accuracy": scores.mean_accuracy}
+
+
+def _check_batches(model: Segmenter, options: SegmentOptions, images: int) -> None:
+    """Check that batch norm gets more than one value per channel, from which it computes a variance."""
+    if 1 not in (options.batch, images % options.batch):
+        return
+    norms = [layer for layer in model.backbone.modules() if isinstance(layer, nn.BatchNorm2d)]
+    cells = model.backbone.geometry.map_size(*options.crop)
+    if max(cells) <= 1 and not all(isinstance(layer, SafeBatchNorm2d) for layer in norms):
+        raise ValueError(
+            f"crop: expected more than one cell of {options.output_stride} x {options.output_stride} pixels, because a"
+            f" batch has a single image ({images} images in batches of {options.batch}), got {options.crop}"
+        )
+
+
 def _fingerprint(data: SegmentationData) -> list[str]:
     """List the training inputs other than pixels; they must be unchanged when a training is resumed."""
     labels = data.labels
@@ -194,7 +213,7 @@ def _validation(
 ) -> SegmentationData | None:
     names = ("val", "valid", "validation")
     if val is not None:
-        split = choose_segmentation_split(val, None, *names, *SPLITS)
+        split = choose_segmentation_split(val, None, *names, "test")
         return read_segmentation(val, split, classes, ignore, class_file=class_file)
     splits = {name.lower(): name for name in segmentation_splits(data)}
     found = [splits[name] for name in names if name in splits]
@@ -211,7 +230,7 @@ def _usable(data: SegmentationData, counts: PixelCounts) -> tuple[SegmentationSa
         reasons = "; ".join(str(failure) for failure in counts.failures[:10])
         raise ValueError(f"data: none of the {len(data.samples)} masks of {data.root} can be used: {reasons}")
     for failure in counts.failures:
-        console.print(f"skipped: {failure}", highlight=False, soft_wrap=True, markup=False)
+        _logger.warning(f"skipped: {failure}")
     return samples
 
 

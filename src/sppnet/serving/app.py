@@ -1,13 +1,15 @@
 """HTTP application: routes, form fields, responses and the web page."""
 
 import asyncio
+import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Event, Thread
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, File, Form, Request, UploadFile
 from fastapi.responses import FileResponse, Response
@@ -18,19 +20,12 @@ from sppnet.errors import ImageError
 from sppnet.serving import schema
 from sppnet.serving.batcher import Batcher
 from sppnet.serving.forms import add_error_handlers, forbid_extra_fields, reject_unknown_fields
-from sppnet.serving.limits import Limits, Refusal
+from sppnet.serving.limits import Limits, Refusal, Runtime
 from sppnet.serving.memory import bound_memory
 from sppnet.serving.metrics import Metrics
 from sppnet.serving.middleware import RequestMiddleware
-from sppnet.serving.tasks import (
-    ClassifyTask,
-    DetectTask,
-    Kind,
-    RegionTask,
-    SegmentTask,
-    Task,
-)
-from sppnet.serving.uploads import Encoded, Upload, answer_uploads
+from sppnet.serving.tasks import Task
+from sppnet.serving.uploads import Encoded, Upload, answer_uploads, upload_name
 
 _PAGE = Path(__file__).parent / "page"
 _TYPES = {
@@ -47,7 +42,7 @@ _PROBLEMS = schema.problems(*_COMMON, "bad_option", "too_small", "internal", "qu
 _BOX_PROBLEMS = schema.problems(
     *_COMMON, "bad_option", "bad_boxes", "too_many_boxes", "internal", "queue_full", "not_ready"
 )
-T = TypeVar("T", bound=Task)
+_log = logging.getLogger(__name__)
 
 Photograph = Annotated[UploadFile, File(description="image file of any format and size")]
 SizePolicy = Annotated[
@@ -71,9 +66,10 @@ class Service:
 
     Args:
         name: display name of the model.
+        kind: kind of task, which determines the routes.
         make: function that creates the task, and compiles and warms it up where required. It runs once, while the
             server already answers other requests with `not_ready`.
-        engine: display name of the engine.
+        runtime: runtime that the task uses.
         limits: request limits.
         batching: batching options.
 
@@ -83,8 +79,10 @@ class Service:
         checks: semaphore that bounds the number of concurrent upload checks.
     """
 
-    def __init__(self, name: str, make: Callable[[], Task], engine: str, limits: Limits, batching: Batching) -> None:
-        self.name, self.engine, self.limits = name, engine, limits
+    def __init__(
+        self, name: str, kind: str, make: Callable[[], Task], runtime: Runtime, limits: Limits, batching: Batching
+    ) -> None:
+        self.name, self.kind, self.runtime, self.limits = name, kind, runtime, limits
         self._make, self._batching = make, batching
         self._task: Task | None = None
         self._batcher: Batcher[Upload, Encoded] | None = None
@@ -98,11 +96,13 @@ class Service:
 
     def start(self) -> None:
         """Create the task and start the workers; on failure, set `error` and call `on_error`."""
+        begin = time.monotonic()
         try:
             task = self._make()
             self._batcher = Batcher(answer_uploads, observe=self.metrics.batches.observe, **asdict(self._batching))
             Thread(target=bound_memory, args=(self._stopped,), name="memory", daemon=True).start()
             self._task = task
+            _log.info("ready for requests after %.1f seconds", time.monotonic() - begin)
         except Exception as error:
             self.error = error
             self.on_error()
@@ -117,8 +117,8 @@ class Service:
         self._stopped.set()
 
     @property
-    def task(self) -> Task:
-        """Task that answers the requests.
+    def task(self) -> Any:
+        """Task, of the class for the kind, that answers the requests.
 
         Raises:
             Refusal: the task is not ready yet.
@@ -129,9 +129,8 @@ class Service:
 
     def describe(self) -> dict[str, Any]:
         """Return the content of /v1/model."""
-        limits = {name: getattr(self.limits, name) for name in ("bytes", "pixels", "boxes", "queue")}
-        about = {"name": self.name, "version": __version__, "engine": self.engine, "limits": limits}
-        return about | {"task": self.task.name} | self.task.describe()
+        about = {"task": self.kind, "name": self.name, "version": __version__, "runtime": self.runtime}
+        return about | self.task.describe() | {"limits": asdict(self.limits)}
 
     def submit(self, upload: Upload) -> Future[Encoded]:
         """Queue an upload and return the future of its answer.
@@ -145,12 +144,11 @@ class Service:
         return self._batcher.submit(upload, upload.key, upload.size)
 
 
-def create_app(service: Service, kind: Kind, token: str | None) -> FastAPI:
+def create_app(service: Service, token: str | None) -> FastAPI:
     """Create the application of a service.
 
     Args:
         service: service to start and stop together with the application.
-        kind: kind of task, which determines the routes.
         token: bearer token required by the routes under /v1; None: no token.
     """
     app = FastAPI(
@@ -167,9 +165,8 @@ def create_app(service: Service, kind: Kind, token: str | None) -> FastAPI:
     )
     _add_state(app, service)
     _add_page(app)
-    {"classify": _add_classify, "detect": _add_detect, "segment": _add_segment, "regions": _add_regions}[kind](
-        app, service
-    )
+    kinds = {"classify": _add_classify, "detect": _add_detect, "segment": _add_segment, "features": _add_features}
+    kinds[service.kind](app, service)
     add_error_handlers(app)
     forbid_extra_fields(app)
     return app
@@ -233,7 +230,7 @@ def _add_classify(app: FastAPI, service: Service) -> None:
     @app.post("/v1/predict", tags=["model"], responses=_PROBLEMS, response_model=schema.Classes)
     async def predict(request: Request, image: Photograph, resize: SizePolicy = None) -> Response:
         """Classify a photograph."""
-        return await _answer(request, service, image, lambda data: _task(service, ClassifyTask).predict(data, resize))
+        return await _answer(request, service, image, lambda data: service.task.predict(data, resize))
 
     @app.post("/v1/explain", tags=["model"], responses=_PROBLEMS, response_model=schema.Contributions)
     async def explain(
@@ -243,8 +240,7 @@ def _add_classify(app: FastAPI, service: Service) -> None:
         label: Annotated[str | None, Form(description="class to explain; default: the predicted one")] = None,
     ) -> Response:
         """Compute the contribution of each pyramid bin to the logit of a class."""
-        task = _task(service, ClassifyTask)
-        return await _answer(request, service, image, lambda data: task.explain(data, resize, label or None))
+        return await _answer(request, service, image, lambda data: service.task.explain(data, resize, label or None))
 
 
 def _add_detect(app: FastAPI, service: Service) -> None:
@@ -258,24 +254,24 @@ def _add_detect(app: FastAPI, service: Service) -> None:
         ] = None,
     ) -> Response:
         """Detect the objects in a photograph."""
-        return await _answer(request, service, image, lambda data: _task(service, DetectTask).predict(data, min_score))
+        return await _answer(request, service, image, lambda data: service.task.predict(data, min_score))
 
-    _add_box(app, service, DetectTask)
+    _add_box(app, service)
 
 
 def _add_segment(app: FastAPI, service: Service) -> None:
     @app.post("/v1/predict", tags=["model"], responses=_PROBLEMS, response_model=schema.Mask)
     async def predict(request: Request, image: Photograph) -> Response:
         """Predict the class of each pixel of a photograph."""
-        return await _answer(request, service, image, _task(service, SegmentTask).predict)
+        return await _answer(request, service, image, service.task.predict)
 
     @app.post("/v1/explain", tags=["model"], responses=_PROBLEMS, response_model=schema.Taps)
     async def explain(request: Request, image: Photograph) -> Response:
         """Compute the share of each atrous rate's kernel taps that lie on the feature map."""
-        return await _answer(request, service, image, _task(service, SegmentTask).explain)
+        return await _answer(request, service, image, service.task.explain)
 
 
-def _add_regions(app: FastAPI, service: Service) -> None:
+def _add_features(app: FastAPI, service: Service) -> None:
     binary: dict[int | str, dict[str, Any]] = {
         200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
     }
@@ -291,13 +287,12 @@ def _add_regions(app: FastAPI, service: Service) -> None:
         ] = "json",
     ) -> Response:
         """Compute one feature vector for each box of a photograph."""
-        task = _task(service, RegionTask)
-        return await _answer(request, service, image, lambda data: task.features(data, boxes, output))
+        return await _answer(request, service, image, lambda data: service.task.features(data, boxes, output))
 
-    _add_box(app, service, RegionTask)
+    _add_box(app, service)
 
 
-def _add_box(app: FastAPI, service: Service, kind: type[DetectTask] | type[RegionTask]) -> None:
+def _add_box(app: FastAPI, service: Service) -> None:
     @app.post("/v1/explain", tags=["model"], responses=_BOX_PROBLEMS, response_model=schema.Cells)
     async def explain(
         request: Request,
@@ -305,14 +300,7 @@ def _add_box(app: FastAPI, service: Service, kind: type[DetectTask] | type[Regio
         box: Annotated[str, Form(description="JSON: [x1, y1, x2, y2] in pixels of the photograph")],
     ) -> Response:
         """Return the feature map cells that a box pools, and its bins."""
-        return await _answer(request, service, image, lambda data: _task(service, kind).explain(data, box))
-
-
-def _task(service: Service, kind: type[T]) -> T:
-    task = service.task
-    if not isinstance(task, kind):
-        raise TypeError(f"service: expected a {kind.__name__}, got a {type(task).__name__}")
-    return task
+        return await _answer(request, service, image, lambda data: service.task.explain(data, box))
 
 
 async def _answer(request: Request, service: Service, image: UploadFile, check: Callable[[bytes], Upload]) -> Response:
@@ -320,7 +308,7 @@ async def _answer(request: Request, service: Service, image: UploadFile, check: 
     await reject_unknown_fields(request)
     data = await image.read()
     async with service.checks:
-        upload = await asyncio.to_thread(check, data)
+        upload = replace(await asyncio.to_thread(check, data), source=upload_name(image.filename))
     future = service.submit(upload)
     disconnect = asyncio.create_task(_cancel_on_disconnect(request, upload, future))
     try:

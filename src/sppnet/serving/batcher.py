@@ -152,6 +152,8 @@ class Batcher(Generic[T, R]):
         """Set the results of a batch, or the error of a single job; return False if a batch of several failed."""
         try:
             answers = self._answer([job.item for job in batch])
+            if len(answers) != len(batch):
+                raise RuntimeError(f"the batch function returned {len(answers)} results for {len(batch)} items")
         except Exception as error:
             traceback.clear_frames(error.__traceback__)  # frees the tensors of the pass before the next one
             if len(batch) > 1:

@@ -1,6 +1,5 @@
 """Explanations in image coordinates: contributions to a logit, pooled cells of a box, and live atrous taps."""
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +14,13 @@ from sppnet.backbones.modes import evaluation_mode
 from sppnet.classify.model import Classifier
 from sppnet.data.images import to_tensor
 from sppnet.data.resize import Resize
+from sppnet.errors import did_you_mean
 from sppnet.features.encoder import RegionEncoder
 from sppnet.inference.drawing import cell_borders
 from sppnet.layers.aspp import ASPP
 from sppnet.layers.atrous import live_taps
-from sppnet.ops.bins import Level, Rule, clipped_edges, parse_levels
+from sppnet.ops.bins import clipped_edges
+from sppnet.ops.levels import Level, Rule, parse_levels
 from sppnet.segment.model import Segmenter
 
 Edges = tuple[float, float, float, float]
@@ -61,7 +62,7 @@ def explain_image(model: Classifier, image: Image.Image, resize: Resize, label: 
         label: class name; None: the predicted class.
 
     Returns:
-        Dictionary of `task`, `label`, `score` (probability), `logit`, `rest`, `exact`; `size` and `network_size`,
+        Dictionary of `label`, `score` (probability), `logit`, `rest`, `exact`; `size` and `network_size`,
         (height, width) in pixels; `seen`, the part of the photograph in the network input; `levels` with their `bins`
         in row-major order; and `cells`, values in row-major order with the edges `x` and `y`. Boxes and edges are in
         pixels of the photograph.
@@ -83,7 +84,6 @@ def explain_image(model: Classifier, image: Image.Image, resize: Resize, label: 
     for bin_, value in zip((bin_ for level in levels for bin_ in level["bins"]), contributions, strict=True):
         bin_["contribution"] = value
     return {
-        "task": "classify",
         "label": config.classes[run.index],
         "score": float(run.logits.softmax(0)[run.index]),
         "logit": float(run.logits[run.index]),
@@ -135,7 +135,7 @@ def explain_taps(model: Segmenter, size: tuple[int, int]) -> dict[str, Any]:
         size: (height, width) of the photograph in pixels.
 
     Returns:
-        Dictionary of `task`, `size`, `map_size` in cells, and `rates`. Each rate has `live`, the shares of the cells
+        Dictionary of `size`, `map_size` in cells, and `rates`. Each rate has `live`, the shares of the cells
         at which each of the nine taps is live, in row-major order, and their mean, `share`.
 
     Raises:
@@ -151,7 +151,6 @@ def explain_taps(model: Segmenter, size: tuple[int, int]) -> dict[str, Any]:
     smallest = geometry.smallest()
     rows, columns = geometry.map_size(max(size[0], smallest[0]), max(size[1], smallest[1]))
     return {
-        "task": "segment",
         "size": list(size),
         "map_size": [rows, columns],
         "rates": [
@@ -252,7 +251,6 @@ def class_index(classes: Sequence[str], label: str) -> int:
         ValueError: the class is unknown; the message suggests similar names.
     """
     if label not in classes:
-        close = difflib.get_close_matches(label[:80], classes, n=3)
-        hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else f"; for example {classes[0]!r}"
+        hint = did_you_mean(label[:80], classes) or f"; for example {classes[0]}"
         raise ValueError(f"label: expected one of the model's {len(classes)} classes, got {label[:80]!r}{hint}")
     return classes.index(label)

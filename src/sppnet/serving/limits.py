@@ -1,6 +1,11 @@
-"""Request limits and error codes."""
+"""Request limits, runtimes and error codes; imported by the command line, so without torch."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+from sppnet.errors import require_positive
+
+Runtime = Literal["eager", "compiled", "onnx"]
 
 # Error codes with their HTTP status and meaning.
 CODES: dict[str, tuple[int, str]] = {
@@ -22,34 +27,29 @@ CODES: dict[str, tuple[int, str]] = {
 }
 
 
-_OPTIONS = {"bytes": "max-bytes", "pixels": "max-pixels", "boxes": "max-boxes", "queue": "queue"}
-
-
 @dataclass(frozen=True)
 class Limits:
     """Request limits.
 
     Attributes:
-        bytes: largest request body in bytes, at least 1.
-        pixels: largest height times width of a photograph according to its header, at least 1.
-        boxes: largest number of boxes per request, at least 1.
+        max_bytes: largest request body in bytes, at least 1.
+        max_image_pixels: largest height times width of a photograph according to its header, at least 1.
+        max_boxes: largest number of boxes per request, at least 1.
         queue: largest number of requests that are being received, queued or processed, at least 1.
         upload_seconds: seconds within which a request must arrive completely, and a client must receive a part of the
             response, above 0.
     """
 
-    bytes: int = 20_000_000
-    pixels: int = 50_000_000
-    boxes: int = 1000
+    max_bytes: int = 20_000_000
+    max_image_pixels: int = 50_000_000
+    max_boxes: int = 1000
     queue: int = 64
     upload_seconds: float = 20.0
 
     def __post_init__(self) -> None:
-        for name in _OPTIONS:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{_OPTIONS[name]}: expected at least 1, got {getattr(self, name)}")
+        require_positive(self, "max_bytes", "max_image_pixels", "max_boxes", "queue")
         if not self.upload_seconds > 0:
-            raise ValueError(f"upload-seconds: expected more than 0, got {self.upload_seconds}")
+            raise ValueError(f"upload_seconds: expected more than 0, got {self.upload_seconds}")
 
 
 class Refusal(ValueError):  # noqa: N818

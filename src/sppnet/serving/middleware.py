@@ -24,14 +24,14 @@ _API = "/v1/"
 _CHUNK_BYTES = 262_144
 _CONTENT_TYPE_BYTES = 512
 _BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
-_log = logging.getLogger("sppnet.serving")
+_log = logging.getLogger(__name__)
 
 
 class RequestMiddleware:
     """ASGI middleware that passes on complete, authorized requests and refuses all others.
 
     A body is received completely before the application is called, so no parser processes a partial body. At most
-    `limits.queue` bodies of at most `limits.bytes` bytes are held in memory.
+    `limits.queue` bodies of at most `limits.max_bytes` bytes are held in memory.
 
     Args:
         app: wrapped ASGI application.
@@ -113,9 +113,9 @@ class RequestMiddleware:
     async def _receive_all(self, scope: Scope, receive: Receive) -> Receive | None:
         """Return a receive function that delivers the whole body; None if the client has disconnected."""
         limits = self._limits
-        expected = f"request: expected at most {limits.bytes} bytes"
+        expected = f"request: expected at most {limits.max_bytes} bytes"
         declared = int(_header(scope, b"content-length") or 0)
-        if declared > limits.bytes:
+        if declared > limits.max_bytes:
             await _drain(receive, limits)
             raise Refusal("too_many_bytes", f"{expected}, got {declared}")
         parts, size = [], 0
@@ -124,7 +124,7 @@ class RequestMiddleware:
                 while (message := await receive())["type"] == "http.request":
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
-                    if size > limits.bytes:
+                    if size > limits.max_bytes:
                         raise Refusal("too_many_bytes", f"{expected}, got more")
                     if not message.get("more_body", False):
                         return _replay(b"".join(parts), receive)
@@ -179,7 +179,7 @@ async def _drain(receive: Receive, limits: Limits) -> None:
     size = 0
     try:
         async with asyncio.timeout(min(limits.upload_seconds, 2.0)):
-            while size <= limits.bytes:
+            while size <= limits.max_bytes:
                 message = await receive()
                 size += len(message.get("body", b""))
                 if not message.get("more_body", False):

@@ -30,12 +30,13 @@ class Status(Form):
 
 
 class Bounds(Form):
-    """Request limits: bytes and boxes per request, pixels per photograph, and concurrent requests."""
+    """Request limits of the server, named like its options."""
 
-    bytes: int
-    pixels: int
-    boxes: int
+    max_bytes: int
+    max_image_pixels: int
+    max_boxes: int
     queue: int
+    upload_seconds: float
 
 
 class ModelInfo(Form):
@@ -45,10 +46,10 @@ class ModelInfo(Form):
     network inputs during training.
     """
 
-    task: Literal["classify", "detect", "segment", "regions"]
+    task: Literal["classify", "detect", "segment", "features"]
     name: str
     version: str
-    engine: str
+    runtime: str
     backbone: str
     stride: Size
     classes: list[str] = []
@@ -65,6 +66,13 @@ class ModelInfo(Form):
     limits: Bounds
 
 
+class Result(Form):
+    """Common part of all predictions: the file name, and the (height, width) in pixels after the EXIF rotation."""
+
+    source: str
+    size: Size
+
+
 class Label(Form):
     """A class and its probability."""
 
@@ -72,16 +80,13 @@ class Label(Form):
     score: float
 
 
-class Classes(Form):
-    """Predicted class of a photograph; sizes are (height, width) in pixels."""
+class Classes(Result):
+    """Predicted class of a photograph, and up to five classes, most probable first."""
 
-    task: Literal["classify"]
     label: str
     score: float
     top: list[Label]
-    size: Size
     network_size: Size
-    resize: str
 
 
 class FoundObject(Form):
@@ -92,12 +97,9 @@ class FoundObject(Form):
     box: Edges
 
 
-class Objects(Form):
-    """Detected objects by descending score, and the number of classified windows."""
+class Objects(Result):
+    """Detected objects by descending score."""
 
-    task: Literal["detect"]
-    size: Size
-    windows: int
     objects: list[FoundObject]
 
 
@@ -108,21 +110,17 @@ class Share(Form):
     share: float
 
 
-class Mask(Form):
-    """Class of each pixel: a base64 PNG whose values are indices into `classes` of `/v1/model`."""
+class Mask(Result):
+    """Classes by descending share, and `mask`, a base64 PNG of indices into `classes` of `/v1/model`."""
 
-    task: Literal["segment"]
-    size: Size
     classes: list[Share]
     mask: str
 
 
-class Vectors(Form):
+class Vectors(Result):
     """One vector per box, ordered by level as in `/v1/model`, then channel, row and column."""
 
-    task: Literal["regions"]
-    size: Size
-    length: int
+    boxes: list[Edges]
     vectors: list[list[float]]
 
 
@@ -154,7 +152,6 @@ class GivenCells(Form):
 class Contributions(Form):
     """Contributions to a logit: all bins plus `rest` add up to `logit`, as do all cells plus `rest`."""
 
-    task: Literal["classify"]
     label: str
     score: float
     logit: float
@@ -184,7 +181,6 @@ class BinLevel(Form):
 class Cells(Form):
     """Feature map cells that a box pools, half-open (left, top, right, bottom), and its bins."""
 
-    task: Literal["detect", "regions"]
     size: Size
     scale: int
     network_size: Size
@@ -206,7 +202,6 @@ class Rate(Form):
 class Taps(Form):
     """Live taps of each atrous rate on the photograph's feature map."""
 
-    task: Literal["segment"]
     size: Size
     map_size: Size
     rates: list[Rate]

@@ -4,33 +4,34 @@ import base64
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
+from safetensors.torch import save
 from torch import Tensor
 
 from sppnet.classify.model import Classifier
-from sppnet.classify.predict import prediction_of, read_image, size_policy
+from sppnet.classify.predict import prediction_of, read_image, size_policy, too_small
 from sppnet.data.images import load_image
 from sppnet.data.resize import Resize
-from sppnet.detect.model import Detector, list_objects
-from sppnet.detect.proposals import propose
+from sppnet.detect.model import Detector
+from sppnet.detect.options import DEFAULT_MIN_SCORES
 from sppnet.features.encoder import RegionEncoder
 from sppnet.inference.memory import MemoryLimitError
-from sppnet.inference.results import filter_by_score
-from sppnet.ops.bins import parse_levels
+from sppnet.ops.levels import parse_levels
 from sppnet.segment.memory import whole_fits
 from sppnet.segment.model import Segmenter
+from sppnet.segment.options import View
 from sppnet.segment.pictures import labels_picture, palette
-from sppnet.segment.views import View, segment_image
-from sppnet.serving.engines import Probabilities
+from sppnet.segment.predict import SegmentationResult
+from sppnet.segment.views import segment_image
 from sppnet.serving.explain import class_index, explain_box, explain_image, explain_taps
 from sppnet.serving.limits import Limits, Refusal
+from sppnet.serving.runtimes import Probabilities
 from sppnet.serving.uploads import Answer, Upload, answer_uploads, header_size, parse_box, parse_boxes
-
-Kind = Literal["classify", "detect", "segment", "regions"]
 
 _JSON_NUMBERS = 2_000_000  # per response with vectors
 
@@ -38,7 +39,7 @@ _JSON_NUMBERS = 2_000_000  # per response with vectors
 class ClassifyTask:
     """Classification of photographs."""
 
-    name = "classify"
+    kind: ClassVar[str] = "classify"
 
     def __init__(self, model: Classifier, limits: Limits, run: Probabilities) -> None:
         self.model, self.limits, self._run = model, limits, run
@@ -86,37 +87,32 @@ class ClassifyTask:
                 f"resize: expected at most {limit} pixels, such as warp:{math.isqrt(limit)}, got {size[0]} x {size[1]}"
                 f" for {policy}",
             )
-        geometry = backbone.geometry
-        if min(geometry.map_size(*size)) < 1:
-            smallest = " x ".join(map(str, geometry.smallest()))
-            raise Refusal(
-                "too_small", f"image: expected a network input of at least {smallest}, got {size[0]} x {size[1]}"
-            )
+        if reason := too_small(backbone, size):
+            raise Refusal("too_small", f"image: {reason}")
         return size
 
     def _predict(self, policy: Resize, batch: Sequence[Upload]) -> list[Answer]:
         loaded = [read_image(self.model, upload.data, policy) for upload in batch]
-        answers: list[Answer] = []
-        for item, probabilities in zip(loaded, self._run([item.image for item in loaded]), strict=True):
-            prediction = prediction_of(self.model, "", item, probabilities)
-            top = [{"label": label, "score": score} for label, score in prediction.top]
-            sizes = {"size": prediction.size, "network_size": prediction.network_size, "resize": str(policy)}
-            answers.append(
-                {"task": self.name, "label": prediction.label, "score": prediction.score, "top": top} | sizes
-            )
-        return answers
+        rows = zip(batch, loaded, self._run([item.image for item in loaded]), strict=True)
+        return [prediction_of(self.model, upload.source, item, output).to_dict() for upload, item, output in rows]
 
     def _explain(self, policy: Resize, label: str | None, batch: Sequence[Upload]) -> list[Answer]:
         return [explain_image(self.model, load_image(upload.data), policy, label) for upload in batch]
 
 
 class DetectTask:
-    """Object detection; photographs are processed one at a time."""
+    """Object detection; photographs are processed one at a time.
 
-    name = "detect"
+    Args:
+        model: detector.
+        limits: request limits.
+        proposals: proposal source; None for that of the model.
+    """
 
-    def __init__(self, model: Detector, limits: Limits, shown: float) -> None:
-        self.model, self.limits, self._shown = model, limits, shown
+    kind: ClassVar[str] = "detect"
+
+    def __init__(self, model: Detector, limits: Limits, proposals: str | None = None) -> None:
+        self.model, self.limits, self._proposals = model, limits, proposals
 
     def describe(self) -> dict[str, Any]:
         """Return the task's fields of `/v1/model`."""
@@ -124,38 +120,30 @@ class DetectTask:
         return {
             "classes": config.classes,
             "levels": parse_levels(config.levels),
-            "shown_score": self._shown,
+            "shown_score": DEFAULT_MIN_SCORES[config.scorer],
             "score_range": (0.0, 1.0) if config.scorer == "softmax" else (-1.5, 3.0),
         } | _backbone_of(self.model.encoder)
 
     def predict(self, data: bytes, min_score: float | None = None) -> Upload:
         """Prepare the detection of objects in a photograph."""
-        threshold = self._shown if min_score is None else min_score
-        return Upload(data, header_size(data, self.limits), None, partial(self._predict, threshold))
+        return Upload(data, header_size(data, self.limits), None, partial(self._predict, min_score))
 
     def explain(self, data: bytes, box: str) -> Upload:
         """Prepare the explanation of a box: the cells that it pools."""
         encoder = self.model.encoder
         if not isinstance(encoder, RegionEncoder):
             raise Refusal("bad_option", "box: expected a detector that pools boxes on a feature map, got R-CNN")
-        return _check_box(encoder, data, box, self.limits, self.name)
+        return _check_box(encoder, data, box, self.limits)
 
-    def _predict(self, threshold: float, batch: Sequence[Upload]) -> list[Answer]:
-        answers: list[Answer] = []
-        config = self.model.config
-        for upload in batch:
-            image = load_image(upload.data)
-            windows = propose(image, config.proposals, max_windows=config.windows, seconds=config.proposal_seconds)
-            objects = list_objects(filter_by_score(self.model.detect(image, windows), threshold), config.classes)
-            sizes = {"size": (image.height, image.width), "windows": len(windows)}
-            answers.append({"task": self.name, "objects": objects} | sizes)
-        return answers
+    def _predict(self, min_score: float | None, batch: Sequence[Upload]) -> list[Answer]:
+        images = [upload.data for upload in batch]
+        return _with_sources(self.model.predict(images, min_score=min_score, proposals=self._proposals), batch)
 
 
 class SegmentTask:
     """Semantic segmentation of photographs."""
 
-    name = "segment"
+    kind: ClassVar[str] = "segment"
 
     def __init__(self, model: Segmenter, limits: Limits, memory: int) -> None:
         self.model, self.limits, self._memory, self._view = model, limits, memory, View(memory=memory)
@@ -186,7 +174,7 @@ class SegmentTask:
             labels = [image_logits.softmax(0).cpu().argmax(0) for image_logits in logits]
         else:
             labels = [self._label(image, upload) for image, upload in zip(images, batch, strict=True)]
-        return [self._answer(image_labels) for image_labels in labels]
+        return [self._answer(upload, image_labels) for upload, image_labels in zip(batch, labels, strict=True)]
 
     def _label(self, image: Image.Image, upload: Upload) -> Tensor:
         try:
@@ -194,18 +182,12 @@ class SegmentTask:
         except MemoryLimitError as error:
             raise Refusal("too_many_pixels", str(error)) from error
 
-    def _answer(self, labels: Tensor) -> dict[str, Any]:
+    def _answer(self, upload: Upload, labels: Tensor) -> dict[str, Any]:
         config = self.model.config
-        counts = labels.flatten().bincount(minlength=len(config.classes)).tolist()
-        shares = [
-            {"label": name, "share": count / labels.numel()}
-            for name, count in zip(config.classes, counts, strict=True)
-            if count
-        ]
+        result = SegmentationResult(upload.source, upload.size, labels.numpy(), config.classes, config.colours)
         file = io.BytesIO()
-        labels_picture(labels.numpy(), config.colours).save(file, "PNG")
-        mask = base64.b64encode(file.getvalue()).decode()
-        return {"task": self.name, "size": tuple(labels.shape), "classes": shares, "mask": mask}
+        labels_picture(result.labels, config.colours).save(file, "PNG")
+        return result.to_dict() | {"mask": base64.b64encode(file.getvalue()).decode()}
 
     def _explain(self, batch: Sequence[Upload]) -> list[Answer]:
         return [explain_taps(self.model, upload.size) for upload in batch]
@@ -214,7 +196,7 @@ class SegmentTask:
 class RegionTask:
     """Feature vectors of boxes."""
 
-    name = "regions"
+    kind: ClassVar[str] = "features"
 
     def __init__(self, encoder: RegionEncoder, limits: Limits) -> None:
         self.model, self.limits = encoder, limits
@@ -227,8 +209,6 @@ class RegionTask:
         """Prepare the vectors of boxes, as JSON or as a safetensors file."""
         size = header_size(data, self.limits)
         parsed = parse_boxes(boxes, size, self.limits)
-        if output not in ("json", "safetensors"):
-            raise Refusal("bad_option", f"output: expected json or safetensors, got {output!r}")
         if output == "json" and len(parsed) * self.model.length > _JSON_NUMBERS:
             raise Refusal(
                 "too_many_boxes",
@@ -239,20 +219,13 @@ class RegionTask:
 
     def explain(self, data: bytes, box: str) -> Upload:
         """Prepare the explanation of a box: the cells that it pools."""
-        return _check_box(self.model, data, box, self.limits, self.name)
+        return _check_box(self.model, data, box, self.limits)
 
     def _features(self, boxes: Tensor, output: str, batch: Sequence[Upload]) -> list[Answer]:
-        from safetensors.torch import save
-
-        answers: list[Answer] = []
-        for upload in batch:
-            (vectors,) = self.model(upload.data, boxes)
-            if output == "safetensors":
-                answers.append(save({"vectors": vectors.half().cpu()}))
-            else:
-                numbers = {"length": self.model.length, "vectors": vectors.tolist()}
-                answers.append({"task": self.name, "size": upload.size} | numbers)
-        return answers
+        results = self.model.predict([upload.data for upload in batch], [boxes] * len(batch))
+        if output == "safetensors":
+            return [save({"vectors": result.vectors.half().cpu()}) for result in results]
+        return _with_sources(results, batch)
 
 
 Task = ClassifyTask | DetectTask | SegmentTask | RegionTask
@@ -264,7 +237,7 @@ def warm_up(task: Task) -> None:
     torch.compile needs even and odd sizes, and batches of one and two, to create its graphs. Very small maps,
     for which torch uses other convolution kernels, are skipped: their graphs would take a minute to compile.
     """
-    scale = min(1.0, (task.limits.pixels / (640 * 480)) ** 0.5)
+    scale = min(1.0, (task.limits.max_image_pixels / (640 * 480)) ** 0.5)
     for size in ((int(640 * scale), int(480 * scale)), (int(511 * scale), int(333 * scale))):
         file = io.BytesIO()
         Image.effect_noise(size, 60).save(file, "PNG")
@@ -275,10 +248,14 @@ def warm_up(task: Task) -> None:
             answer_uploads([upload, upload])
 
 
-def _check_box(encoder: RegionEncoder, data: bytes, box: str, limits: Limits, task: str) -> Upload:
+def _with_sources(results: Sequence[Any], batch: Sequence[Upload]) -> list[Answer]:
+    return [replace(result, source=upload.source).to_dict() for result, upload in zip(results, batch, strict=True)]
+
+
+def _check_box(encoder: RegionEncoder, data: bytes, box: str, limits: Limits) -> Upload:
     size = header_size(data, limits)
     parsed = parse_box(box, size)
-    return Upload(data, size, None, lambda batch: [{"task": task} | explain_box(encoder, size, parsed) for _ in batch])
+    return Upload(data, size, None, lambda batch: [explain_box(encoder, size, parsed) for _ in batch])
 
 
 def _backbone_of(model: Any) -> dict[str, Any]:

@@ -4,18 +4,21 @@ import json
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
+from pathlib import PureWindowsPath  # both slashes separate its folders
 from threading import Event
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from sppnet.data.images import MAX_SIDE, image_size
 from sppnet.errors import ImageError
-from sppnet.features.encoder import check_boxes
+from sppnet.features.boxes import check_boxes
 from sppnet.serving.limits import Limits, Refusal
 
 Answer = dict[str, Any] | bytes
+_NAME_LENGTH = 255
 _Row = tuple[float, float, float, float]
 
 
@@ -28,6 +31,7 @@ class Upload:
         size: (height, width) used for batching, in pixels: network input for classifiers, else photograph.
         key: batching key; only uploads with equal keys share a batch. None: the upload is processed alone.
         answer: function that computes the answers of a batch of uploads with this key, in order.
+        source: file name, for the result.
         gone: event, set once the client has disconnected.
     """
 
@@ -35,6 +39,7 @@ class Upload:
     size: tuple[int, int]
     key: Hashable
     answer: Callable[[Sequence["Upload"]], Sequence[Answer]]
+    source: str = "upload"
     gone: Event = field(default_factory=Event)
 
     def go_on(self) -> None:
@@ -70,6 +75,12 @@ def answer_uploads(batch: Sequence[Upload]) -> list[Encoded]:
     ]
 
 
+def upload_name(filename: str | None) -> str:
+    """Return the file name of an upload without folders and control characters; "upload" if it has none."""
+    name = "".join(filter(str.isprintable, PureWindowsPath(filename or "").name))[:_NAME_LENGTH]
+    return name if name.strip(".") else "upload"
+
+
 def header_size(data: bytes, limits: Limits) -> tuple[int, int]:
     """Read the (height, width) of a photograph from its header.
 
@@ -80,10 +91,11 @@ def header_size(data: bytes, limits: Limits) -> tuple[int, int]:
         height, width = image_size(data)
     except ImageError as error:
         raise Refusal("not_an_image", error.reason) from error
-    if height * width > limits.pixels or max(height, width) > MAX_SIDE:
+    most = limits.max_image_pixels
+    if height * width > most or max(height, width) > MAX_SIDE:
         raise Refusal(
             "too_many_pixels",
-            f"image: expected at most {limits.pixels} pixels and sides of at most {MAX_SIDE}, got {height} x {width}"
+            f"image: expected at most {most} pixels and sides of at most {MAX_SIDE}, got {height} x {width}"
             f" (height x width), {height * width} pixels",
         )
     return height, width
@@ -96,8 +108,8 @@ def parse_boxes(text: str, size: tuple[int, int], limits: Limits) -> Tensor:
         Refusal: the text is invalid, there are too many boxes, or a box is not finite, empty or outside the photograph.
     """
     rows: list[_Row] = _parse(text, list[_Row], "boxes", "[[x1, y1, x2, y2], ...]")
-    if len(rows) > limits.boxes:
-        raise Refusal("too_many_boxes", f"boxes: expected at most {limits.boxes}, got {len(rows)}")
+    if len(rows) > limits.max_boxes:
+        raise Refusal("too_many_boxes", f"boxes: expected at most {limits.max_boxes}, got {len(rows)}")
     return _check(torch.tensor(rows, dtype=torch.float32).reshape(-1, 4), size, "boxes")
 
 
@@ -112,8 +124,6 @@ def parse_box(text: str, size: tuple[int, int]) -> Tensor:
 
 
 def _parse(text: str, form: Any, name: str, example: str) -> Any:
-    from pydantic import TypeAdapter, ValidationError  # of the extra `serve`; the CLI imports this module without it
-
     try:
         return TypeAdapter(form).validate_json(text, strict=True)
     except ValidationError as error:

@@ -1,5 +1,6 @@
 """Comparison of SPP-net and R-CNN on your own data (SPP-net, Tables 9 and 10): precision, seconds and speed-up."""
 
+import logging
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -10,31 +11,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from sppnet.backbones.backbone import Backbone
-from sppnet.console import console, track
+from sppnet.backbones.backbone import Backbone, create_backbone
 from sppnet.data.formats.detection import DetectionData, DetectionSample
 from sppnet.data.images import load_image
-from sppnet.detect.classic.fit import (
-    finetune,
-    fit_offsets,
-    fit_svms,
-    propose_windows,
-    vector_norm,
-    window_vectors,
-)
-from sppnet.detect.classic.windows import (
-    MapVectors,
-    Windows,
-    WindowVectors,
-    usable_images,
-)
+from sppnet.detect.classic.fit import finetune, fit_offsets, fit_svms, propose_windows, vector_norm, window_vectors
+from sppnet.detect.classic.windows import MapVectors, Windows, WindowVectors, usable_images
 from sppnet.detect.model import Detector
 from sppnet.detect.options import DetectOptions
+from sppnet.detect.train import describe_data, detector_config
 from sppnet.devices import pick_device
 from sppnet.evaluation.average_precision import score_detections
 from sppnet.features.encoder import PAPER_SCALES, DistinctVectors
 from sppnet.inference.results import Detections
+from sppnet.progress import track
 from sppnet.training.checkpoint import open_training
+
+_logger = logging.getLogger(__name__)
 
 ROWS = ("pool5", "fc6", "ft fc6", "ft fc7", "ft fc7 bb")
 COLUMNS = ("SPP, 1 scale", "SPP, 5 scales", "R-CNN")
@@ -96,7 +88,7 @@ def compare_detectors(
 ) -> DetectorComparison:
     """Train and score one-scale SPP-net, five-scale SPP-net and R-CNN on the same windows with the same heads.
 
-    Proposals and features are cached, so an interrupted comparison resumes where it stopped.
+    Proposals and features are cached, so an interrupted comparison resumes where it stopped, unless the data changed.
 
     Args:
         train: training images.
@@ -104,60 +96,76 @@ def compare_detectors(
         options: backbone, levels, hidden sizes, proposals, windows, training loop, and the scale of the first column.
         out: folder for checkpoints and, unless `options.cache` is given, the cache.
         seeds: number of repetitions of fine-tuning and SVMs, with seeds `options.seed`, `options.seed` + 1, ...
+
+    Raises:
+        ValueError: no readable training or test image has an object, or `out` contains a comparison on other data.
     """
     cache = Path(options.cache) if options.cache else out / "cache"
-    backbone = options.create_backbone().to(pick_device(options.device))
-    windows, failures = propose_windows(train.samples, len(train.classes), options, cache)
-    test_windows, test_failures = propose_windows(test.samples, len(train.classes), options, cache)
-    samples = _matching_samples(test.samples, test_windows)
+    config = detector_config(options, train.classes)
+    backbone = create_backbone(config.backbone, config.stage, options.weights).to(pick_device(options.device))
+    options = replace(options, stage=backbone.stage)
+    data = describe_data(train, options)
+    windows, errors = propose_windows(train.samples, len(train.classes), options, cache)
+    test_windows, test_errors = propose_windows(test.samples, len(train.classes), options, cache)
+    errors += test_errors
+    for part in (windows, test_windows):
+        usable_images(part, errors)  # fail early
     columns = {}
-    errors = [*failures, *test_failures]
+    test_images: list[int] = []
     for name, column_options in zip(COLUMNS, _column_options(options), strict=True):
-        model = Detector(column_options.config(train.classes, backbone.stage), backbone)
-        vectors = window_vectors(model, windows, cache)
-        test_vectors = window_vectors(model, test_windows, cache)
+        model = Detector(detector_config(column_options, train.classes), backbone)
+        vectors, test_vectors = (window_vectors(model, part, cache) for part in (windows, test_windows))
+        errors += vectors.compute(f"{name}: features") + test_vectors.compute(f"{name}: test features")
+        usable, test_images = usable_images(windows, errors), usable_images(test_windows, errors)
+        samples = _matching_samples(test.samples, [test_windows[image] for image in test_images])
         column = columns[name] = DetectorResults()
-        column.seconds, column.sample = time_detector(model, test_windows)
-        errors += vectors.compute(f"{name}: features")
-        errors += test_vectors.compute(f"{name}: test features")
-        usable = usable_images(windows, errors)
         for seed in range(options.seed, options.seed + seeds):
             folder = out / f"{name}-{seed}".lower().replace(", ", "-").replace(" ", "-")
             seeded = replace(column_options, seed=seed)
-            open_training(folder, train.root, [str(sample.path) for sample in train.samples], seeded, resume=True)
+            open_training(folder, train.root, data, seeded, resume=True)
             for row, fitted in _fit_rows(seeded, train.classes, backbone, vectors, usable, folder):
-                detections = [_detect(fitted, test_vectors, i) for i in track(range(len(samples)), row, len(samples))]
+                images = track(test_images, row, len(test_images))
+                detections = [_detect(fitted, test_vectors, image) for image in images]
                 precision = score_detections(detections, samples, train.classes).ap50
                 column.precision.setdefault(row, []).append(precision)
-                console.print(f"{name}, {row}, seed {seed}: AP50 {100 * precision:.1f}", highlight=False)
-    counts = [len(image.boxes) - image.objects for image in test_windows]
+                _logger.info(f"{name}, {row}, seed {seed}: AP50 {100 * precision:.1f}")
+                model = fitted
+        # Time the trained detector, because its scores decide how many windows reach non-maximum suppression.
+        column.seconds, column.sample = time_detector(model, test_vectors, test_images)
+    counts = [len(test_windows[image].boxes) - test_windows[image].objects for image in test_images]
     problems = tuple({error.path: str(error) for error in errors}.values())
-    return DetectorComparison(columns, seeds, (len(windows), len(samples)), statistics.mean(counts), problems)
+    sizes = (len(usable_images(windows, errors)), len(test_images))
+    return DetectorComparison(columns, seeds, sizes, statistics.mean(counts), problems)
 
 
-def time_detector(model: Detector, windows: Sequence[Windows]) -> tuple[dict[str, float], int | None]:
+def time_detector(
+    model: Detector, vectors: WindowVectors, images: Sequence[int]
+) -> tuple[dict[str, float], int | None]:
     """Measure the median seconds per image of the convolutions, of the rest, and in total.
 
     Args:
-        model: detector, trained or not.
-        windows: windows of the images, of which a few are timed. R-CNN's convolutions run on a sample of the windows of
-            an image, and their time is scaled up.
+        model: trained detector.
+        vectors: windows of the images, and R-CNN's vectors of them.
+        images: indices of readable images, at least one, of which a few are timed. R-CNN's convolutions run on a sample
+            of the windows of an image, and their time is scaled up.
 
     Returns:
         The seconds by part, and the sample size or None if all windows are timed.
     """
     sample, convolutions, heads = None, [], []
-    for image_windows in windows[: _TIMED_IMAGES + 1]:
-        image, boxes = load_image(image_windows.path), image_windows.boxes[image_windows.objects :]
+    for number in images[: _TIMED_IMAGES + 1]:
+        windows = vectors.windows[number]
+        image, rows = load_image(windows.path), torch.arange(windows.objects, len(windows.boxes))
+        boxes = windows.boxes[rows]
         with torch.inference_mode():
             started = _now()
             prepared = model.encoder.prepare(image)
             if model.config.method == "rcnn":
                 timed = boxes[:: max(len(boxes) // _TIMED_CROPS, 1)][:_TIMED_CROPS]
                 model.encoder.distinct(prepared, timed)  # type: ignore[arg-type]
-                convolutions.append((_now() - started) * len(boxes) / len(timed))
+                convolutions.append((_now() - started) * len(boxes) / max(len(timed), 1))
                 sample = _TIMED_CROPS
-                distinct = DistinctVectors(torch.rand(len(boxes), model.encoder.length), torch.arange(len(boxes)))
+                distinct = DistinctVectors(vectors.vectors(number, rows).float(), torch.arange(len(boxes)))
                 started = _now()
             else:
                 convolutions.append(_now() - started)
@@ -190,8 +198,29 @@ def comparison_content(comparison: DetectorComparison) -> dict[str, Any]:
         "images": {"train": comparison.images[0], "test": comparison.images[1]},
         "windows": comparison.windows,
         "problems": list(comparison.problems),
+        "verdict": verdict(comparison),
         "paper": {"map_voc07": PAPER, "seconds": PAPER_SECONDS, "columns": list(COLUMNS)},
     }
+
+
+def verdict(comparison: DetectorComparison) -> str:
+    """Compare SPP-net at one scale with R-CNN, both fully trained, in one sentence."""
+    spp, rcnn = (comparison.columns[name] for name in ("SPP, 1 scale", "R-CNN"))
+    values = [[100 * value for value in column.precision[ROWS[-1]]] for column in (spp, rcnn)]
+    means = [statistics.mean(part) for part in values]
+    difference = means[0] - means[1]
+    if comparison.seeds == 1:
+        reliability = "from one seed, so the difference may be chance"
+    elif max(map(min, values)) <= min(map(max, values)):
+        reliability = f"no clear difference, because the ranges of the {comparison.seeds} seeds overlap"
+    else:
+        reliability = f"a difference beyond the ranges of the {comparison.seeds} seeds"
+    factor = rcnn.seconds["in all"] / spp.seconds["in all"]
+    speed = f"{factor:.1f} times as fast" if factor >= 1 else f"{1 / factor:.1f} times as slow"
+    return (
+        f"On your data, SPP-net at one scale reaches an AP50 of {means[0]:.1f} % and R-CNN of {means[1]:.1f} %"
+        f" ({difference:+.1f} points, {reliability}), and SPP-net is {speed} per image."
+    )
 
 
 def _column_options(options: DetectOptions) -> tuple[DetectOptions, ...]:
@@ -212,9 +241,8 @@ def _fit_rows(
     norm = vector_norm(vectors, usable)
 
     def create(hidden: tuple[int, ...], fc: nn.Module | None = None, regression: bool = False) -> Detector:
-        model = Detector(
-            replace(options, hidden=hidden, regression=regression).config(classes, backbone.stage), backbone
-        )
+        changed = replace(options, hidden=hidden, regression=regression)
+        model = Detector(detector_config(changed, classes), backbone)
         model.norm.fill_(norm)
         if fc is not None:
             names = model.fc.state_dict().keys()
@@ -225,7 +253,7 @@ def _fit_rows(
     torch.manual_seed(options.seed)
     yield ROWS[0], create(())
     yield ROWS[1], create(options.hidden[:1])
-    template = Detector(options.config(classes, backbone.stage), backbone)
+    template = Detector(detector_config(options, classes), backbone)
     template.norm.fill_(norm)
     tuned = finetune(template, vectors, usable, options, folder)
     if tuned is None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import math
 import random
 import statistics
@@ -14,25 +15,27 @@ from pathlib import Path
 from typing import Any
 
 from sppnet.classify.evaluate import evaluate_classifier
-from sppnet.classify.options import TrainOptions
-from sppnet.classify.train import SIZES, train_classifier
-from sppnet.console import console
+from sppnet.classify.options import ClassifyOptions
+from sppnet.classify.train import sizes_file, train_classifier
 from sppnet.data.formats.class_folders import ClassificationData, Sample
 from sppnet.data.resize import Resize
 from sppnet.data.sizes import read_sizes
 from sppnet.devices import pick_device
 from sppnet.errors import ImageError
-from sppnet.io.files import write_json, write_text
+from sppnet.io.files import write_json
+from sppnet.io.remote import write_text
 from sppnet.registry import load_classifier
 from sppnet.training.checkpoint import OPTIONS
 from sppnet.training.loop import METRICS
 from sppnet.training.processes import require_single_process
 
+_logger = logging.getLogger(__name__)
+
 SCORES = "scores.json"
 # Training sizes by name. Native sizes come last because they are the slowest on large photographs.
 VARIANTS = {"no-spp": "224", "single": "224", "multi": "180,224", "random": "180-224", "native": "native"}
 VIEWS, CROP, FULL, OWN = "10 views", "1 crop", "1 full", "own size"
-_TESTS: dict[str, dict[str, str]] = {
+_TESTS: dict[str, dict[str, Any]] = {
     VIEWS: {"views": "10"},
     CROP: {"resize": "center-crop:224"},
     FULL: {"resize": "shorter-side:256"},
@@ -102,7 +105,7 @@ class SizeComparison:
 
 
 def compare_sizes(
-    train: ClassificationData, val: ClassificationData, options: TrainOptions, out: Path, seeds: int = 3
+    train: ClassificationData, val: ClassificationData, options: ClassifyOptions, out: Path, seeds: int = 3
 ) -> SizeComparison:
     """Train the variants with equal options, epochs and seeds, and test each in four ways.
 
@@ -136,7 +139,7 @@ def compare_sizes(
             figures = _run_figures(folder, listing, train, val, _variant_options(options, name, seed))
             runs.setdefault(name, []).append(figures)
             errors = f"top-1 error {figures.top1[VIEWS]:.2f} %, top-5 {figures.top5[VIEWS]:.2f} %"
-            console.print(f"{name}, seed {seed}: {errors} with 10 views", highlight=False)
+            _logger.info(f"{name}, seed {seed}: {errors} with 10 views")
     return SizeComparison(runs, options.epochs, (len(train.samples), len(val.samples)))
 
 
@@ -186,6 +189,23 @@ def comparison_content(comparison: SizeComparison) -> dict[str, Any]:
     }
 
 
+def verdict(comparison: SizeComparison) -> str:
+    """Compare training at two sizes with training at one, with 10 views, in one sentence about the images used."""
+    multi, single = ([run.top1[VIEWS] for run in comparison.runs[name]] for name in ("multi", "single"))
+    difference = statistics.mean(single) - statistics.mean(multi)
+    overlap = max(min(multi), min(single)) <= min(max(multi), max(single))
+    spread = f"{len(multi)} seeds, ranges {'overlap' if overlap else 'do not overlap'}"
+    conclusion = f"two sizes were {abs(difference):.1f} points {'better' if difference > 0 else 'worse'}"
+    if len(multi) == 1:
+        spread, conclusion = "one seed", "more seeds are needed to tell whether this difference is measurable"
+    elif overlap:
+        conclusion = "no measurable difference"
+    return (
+        f"On your images, training at 180 and 224 pixels had a top-1 error of {statistics.mean(multi):.1f} %, 224 alone"
+        f" {statistics.mean(single):.1f} % ({spread}): {conclusion}"
+    )
+
+
 def error_reduction(base: Sequence[float], errors: Sequence[float]) -> list[float]:
     """Compute how far errors are below the baseline errors of the same seed."""
     return [before - after for before, after in zip(base, errors, strict=True)]
@@ -197,14 +217,14 @@ def format_range(values: Sequence[float], sign: str = "") -> str:
     return mean if len(values) == 1 else f"{mean}\n{lowest} to {highest}"
 
 
-def _variant_options(options: TrainOptions, name: str, seed: int) -> TrainOptions:
+def _variant_options(options: ClassifyOptions, name: str, seed: int) -> ClassifyOptions:
     """Derive the options of a variant; without SPP, global average pooling is a pyramid with the single level 1."""
     varied = replace(options, sizes=VARIANTS[name], resize=None, seed=seed)
     return replace(varied, levels=(1,), reduce="avg") if name == "no-spp" else varied
 
 
 def _run_figures(
-    folder: Path, listing: Path, train: ClassificationData, val: ClassificationData, options: TrainOptions
+    folder: Path, listing: Path, train: ClassificationData, val: ClassificationData, options: ClassifyOptions
 ) -> RunScores:
     """Read the results of a run folder; train and test first where they are missing."""
     path = folder / SCORES
@@ -215,7 +235,7 @@ def _run_figures(
         unread = tuple((name, reason) for name, reason in stored["failures"])
         return RunScores(stored["top1"], stored["top5"], stored["pixels"], stored["seconds"], unread)
     resumed = (folder / OPTIONS).exists()
-    console.print(f"{'resuming' if resumed else 'training'} {folder}", highlight=False, markup=False)
+    _logger.info(f"{'resuming' if resumed else 'training'} {folder}")
     training = train_classifier(listing, folder, options, resume=True)
     if not training.finished:
         raise KeyboardInterrupt
@@ -223,7 +243,7 @@ def _run_figures(
     model.backbone.side = _VIEW_SIDE  # views have this side whatever the weights were trained at
     tests = {name: evaluate_classifier(model, val.samples, **kwargs) for name, kwargs in _TESTS.items()}
     failures = [*training.failures, *(error for test in tests.values() for error in test.failures)]
-    pixels, seconds = _training_cost(folder, train.samples, options.max_pixels)
+    pixels, seconds = _training_cost(folder, train.samples, options)
     figures = RunScores(
         {name: 100 * (1 - test.scores.top1) for name, test in tests.items()},
         {name: 100 * (1 - test.scores.top5) for name, test in tests.items()},
@@ -235,14 +255,14 @@ def _run_figures(
     return figures
 
 
-def _training_cost(folder: Path, samples: Sequence[Sample], max_pixels: int) -> tuple[int, float]:
+def _training_cost(folder: Path, samples: Sequence[Sample], options: ClassifyOptions) -> tuple[int, float]:
     """Compute the number of input pixels (over all images and epochs) and the seconds of a training run."""
     lines = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
     seconds = sum(line["seconds"] for line in lines)
     if all(line["size"] for line in lines):
         return sum(line["size"] ** 2 for line in lines) * len(samples), seconds
-    native = Resize("native", max_pixels=max_pixels)
-    sizes, _ = read_sizes((sample.path for sample in samples), folder / SIZES)
+    native = Resize("native", max_pixels=options.max_pixels)
+    sizes, _ = read_sizes((sample.path for sample in samples), sizes_file(options, folder))
     areas = {path: math.prod(native.target_size(*size)) for path, size in sizes.items()}
     return sum(areas.get(sample.path, 0) for sample in samples) * len(lines), seconds
 

@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sppnet.ops.bins import count_bins
+from sppnet.ops.levels import count_bins
+from sppnet.tools.cases import Case
 from sppnet.tools.peers import (
     Candidate,
-    Case,
     Role,
     box_cells,
     call,
@@ -229,14 +229,15 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         },
         "versions": {
             "python": platform.python_version(),
-            **{name: _version(name) for name in ("torch", "torchvision", "numba", "sppnet")},
+            **{name: installed_version(name) for name in ("torch", "torchvision", "numba", "sppnet")},
         },
         "threads": torch.get_num_threads(),
         "date": time.strftime("%Y-%m-%d %H:%M:%S%z"),
     }
 
 
-def _version(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
+    """Return the version of an installed distribution, or None."""
     try:
         return version(name)
     except PackageNotFoundError:

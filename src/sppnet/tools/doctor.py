@@ -48,7 +48,7 @@ class PaddingReport:
 
 
 def check_padding(
-    name: str, stage: int | None = None, weights: str | Path | None = "none", images: int = 32, device: str = "cpu"
+    name: str, stage: int | None = None, weights: str | Path | None = "none", batch: int = 32, device: str = "cpu"
 ) -> PaddingReport:
     """Compare feature maps from one padded batch with those from the images one by one.
 
@@ -56,22 +56,22 @@ def check_padding(
         name: network name, see :func:`sppnet.backbones.backbone.create_backbone`.
         stage: index of the feature map; None for the last.
         weights: weights to load; by default random with a fixed seed.
-        images: number of images, at least 2; all sizes differ and are up to 160 pixels above the minimum.
+        batch: number of images, at least 2; all sizes differ and are up to 160 pixels above the minimum.
         device: torch device to run on.
     """
-    if images < 2:
-        raise ValueError(f"images: expected at least 2, got {images}")
+    if batch < 2:
+        raise ValueError(f"batch: expected at least 2, got {batch}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         backbone = create_backbone(name, stage, weights).eval()
         _randomize_tiny_scales(backbone)
-        sizes = _draw_sizes(backbone, images)
+        sizes = _draw_sizes(backbone, batch)
         pictures = [torch.randn(3, height, width) for height, width in sizes]
     try:
         differences, naive = _compare(backbone.to(device), [picture.to(device) for picture in pictures])
     except PaddingError as error:
         return PaddingReport(name, sizes, refused=str(error))
-    worst = max(range(images), key=differences.__getitem__)
+    worst = max(range(batch), key=differences.__getitem__)
     report = PaddingReport(name, sizes, differences[worst], sizes[worst], max(naive))
     if report.exact:
         return report

@@ -1,17 +1,18 @@
 """Inventory of the installation: packages, devices and downloaded weights."""
 
 import importlib.metadata
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped, unused-ignore]
 import torch
 from packaging.requirements import Requirement
 
 from sppnet.backbones.weights import embedded_file
 from sppnet.tools.bench import environment as machine
+from sppnet.tools.bench import installed_version
 
 _NOT_FOR_USERS = ("all", "dev", "docs")
 
@@ -40,13 +41,13 @@ class Device:
     Attributes:
         name: torch name, such as ``cuda:0``.
         model: product name.
-        memory: size in bytes, or None if unknown.
+        memory: size in bytes.
         details: cores, vector width and compilers, as text.
     """
 
     name: str
     model: str
-    memory: int | None
+    memory: int
     details: str
 
 
@@ -89,27 +90,19 @@ def _applies(requirement: Requirement, extra: str) -> bool:
 
 
 def _look_up(requirement: Requirement) -> Package:
-    version = _version(requirement.name)
+    version = installed_version(requirement.name)
     usable = version is not None and requirement.specifier.contains(version, prereleases=True)
     return Package(requirement.name, str(requirement.specifier), version, usable)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def devices() -> tuple[Device, ...]:
     """Return the CPU, then each GPU that torch can use."""
     host = machine()["machine"]
     cores = f"{host['cores']} cores, {torch.get_num_threads()} threads, {vector_bits()}-bit vectors"
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
-    available = [Device("cpu", host["cpu"], memory, cores)]
+    available = [Device("cpu", host["cpu"], psutil.virtual_memory().total, cores)]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        triton = f"Triton {_version('triton')}" if find_spec("triton") else "no Triton: plain torch operators"
+        triton = f"Triton {installed_version('triton')}" if find_spec("triton") else "no Triton: plain torch operators"
         details = f"compute capability {properties.major}.{properties.minor}, {triton}"
         available.append(Device(f"cuda:{index}", properties.name, properties.total_memory, details))
     if torch.backends.mps.is_available():

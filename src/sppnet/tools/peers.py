@@ -13,33 +13,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torchvision.ops import roi_align, roi_pool
 
-from sppnet.ops.bins import Level, parse_levels
+from sppnet.ops.levels import Reduce, parse_levels
 from sppnet.ops.pyramid import pyramid_pool
-from sppnet.ops.reference import Grids, Reduce
+from sppnet.ops.reference import Grids
 from sppnet.ops.regions import box_windows, region_pyramid_pool
+from sppnet.tools.cases import Case
 
-Dtype = Literal["float32", "bfloat16", "float16"]
-Layout = Literal["nchw", "channels_last"]
 Role = Literal["ours", "control", "peer", "limit", "orientation"]
 Form = Callable[[Tensor], Tensor]
 
 _STRIDE = 16  # pixels per cell, for boxes
 _EXACT_SIDES = (1, 2, 3, 4, 6)  # level sides for which torchvision's roi_pool computes exact bin edges
 _CROPS = 250  # windows in the backward pass of the loop over crops: each needs a gradient of the whole map
-
-
-@dataclass(frozen=True)
-class Case:
-    """Benchmark case: pooling of whole maps if `boxes` is 0, else of that many regions in total over all images."""
-
-    shape: tuple[int, int, int, int]
-    levels: tuple[Level, ...]
-    dtype: Dtype = "float32"
-    layout: Layout = "nchw"
-    backward: bool = False
-    boxes: int = 0
-    reduce: Reduce = "max"
-    device: str = "cpu"
 
 
 @dataclass(frozen=True)

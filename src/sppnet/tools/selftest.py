@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from sppnet.ops import library, reference
-from sppnet.ops.bins import CellRule, parse_levels
 from sppnet.ops.gpu.dispatch import has_c_compiler
+from sppnet.ops.levels import CellRule, Reduce, parse_levels
 from sppnet.ops.pyramid import pyramid_pool
-from sppnet.ops.reference import Reduce
 from sppnet.ops.regions import box_windows, region_pyramid_pool
+from sppnet.progress import track
 
 LEVELS = (6, (4, 5), 3, 2, 1)
 """Levels whose bins nest (6, 3, 2, 1), and one whose bins do not."""
@@ -47,7 +47,8 @@ class Case:
 
     def __str__(self) -> str:
         regions = f"{self.boxes} boxes per image ({self.rule})" if self.boxes else "whole maps"
-        return f"{self.reduce} over {self.size[0]} x {self.size[1]} cells, {self.channels} channels, {regions}"
+        size = f"{self.size[0]} x {self.size[1]} cells (height x width)"
+        return f"{self.reduce} over {size}, {self.channels} channels, {regions}"
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,14 @@ class Result:
     cases: int
     wrong: int = 0
     note: str = ""
+
+
+def check_all(devices: Sequence[torch.device]) -> list[Result]:
+    """Run all tests on these devices."""
+    tried = cases()
+    results = check_operators(devices, track(tried, "operators, compiled on first use", len(tried)))
+    compiled = [check_compiled(device) for device in track(devices, "torch.compile", len(devices))]
+    return [*results, *compiled, check_onnx()]
 
 
 def cases() -> list[Case]:
@@ -225,7 +234,7 @@ def _missing_compiler(device: torch.device) -> str:
 def check_onnx() -> Result:
     """Compare a layer with its ONNX export in onnxruntime."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
-    note = f'not installed: {", ".join(missing)}; pip install "sppnet[export]"' if missing else ""
+    note = f'not installed: {", ".join(missing)}; pip install ".[export]"' if missing else ""
     return _check_built("ONNX", torch.device("cpu"), note, _in_onnxruntime)
 
 
@@ -266,7 +275,7 @@ def _check_built(
                 x = _inputs(Case(size, 8, "max", 0))[0].to(device)
                 problem = _difference("vectors", built(x), layer(x).cpu().double(), True)
                 if problem:
-                    problems.append(f"{size[0]} x {size[1]} cells: {problem}")
+                    problems.append(f"{size[0]} x {size[1]} cells (height x width): {problem}")
     except Exception as error:  # anything a compiler raises
         problems.append(_first_line(error))
     return Result(*head, len(sizes), len(problems), *problems[:1])

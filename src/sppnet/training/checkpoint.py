@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sppnet.io.files import read_tensors, save_tensors, write_json
+from sppnet.io.files import parse_json, read_json, read_tensors, save_tensors, write_json
+from sppnet.io.remote import remove_temporary_files
 from sppnet.training.options import LoopOptions
 from sppnet.training.run import WEIGHTS
 
@@ -32,7 +33,7 @@ class Progress:
     epoch: int = 0
     step: int = 0
     seen: int = 0
-    correct: float = 0
+    correct: int | float = 0
     loss: float = 0.0
     seconds: float = 0.0
 
@@ -68,7 +69,7 @@ def load_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer) -> Pr
             index, _, key = rest.partition(".")
             states.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
-    return Progress(**json.loads(metadata["progress"]))
+    return parse_json(metadata.get("progress", ""), Progress, str(path))
 
 
 def open_training(
@@ -97,12 +98,8 @@ def open_training(
             raise ValueError(f"out: {out} contains a model but no {OPTIONS}; choose another folder")
         if not resume:
             raise ValueError(f"out: {out} already contains a training run; use --resume or choose another folder")
-        try:
-            # Options missing from the file of an earlier version had their default values.
-            stored = asdict(type(options)()) | dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"out: {path} is damaged ({error}); choose another folder") from error
-        stored = json.loads(json.dumps(stored))
+        # Options missing from the file of an earlier version had their default values.
+        stored = json.loads(json.dumps(asdict(type(options)()))) | read_json(path, dict)
         changed = [name for name in content if stored.get(name) != content[name] and name not in _FREE_OPTIONS]
         if changed:
             name = changed[0]
@@ -112,4 +109,5 @@ def open_training(
             )
     if write:
         out.mkdir(parents=True, exist_ok=True)
+        remove_temporary_files(out)
         write_json(content, path)

@@ -1,13 +1,14 @@
 """The training loop, for whole networks and for heads on precomputed vectors."""
 
 import json
+import logging
 import math
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, runtime_checkable
@@ -17,12 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sppnet.backbones.padded.norm import SyncBatchNormMode
-from sppnet.console import console, track
 from sppnet.errors import ImageError
-from sppnet.io.files import write_text
+from sppnet.io.remote import write_text
+from sppnet.progress import track
 from sppnet.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from sppnet.training.options import LoopOptions
 from sppnet.training.processes import gather, launch, require_single_process, sum_over_processes
+
+_logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 _SAVE_SECONDS = 120.0
@@ -84,90 +87,141 @@ def fit(
     if fabric is None:
         require_single_process("this training")
         fabric = launch(options, out)
-    raw = _optimizer(module, options)
-    wrapped, optimizer = fabric.setup(module, raw)
-    # Load after setup has moved the module to its device, because the optimizer state follows the module.
-    progress, saved = load_checkpoint(out, module, raw), time.monotonic()
-    rank = fabric.global_rank
-    if rank > 0:  # the first process continues the counts, which are sums over all processes
-        progress = Progress(progress.epoch, progress.step)
-    total_steps = options.epochs * batches.steps
-    with _interrupts() as interrupted, _shared_statistics(fabric), _deterministic(options.deterministic):
-        while progress.epoch < options.epochs:
-            wrapped.train()
-            description = f"epoch {progress.epoch + 1}/{options.epochs}"
-            started = time.monotonic() - progress.seconds
-            remaining = batches.epoch(progress.epoch, progress.step)
-            for x, y, errors in track(remaining, description, batches.steps, progress.step):
-                failures.extend(errors)
-                step = progress.epoch * batches.steps + progress.step
-                for group in raw.param_groups:
-                    group["lr"] = _rate(options, step / total_steps)
-                # Seed each step, so that dropout is the same after resuming, and differs between processes.
-                torch.manual_seed(hash((options.seed, step) if not rank else (options.seed, step, rank)) % (1 << 63))
-                (targets,) = sum_over_processes(fabric, len(y))
-                if targets:
-                    loss, correct = _loss(wrapped, objective, fabric.to_device(x), fabric.to_device(y))
-                    if not loss.isfinite():
-                        where = f"epoch {progress.epoch + 1}, batch {progress.step + 1}"
-                        raise RuntimeError(
-                            f"the loss is {float(loss.detach())} in {where}: lower the learning rate (--lr), currently"
-                            f" {options.rate}; {out} contains the last checkpoint"
-                        )
-                    optimizer.zero_grad()
-                    # Gradients are averaged over processes, but the loss must be averaged over targets.
-                    fabric.backward(loss * (len(y) * fabric.world_size / targets) if fabric.world_size > 1 else loss)
-                    optimizer.step()
-                    progress.seen += len(y)
-                    progress.correct += correct
-                    progress.loss += float(loss.detach()) * len(y)
-                progress.step += 1
-                progress.seconds = time.monotonic() - started
-                due = rank == 0 and time.monotonic() - saved > _SAVE_SECONDS
-                stop, save = sum_over_processes(fabric, interrupted(), due)
-                if stop or save:
-                    _save(fabric, out, module, raw, progress)
-                    saved = time.monotonic()
-                if stop:
-                    failures[:] = gather(fabric, failures)
-                    return False
-            summed = _save(fabric, out, module, raw, progress)
-            if not summed.seen:
-                first = gather(fabric, failures)[0]
-                raise ValueError(f"data: expected a readable image, got none; the first error is {first}")
-            if rank == 0:
-                rate = _rate(options, (progress.epoch * batches.steps + progress.step - 1) / total_steps)
-                _log(fabric, out, summed, batches.side(progress.epoch), rate, right, validate())
-            fabric.barrier()
-            progress = Progress(epoch=progress.epoch + 1)
-            _save(fabric, out, module, raw, progress)
-            saved = time.monotonic()
-            (stop,) = sum_over_processes(fabric, interrupted())
-            if stop and progress.epoch < options.epochs:
-                failures[:] = gather(fabric, failures)
-                return False
+    training = _Training(module, batches, options, out, failures, objective, fabric)
+    shared_statistics = SyncBatchNormMode() if fabric.world_size > 1 else nullcontext()
+    with _interrupts() as interrupted, shared_statistics, _deterministic(options.deterministic):
+        finished = training.run(interrupted, validate, right)
     failures[:] = gather(fabric, failures)
-    return True
+    return finished
 
 
-def _loss(wrapped: nn.Module, objective: Objective, x: Any, y: Any) -> tuple[Tensor, float]:
-    """Return loss and correct predictions; zeros without targets, since the process must still exchange gradients."""
-    out = wrapped(*x) if isinstance(x, tuple) else wrapped(x)
-    return objective(out, y) if len(y) else (out.sum() * 0, 0)
+@dataclass(eq=False)
+class _Training:
+    """State of a training run in this process; the fields are arguments of :func:`fit`."""
 
+    module: nn.Module
+    batches: Batches
+    options: LoopOptions
+    out: Path
+    failures: list[ImageError]
+    objective: Objective
+    fabric: Any
 
-def _save(fabric: Any, out: Path, module: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> Progress:
-    """Write a checkpoint in the first process, and return the progress summed over all processes."""
-    seen, correct, loss = sum_over_processes(fabric, progress.seen, progress.correct, progress.loss)
-    summed = replace(progress, seen=int(seen), correct=correct, loss=loss)
-    if fabric.global_rank == 0:
-        save_checkpoint(out, module, optimizer, summed)
-    fabric.barrier()
-    return summed
+    def __post_init__(self) -> None:
+        self.raw_optimizer = _optimizer(self.module, self.options)
+        self.wrapped, self.optimizer = self.fabric.setup(self.module, self.raw_optimizer)
+        # Load after setup has moved the module to its device, because the optimizer state follows the module.
+        self.progress, self.saved = load_checkpoint(self.out, self.module, self.raw_optimizer), time.monotonic()
+        if self.fabric.global_rank > 0:  # the first process continues the counts, which are sums over all processes
+            self.progress = Progress(self.progress.epoch, self.progress.step)
 
+    def run(
+        self, interrupted: Callable[[], bool], validate: Callable[[], Mapping[str, float] | None], right: str
+    ) -> bool:
+        """Run the remaining epochs and return True, or False if interrupted."""
+        while self.progress.epoch < self.options.epochs:
+            if not self._run_epoch(interrupted):
+                return False
+            summed = self._save()
+            if not summed.seen:
+                errors = gather(self.fabric, self.failures)
+                reason = f"the first error is {errors[0]}" if errors else "check the annotations"
+                raise ValueError(f"data: expected an image with a training target, got none; {reason}")
+            if self.fabric.global_rank == 0:
+                self._log(summed, right, validate())
+            self.fabric.barrier()
+            self.progress = Progress(epoch=self.progress.epoch + 1)
+            self._save()
+            (stop,) = sum_over_processes(self.fabric, interrupted())
+            if stop and self.progress.epoch < self.options.epochs:
+                return False
+        return True
 
-def _shared_statistics(fabric: Any) -> AbstractContextManager[Any]:
-    return SyncBatchNormMode() if fabric.world_size > 1 else nullcontext()
+    def _run_epoch(self, interrupted: Callable[[], bool]) -> bool:
+        """Train on the remaining batches of the epoch and return True, or save and return False if interrupted."""
+        self.wrapped.train()
+        progress = self.progress
+        started = time.monotonic() - progress.seconds
+        description = f"epoch {progress.epoch + 1}/{self.options.epochs}"
+        remaining = self.batches.epoch(progress.epoch, progress.step)
+        for x, y, errors in track(remaining, description, self.batches.steps, progress.step):
+            self.failures.extend(errors)
+            self._step(x, y)
+            progress.step += 1
+            progress.seconds = time.monotonic() - started
+            due = self.fabric.global_rank == 0 and time.monotonic() - self.saved > _SAVE_SECONDS
+            stop, save = sum_over_processes(self.fabric, interrupted(), due)
+            if stop or save:
+                self._save()
+            if stop:
+                return False
+        return True
+
+    def _step(self, x: Any, y: Any) -> None:
+        """Train on one batch; batches with an empty target in all processes are skipped."""
+        fabric, progress = self.fabric, self.progress
+        for group in self.raw_optimizer.param_groups:
+            group["lr"] = self._rate(progress.step)
+        # Seed each step, so that dropout is the same after resuming, and differs between processes.
+        seeds = (self.options.seed, progress.epoch * self.batches.steps + progress.step)
+        rank = fabric.global_rank
+        torch.manual_seed(hash(seeds if not rank else (*seeds, rank)) % (1 << 63))
+        (targets,) = sum_over_processes(fabric, len(y))
+        if not targets:
+            return
+        x, y = fabric.to_device(x), fabric.to_device(y)
+        out = self.wrapped(*x) if isinstance(x, tuple) else self.wrapped(x)
+        # Without targets, the process must still exchange gradients.
+        loss, correct = self.objective(out, y) if len(y) else (out.sum() * 0, 0)
+        if not loss.isfinite():
+            where = f"epoch {progress.epoch + 1}, batch {progress.step + 1}"
+            raise RuntimeError(
+                f"the loss is {float(loss.detach())} in {where}: lower the learning rate (--lr), currently"
+                f" {self.options.rate}; {self.out} contains the last checkpoint"
+            )
+        self.optimizer.zero_grad()
+        # Gradients are averaged over processes, but the loss must be averaged over targets.
+        fabric.backward(loss * (len(y) * fabric.world_size / targets) if fabric.world_size > 1 else loss)
+        self.optimizer.step()
+        progress.seen += len(y)
+        progress.correct += correct
+        progress.loss += float(loss.detach()) * len(y)
+
+    def _rate(self, step: int) -> float:
+        """Return the learning rate in a step of the current epoch."""
+        options, steps = self.options, self.batches.steps
+        done = (self.progress.epoch * steps + step) / (options.epochs * steps)
+        if options.schedule == "cosine":
+            return options.rate * (1 + math.cos(math.pi * done)) / 2
+        if options.schedule == "poly":  # DeepLab v2, section 4.1
+            return options.rate * math.pow(1 - done, 0.9)
+        return options.rate * 0.1 ** ((done >= 0.6) + (done >= 0.85))
+
+    def _save(self) -> Progress:
+        """Write a checkpoint in the first process, and return the progress summed over all processes."""
+        progress = self.progress
+        seen, correct, loss = sum_over_processes(self.fabric, progress.seen, progress.correct, progress.loss)
+        summed = replace(progress, seen=int(seen), correct=correct, loss=loss)
+        if self.fabric.global_rank == 0:
+            save_checkpoint(self.out, self.module, self.raw_optimizer, summed)
+        self.fabric.barrier()
+        self.saved = time.monotonic()
+        return summed
+
+    def _log(self, summed: Progress, right: str, scores: Mapping[str, float] | None) -> None:
+        """Write a line of metrics, replacing the lines of epochs that are repeated after a kill."""
+        epoch, seen = summed.epoch + 1, max(summed.seen, 1)
+        line: dict[str, Any] = {"epoch": epoch, "size": self.batches.side(summed.epoch)}
+        line |= {"lr": self._rate(summed.step - 1), "seconds": round(summed.seconds, 2)}
+        line |= {"train_loss": summed.loss / seen, f"train_{right}": summed.correct / seen}
+        line |= {f"val_{name}": value for name, value in (scores or {}).items()}
+        path = self.out / METRICS
+        previous = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        kept = [text for text in previous if json.loads(text)["epoch"] < epoch]
+        write_text("\n".join([*kept, json.dumps(line)]) + "\n", path)
+        self.fabric.log_dict({name: value for name, value in line.items() if isinstance(value, float)}, step=epoch)
+        shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in line.items()}
+        _logger.info("  ".join(f"{name} {value}" for name, value in shown.items() if value is not None))
 
 
 @contextmanager
@@ -191,32 +245,6 @@ def _optimizer(module: nn.Module, options: LoopOptions) -> torch.optim.Optimizer
     return torch.optim.AdamW(module.parameters(), options.rate, weight_decay=options.decay)
 
 
-def _rate(options: LoopOptions, done: float) -> float:
-    """Return the learning rate after the fraction `done` of all steps."""
-    if options.schedule == "cosine":
-        return options.rate * (1 + math.cos(math.pi * done)) / 2
-    if options.schedule == "poly":  # DeepLab v2, section 4.1
-        return options.rate * math.pow(1 - done, 0.9)
-    return options.rate * 0.1 ** ((done >= 0.6) + (done >= 0.85))
-
-
-def _log(
-    fabric: Any, out: Path, progress: Progress, side: int | None, lr: float, right: str, val: Mapping[str, float] | None
-) -> None:
-    """Write a line of metrics, replacing the lines of epochs that are repeated after a kill."""
-    seen = max(progress.seen, 1)
-    line: dict[str, Any] = {"epoch": progress.epoch + 1, "size": side, "lr": lr, "seconds": round(progress.seconds, 2)}
-    line |= {"train_loss": progress.loss / seen, f"train_{right}": progress.correct / seen}
-    line |= {f"val_{name}": value for name, value in (val or {}).items()}
-    path = out / METRICS
-    previous = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    kept = [text for text in previous if json.loads(text)["epoch"] <= progress.epoch]
-    write_text("\n".join([*kept, json.dumps(line)]) + "\n", path)
-    fabric.log_dict({name: value for name, value in line.items() if isinstance(value, float)}, step=progress.epoch + 1)
-    shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in line.items()}
-    console.print("  ".join(f"{name} {value}" for name, value in shown.items() if value is not None), highlight=False)
-
-
 @contextmanager
 def _interrupts() -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl-C or SIGTERM into a flag, so that the current step finishes; a second one stops at once."""
@@ -226,7 +254,7 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
         if received:
             raise KeyboardInterrupt
         received.append(number)
-        console.print("stopping after this step; interrupt again to stop immediately", highlight=False)
+        _logger.warning("stopping after this step; interrupt again to stop immediately")
 
     try:
         old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

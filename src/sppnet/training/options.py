@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
 from sppnet.errors import check_choice, require_positive
 
@@ -40,13 +40,9 @@ class LoopOptions:
     deterministic: bool = False
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("optimizer", ("adamw", "sgd")),
-            ("schedule", ("cosine", "step", "poly")),
-            ("precision", ("32-true", "bf16-mixed")),
-            ("device", ("auto", "cpu", "cuda", "mps")),
-        ):
-            check_choice(name, getattr(self, name), choices)
+        hints = get_type_hints(LoopOptions)
+        for name in ("optimizer", "schedule", "precision", "device"):
+            check_choice(name, getattr(self, name), get_args(hints[name]))
         require_positive(self, "epochs", "batch")
         for name, value in (("lr", self.lr), ("weight_decay", self.weight_decay)):
             if value is not None and not 0 <= value < math.inf:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from sppnet.errors import import_optional
 from sppnet.training.options import LoopOptions
 
 T = TypeVar("T")
@@ -34,9 +35,6 @@ def launch(options: LoopOptions, out: Path, devices: int = 1, nodes: int = 1) ->
     Raises:
         ValueError: the number of processes differs from that of torchrun.
     """
-    from lightning_fabric import Fabric  # slow to import, and only needed for training
-    from lightning_fabric.strategies.ddp import DDPStrategy
-
     world = int(os.environ.get("WORLD_SIZE", 1)) if "TORCHELASTIC_RUN_ID" in os.environ else None
     if world is not None:
         local = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -46,11 +44,12 @@ def launch(options: LoopOptions, out: Path, devices: int = 1, nodes: int = 1) ->
             )
         devices, nodes = local, world // local
     single = devices * nodes == 1
-    fabric = Fabric(
+    lightning = import_optional("lightning_fabric", "training runs")
+    fabric = lightning.Fabric(
         accelerator=options.device,
         devices=devices,
         num_nodes=nodes,
-        strategy="auto" if single else DDPStrategy(timeout=_TIMEOUT),
+        strategy="auto" if single else lightning.strategies.DDPStrategy(timeout=_TIMEOUT),
         precision=options.precision,
         loggers=_loggers(options, out),
     )
@@ -91,9 +90,6 @@ def gather(fabric: Any, items: Sequence[T]) -> list[T]:
 def _loggers(options: LoopOptions, out: Path) -> list[Any]:
     if not options.tensorboard:
         return []
-    try:
-        import tensorboard  # type: ignore[import-untyped] # noqa: F401
-        from lightning_fabric.loggers.tensorboard import TensorBoardLogger
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('TensorBoard events need tensorboard: pip install "sppnet[log]"') from error
-    return [TensorBoardLogger(out, name="tensorboard", version="")]
+    import_optional("tensorboard", "TensorBoard events")
+    loggers = import_optional("lightning_fabric.loggers", "training runs")
+    return [loggers.TensorBoardLogger(out, name="tensorboard", version="")]

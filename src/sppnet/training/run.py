@@ -1,27 +1,61 @@
 """Run folders: weights as safetensors, everything else as JSON; pickles are never read."""
 
 import dataclasses
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from sppnet.errors import ImageError
 from sppnet.io.files import save_tensors, write_json
+from sppnet.io.remote import remove_temporary_files
 
 CONFIG, WEIGHTS = "run.json", "model.safetensors"
 FORMAT = 1
 
 
-def save_run(model: nn.Module, folder: str | Path) -> None:
-    """Write a model into a run folder, atomically replacing each existing file.
+@dataclass(frozen=True)
+class TrainingResult:
+    """Result of a training.
+
+    Attributes:
+        run: run folder; :func:`sppnet.load` loads the model once the training has finished.
+        finished: False if the training was interrupted; continue it with ``resume=True``.
+        scores: scores on the validation images, by name, in [0, 1]; empty without validation images.
+        failures: errors of images that could not be used.
+        problems: other problems of the data set, such as skipped files and dropped annotations.
+        seconds: duration of this call.
+        stages: duration of each stage in seconds, by name.
+    """
+
+    run: Path
+    finished: bool
+    scores: dict[str, float]
+    failures: tuple[ImageError, ...]
+    problems: tuple[str, ...]
+    seconds: float
+    stages: dict[str, float] = field(default_factory=dict)
+
+
+def save(model: nn.Module, folder: str | Path) -> None:
+    """Write a model into a run folder, atomically replacing each existing file; :func:`sppnet.load` reads it.
 
     Args:
-        model: classifier, detector or segmenter.
+        model: classifier, detector, segmenter or region encoder.
         folder: run folder; created if missing.
+
+    Raises:
+        TypeError: another model.
     """
+    config: Any = getattr(model, "config", None)
+    if not hasattr(config, "task"):
+        raise TypeError(
+            f"model: expected a classifier, detector, segmenter or region encoder, got {type(model).__name__}"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    remove_temporary_files(folder)
     save_tensors({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
-    config: Any = model.config
     content = {"format": FORMAT, "task": config.task, "config": dataclasses.asdict(config)}
     write_json(content, folder / CONFIG)

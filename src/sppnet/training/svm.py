@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sppnet.errors import import_optional
+
 _SCALES = torch.logspace(-1, 2, 121)
 
 
@@ -59,24 +61,17 @@ def fit_linear_svm(
     return layer
 
 
-def linear_svc(extra: str) -> Any:
+def linear_svc() -> Any:
     """Return scikit-learn's LinearSVC; call this before long computations to detect a missing installation early.
-
-    Args:
-        extra: extra of this package that installs scikit-learn.
 
     Raises:
         ModuleNotFoundError: scikit-learn is not installed.
     """
-    try:
-        from sklearn.svm import LinearSVC
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f'SVMs need scikit-learn: pip install "sppnet[{extra}]"') from error
-    return LinearSVC
+    return import_optional("sklearn.svm", "SVMs").LinearSVC
 
 
 def _fit(x: Float[Tensor, "n k"], labels: Int[Tensor, " n"], c: float, seed: int) -> tuple[Tensor, Tensor]:
-    svm = linear_svc("svm")(C=c, random_state=seed, max_iter=10_000).fit(x.numpy(), labels.numpy())
+    svm = linear_svc()(C=c, random_state=seed, max_iter=10_000).fit(x.numpy(), labels.numpy())
     weight, bias = torch.from_numpy(svm.coef_).float(), torch.from_numpy(svm.intercept_).float()
     if len(svm.classes_) == 2:
         weight, bias = torch.cat((-weight, weight)), torch.cat((-bias, bias))

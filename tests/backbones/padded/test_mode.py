@@ -226,6 +226,6 @@ def test_every_timm_family_is_exact_or_rejected() -> None:
                 create_backbone(name, weights="none")
         except (ValueError, AttributeError):
             continue  # does not support variable image sizes
-        report = check_padding(name, images=4)
+        report = check_padding(name, batch=4)
         inexact += [report] if report.refused is None and not report.exact else []
     assert inexact == []

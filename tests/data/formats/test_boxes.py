@@ -1,4 +1,3 @@
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sppnet.data.formats.boxes import BoxFile, BoxFormat, OnBad, read_boxes
+from sppnet.data.formats.box_rows import BoxFormat, OnBad
+from sppnet.data.formats.boxes import BoxFile, read_boxes
 from sppnet.errors import ImageError
 from tests.helpers.annotation_files import write_image
+from tests.helpers.box_files import write_coco, write_csv, write_jsonl
 
 WIDTH, HEIGHT = 40, 30  # of the images
 
@@ -20,23 +21,6 @@ def images(tmp_path: Path) -> Path:
     for name in ("a.jpg", "in/b.jpg", "in/c.jpg", "deep/in/c.jpg"):
         write_image(tmp_path / "images" / name)
     return tmp_path / "images"
-
-
-def write_csv(folder: Path, text: str) -> Path:
-    (folder / "boxes.csv").write_text(text, encoding="utf-8")
-    return folder / "boxes.csv"
-
-
-def write_jsonl(folder: Path, *entries: object) -> Path:
-    text = "".join((entry if isinstance(entry, str) else json.dumps(entry)) + "\n" for entry in entries)
-    (folder / "boxes.jsonl").write_text(text, encoding="utf-8")
-    return folder / "boxes.jsonl"
-
-
-def write_coco(folder: Path, annotations: list[dict[str, Any]], *names: str) -> Path:
-    entries = [{"id": number, "file_name": name} for number, name in enumerate(names)]
-    (folder / "boxes.json").write_text(json.dumps({"images": entries, "annotations": annotations}))
-    return folder / "boxes.json"
 
 
 def contents(data: BoxFile, folder: Path) -> list[tuple[str, list[list[float]], tuple[str, ...]]]:
@@ -172,16 +156,7 @@ def test_reports_missing_images(images: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"boxes\.csv, line 1: expected a header with one of image, path, file, file_name, and .* got ''"),
-        ("a.jpg,1,2,3,4\n", "expected a header"),
-        ("image,path,x,y,w,h\n", "expected a header"),
-        ("image,x1,y1,x2,y2,x,y,w,h\n", "either x1, y1, x2, y2 or x, y, w, h, each once"),
-        ("image,x,y,w,h,x\n", "expected a header"),
         ("image,x,y,w,h\n", r"boxes\.csv: expected at least one image, got none"),
-        ("image,x,y,w,h\na.jpg,1,2,3\n", r"boxes\.csv, line 2: expected 5 values, got 4"),
-        ("image,x,y,w,h\n\na.jpg,1,,3,4\n", r"line 3: expected four numbers as the box, got \['1', '', '3', '4'\]"),
-        ("image,x,y,w,h\n,1,2,3,4\n", "line 2: image: expected a value, got none"),
-        ("image,x,y,w,h,id\na.jpg,1,2,3,4, \n", "line 2: id: expected a value, got none"),
         (
             "image,x,y,w,h,id\na.jpg,1,2,3,4,k\na.jpg,1,2,3,4,k\n",
             r"line 3: expected unique box ids for a\.jpg, got duplicate 'k'",
@@ -189,55 +164,9 @@ def test_reports_missing_images(images: Path, tmp_path: Path) -> None:
         ('image,x,y,w,h\n"a.jpg,1,2,3,4\n', r"boxes\.csv cannot be read as a UTF-8 \.csv file"),
     ],
 )
-def test_rejects_malformed_csv(images: Path, tmp_path: Path, text: str, message: str) -> None:
+def test_rejects_unusable_csv(images: Path, tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_boxes(write_csv(tmp_path, text), images)
-
-
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        ("{", r"boxes\.jsonl, line 2 cannot be read as JSON"),
-        ("[" * 100_000, "line 2 cannot be read as JSON"),
-        ([1], r"line 2: expected an object with an image name under 'image', got \[1\]"),
-        ({"image": 3, "box": [1, 2, 3, 4]}, "with an image name under 'image'"),
-        ({"image": "a.jpg"}, "line 2: expected either 'box' or 'boxes'"),
-        ({"image": "a.jpg", "box": [1, 2, 3, 4], "boxes": []}, "either 'box' or 'boxes'"),
-        ({"image": "a.jpg", "boxes": 3}, "line 2: boxes: expected a list of boxes, got 3"),
-        ({"image": "a.jpg", "boxes": [1, 2, 3, 4]}, "expected a list of four numbers as the box, got 1"),
-        ({"image": "a.jpg", "box": [1, 2, 3]}, r"expected a list of four numbers as the box, got \[1, 2, 3\]"),
-        ({"image": "a.jpg", "box": [1, 2, 3, True]}, "expected a list of four numbers as the box"),
-        ({"image": "a.jpg", "box": [1, 2, 3, 10**400]}, "expected a list of four numbers as the box"),
-        ({"image": "a.jpg", "boxes": [[1, 2, 3, 4]], "ids": []}, r"line 2: expected 1 ids, .* got \[\]"),
-        ({"image": "a.jpg", "box": [1, 2, 3, 4], "id": None}, "expected 1 ids, each a string or an integer"),
-        (
-            {"image": "a.jpg", "box": [1, 2, 3, 4], "format": "yolo"},
-            "line 2: expected one of xyxy, xywh, xyxy-normalised, xywh-normalised under .* got 'yolo'",
-        ),
-        (
-            {"image": "a.jpg", "box": [1, 2, 3, 4], "format": "xywh"},
-            "line 2: format: expected xyxy, got xywh; use one format for all boxes of a file",
-        ),
-    ],
-)
-def test_rejects_malformed_json_lines(images: Path, tmp_path: Path, entry: object, message: str) -> None:
-    file = write_jsonl(tmp_path, {"image": "in/b.jpg", "box": [1, 2, 3, 4], "format": "xyxy"}, entry)
-    with pytest.raises(ValueError, match=message):
-        read_boxes(file, images)
-
-
-def test_rejects_missing_and_conflicting_formats(images: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"line 1: expected one of xyxy, .* under 'format' or as box_format, got None"):
-        read_boxes(write_jsonl(tmp_path, {"image": "a.jpg", "box": [1, 2, 3, 4]}), images)
-    with pytest.raises(ValueError, match="line 1: format: expected xyxy, got xywh"):
-        read_boxes(write_jsonl(tmp_path, {"image": "a.jpg", "box": [1, 2, 3, 4], "format": "xywh"}), images, "xyxy")
-    text = r"box_format: expected xyxy or xyxy-normalised for .*boxes\.csv, line 1, got xywh$"
-    with pytest.raises(ValueError, match=text):
-        read_boxes(write_csv(tmp_path, "image,x1,y1,x2,y2\na.jpg,1,2,3,4\n"), images, "xywh")
-    with pytest.raises(ValueError, match=r"box_format: expected xywh or .* for .*boxes\.json, got xyxy-normalised"):
-        read_boxes(write_coco(tmp_path, [], "a.jpg"), images, "xyxy-normalised")
-    with pytest.raises(ValueError, match="expected a bbox of four numbers and an id"):
-        read_boxes(write_coco(tmp_path, [{"image_id": 0, "id": 1}], "a.jpg"), images)
 
 
 def test_rejects_mixed_units(images: Path, tmp_path: Path) -> None:
@@ -311,10 +240,42 @@ def test_rejects_or_skips_damaged_images(images: Path, tmp_path: Path) -> None:
     file = write_csv(tmp_path, "image,x,y,w,h\na.jpg,1,2,3,4\nin/b.jpg,1,2,3,4\na.jpg,1,2,3,4\n")
     with pytest.raises(ImageError, match=r"a\.jpg: file is empty"):
         read_boxes(file, images)
-    data = read_boxes(file, images, on_bad="drop")
-    assert contents(data, images) == [("in/b.jpg", [[1, 2, 4, 6]], ("1",))]
-    assert len(data.problems) == 1
-    assert re.search(r"line 2: .*a\.jpg: file is empty; image skipped$", data.problems[0])
+    modes: tuple[OnBad, ...] = ("clip", "drop")
+    for on_bad in modes:
+        data = read_boxes(file, images, on_bad=on_bad)
+        assert contents(data, images) == [("in/b.jpg", [[1, 2, 4, 6]], ("1",))]
+        assert len(data.problems) == 1
+        assert re.search(r"line 2: .*a\.jpg: file is empty; image skipped$", data.problems[0])
+        assert [(failure.path, failure.reason) for failure in data.failures] == [
+            (str(images / "a.jpg"), "file is empty")
+        ]
+
+
+def test_ignores_all_images_but_the_given_ones(images: Path, tmp_path: Path) -> None:
+    """The other image files are missing, damaged, outside the folder, or have a bad box."""
+    (images / "a.jpg").write_bytes(b"")
+    rows = ["gone.jpg,1,2,3,4", "a.jpg,1,2,3,4", "../b.jpg,1,2,3,4", "deep/in/c.jpg,9,9,9,9", "in/b.jpg,1,2,3,5"]
+    file = write_csv(tmp_path, "\n".join(["image,x1,y1,x2,y2", *rows, "in/c.jpg,1,2,3,6"]))
+    data = read_boxes(file, [images / "in" / "b.jpg", images / "in" / "c.jpg"])
+    assert contents(data, images) == [("in/b.jpg", [[1, 2, 3, 5]], ("4",)), ("in/c.jpg", [[1, 2, 3, 6]], ("5",))]
+
+
+def test_given_images_are_found_by_the_end_of_their_path_or_an_unambiguous_base_name(
+    images: Path, tmp_path: Path
+) -> None:
+    def found(paths: list[Path], *names: str) -> list[str]:
+        file = write_csv(tmp_path, "\n".join(["image,x,y,w,h", *(f"{name},1,2,3,4" for name in names)]))
+        return [name for name, _, _ in contents(read_boxes(file, paths), images)]
+
+    c, deep = images / "in" / "c.jpg", images / "deep" / "in" / "c.jpg"
+    assert found([c], "elsewhere/c.jpg") == ["in/c.jpg"]
+    assert found([c], str(c), "elsewhere/c.jpg") == ["in/c.jpg"]
+    assert found([c], "there/c.jpg", "elsewhere/c.jpg") == []
+    assert found([c, deep], "elsewhere/c.jpg") == []
+    assert found([c, deep], "./deep/in/c.jpg") == ["deep/in/c.jpg"]
+    assert found([c, deep], "in/c.jpg") == ["in/c.jpg"]  # the path relative to the common folder
+    with pytest.raises(ValueError, match=r"expected one image named c\.jpg, got .*/in/c\.jpg, .*/deep/in/c\.jpg"):
+        found([c, deep], "c.jpg")
 
 
 def test_rejects_other_files(images: Path, tmp_path: Path) -> None:

@@ -49,6 +49,12 @@ def test_reads_splits_of_each_layout(layout: Layout, tmp_path: Path) -> None:
         choose_segmentation_split(tmp_path, None, "training")
 
 
+def test_chooses_usual_splits_in_any_case(tmp_path: Path) -> None:
+    write_shapes(tmp_path, "pairs", {"Train": 1, "VAL": 1})
+    assert choose_segmentation_split(tmp_path, None, "test", "val") == "VAL"
+    assert choose_segmentation_split(tmp_path, "other", "test", "val") == "other"
+
+
 def test_reads_folders_of_images_and_masks(tmp_path: Path) -> None:
     for layout, (images, masks) in {
         "flat": ("images", "masks"),
@@ -225,9 +231,7 @@ def test_rejects_other_layouts_and_invalid_arguments(tmp_path: Path) -> None:
     write_pair(tmp_path, "a", [0, 1], "val", "valannot")
     with pytest.raises(ValueError, match=r"root: expected one layout of segmentation data, got masks in .*valannot, "):
         read_segmentation(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"classes: expected a class file, or one or more unique names, got \['a', 'a'\]"
-    ):
+    with pytest.raises(ValueError, match="classes: expected one or more distinct names, got 2 names, 1 of them"):
         read_segmentation(tmp_path, classes=["a", "a"])
     with pytest.raises(ValueError, match=r"ignore: expected ids from 0 to 65535, got \[-1\]"):
         read_segmentation(tmp_path, ignore=[-1])

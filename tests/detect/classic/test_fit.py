@@ -1,5 +1,6 @@
 """Tests of fitting a detector on window vectors: proposals, norm, SVMs and box regression."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,15 +44,16 @@ def detector(method: str = "spp") -> Detector:
     return Detector(config, create_backbone("zf5"))
 
 
-def test_proposes_windows_and_reports_unreadable_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_proposes_windows_and_reports_unreadable_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     samples = read_detection(write_voc(tmp_path / "data", 3, 1), "train", CLASSES).samples
     samples[0].path.write_bytes(b"not an image")
     options = DetectOptions(proposals="grid", windows=50)
-    windows, failures = propose_windows(samples, 2, options, tmp_path / "cache")
+    with caplog.at_level(logging.INFO):
+        windows, failures = propose_windows(samples, 2, options, tmp_path / "cache")
     assert [failure.path for failure in failures] == [str(samples[0].path)]
     assert [part.path for part in windows] == [sample.path for sample in samples[1:]]
     assert [part.objects for part in windows] == [len(sample.boxes) for sample in samples[1:]]
-    assert "proposals per image; recall at an overlap of 0.5: " in capsys.readouterr().err
+    assert "proposals per image; recall at an overlap of 0.5: " in caplog.text
 
 
 def test_vectors_come_from_maps_or_from_crops(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from sppnet.detect.classic import mining
-from sppnet.detect.classic.mining import NORM, fit_detection_svms
+from sppnet.detect.classic.mining import fit_detection_svms
+from sppnet.detect.classic.vector_scale import MEAN_NORM
 from sppnet.detect.classic.windows import Windows
 from tests.helpers.window_cases import make_windows
 
@@ -66,7 +67,7 @@ def test_no_perturbation_improves_the_solution() -> None:
     aside = torch.tensor([1.0, 0])
     windows, x = scene(torch.randn(300, 2) * 2 + far + aside, [0] * 300, torch.randn(300, 2) * 2 + far - aside, 1)
     layer = fit_detection_svms([windows], table([x]), 1)
-    scale = NORM / norm_of([x])
+    scale = MEAN_NORM / norm_of([x])
     positives, negatives = (x.double() * scale).split(300)
     weight, bias = layer.weight.detach()[0].double() / scale, layer.bias.detach()[0].double()
     minimum = objective(weight, bias, positives, negatives)
@@ -80,7 +81,7 @@ def test_no_perturbation_improves_the_solution() -> None:
 def test_solution_matches_the_slow_reference(inseparable: tuple[Windows, Tensor]) -> None:
     windows, x = inseparable
     layer = fit_detection_svms([windows], table([x]), 1)
-    scaled = x.double() * NORM / norm_of([x])
+    scaled = x.double() * MEAN_NORM / norm_of([x])
     weight, bias = slow_svm(scaled[:8], scaled[8:])
     expected = scaled @ weight + bias
     assert (expected[:8] < 1).any()
@@ -94,7 +95,6 @@ def test_weights_include_the_scaling_to_a_mean_norm_of_20(inseparable: tuple[Win
         scaled = fit_detection_svms([windows], table([x * factor]), 1)
         torch.testing.assert_close(scaled(x * factor), layer(x), rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(scaled.weight * factor, layer.weight, rtol=1e-3, atol=1e-4)
-    assert mining._mean_norm([windows], table([x])) == pytest.approx(norm_of([x]), rel=1e-5)
 
 
 def test_learns_from_hard_negatives_of_later_images() -> None:
@@ -129,7 +129,7 @@ class Recorder:
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     instance = Recorder()
     monkeypatch.setattr(mining, "_fit", instance)
-    monkeypatch.setattr(mining, "_mean_norm", lambda *_: NORM)
+    monkeypatch.setattr(mining, "mean_norm_scale", lambda _: 1.0)
     return instance
 
 
@@ -178,7 +178,7 @@ def test_class_without_objects_scores_below_all_others() -> None:
     scores = layer(torch.cat(vectors))
     assert (scores[:, [1, 3]].max(1).values < scores[:, [0, 2]].min(1).values).all()
     assert layer.weight.isfinite().all()
-    assert layer.bias.tolist()[1::2] == [-NORM, -NORM]
+    assert layer.bias.tolist()[1::2] == [-MEAN_NORM, -MEAN_NORM]
 
 
 def test_final_fit_is_skipped_if_all_negatives_are_easy() -> None:

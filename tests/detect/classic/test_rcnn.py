@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sppnet import create_backbone, pyramid_pool
 from sppnet.detect.classic.rcnn import CropEncoder, Warp, compute_warp
-from sppnet.ops.reference import Reduce
+from sppnet.ops.levels import Reduce
 from tests.helpers.window_cases import noise
 
 Box = tuple[float, float, float, float]

@@ -14,10 +14,18 @@ from sppnet import ImageError, RegionEncoder, create_backbone
 from sppnet.data.formats.detection import DetectionSample
 from sppnet.data.images import load_image
 from sppnet.detect.classic.rcnn import CropEncoder
-from sppnet.detect.classic.windows import CropVectors, MapVectors, Windows, WindowVectors, content_digest, label_windows
+from sppnet.detect.classic.windows import (
+    CropVectors,
+    MapVectors,
+    Windows,
+    WindowVectors,
+    content_digest,
+    label_windows,
+    usable_images,
+)
 from sppnet.features.encoder import ImageMaps
 from sppnet.ops.boxes import mirror
-from tests.helpers.window_cases import noise
+from tests.helpers.window_cases import make_windows, noise
 
 Corners = Sequence[tuple[int, int, int, int]]
 
@@ -292,3 +300,15 @@ def test_values_beyond_half_precision_are_clamped(image: Path, tmp_path: Path) -
     vectors = stored.vectors(0, torch.tensor([0]))
     assert vectors.isfinite().all()
     assert vectors.max() == torch.finfo(torch.float16).max
+
+
+def test_usable_images_are_readable_and_at_least_one_has_an_object(image: Path) -> None:
+    empty, full = windows_on(image, random_boxes(3, 70, 100)), make_windows([1.0], objects=1, path="full.png")
+    error = ImageError("full.png", "no such file")
+    assert usable_images([empty, full], []) == [0, 1]
+    assert usable_images([empty, full, full], [ImageError(str(image), "damaged")]) == [1, 2]
+    message = "data: expected a readable image with an object, got none"
+    with pytest.raises(ValueError, match=rf"{message}; the first error: full\.png: no such file"):
+        usable_images([empty, full], [error])
+    with pytest.raises(ValueError, match=f"{message}$"):
+        usable_images([empty], [])

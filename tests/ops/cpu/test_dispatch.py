@@ -9,7 +9,7 @@ from torch import Tensor
 from sppnet.ops import reference
 from sppnet.ops.bins import bin_edges
 from sppnet.ops.cpu import dispatch as cpu
-from sppnet.ops.reference import Reduce
+from sppnet.ops.levels import Reduce
 from tests.helpers.kernel_cases import LAYOUTS, PYRAMIDS, check_forward, make_windows
 
 

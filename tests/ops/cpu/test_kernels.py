@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from sppnet.ops.bins import Rule
-from sppnet.ops.reference import Reduce
+from sppnet.ops.levels import Reduce, Rule
 from tests.helpers.kernel_cases import DTYPES, KINDS, LAYOUTS, PYRAMIDS, SHAPES, check_forward, make_map, make_windows
 
 

@@ -5,8 +5,7 @@ from typing import get_args
 import pytest
 import torch
 
-from sppnet.ops.bins import Rule
-from sppnet.ops.reference import Reduce
+from sppnet.ops.levels import Reduce, Rule
 from tests.helpers.kernel_cases import DTYPES, KINDS, LAYOUTS, PYRAMIDS, SHAPES, check_backward, make_map, make_windows
 
 

@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from sppnet.ops.gpu import dispatch as gpu
-from sppnet.ops.reference import Reduce
+from sppnet.ops.levels import Reduce
 from tests.helpers.triton_compile import compile_for_gpu
 
 pytest.importorskip("triton")

@@ -20,7 +20,7 @@ from sppnet.data.formats.segmentation import (
 from sppnet.data.formats.voc import images_by_name, voc_folder
 from sppnet.data.images import NO_HEIC, image_extensions, open_image
 from sppnet.data.listing import walk_files
-from sppnet.data.splits import SPLITS, sort_splits, split_folders
+from sppnet.data.splits import SPLITS, check_exists, list_folders, sort_splits, split_folders
 from sppnet.errors import ImageError, did_you_mean
 
 
@@ -36,9 +36,7 @@ def read_data_set(root: Path) -> CheckState:
         ValueError: the layout is not recognized.
         OSError: a folder or file cannot be read.
     """
-    if not root.exists():
-        siblings = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
-        raise ValueError(f"no data set at {root}: no such folder or file{did_you_mean(root.name, siblings)}")
+    check_exists(root)
     gathered = CheckState()
     if root.suffix.lower() == ".csv" and root.is_file():
         gathered.layouts.append("CSV file")
@@ -76,7 +74,7 @@ def _images(root: Path, gathered: CheckState) -> None:
     """Collect the images of class folders, with or without splits, or of a folder of images."""
     names = split_folders(root)
     parts: dict[str | None, Path] = {split: root / split for split in names} if names else {None: root}
-    folders = {split: _subfolders(folder) for split, folder in parts.items()}
+    folders = {split: list_folders(folder) for split, folder in parts.items()}
     if not any(_are_classes(subfolders) for subfolders in folders.values()):
         folders = {split: [] for split in parts}
         gathered.layouts.append("images")
@@ -120,10 +118,6 @@ def _explain_skipped(path: Path) -> tuple[str, str]:
     except KeyError:
         pass
     return "passed-over", f"not an image file ({extension})"
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
 
 
 def _are_classes(folders: list[Path]) -> bool:

@@ -11,13 +11,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFile
 
-from sppnet.console import track
 from sppnet.data.check.items import KINDS, Item, Problem
 from sppnet.data.check.layouts import read_data_set
 from sppnet.data.formats.masks import SegmentationSample, load_mask, orient_mask, read_raw
 from sppnet.data.headers import raw_mode
 from sppnet.data.images import exif_transpose, load_image, open_image
 from sppnet.errors import ImageError
+from sppnet.progress import track
 
 # Half a cell of a stride-32 feature map, the coarsest in common use.
 MIN_SIDE = 16

@@ -8,8 +8,8 @@ from pathlib import Path
 from sppnet.data.formats.csv import read_csv
 from sppnet.data.images import image_extensions
 from sppnet.data.listing import walk_files
-from sppnet.data.splits import list_folders, split_folders
-from sppnet.errors import did_you_mean, list_some
+from sppnet.data.splits import check_exists, list_folders, split_folders
+from sppnet.errors import check_classes, did_you_mean, list_some
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,7 @@ def read_classification(
         OSError: if a folder or the CSV file cannot be read.
     """
     root = Path(root)
-    if not root.exists():
-        siblings = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
-        raise ValueError(f"no data set at {root}: no such folder or file{did_you_mean(root.name, siblings)}")
+    check_exists(root)
     if root.is_dir():
         folder = _split_folder(root, split)
         files, skipped = _read_folders(folder)
@@ -121,8 +119,7 @@ def _class_names(root: Path, present: set[str], classes: Sequence[str] | None) -
         if len(present) < 2:
             raise ValueError(f"{root}: expected at least two classes, got only {list_some(sorted(present))}")
         return tuple(sorted(present))
-    if not classes or len(set(classes)) < len(classes):
-        raise ValueError(f"classes: expected one or more unique names, got {list(classes)}")
+    check_classes(classes)
     unknown = sorted(present - set(classes))
     if unknown:
         hint = did_you_mean(unknown[0], classes)

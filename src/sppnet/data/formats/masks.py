@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 from torch import Tensor
 
-from sppnet.console import track
 from sppnet.data.images import MAX_PIXELS, MAX_SIDE, decode_pixels, exif_transpose, image_size, load_image, open_image
 from sppnet.errors import ImageError, list_some
+from sppnet.progress import track
 
 IGNORE = -1  # class index of ignored pixels
 _UNKNOWN = -2

@@ -27,7 +27,7 @@ from sppnet.data.formats.voc import (
     without_class_lists,
 )
 from sppnet.data.splits import SPLITS, default_split, sort_splits
-from sppnet.errors import did_you_mean, list_some
+from sppnet.errors import check_classes, did_you_mean, list_some
 
 _IGNORED, _CAMVID_VOID = 255, 11
 _MASKS = ("masks", "annotations", "labels")
@@ -91,10 +91,14 @@ def segmentation_splits(root: str | os.PathLike[str]) -> tuple[str, ...]:
 def choose_segmentation_split(root: str | os.PathLike[str], wanted: str | None, *usual: str) -> str | None:
     """Return `wanted` if given, else the first existing split among `usual`, or None if there are no splits.
 
+    The case of the `usual` names is ignored.
+
     Raises:
         ValueError: if there are splits, `wanted` is None and none of `usual` exists.
     """
-    return default_split(root, segmentation_splits(root), wanted, *usual)
+    splits = segmentation_splits(root)
+    existing = {split.lower(): split for split in splits}
+    return default_split(root, splits, wanted, *(existing.get(name, name) for name in usual))
 
 
 def read_segmentation(
@@ -144,8 +148,8 @@ def read_segmentation(
         if class_file is not None:
             raise ValueError(f"classes: expected names when class_file is given, got the file {os.fspath(classes)}")
         classes, class_file = None, classes
-    if classes is not None and (not classes or len(set(classes)) < len(classes)):
-        raise ValueError(f"classes: expected a class file, or one or more unique names, got {list(classes)}")
+    if classes is not None:
+        check_classes(classes)
     if ignore is not None and any(not 0 <= value <= 65_535 for value in ignore):
         raise ValueError(f"ignore: expected ids from 0 to 65535, got {list(ignore)}")
     layout = find_layout(root)

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sppnet.detect.classic.vector_scale import mean_norm_scale
+
 # Added to the variances, so that whitening does not amplify directions in which the offsets hardly vary.
 _WHITENING_FLOOR = 0.001
 
@@ -35,8 +37,7 @@ def fit_box_regression(
     with torch.no_grad():
         layer.weight.zero_()
         layer.bias.zero_()
-        norms = [part.float().norm(dim=1) for part in vectors.split(1024)]
-        scale = 20.0 / float(torch.cat(norms).mean().clamp(min=1e-12)) if len(vectors) else 1.0
+        scale = mean_norm_scale(vectors.split(1024)) if len(vectors) else 1.0
         for label in labels.unique().tolist():
             of_class = labels == label
             weight, bias = _fit_class(vectors[of_class].float().mul_(scale), offsets[of_class].double(), penalty)

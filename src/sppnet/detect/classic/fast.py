@@ -1,6 +1,5 @@
 """Fast R-CNN: joint training of backbone and head on the regions of two images per batch (Girshick, 2015)."""
 
-import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from sppnet.backbones.backbone import Backbone
 from sppnet.backbones.paper import PAPER_NETS
 from sppnet.data.images import load_image
 from sppnet.detect.classic.finetune import POSITIVE_SHARE, draw_windows, positives
+from sppnet.detect.classic.vector_scale import mean_square_scale, spread_rows
 from sppnet.detect.classic.windows import Windows, usable_images
 from sppnet.detect.model import Detector, create_fc
 from sppnet.detect.options import DetectOptions
@@ -259,7 +259,7 @@ def fit_fast(
     norm = OffsetNorm.measure(usable, classes)
     freeze(encoder.backbone)
     _initialize_head(model, options.seed)
-    model.norm.fill_(_vector_norm(encoder, usable))
+    model.norm.fill_(mean_square_scale(_sample_vectors(encoder, usable)))
     batches = RegionBatches(encoder, usable, classes, norm, options)
     finished = fit(FastNetwork(model), batches, options, out, lambda: None, failures, multi_task_loss)
     if finished and isinstance(model.offsets, nn.Linear):
@@ -276,16 +276,14 @@ def _initialize_head(model: Detector, seed: int) -> None:
             nn.init.zeros_(layer.bias)
 
 
-def _vector_norm(encoder: RegionEncoder, windows: Sequence[Windows]) -> float:
-    """Return the factor that scales vectors to unit mean square, so that one learning rate suits all backbones."""
-    squares = []
+def _sample_vectors(encoder: RegionEncoder, windows: Sequence[Windows]) -> Iterator[Float[Tensor, "_ d"]]:
+    """Yield vectors of some windows of the first images."""
     for part in windows[:_NORM_IMAGES]:
         try:
             image = load_image(part.path)
         except ImageError:  # reported in training
             continue
-        rows = torch.linspace(0, len(part.boxes) - 1, min(len(part.boxes), _NORM_WINDOWS)).long()
+        rows = spread_rows(len(part.boxes), _NORM_WINDOWS)
         with torch.inference_mode():
-            squares.append(encoder.vectors(encoder.prepare(image), part.boxes[rows]).float().square().mean(1))
-    mean = float(torch.cat(squares).mean()) if squares else 0.0
-    return 1 / math.sqrt(mean) if mean else 1.0
+            vectors = encoder.vectors(encoder.prepare(image), part.boxes[rows])
+        yield vectors

@@ -1,6 +1,6 @@
 """Fitting of a detector on window vectors: fc layers, SVMs and box regression."""
 
-import math
+import logging
 import random
 import time
 from collections.abc import Sequence
@@ -10,21 +10,24 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sppnet.console import console
 from sppnet.data.formats.detection import DetectionSample
 from sppnet.detect.classic.box_regression import fit_box_regression
 from sppnet.detect.classic.finetune import WindowBatches, positives
 from sppnet.detect.classic.mining import fit_detection_svms
+from sppnet.detect.classic.vector_scale import mean_square_scale, spread_rows
 from sppnet.detect.classic.windows import CropVectors, MapVectors, Windows, WindowVectors, label_windows
 from sppnet.detect.model import Detector, create_fc
 from sppnet.detect.options import DetectOptions
-from sppnet.detect.proposals import propose_all
+from sppnet.detect.proposals import iter_proposals
 from sppnet.errors import ImageError
 from sppnet.evaluation.recall import recall
 from sppnet.features.encoder import RegionEncoder
 from sppnet.inference.results import Failure
 from sppnet.ops.boxes import encode
+from sppnet.progress import track
 from sppnet.training.loop import fit
+
+_logger = logging.getLogger(__name__)
 
 _NORM_IMAGES, _NORM_WINDOWS = 100, 100  # images, and windows of each, that the norm is measured on
 _REGRESSION_WINDOWS, _REGRESSION_MEMORY = 64, 500_000_000  # windows per image, and bytes of all vectors
@@ -35,7 +38,7 @@ def propose_windows(
 ) -> tuple[list[Windows], list[ImageError]]:
     """Return the labeled windows of each readable image, and the errors of the others."""
     paths = [sample.path for sample in samples]
-    results = propose_all(
+    results = iter_proposals(
         paths,
         options.proposals,
         cache / "proposals",
@@ -44,7 +47,7 @@ def propose_windows(
         workers=options.workers,
     )
     windows, failures = [], []
-    for sample, proposals in zip(samples, results, strict=True):
+    for sample, proposals in zip(samples, track(results, "proposals", len(paths)), strict=True):
         if isinstance(proposals, Failure):
             failures.append(proposals.error)
         else:
@@ -54,7 +57,7 @@ def propose_windows(
         share = recall([boxes for boxes, _ in pairs], [objects for _, objects in pairs], (0.5,)).fractions[0]
         mean = sum(len(boxes) for boxes, _ in pairs) / len(pairs)
         text = f"{mean:.0f} proposals per image; recall at an overlap of 0.5: {100 * share:.1f} %"
-        console.print(text, highlight=False)
+        _logger.info(text)
     return windows, failures
 
 
@@ -133,7 +136,8 @@ def fit_svms(model: Detector, vectors: WindowVectors, usable: Sequence[int], see
 
 def fit_offsets(model: Detector, vectors: WindowVectors, usable: Sequence[int], seed: int) -> None:
     """Fit the detector's box regression on the pooled vectors."""
-    with torch.inference_mode(), console.status("box regression"):
+    _logger.info("fitting the box regression")
+    with torch.inference_mode():
         x, labels, offsets = _regression_windows(vectors, usable, seed)
         layer = fit_box_regression(x, labels, offsets, len(model.config.classes))
         layer.weight /= model.norm  # the detector applies the layer to normalized vectors
@@ -142,12 +146,10 @@ def fit_offsets(model: Detector, vectors: WindowVectors, usable: Sequence[int], 
 
 def vector_norm(vectors: WindowVectors, usable: Sequence[int]) -> float:
     """Return the factor that scales the vectors to unit mean square."""
-    squares = []
-    for image in usable[:_NORM_IMAGES]:
-        count = len(vectors.windows[image].boxes)
-        rows = torch.linspace(0, count - 1, min(count, _NORM_WINDOWS)).long()
-        squares.append(vectors.vectors(image, rows).float().square().mean(1))
-    return 1 / max(math.sqrt(float(torch.cat(squares).mean())), 1e-12)
+    images = usable[:_NORM_IMAGES]
+    return mean_square_scale(
+        vectors.vectors(image, spread_rows(len(vectors.windows[image].boxes), _NORM_WINDOWS)) for image in images
+    )
 
 
 def _regression_windows(

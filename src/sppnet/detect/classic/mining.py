@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sppnet.console import track
+from sppnet.detect.classic.vector_scale import MEAN_NORM, mean_norm_scale, spread_rows
 from sppnet.detect.classic.windows import Windows
+from sppnet.progress import track
 from sppnet.training.svm import linear_svc
 
 # As in the code of the R-CNN and SPP-net authors.
@@ -18,7 +19,6 @@ _HARD_MARGIN, _EASY_MARGIN = -1.0001, -1.2
 _RETRAIN = 2000  # new hard negatives that trigger a fit
 _NEGATIVE_OVERLAP = 0.3
 _NORM_IMAGES, _NORM_WINDOWS = 200, 200
-NORM = 20.0
 
 
 def fit_detection_svms(
@@ -46,7 +46,10 @@ def fit_detection_svms(
     Raises:
         ValueError: no image has an object.
     """
-    scale = NORM / max(_mean_norm(windows, features), 1e-12)
+    scale = mean_norm_scale(
+        features(image, spread_rows(len(windows[image].boxes), _NORM_WINDOWS))
+        for image in spread_rows(len(windows), _NORM_IMAGES).tolist()
+    )
     positives: list[list[Tensor]] = [[] for _ in range(num_classes)]
     for image, part in enumerate(windows):
         if part.objects:
@@ -105,14 +108,14 @@ class _ClassSVM:
     def finish(self) -> tuple[Tensor, float]:
         if self.fitted and len(self.negatives) + sum(map(len, self.new)):
             self.fit()
-        return self.weight, self.bias if self.fitted else -NORM
+        return self.weight, self.bias if self.fitted else -MEAN_NORM
 
 
 def _fit(positives: Tensor, negatives: Tensor, seed: int) -> tuple[Tensor, float]:
     """Minimize |w|^2 / 2 + (b / 10)^2 / 2 + C (2 sum of positives' hinge losses + sum of negatives')."""
     x = torch.cat((positives, negatives)).numpy()
     y = np.repeat([1, -1], [len(positives), len(negatives)])
-    svm = linear_svc("detect")(
+    svm = linear_svc()(
         C=_C,
         loss="hinge",
         dual=True,
@@ -122,12 +125,3 @@ def _fit(positives: Tensor, negatives: Tensor, seed: int) -> tuple[Tensor, float
         max_iter=20_000,
     ).fit(x, y)
     return torch.from_numpy(svm.coef_[0]).float(), float(svm.intercept_[0])
-
-
-def _mean_norm(windows: Sequence[Windows], features: Callable[[int, Int[Tensor, " n"]], Float[Tensor, "n f"]]) -> float:
-    norms = []
-    for image in torch.linspace(0, len(windows) - 1, min(len(windows), _NORM_IMAGES)).long().tolist():
-        count = len(windows[image].boxes)
-        rows = torch.linspace(0, count - 1, min(count, _NORM_WINDOWS)).long()
-        norms.append(features(image, rows).norm(dim=1))
-    return float(torch.cat(norms).mean())

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from sppnet.backbones.backbone import Backbone
 from sppnet.data.images import to_tensor
 from sppnet.features.encoder import DistinctVectors
-from sppnet.ops.bins import Level, count_bins, parse_levels
+from sppnet.ops.levels import Level, Reduce, count_bins, parse_levels
 from sppnet.ops.pyramid import pyramid_pool
-from sppnet.ops.reference import Reduce
 
 _CONTEXT = 16  # pixels around the box on each side of the warped window
 _BATCH = 32  # the fastest of 8 to 128 on two cores

@@ -1,6 +1,5 @@
 """Selective search (Uijlings et al., 2013) with OpenCV, split into parts so that a time limit can stop it."""
 
-import importlib
 import time
 from dataclasses import dataclass
 from itertools import product
@@ -12,8 +11,9 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
 
-from sppnet.ops.boxes import clip
+from sppnet.errors import import_optional
 
 # R-CNN resizes every image to this width; here only larger images are shrunk. Doubling it takes eight times as long.
 _MAX_SIDE = 500
@@ -84,7 +84,7 @@ def selective_search(image: Image.Image, search: str, deadline: float | None) ->
     edges = torch.from_numpy(np.stack((x, y, x + width, y + height), axis=1))
     edges = edges[torch.from_numpy(np.minimum(width, height) >= config.min_side)]
     scale = edges.new_tensor([image.width / pixels.shape[1], image.height / pixels.shape[0]]).repeat(2)
-    return clip((edges * scale).float(), (image.height, image.width)), complete
+    return clip_boxes_to_image((edges * scale).float(), (image.height, image.width)), complete
 
 
 def load_cv2() -> Any:
@@ -93,13 +93,12 @@ def load_cv2() -> Any:
     Raises:
         ModuleNotFoundError: OpenCV or its contrib modules are missing.
     """
-    hint = 'selective search needs OpenCV with its contrib modules: pip install "sppnet[detect]"'
-    try:
-        cv2 = importlib.import_module("cv2")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(hint) from error
+    cv2 = import_optional("cv2", "searches for proposals")
     if not hasattr(cv2, "ximgproc"):
-        raise ModuleNotFoundError(f"{hint}; the installed OpenCV {cv2.__version__} lacks them")
+        raise ModuleNotFoundError(
+            f"searches for proposals need the contrib modules of OpenCV, which the installed OpenCV {cv2.__version__}"
+            " lacks; install the extra 'detect' of sppnet instead"
+        )
     return cv2
 
 

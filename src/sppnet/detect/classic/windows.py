@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from sppnet.backbones.backbone import FeatureMap
 from sppnet.backbones.weights import weights_digest
-from sppnet.console import track
 from sppnet.data.formats.detection import DetectionSample
 from sppnet.data.images import load_image
 from sppnet.detect.classic.rcnn import CropEncoder
@@ -21,6 +20,7 @@ from sppnet.errors import ImageError
 from sppnet.features.encoder import ImageMaps, RegionEncoder
 from sppnet.io.files import read_tensors, save_tensors
 from sppnet.ops.boxes import mirror, overlaps
+from sppnet.progress import track
 
 # Windows that overlap a difficult object by more are neither positives nor background.
 _DIFFICULT_OVERLAP = 0.3
@@ -129,7 +129,7 @@ class MapVectors:
             computed = self.encoder.prepare(ImageOps.mirror(image) if mirrored else image)
         self._folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"map{number}": _to_half(features.data) for number, features in enumerate(computed.maps)}
-        save_tensors(tensors | {"sizes": torch.tensor([computed.size, *computed.network_sizes])}, file, shared=True)
+        save_tensors(tensors | {"sizes": torch.tensor([computed.size, *computed.network_sizes])}, file)
         # Back to float32, because the CPU kernels do not support float16.
         maps = tuple(replace(old, data=x.float()) for old, x in zip(computed.maps, tensors.values(), strict=True))
         return replace(computed, maps=maps)
@@ -182,7 +182,7 @@ class CropVectors:
             with torch.inference_mode():
                 distinct = self.encoder.distinct(self.encoder.prepare(picture), boxes)
             file.parent.mkdir(parents=True, exist_ok=True)
-            save_tensors({"vectors": _to_half(distinct.data)}, file, shared=True)
+            save_tensors({"vectors": _to_half(distinct.data)}, file)
         return read_tensors(file)[0]["vectors"]
 
 
@@ -227,5 +227,6 @@ def usable_images(windows: Sequence[Windows], failures: Sequence[ImageError]) ->
     unreadable = {failure.path for failure in failures}
     usable = [number for number, part in enumerate(windows) if str(part.path) not in unreadable]
     if not any(windows[number].objects for number in usable):
-        raise ValueError(f"data: expected a readable image with an object, got none; the first error: {failures[0]}")
+        first = f"; the first error: {failures[0]}" if failures else ""
+        raise ValueError(f"data: expected a readable image with an object, got none{first}")
     return usable

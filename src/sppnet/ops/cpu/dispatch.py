@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from sppnet.ops import reference
-from sppnet.ops.bins import Rule, bin_edges, clipped_edges
+from sppnet.ops.bins import bin_edges, clipped_edges
 from sppnet.ops.cpu import entries, steps
 from sppnet.ops.cpu.jobs import Table, Tables, run
 from sppnet.ops.cpu.memory import empty
-from sppnet.ops.reference import Grids, Reduce
+from sppnet.ops.levels import Reduce, Rule
+from sppnet.ops.reference import Grids
 
 _LARGE = 1 << 25
 """Output size in bytes from which stores bypass the caches."""

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sppnet.ops.bins import Rule, clipped_edges, count_bins
-from sppnet.ops.reference import Grids, Reduce, is_channels_last, whole_map_windows
+from sppnet.ops.bins import clipped_edges
+from sppnet.ops.levels import Reduce, Rule, count_bins
+from sppnet.ops.reference import Grids, is_channels_last, whole_map_windows
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Lanes of one program: (channel, bin, cell of the bin) triples processed at once.

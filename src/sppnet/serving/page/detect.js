@@ -42,7 +42,7 @@ export function show(photo, model, panel) {
     columns(
       [stage.node],
       count,
-      muted(`${pixels(answer.size)}, ${answer.windows.toLocaleString("en")} windows scored`),
+      muted(pixels(answer.size)),
       pictureNote(photo.picture),
       slide.node,
       list,

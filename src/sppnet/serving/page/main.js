@@ -4,11 +4,11 @@ import { getModel, setToken } from "./api.js";
 import * as classify from "./classify.js";
 import * as detect from "./detect.js";
 import { announce, el, errorMessage, grid, muted } from "./dom.js";
+import * as features from "./features.js";
 import { canvas, loadPicture } from "./picture.js";
-import * as regions from "./regions.js";
 import * as segment from "./segment.js";
 
-const VIEWS = { classify, detect, segment, regions };
+const VIEWS = { classify, detect, segment, features };
 const MAX_RUNNING = 2; // concurrent requests
 const FINAL = ["not_an_image", "too_many_pixels", "too_small"]; // error codes for which retrying is pointless
 const THUMB = [72, 96];
@@ -65,7 +65,7 @@ async function start() {
   byId("how-text").textContent = explanation(model);
   byId("how").hidden = false;
   const classes = model.classes.length ? `${model.classes.length} classes` : "";
-  const parts = [model.name, model.backbone, levelsText(model.levels), classes, `engine ${model.engine}`];
+  const parts = [model.name, model.backbone, levelsText(model.levels), classes, `runtime ${model.runtime}`];
   byId("about").textContent = [...parts, `sppnet ${model.version}`].filter(Boolean).join(" · ");
   enqueue();
 }
@@ -217,7 +217,7 @@ const FORM_BYTES = 2000; // size of a request without its file
 /** Refuse oversized files here: a server that stops reading may close the connection before its error arrives. */
 function checkSize({ size }) {
   const megabytes = (bytes) => (bytes / 1e6).toFixed(1);
-  const limit = model.limits.bytes - FORM_BYTES;
+  const limit = model.limits.max_bytes - FORM_BYTES;
   if (size > limit)
     throw new Error(`The file has ${megabytes(size)} MB; this server accepts at most ${megabytes(limit)} MB.`);
 }

@@ -13,14 +13,12 @@ export const lead = () => "Add photographs to assign a class to every pixel, at 
 export const ask = ({ file, stop }) => postJson("v1/predict", { image: file }, stop.signal);
 
 export function summary({ classes }) {
-  const best = classes.toSorted((a, b) => b.share - a.share).slice(0, 2);
-  return best.map(({ label, share }) => `${label} ${percent(share, 0)}`).join(", ");
+  return classes.slice(0, 2).map(({ label, share }) => `${label} ${percent(share, 0)}`).join(", ");
 }
 
 export async function show(photo, model, panel) {
   const { answer } = photo;
   const mask = await decodePng(answer.mask);
-  const present = answer.classes.toSorted((a, b) => b.share - a.share);
   const hidden = new Set(); // indices of hidden classes
   const index = new Map(model.classes.map((name, number) => [name, number]));
   let opacity = 0.6;
@@ -35,7 +33,7 @@ export async function show(photo, model, panel) {
   stage.canvas.addEventListener("pointermove", (event) => (readout.textContent = classAt(stage.point(event))));
   const amount = el("output", {}, percent(opacity, 0));
   const slide = slider("Opacity of the colors", amount, { min: "0", max: "100", value: 100 * opacity }, setOpacity);
-  const boxes = present.map(({ label, share }) => toggle(label, share));
+  const boxes = answer.classes.map(({ label, share }) => toggle(label, share));
   const buttons = [
     ["Show all", true],
     ["Hide all", false],
@@ -75,7 +73,7 @@ export async function show(photo, model, panel) {
 
   function showAll(on) {
     hidden.clear();
-    if (!on) for (const { label } of present) hidden.add(index.get(label));
+    if (!on) for (const { label } of answer.classes) hidden.add(index.get(label));
     for (const label of boxes) label.firstChild.checked = on;
     paint();
   }

@@ -1,10 +1,9 @@
-"""Classifier engines of the server: eager PyTorch, torch.compile and ONNX Runtime."""
+"""Classifier runtimes of the server: eager PyTorch, torch.compile and ONNX Runtime."""
 
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -16,10 +15,10 @@ from sppnet.backbones.padded.ledger import PaddingError
 from sppnet.classify.model import Classifier
 from sppnet.classify.predict import probabilities
 from sppnet.data.images import to_tensor
+from sppnet.errors import import_optional
 from sppnet.export.models import export_classifier
 from sppnet.export.verify import open_session
 
-Engine = Literal["eager", "compiled", "onnx"]
 Probabilities = Callable[[Sequence[Image.Image]], list[Float[Tensor, " classes"]]]
 
 _EXPORT_SIZES = 10
@@ -61,14 +60,12 @@ def onnx_probabilities(model: Classifier, threads: int) -> Probabilities:
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
-        export_classifier(model, file, sizes=_EXPORT_SIZES)
+        export_classifier(model, file, num_sizes=_EXPORT_SIZES)
         session, _ = open_session(file, threads)
-
-    import onnxruntime  # type: ignore[import-untyped]  # the export has checked that it is installed
 
     mean, std = model.backbone.mean, model.backbone.std
     # Without shrinking, ONNX Runtime keeps the memory of the largest photographs.
-    shrinking, shrunk = onnxruntime.RunOptions(), time.monotonic()
+    shrinking, shrunk = import_optional("onnxruntime", "ONNX models").RunOptions(), time.monotonic()
     shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     def answer(images: Sequence[Image.Image]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Classifier engines of the server: equal results in PyTorch, torch.compile and ONNX Runtime."""
+"""Classifier runtimes of the server: equal results in PyTorch, torch.compile and ONNX Runtime."""
 
 import io
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from torch import Tensor
 from sppnet.backbones.backbone import create_backbone
 from sppnet.classify.model import Classifier
 from sppnet.inference.memory import settled_bytes
-from sppnet.serving import engines
-from sppnet.serving.engines import onnx_probabilities, takes_padding, torch_probabilities
+from sppnet.serving import runtimes
+from sppnet.serving.runtimes import onnx_probabilities, takes_padding, torch_probabilities
 from tests.helpers.web_clients import photograph
 
 pytest_plugins = ("tests.helpers.web_clients",)
@@ -44,7 +44,7 @@ def test_onnx_releases_the_memory_of_large_images(classifier: Classifier, monkey
     before = settled_bytes()
     run([Image.new("RGB", (2000, 2000))])
     assert settled_bytes() > before + 300_000_000
-    monkeypatch.setattr(engines, "_SHRINK_SECONDS", 0.0)
+    monkeypatch.setattr(runtimes, "_SHRINK_SECONDS", 0.0)
     run([Image.new("RGB", (64, 64))])
     assert settled_bytes() < before + 100_000_000
 

@@ -1,0 +1,56 @@
+"""The result of a detector for one image."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from sppnet.detect.pictures import draw_detections
+from sppnet.inference.results import Detections, Result
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DetectionResult(Result):
+    """Objects detected in one image, by descending score.
+
+    Attributes:
+        source, size: as in :class:`sppnet.inference.results.Result`.
+        detections: boxes, scores and class indices.
+        classes: names of all classes of the detector.
+    """
+
+    detections: Detections
+    classes: tuple[str, ...]
+
+    @property
+    def boxes(self) -> Float[Tensor, "k 4"]:
+        """Edges x1, y1, x2, y2 of each object, in pixels of the image."""
+        return self.detections.boxes
+
+    @property
+    def scores(self) -> Float[Tensor, " k"]:
+        """Score of each object, comparable within a class."""
+        return self.detections.scores
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class name of each object."""
+        return tuple(self.classes[label] for label in self.detections.labels.tolist())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON types; each object has `label`, `score` and `box`."""
+        rows = zip(self.labels, self.scores.tolist(), self.boxes.tolist(), strict=True)
+        objects = [{"label": label, "score": score, "box": box} for label, score, box in rows]
+        return super().to_dict() | {"objects": objects}
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        """Return a copy of the image with the outline, class and score of each object."""
+        return draw_detections(image, self.detections, self.classes)
+
+    def __repr__(self) -> str:
+        best = [f"{label} {score:.2f}" for label, score in zip(self.labels[:3], self.scores, strict=False)]
+        more = [f"{len(self.labels) - 3} more"] if len(self.labels) > 3 else []
+        height, width = self.size
+        return f"DetectionResult({self.source!r}, {height} x {width}: {', '.join(best + more) or 'no objects'})"
