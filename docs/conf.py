@@ -17,7 +17,7 @@ import sppnet
 from sppnet.cli.main import run
 
 project = "sppnet"
-author = "the authors of sppnet"
+author = "The sppnet developers"
 release = version = sppnet.__version__
 html_title = f"sppnet {release}"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
@@ -45,7 +45,7 @@ html_show_sphinx = False
 html_show_copyright = False
 
 # Names of other packages are not documented here, and intersphinx would need network access.
-nitpick_ignore_regex = [("py:.*", r"(jaxtyping|torch|numpy|PIL|collections|pathlib|os)\..*|Tensor|'.*'")]
+nitpick_ignore_regex = [("py:.*", r"(jaxtyping|torch|numpy|PIL|collections|pathlib|os)\..*|Tensor|ndarray|'.*'")]
 
 
 class CommandHelp(SphinxDirective):

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sppnet.classify.evaluate import evaluate_classifier
-from sppnet.classify.options import TrainOptions
+from sppnet.classify.options import ClassifyOptions
 from sppnet.classify.train import train_classifier
 from sppnet.data.formats.class_folders import read_classification
 from sppnet.registry import load_classifier
@@ -38,7 +38,7 @@ ASPECT = (1.9, 3.0)  # longer over shorter side; below 1.9 marks do not fit outs
 RADIUS = (0.14, 0.22)  # radius of a mark, relative to the shorter side
 BLOTS = 12
 
-OPTIONS = TrainOptions(stage=3, sizes="native", epochs=8, batch=16, lr=1e-3)
+OPTIONS = ClassifyOptions(stage=3, sizes="native", epochs=8, batch=16, lr=1e-3)
 
 
 def draw_image(seed: str, color: tuple[int, int, int]) -> Image.Image:
@@ -112,7 +112,7 @@ def write_images(root: Path) -> None:
                     transform(image).save(path)
 
 
-def train_and_test(data: Path, run: Path, options: TrainOptions) -> float:
+def train_and_test(data: Path, run: Path, options: ClassifyOptions) -> float:
     """Train and return the top-1 accuracy on the validation images, all at the size they have on disk."""
     train_classifier(data / "train", run, options)
     model = load_classifier(run)

@@ -144,14 +144,14 @@ def test_commands_report_images_outside_the_range(
 def test_json_of_several_policies_matches_single_evaluations(
     trained: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["evaluate", str(trained), str(data), "--compare", "48,64,warp:80", "--json"]) == 0
+    assert run(["evaluate", str(trained), str(data), "--compare", "warp:80,48,64", "--json"]) == 0
     out, err = read_output(capsys)
     content = json.loads(out)
     model, samples = load_classifier(trained), read_classification(data, "val").samples
-    assert list(content["compare"]) == ["shorter-side:48", "shorter-side:64", "warp:80"]
+    assert list(content["compare"]) == ["warp:80", "shorter-side:48", "shorter-side:64"]
     assert {name: value for name, value in content.items() if name not in ("compare", "failures")} == content[
         "compare"
-    ]["shorter-side:48"]
+    ]["warp:80"]
     for policy, part in content["compare"].items():
         expected = evaluate_classifier(model, samples, resize=policy)
         assert (part["resize"], part["images"]) == (policy, 6)
@@ -160,7 +160,7 @@ def test_json_of_several_policies_matches_single_evaluations(
             name: scores.top1 for name, scores in expected.by_aspect.items()
         }
         assert sum(group["images"] for group in part["by_size"].values()) == 6
-    assert [part["outside"] for part in content["compare"].values()] == [0, 0, 6]
+    assert [part["outside"] for part in content["compare"].values()] == [6, 0, 0]
     assert "outside" not in err  # the warning would recommend this very command
 
 

@@ -152,6 +152,7 @@ def raising(error: BaseException, *, foreseen: bool) -> int:
         (PermissionError(errno.EACCES, "Permission denied", "/x"), False, 1, "/x: Permission denied; check the perm"),
         (MemoryError(), False, 1, "not enough memory"),
         (ModuleNotFoundError("No module named 'onnx'", name="onnx"), False, 1, 'pip install ".[export]"'),
+        (ModuleNotFoundError("Parquet files need pyarrow", name="pyarrow"), True, 1, "Parquet files need pyarrow"),
         (KeyboardInterrupt(), False, 130, "interrupted; OUT keeps the finished parts; run the same command again"),
     ],
 )

@@ -46,6 +46,8 @@ def test_tables_show_means_ranges_gains_and_the_papers_results() -> None:
     ):
         assert line in lines
     assert lines.count("224 224 180,224 180-224 native") == 4
+    full = ["top-1, 1 crop", "Overfeat-7 33.18 32.57", "top-1, 1 full", "Overfeat-7 32.72 31.25"]
+    assert [line for line in lines if line in full] == full
     # The gains per seed are 40 - 30 and 50 - 47. Narrow cells wrap at spaces.
     ranges = " ".join(lines[lines.index("gain +6.5 +24.5 +35.0 +35.0") + 1 :][:2])
     assert ranges.startswith("+3.0 to +20.0 to +30.0 to +30.0 to")

@@ -12,8 +12,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "sppnet"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+NOT_FOR_USERS = {"all", "dev", "docs"}
 
 _HIDE = """
 import json, sys
@@ -38,6 +40,11 @@ def requirements(*extras: str) -> list[Requirement]:
     parsed = [Requirement(line) for line in lines]
     inner = {extra for requirement in parsed if requirement.name == "sppnet" for extra in requirement.extras}
     return requirements(*inner.union(extras)) if inner - set(extras) else [r for r in parsed if r.name != "sppnet"]
+
+
+def names(*extras: str) -> set[str]:
+    """Return the names of the packages that sppnet with some extras requires directly."""
+    return {canonicalize_name(requirement.name) for requirement in requirements(*extras)}
 
 
 def distributions(*extras: str) -> set[str]:

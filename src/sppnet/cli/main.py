@@ -154,7 +154,7 @@ def _describe(error: Exception) -> str:
         remedy = _REMEDIES.get(error.errno or 0, "")
         return f"{path}{error.strerror}{f'; {remedy}' if remedy else ''}"
     if isinstance(error, ImageError | ModuleNotFoundError) or _is_raised_here(error):
-        if isinstance(error, ModuleNotFoundError) and error.name:
+        if isinstance(error, ModuleNotFoundError) and not _is_raised_here(error):
             error = missing_extra(error, "commands")
         return " ".join(str(error).split())
     if isinstance(error, MemoryError):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from sppnet.data.formats.detection import DetectionData, DetectionSample, choose_split, read_detection
 from sppnet.detect.model import Detector
+from sppnet.detect.proposals import Proposals
 from sppnet.errors import ImageError
 from sppnet.evaluation.average_precision import DetectionScores, score_detections
 from sppnet.evaluation.recall import Recall, recall
@@ -84,9 +85,9 @@ def evaluate_detector(
     results = model.detect_among(paths, proposals, min_score=-math.inf, on_error=on_error)
     samples, detections, failures, boxes = [], [], [], []
     for sample, found, result in zip(data.samples, proposals, results, strict=True):
-        if isinstance(found, Failure) or isinstance(result, Failure):
+        if isinstance(result, Failure):
             failures.append(result.error)
-        else:
+        elif isinstance(found, Proposals):
             samples.append(sample)
             detections.append(result.detections)
             boxes.append(found.boxes)

@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Callable
 from http import HTTPStatus
+from types import FrameType
 from typing import Any
 
 import h11
@@ -21,12 +22,13 @@ from sppnet.serving.app import Service
 from sppnet.serving.limits import Refusal
 
 _SEND_BUFFER = 262_144
+_log = logging.getLogger(__name__)
 
 
 def run_server(app: FastAPI, service: Service, host: str, port: int, started: Callable[[str], None]) -> None:
-    """Serve until Ctrl-C or SIGTERM, then finish the accepted requests; a second Ctrl-C stops immediately.
+    """Serve until Ctrl-C or SIGTERM, then finish the accepted requests; a second Ctrl-C exits with status 130.
 
-    If stopped while the task is still being created, or immediately, the process exits with status 0.
+    If stopped while the task is still being created, the process exits with status 0.
 
     Args:
         app: application from :func:`sppnet.serving.app.create_app`.
@@ -53,7 +55,7 @@ def run_server(app: FastAPI, service: Service, host: str, port: int, started: Ca
             listening.bind((host, port))
             listening.listen()
             protocol = _protocol(service.limits.upload_seconds)
-            server = uvicorn.Server(
+            server = _Server(
                 uvicorn.Config(app, http=protocol, ws="none", log_config=None, access_log=False, timeout_keep_alive=20)
             )
             service.on_error = lambda: setattr(server, "should_exit", True)
@@ -68,10 +70,22 @@ def run_server(app: FastAPI, service: Service, host: str, port: int, started: Ca
         signal.signal(signal.SIGTERM, sigterm)
     if service.error is not None:
         raise service.error
-    if server.force_exit or not service.made.is_set():
-        # Other threads may be compiling or predicting; a normal exit would wait for them or crash.
-        sys.stdout.flush()
-        os._exit(0)
+    if not service.made.is_set():
+        _end_process(0)
+
+
+class _Server(uvicorn.Server):
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit and sig == signal.SIGINT:
+            _log.warning("stopped before all accepted requests were answered")
+            _end_process(130)
+        super().handle_exit(sig, frame)
+
+
+def _end_process(status: int) -> None:
+    """Exit without waiting for threads that compile or predict; the interpreter's own exit could crash."""
+    sys.stdout.flush()
+    os._exit(status)
 
 
 def _raw_response(refusal: Refusal) -> bytes:
