@@ -144,7 +144,7 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         from sppnet.errors import missing_extra
 
-        raise missing_extra(error, f"the names of {_MODULES[name]}") from error
+        raise missing_extra(error, f"the names of {_MODULES[name]}") from None
 
 
 def __dir__() -> list[str]:

@@ -91,6 +91,7 @@ def test_help_shows_groups_defaults_and_choices(parser: CommandParser) -> None:
         ),
         (["x", "--config", "{}/a.yaml"], "; did you mean batch?"),
         (["x", "--config", "{}/b.yaml"], "--levels: expected numbers such as 6,3,2,1 or 2x3,1, got 'a'"),
+        (["x", "--config", "{}/c.yaml"], "--resume: expected true or false, got 7"),
         (["x", "--config", "{}/none.yaml"], "--config: File does not exist"),
     ],
 )
@@ -99,6 +100,7 @@ def test_wrong_arguments_end_in_one_line_and_exit_code_2(
 ) -> None:
     (tmp_path / "a.yaml").write_text("bach: 3\n")
     (tmp_path / "b.yaml").write_text("levels: a\n")
+    (tmp_path / "c.yaml").write_text("resume: 7\n")
     with pytest.raises(SystemExit) as error:
         parser.parse_args([text.format(tmp_path) for text in arguments])
     assert error.value.code == 2

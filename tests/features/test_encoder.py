@@ -143,7 +143,7 @@ def test_results_have_a_dict_a_repr_and_a_picture(tmp_path: Path) -> None:
         "boxes": BOXES,
         "vectors": result.vectors.tolist(),
     }
-    assert repr(result) == f"RegionFeatures('{tmp_path / 'a.png'}', 70 x 90, 2 boxes, vectors of length 256)"
+    assert repr(result) == f"RegionFeatures('{tmp_path / 'a.png'}', 70 x 90: 2 boxes, vectors of length 256)"
     picture = np.asarray(dataclasses.replace(result, ids=("", "")).draw(Image.new("RGB", (90, 70))))
     rows, columns = np.nonzero(picture.any(2))
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (2, 69, 1, 89)

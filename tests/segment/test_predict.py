@@ -34,7 +34,7 @@ def test_result_is_the_most_probable_class_of_each_pixel(trained_model: Segmente
     assert sum(shares) == pytest.approx(1)
     assert shares == sorted(shares, reverse=True)
     assert content["classes"][0] == {"label": "background", "share": float((result.labels == 0).mean())}
-    assert repr(result).startswith(f"SegmentationResult({str(path)!r}, size=(64, 80), background ")
+    assert repr(result).startswith(f"SegmentationResult({str(path)!r}, 64 x 80: background ")
 
 
 def test_absent_classes_are_omitted_and_the_overlay_shows_the_labels() -> None:
@@ -42,7 +42,7 @@ def test_absent_classes_are_omitted_and_the_overlay_shows_the_labels() -> None:
     labels[:, 10:] = 2
     result = SegmentationResult("a", (30, 40), labels, ("a", "b", "c"), ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
     assert result.to_dict()["classes"] == [{"label": "c", "share": 0.75}, {"label": "a", "share": 0.25}]
-    assert repr(result) == "SegmentationResult('a', size=(30, 40), c 75.0%, a 25.0%)"
+    assert repr(result) == "SegmentationResult('a', 30 x 40: c 75.0%, a 25.0%)"
     drawn = result.draw(Image.new("RGB", (40, 30), (100, 100, 100)))
     assert (drawn.getpixel((5, 5)), drawn.getpixel((20, 5))) == ((185, 45, 45), (45, 45, 185))
 

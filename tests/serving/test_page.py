@@ -56,8 +56,10 @@ def test_shows_prediction_and_bins(visit: Ask, classify_url: str) -> None:
     expect(card).to_contain_text("add up to the logit exactly")
 
 
-@pytest.mark.parametrize(("sides", "outside"), [((121, 200), True), ((60, 119), True), ((120, 120), False)])
-def test_warns_about_sizes_outside_the_training_range(visit: Ask, sides: tuple[int, int], outside: bool) -> None:
+@pytest.mark.parametrize(
+    ("sides", "outside"), [((134, 200), True), ((60, 109), True), ((133, 200), False), ((60, 110), False)]
+)
+def test_warns_about_sizes_well_outside_the_training_range(visit: Ask, sides: tuple[int, int], outside: bool) -> None:
     with serving(classifier(sides=sides)) as url:
         card = add_one(visit(url), as_file(photograph(120, 180)))
         expect(card.get_by_role("radio", name="3 × 3 bins")).to_be_checked()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sppnet import Classifier, ClassifierConfig, create_backbone, load, save
+from sppnet import Classifier, ClassifierConfig, RegionEncoder, create_backbone, load, save
 from sppnet.classify.network import Head
 
 
@@ -65,4 +65,11 @@ def test_rejects_models_that_cannot_be_loaded(model: Classifier, tmp_path: Path)
         TypeError, match="model: expected a classifier, detector, segmenter or region encoder, got Backb"
     ):
         save(model.backbone, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_refuses_a_dilated_backbone_that_would_be_loaded_without_dilation(tmp_path: Path) -> None:
+    encoder = RegionEncoder(create_backbone("resnet18", -1, "none", output_stride=16))
+    with pytest.raises(ValueError, match="backbone: expected output_stride 32, as features models are loaded, got 16"):
+        save(encoder, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -57,10 +57,17 @@ class Backbone(nn.Module):
     """
 
     def __init__(
-        self, name: str, network: nn.Module, stage: int | None, config: dict[str, Any], fine: int | None = None
+        self,
+        name: str,
+        network: nn.Module,
+        stage: int | None,
+        config: dict[str, Any],
+        fine: int | None = None,
+        output_stride: int = 32,
     ) -> None:
         super().__init__()
         self.name = name
+        self.output_stride = output_stride
         self.stage = stage
         self.fine = fine
         self.network = network
@@ -237,7 +244,7 @@ def create_backbone(
         if fine_stride is not None:
             fine = _stage_of_stride(name, network, fine_stride)
         network.prune_intermediate_layers([stage], prune_head=True)  # type: ignore[operator]
-    return Backbone(name, network, stage, config, fine)
+    return Backbone(name, network, stage, config, fine, output_stride)
 
 
 def stage_of_stride(name: str, stride: int) -> int | None:

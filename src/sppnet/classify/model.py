@@ -8,11 +8,11 @@ from typing import Any, overload
 from sppnet.backbones.backbone import create_backbone
 from sppnet.backbones.weights import embedded_weights
 from sppnet.classify.network import ClassifierConfig, ClassifierNetwork
-from sppnet.classify.predict import ClassificationResult, OnError, predict_images
+from sppnet.classify.predict import ClassificationResult, predict_images
 from sppnet.classify.trained_sides import count_outside, outside_warning
 from sppnet.data.images import ImageSource, list_sources
 from sppnet.data.resize import Resize
-from sppnet.inference.results import Failure
+from sppnet.inference.results import Failure, OnError
 
 Images = ImageSource | Iterable[ImageSource]
 

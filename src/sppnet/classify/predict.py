@@ -2,9 +2,9 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 from jaxtyping import Float
@@ -18,9 +18,8 @@ from sppnet.classify.views import Views, view_probabilities
 from sppnet.data.images import ImageSource, load_image, source_name, to_tensor
 from sppnet.data.resize import Resize
 from sppnet.errors import ImageError, check_choice
-from sppnet.inference.results import Failure, Result
+from sppnet.inference.results import Failure, OnError, Result
 
-OnError = Literal["raise", "skip"]
 T = TypeVar("T")
 
 _CHUNK = 32
@@ -29,7 +28,7 @@ _PASS_PIXELS = 2_000_000  # per forward pass; the embedded network needs about 5
 _MAX_VIEWS_ASPECT = 10
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ClassificationResult(Result):
     """Classification of one image.
 
@@ -42,11 +41,11 @@ class ClassificationResult(Result):
 
     label: str
     score: float
-    top: tuple[tuple[str, float], ...] = field(repr=False)
+    top: tuple[tuple[str, float], ...]
     network_size: tuple[int, int]
 
-    def __str__(self) -> str:
-        return f"{self.source}: {', '.join(f'{label} {score:.3f}' for label, score in self.top)}"
+    def _summary(self) -> str:
+        return ", ".join(f"{label} {score:.3f}" for label, score in self.top)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON types."""

@@ -22,8 +22,8 @@ from rich.progress import (
 _FIRST = not any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
 # Rich wraps at 80 columns if the output is no terminal, which breaks log lines and tables.
 _WIDTH = {"stdout": None if sys.stdout.isatty() else 1000, "stderr": None if sys.stderr.isatty() else 1000}
-console = Console(stderr=True, quiet=not _FIRST, width=_WIDTH["stderr"])
-results = Console(quiet=not _FIRST, width=_WIDTH["stdout"])
+console = Console(stderr=True, quiet=not _FIRST, width=_WIDTH["stderr"], emoji=False)
+results = Console(quiet=not _FIRST, width=_WIDTH["stdout"], emoji=False)
 
 
 def message(text: str) -> None:

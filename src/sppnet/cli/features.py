@@ -10,7 +10,7 @@ from sppnet.cli import engine
 from sppnet.cli.common import list_failures
 from sppnet.cli.console import line, message
 from sppnet.cli.parser import CommandParser, levels, numbers, options_of
-from sppnet.data.formats.box_rows import BoxFormat, OnBad
+from sppnet.data.formats.box_formats import BoxFormat, OnBad
 from sppnet.features.options import Dtype, RegionEncoderConfig, Storage
 from sppnet.io import remote
 from sppnet.ops.levels import CellRule
@@ -84,5 +84,6 @@ def features(arguments: Namespace) -> int:
         remote.write_text("\n".join(data.problems) + "\n", problems)
         message(f"{len(data.problems)} boxes or images were clipped or skipped; see {problems}")
     line(f"{report.vectors} vectors of length {encoder.length} in {report.files} files: {out}")
-    list_failures(report.failures)
-    return 1 if report.failures else 0
+    failures = (*data.failures, *report.failures)
+    list_failures(failures)
+    return 1 if failures else 0

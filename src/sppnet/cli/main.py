@@ -86,7 +86,7 @@ def load_command(name: str) -> tuple[Any, Callable[[Any], int]]:
     try:
         imported = import_module(f"sppnet.cli.{module}")
     except ModuleNotFoundError as error:
-        raise missing_extra(error, "commands") from error
+        raise missing_extra(error, "commands") from None
     parser = getattr(imported, f"{function}_parser")()
     parser.finish()
     return parser, getattr(imported, function)

@@ -59,7 +59,9 @@ class CommandParser(ArgumentParser):
             text = f"{text}; default: {_as_text(default)}"
         if name.startswith("-") and settings.get("action") != "config":
             settings["default"] = default
-        self.group(title).add_argument(name, help=text.replace("%", "%%"), **settings)
+        # jsonargparse adds --print_config for a --config of the parser, not of a group.
+        target = self if settings.get("action") == "config" else self.group(title)
+        target.add_argument(name, help=text.replace("%", "%%"), **settings)
 
     def fields(self, title: str, options: Any, **texts: str | tuple[str, Callable[[Any], Any]]) -> None:
         """Add options for fields of a dataclass, with their names, types, choices and defaults.
@@ -92,6 +94,15 @@ class CommandParser(ArgumentParser):
         text = "append all messages, with time and level, to this file"
         self.option("logging", "--log-file", text, type=str | None, metavar="FILE")
         self.option("logging", "--debug", "show the traceback of an error", False, action="store_true")
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse arguments, and check the values of flags in a YAML file, which jsonargparse does not."""
+        arguments = super().parse_args(*args, **kwargs)
+        for action in self._actions:
+            value = arguments.get(action.dest)
+            if isinstance(action, argparse._StoreTrueAction) and not isinstance(value, bool):
+                self.error(f'Parser key "{action.dest}": expected true or false, got {value!r}')
+        return arguments
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: ARG002
         """Print the error in one line and exit with code 2."""

@@ -49,8 +49,7 @@ class DetectionResult(Result):
         """Return a copy of the image with the outline, class and score of each object."""
         return draw_detections(image, self.detections, self.classes)
 
-    def __repr__(self) -> str:
+    def _summary(self) -> str:
         best = [f"{label} {score:.2f}" for label, score in zip(self.labels[:3], self.scores, strict=False)]
         more = [f"{len(self.labels) - 3} more"] if len(self.labels) > 3 else []
-        height, width = self.size
-        return f"DetectionResult({self.source!r}, {height} x {width}: {', '.join(best + more) or 'no objects'})"
+        return ", ".join(best + more) or "no objects"

@@ -91,10 +91,9 @@ class RegionFeatures(Result):
     vectors: Float[Tensor, "k d"]
     ids: tuple[str, ...]
 
-    def __repr__(self) -> str:
+    def _summary(self) -> str:
         count, length = self.vectors.shape
-        height, width = self.size
-        return f"RegionFeatures({self.source!r}, {height} x {width}, {count} boxes, vectors of length {length})"
+        return f"{count} boxes, vectors of length {length}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return source, size, boxes and vectors as JSON types."""

@@ -1,7 +1,7 @@
 """Results shared by all tasks."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Float, Int
 from PIL import Image
@@ -9,8 +9,11 @@ from torch import Tensor
 
 from sppnet.errors import ImageError
 
+# What prediction does about an image that cannot be used: raise its error, or return a Failure in its place.
+OnError = Literal["raise", "skip"]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Result:
     """Base class of the results of all tasks: what was found in one image.
 
@@ -21,6 +24,14 @@ class Result:
 
     source: str
     size: tuple[int, int]
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        return f"{type(self).__name__}({self.source!r}, {height} x {width}: {self._summary()})"
+
+    def _summary(self) -> str:
+        """Describe what was found, for the representation."""
+        raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON types."""

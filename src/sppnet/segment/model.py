@@ -4,10 +4,10 @@ from collections.abc import Iterable
 
 from sppnet.backbones.backbone import create_backbone
 from sppnet.data.images import ImageSource, list_sources
-from sppnet.inference.results import Failure
+from sppnet.inference.results import Failure, OnError
 from sppnet.segment.network import SegmenterConfig, SegmenterNetwork
 from sppnet.segment.options import View
-from sppnet.segment.predict import OnError, SegmentationResult, predict_images
+from sppnet.segment.predict import SegmentationResult, predict_images
 
 
 class Segmenter(SegmenterNetwork):

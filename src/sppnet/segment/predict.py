@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from jaxtyping import Integer
@@ -19,15 +19,13 @@ from sppnet.data.formats.masks import Colour
 from sppnet.data.images import MAX_PIXELS, ImageSource, load_image, source_name
 from sppnet.errors import ImageError, check_choice
 from sppnet.inference.memory import MemoryLimitError, check_decoding
-from sppnet.inference.results import Failure, Result
+from sppnet.inference.results import Failure, OnError, Result
 from sppnet.io.remote import atomic_write
 from sppnet.segment.network import SegmenterNetwork
 from sppnet.segment.options import View
 from sppnet.segment.pictures import count_labels, labels_picture, overlay, save_png
 from sppnet.segment.tiles import label_dtype, segment_to_file
 from sppnet.segment.views import needs_tiles, pixel_probabilities, segment_image
-
-OnError = Literal["raise", "skip"]
 
 OUTPUTS = {"palette": ".png", "overlay": "_overlay.png", "probabilities": "_probabilities.npy"}
 
@@ -61,9 +59,8 @@ class SegmentationResult(Result):
         """Return the image blended with the class colors, and a legend; see :func:`sppnet.segment.pictures.overlay`."""
         return overlay(image, self.labels, self.classes, self.colours)
 
-    def __repr__(self) -> str:
-        shares = ", ".join(f"{name} {share:.1%}" for name, share in itertools.islice(self.shares.items(), 5))
-        return f"{type(self).__name__}({self.source!r}, size={self.size}, {shares})"
+    def _summary(self) -> str:
+        return ", ".join(f"{name} {share:.1%}" for name, share in itertools.islice(self.shares.items(), 5))
 
 
 def predict_images(

@@ -130,7 +130,7 @@ class Service:
     def describe(self) -> dict[str, Any]:
         """Return the content of /v1/model."""
         about = {"task": self.kind, "name": self.name, "version": __version__, "runtime": self.runtime}
-        return about | self.task.describe() | {"limits": asdict(self.limits)}
+        return {**about, **self.task.describe(), "limits": asdict(self.limits)}
 
     def submit(self, upload: Upload) -> Future[Encoded]:
         """Queue an upload and return the future of its answer.

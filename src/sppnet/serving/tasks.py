@@ -171,7 +171,7 @@ class SegmentTask:
         if len(images) > 1 and whole_fits(self.model, len(images) * height, width, self._memory):
             with torch.inference_mode():
                 logits = self.model(torch.cat([self.model.pixels(image) for image in images]))
-            labels = [image_logits.softmax(0).cpu().argmax(0) for image_logits in logits]
+            labels = [image_logits.float().softmax(0).cpu().argmax(0) for image_logits in logits]
         else:
             labels = [self._label(image, upload) for image, upload in zip(images, batch, strict=True)]
         return [self._answer(upload, image_labels) for upload, image_labels in zip(batch, labels, strict=True)]

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from sppnet.backbones.backbone import Backbone
 from sppnet.errors import ImageError
 from sppnet.io.files import save_tensors, write_json
 from sppnet.io.remote import remove_temporary_files
@@ -47,12 +48,20 @@ def save(model: nn.Module, folder: str | Path) -> None:
 
     Raises:
         TypeError: another model.
+        ValueError: the backbone was created with an output stride that the configuration does not have.
     """
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "task"):
         raise TypeError(
             f"model: expected a classifier, detector, segmenter or region encoder, got {type(model).__name__}"
         )
+    expected = getattr(config, "output_stride", 32)
+    for module in model.modules():
+        if isinstance(module, Backbone) and module.output_stride != expected:
+            raise ValueError(
+                f"backbone: expected output_stride {expected}, as {config.task} models are loaded, got"
+                f" {module.output_stride}; create the backbone without output_stride"
+            )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     remove_temporary_files(folder)

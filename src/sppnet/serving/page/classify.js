@@ -76,7 +76,7 @@ const sameSize = ({ size, network_size: input }) => size[0] === input[0] && size
 /** A note if the network input is smaller or larger than all training images. */
 function sizeWarning({ network_size: input }, { trained_sides: sides }) {
   const side = Math.min(...input);
-  if (!sides || (side >= sides[0] && side <= sides[1])) return "";
+  if (!sides || (side >= 0.9 * sides[0] && side <= 1.1 * sides[1])) return ""; // the tolerance of `predict`
   return `; the network was trained on photographs with a shorter side of ${sides.join(" to ")} pixels`;
 }
 
