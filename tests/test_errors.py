@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sppnet.errors import ImageError, check_choice, did_you_mean, list_some, require_positive
+from sppnet.errors import ImageError, check_choice, did_you_mean, list_some, printable, require_positive
 
 
 def test_choose_lists_the_choices_and_suggests_the_closest() -> None:
@@ -17,8 +17,28 @@ def test_choose_lists_the_choices_and_suggests_the_closest() -> None:
 
 
 def test_image_error_can_be_pickled() -> None:
-    error = pickle.loads(pickle.dumps(ImageError("a.jpg", "file is empty")))
-    assert (error.path, error.reason, str(error)) == ("a.jpg", "file is empty", "a.jpg: file is empty")
+    error = pickle.loads(pickle.dumps(ImageError("a.jpg", "file is empty", "empty-file")))
+    assert (error.path, error.reason, error.kind, str(error)) == (
+        "a.jpg",
+        "file is empty",
+        "empty-file",
+        "a.jpg: file is empty",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("b\u00e4r 1.jpg", "b\u00e4r 1.jpg"),
+        ("\x1b[31mred", r"\x1b[31mred"),
+        ("a\nb\0", r"a\nb\x00"),
+        ("\udcff", r"\udcff"),
+        ("\u202egpj.exe", r"\u202egpj.exe"),
+    ],
+)
+def test_printable_escapes_what_a_terminal_would_interpret(name: str, text: str) -> None:
+    assert printable(name) == text
+    assert str(ImageError(name, "no such file")) == f"{text}: no such file"
 
 
 def test_suggest() -> None:

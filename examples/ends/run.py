@@ -21,7 +21,7 @@ from rich.table import Table
 from sppnet.classify.evaluate import evaluate_classifier
 from sppnet.classify.options import ClassifyOptions
 from sppnet.classify.train import train_classifier
-from sppnet.data.formats.class_folders import read_classification
+from sppnet.data.formats.classification import read_classification
 from sppnet.registry import load_classifier
 
 SEED = 7

@@ -18,6 +18,7 @@ EXTRAS = {
     "safetensors": "models",
     "timm": "models",
     "torchvision": "models",
+    "yaml": "models",
     "lightning_fabric": "train",
     "sklearn": "train",
     "tensorboard": "train",
@@ -57,15 +58,25 @@ def check_choice(argument: str, value: str, choices: Iterable[str]) -> None:
 
 
 class ImageError(ValueError):
-    """An image that cannot be used: ``path`` names it, ``reason`` describes the problem."""
+    """An image that cannot be used: its ``path``, the ``reason``, and its ``kind`` of problem in `sppnet check`."""
 
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)  # both in args, so that the error can be pickled by worker processes
+    def __init__(self, path: str, reason: str, kind: str = "unreadable") -> None:
+        super().__init__(path, reason, kind)  # all in args, so that the error can be pickled by worker processes
         self.path = path
         self.reason = reason
+        self.kind = kind
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+        return printable(f"{self.path}: {self.reason}")
+
+
+def printable(text: str) -> str:
+    """Escape control characters, line breaks, invisible characters and lone surrogates, such as those of file names."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
 
 
 def check_classes(classes: Sequence[str]) -> None:
@@ -92,7 +103,7 @@ def import_optional(module: str, purpose: str) -> ModuleType:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        raise missing_extra(error, purpose) from error
+        raise missing_extra(error, purpose) from None
 
 
 def missing_extra(error: ModuleNotFoundError, purpose: str) -> ModuleNotFoundError:
@@ -111,13 +122,13 @@ def missing_extra(error: ModuleNotFoundError, purpose: str) -> ModuleNotFoundErr
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a "did you mean" suffix for a message, or an empty string if no known name is close."""
     close = difflib.get_close_matches(name, list(known), n=3)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
+    return f"; did you mean {printable(' or '.join(close))}?" if close else ""
 
 
 def list_some(names: Iterable[str]) -> str:
     """Join names for a message: at most ten, then how many more there are."""
     names = list(names)
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    return printable(", ".join(names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def require_positive(options: object, *names: str) -> None:

@@ -15,7 +15,7 @@ from sppnet.backbones.padded.ledger import PaddingError
 from sppnet.classify.batches import ImageBatches, Padded
 from sppnet.classify.options import ClassifyOptions
 from sppnet.classify.train import train_classifier
-from sppnet.data.formats.class_folders import read_classification
+from sppnet.data.formats.classification import read_classification
 from sppnet.data.images import load_image, to_tensor
 from tests.helpers.images import write_classes
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sppnet import Classifier, ClassifierConfig, ImageError, create_backbone
-from sppnet.classify.evaluate import evaluate_classifier, problems_of, scores_of, top_classes
-from sppnet.data.formats.class_folders import read_classification
+from sppnet.classify.evaluate import evaluate_classifier, scores_of, top_classes
+from sppnet.data.formats.classification import read_classification
 from tests.helpers.classifiers import build_classifier
 from tests.helpers.images import write_classes
 
@@ -71,7 +71,7 @@ def test_problems_give_the_reason_for_skipping(tmp_path: Path) -> None:
     (root / "empty").mkdir()
     for name in ("stray.png", "red/notes.txt"):
         (root / name).write_text("")
-    assert problems_of(read_classification(root)) == (
+    assert read_classification(root).problems == (
         f"{root / 'stray.png'}: skipped, image outside the class folders",
         f"{root / 'empty'}: class folder without images, not used as a class",
         f"{root / 'red' / 'notes.txt'}: skipped, not an image by its extension",

@@ -13,7 +13,7 @@ from sppnet.classify.options import ClassifyOptions
 from sppnet.classify.train import train_classifier
 from sppnet.classify.trained_sides import trained_sides
 from sppnet.cli.main import run
-from sppnet.data.formats.class_folders import Sample, read_classification
+from sppnet.data.formats.classification import Sample, read_classification
 from sppnet.registry import load_classifier
 from sppnet.training.run import save
 from tests.helpers.images import write_classes

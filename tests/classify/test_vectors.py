@@ -8,7 +8,7 @@ import torch
 
 from sppnet import Classifier, Resize
 from sppnet.classify.vectors import compute_vectors
-from sppnet.data.formats.class_folders import Sample, read_classification
+from sppnet.data.formats.classification import Sample, read_classification
 from sppnet.data.images import load_image, to_tensor
 from tests.helpers.classifiers import build_classifier
 from tests.helpers.images import write_classes

@@ -1,5 +1,6 @@
 """Exit codes and messages of `sppnet check`."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def test_exit_code_is_0_for_notes_and_1_for_warnings(tmp_path: Path, capsys: pyt
     [
         (["{}/nowhere"], "no data set at"),
         (["{}/photos", "--workers", "0"], "workers: expected at least 1, got 0"),
-        (["{}/photos/red/notes.txt"], "data: expected a folder, a .csv file of path,label or a COCO .json file"),
+        (["{}/photos/red/notes.txt"], "data: expected a folder, or a .csv, .json or .yaml file of annotations, got"),
         (["{}/empty"], "data: expected at least one image, got none in"),
     ],
 )
@@ -39,3 +40,31 @@ def test_rejects_wrong_arguments(
     captured = capsys.readouterr()
     assert message in captured.err.replace("\n", " ")
     assert not captured.out
+
+
+def test_counts_examples_and_draws_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split, count in (("training", 3), ("validation", 1)):
+        write_classes(tmp_path / "photos" / split, count)
+    folder = tmp_path / "pictures"
+    assert run(["check", str(tmp_path / "photos"), "--json", "--pictures", str(folder)]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["classes"] == [
+        {"class": name, "split": split, "images": count, "boxes": 0, "pixels": 0}
+        for split, count in (("training", 3), ("validation", 1))
+        for name in ("blue", "green", "red")
+    ]
+    with Image.open(folder / "samples.png") as picture:
+        assert picture.width > 6 * 240
+    assert run(["check", str(tmp_path / "photos")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines if "blue" in line] == [["│", "blue", "│", "3", "│", "1", "│"]]
+
+
+def test_format_can_be_forced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_classes(tmp_path / "photos", 1)
+    assert run(["check", str(root), "--format", "class-folders"]) == 0
+    assert "class folders, 3 images" in capsys.readouterr().out
+    assert run(["check", str(root), "--format", "coco"]) == 2
+    assert "format: expected the format of" in capsys.readouterr().err
+    assert run(["check", str(root), "--format", "cocoa"]) == 2
+    assert "did you mean 'coco'?" in capsys.readouterr().err

@@ -195,7 +195,7 @@ def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("--engine", "--runtime"), ("--max-pixels", "--max-image-pixels")],
+    [("--scale", "--scales"), ("--engine", "--runtime"), ("--max-pixels", "--max-image-pixels")],
 )
 def test_renamed_options_name_the_new_ones(old: str, new: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sppnet.data.formats.masks import read_raw
+from sppnet.data.formats.mask_values import read_raw
 from sppnet.data.headers import describe_bomb, raw_mode
 from sppnet.data.images import exif_transpose, image_size, load_image, open_image
 from sppnet.errors import ImageError
@@ -164,3 +164,57 @@ def test_exif_data_after_png_pixels_are_found_without_decoding(late: bool, tmp_p
 def test_truncated_png_has_a_size(tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes(encode(Image.new("RGB", (30, 20)), "PNG")[:-20])
     assert image_size(tmp_path / "cut.png") == (20, 30)
+
+
+def tiff(
+    bits: list[int], bands: int, photometric: int, sample_format: int = 1, *, order: str = "<", big: bool = False
+) -> bytes:
+    """Return a TIFF of 2 x 3 pixels (height x width) with zeros."""
+    number, entry, size = ("Q", "HHQ8s", 8) if big else ("H", "HHI4s", 4)
+    pixels = 6 * bands * bits[0] // 8
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}H", 43 if big else 42)
+    head += struct.pack(f"{order}HHQ", 8, 0, 16) if big else struct.pack(f"{order}I", 8)
+    begin = len(head) + struct.calcsize(f"={number}{number}") + 11 * struct.calcsize(f"={entry}")
+    values = {256: [3], 257: [2], 258: bits, 259: [1], 262: [photometric], 273: [begin + 2 * len(bits)], 277: [bands]}
+    values |= {278: [2], 279: [pixels], 284: [1], 339: [sample_format]}
+    fields = b""
+    for tag, numbers in values.items():
+        data = struct.pack(f"{order}{len(numbers)}H", *numbers)
+        data = data.ljust(size, b"\0") if len(data) <= size else struct.pack(f"{order}{'Q' if big else 'I'}", begin)
+        fields += struct.pack(f"{order}{entry}", tag, 3, len(numbers), data)
+    end = bytes(struct.calcsize(f"={number}"))
+    depths = struct.pack(f"{order}{len(bits)}H", *bits)
+    return head + struct.pack(f"{order}{number}", len(values)) + fields + end + depths + bytes(pixels)
+
+
+@pytest.mark.parametrize(
+    ("data", "content"),
+    [
+        (tiff([8] * 4, 4, 1), "TIFF of 4 bands of 8-bit unsigned integers, MinIsBlack"),
+        (tiff([16] * 4, 4, 1), "TIFF of 4 bands of 16-bit unsigned integers, MinIsBlack"),
+        (tiff([16] * 2, 2, 1), "TIFF of 2 bands of 16-bit unsigned integers, MinIsBlack"),
+        (tiff([32] * 3, 3, 2, 3), "TIFF of 3 bands of 32-bit floating-point numbers, RGB"),
+        (tiff([64], 1, 1, 2), "TIFF of 1 band of 64-bit signed integers, MinIsBlack"),
+        (tiff([64], 1, 1, 3, order=">"), "big-endian TIFF of 1 band of 64-bit floating-point numbers, MinIsBlack"),
+        (tiff([8], 1, 1, order=">", big=True), "big-endian BigTIFF of 1 band of 8-bit unsigned integers, MinIsBlack"),
+        (tiff([8] * 3, 3, 99), "TIFF of 3 bands of 8-bit unsigned integers, photometric interpretation 99"),
+    ],
+)
+def test_describes_tiffs_that_pillow_cannot_decode(data: bytes, content: str, tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(data)
+    for read in (load_image, read_raw, image_size):
+        with pytest.raises(
+            ImageError, match=rf"a\.tif: {content}, which is not supported; save the image as 8-bit RGB"
+        ):
+            read(tmp_path / "a.tif")
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data", "ignore:Truncated File Read")
+@pytest.mark.parametrize("order", "<>")
+def test_reads_supported_tiffs_and_calls_truncated_ones_damaged(order: str) -> None:
+    for data in (tiff([8], 1, 1, order=order), tiff([8] * 3, 3, 2, order=order), tiff([16], 1, 1, order=order)):
+        assert image_size(data) == (2, 3)
+        assert load_image(data).size == (3, 2)
+        for end in range(8, 60):
+            with pytest.raises(ImageError, match=r"truncated|damaged"):
+                load_image(data[:end])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sppnet.data.listing import LocalImages, RemoteImages, header_size, list_image_names, list_images
+from sppnet.data.listing import LocalImages, RemoteImages, find_file, header_size, list_image_names, list_images
 from sppnet.errors import ImageError
 
 
@@ -66,3 +66,18 @@ def test_images_are_found_by_path_or_by_file_name(tmp_path: Path) -> None:
 def test_size_behind_a_long_header(tmp_path: Path) -> None:
     Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", comment=b"x" * 65_000, icc_profile=bytes(100_000))
     assert header_size(f"file://{tmp_path}/a.jpg") == header_size(tmp_path / "a.jpg") == (20, 30)
+
+
+def test_finds_files_by_other_spellings_of_their_name(tmp_path: Path) -> None:
+    touch(tmp_path, "in/a.jpg", "ba\u0308r.jpg", "e\\f.jpg", "__MACOSX/x.jpg")
+    assert find_file(tmp_path, "in\\a.jpg") == tmp_path / "in/a.jpg"
+    assert find_file(tmp_path, "b\u00e4r.jpg") == tmp_path / "ba\u0308r.jpg"
+    assert find_file(tmp_path, "e\\f.jpg") == tmp_path / "e\\f.jpg"
+    for name in ("gone.jpg", "in", "a\0b", "x" * 5000):
+        assert find_file(tmp_path, name) is None
+
+
+def test_skips_files_of_operating_systems(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "._a.jpg", "__MACOSX/b.jpg", "in/@eaDir/c.jpg", "lost+found/d.jpg", "Thumbs.db")
+    assert list_images(tmp_path) == [tmp_path / "a.jpg"]
+    assert list_image_names(f"file://{tmp_path}") == [f"file://{tmp_path}/a.jpg"]

@@ -1,4 +1,4 @@
-"""Writers of small images with VOC and COCO annotations."""
+"""Writers of small images with VOC, COCO and YOLO annotations."""
 
 import json
 from pathlib import Path
@@ -58,3 +58,20 @@ def write_json(file: Path, content: object) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(content), encoding="utf-8")
     return file
+
+
+YOLO_CONFIG = "path: .\ntrain: images/train\nnames:\n  0: dog\n  1: cat\n"
+
+
+def write_yolo(root: Path, *lines: str, config: str | None = YOLO_CONFIG, splits: tuple[str, ...] = ("train",)) -> Path:
+    """Write the images a and b of 30 x 40 pixels (height x width) in each split, and the label file of a."""
+    root.mkdir(parents=True, exist_ok=True)
+    for split in splits:
+        for name in ("a", "b"):
+            write_image(root / f"images/{split}/{name}.jpg")
+        (root / f"labels/{split}").mkdir(parents=True, exist_ok=True)
+        (root / f"labels/{split}/a.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        (root / f"labels/{split}/b.txt").write_text("")
+    if config is not None:
+        (root / "data.yaml").write_text(config, encoding="utf-8")
+    return root

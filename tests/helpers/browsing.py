@@ -113,7 +113,7 @@ def detect_url() -> Iterator[str]:
 def segment_url() -> Iterator[str]:
     torch.manual_seed(0)
     config = SegmenterConfig(("ground", "disc", "square"), "test_efficientnet", width=16, rates=(1, 4))
-    with serving(SegmentTask(create_segmenter(config, "none").eval(), LIMITS, 2**31)) as url:
+    with serving(SegmentTask(create_segmenter(config, "none").eval(), LIMITS, 2**35)) as url:
         yield url
 
 

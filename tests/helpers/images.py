@@ -18,3 +18,15 @@ def write_classes(root: Path, count: int, sides: tuple[int, int] = (40, 90)) -> 
             pixels = rng.normal(color, 10, (height, width, 3)).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(root / name / f"{number}.png")
     return root
+
+
+def write_files(root: Path, *names: str) -> Path:
+    """Write small images, or text files for names ending in .txt."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".txt":
+            path.write_text("a note")
+        else:
+            Image.new("RGB", (3, 2)).save(path)
+    return root

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sppnet.data.formats.masks import IGNORE, LabelMap, load_mask, load_pair, read_raw
+from sppnet.data.formats.mask_values import read_raw
+from sppnet.data.formats.masks import IGNORE, LabelMap, load_mask, load_pair
 from sppnet.data.formats.segmentation import SegmentationData, read_segmentation
 from sppnet.segment.evaluate import SegmentationReport, SegmentationScores
 from sppnet.segment.pictures import count_labels, labels_picture, overlay, palette, save_png, write_mosaic

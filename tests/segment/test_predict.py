@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sppnet.data.formats.masks import read_raw
+from sppnet.data.formats.mask_values import read_raw
 from sppnet.data.images import ImageSource, load_image
 from sppnet.errors import ImageError
 from sppnet.inference import memory as inference_memory

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from sppnet.cli.main import run
 from sppnet.data.formats.class_tables import CAMVID, CAMVID_COLOURS
-from sppnet.data.formats.masks import IGNORE, LabelMap, PixelCounts, count_pixels, read_raw
+from sppnet.data.formats.mask_values import read_raw
+from sppnet.data.formats.masks import IGNORE, LabelMap, PixelCounts, count_pixels
 from sppnet.data.formats.segmentation import read_segmentation
 from sppnet.registry import load
 from sppnet.segment.evaluate import evaluate_segmenter

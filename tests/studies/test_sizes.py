@@ -15,7 +15,7 @@ from sppnet.classify.evaluate import evaluate_classifier
 from sppnet.classify.options import ClassifyOptions
 from sppnet.classify.views import view_probabilities
 from sppnet.cli.main import run
-from sppnet.data.formats.class_folders import read_classification
+from sppnet.data.formats.classification import read_classification
 from sppnet.data.images import image_size
 from sppnet.registry import load_classifier
 from sppnet.studies.sizes import (

@@ -16,7 +16,7 @@ from sppnet.backbones.backbone import Backbone
 from sppnet.classify.options import ClassifyOptions
 from sppnet.classify.predict import too_small
 from sppnet.data.batching import BatchImage, count_batches, epoch_batches, padding_fraction, share
-from sppnet.data.formats.class_folders import Sample
+from sppnet.data.formats.classification import Sample
 from sppnet.data.images import load_image, to_tensor
 from sppnet.data.resize import Resize
 from sppnet.data.schedule import Schedule

@@ -10,17 +10,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sppnet.classify.model import Classifier
-from sppnet.classify.predict import ClassificationResult, OnError, predict_images, size_policy
+from sppnet.classify.predict import ClassificationResult, predict_images, size_policy
 from sppnet.classify.trained_sides import count_outside
-from sppnet.data.formats.class_folders import ClassificationData, Sample, read_classification
-from sppnet.data.images import image_extensions
+from sppnet.data.formats.classification import (
+    ClassificationData,
+    Sample,
+    choose_classification_split,
+    read_classification,
+)
 from sppnet.data.resize import Resize
 from sppnet.data.sizes import ASPECTS, SIDES, group_of
-from sppnet.data.splits import find_split
 from sppnet.errors import ImageError, list_some
+from sppnet.inference.results import OnError
 from sppnet.progress import track
-
-VALIDATION = ("val", "valid", "validation")  # names of the validation split, in order of preference
 
 
 @dataclass(frozen=True)
@@ -104,17 +106,19 @@ def evaluate_classifier(
     resize: Resize | str | None = None,
     views: str = "full",
     on_error: OnError = "skip",
+    format: str | None = None,
 ) -> ClassificationReport:
     """Classify labeled images and compute the scores.
 
     Args:
         model: classifier.
-        data: path of a data set, see :func:`sppnet.data.formats.class_folders.read_classification`; or a data set or
+        data: path of a data set, see :func:`sppnet.data.formats.classification.read_classification`; or a data set or
             samples whose labels are indices into `model.config.classes`.
         split: split to read from a path; None for ``test``, or else ``val``, if there are splits.
         resize: resize policy; None for the model's default.
         views: views to average, see :func:`sppnet.classify.views.view_probabilities`.
         on_error: ``skip`` images that cannot be used, or ``raise`` the first error.
+        format: format of a path, see :func:`sppnet.data.formats.classification.read_classification`; None to detect it.
 
     Raises:
         ValueError: the data set is invalid, or its classes are not those of the model.
@@ -122,7 +126,7 @@ def evaluate_classifier(
     classes = model.config.classes
     policy = size_policy(model, resize)
     if isinstance(data, str | Path):
-        data = read_labeled(data, split, classes)
+        data = read_labeled(data, split, classes, format)
     if isinstance(data, ClassificationData) and data.classes != classes:
         raise ValueError(
             f"data: expected the classes of the model, {list_some(classes)}, got {list_some(data.classes)}; read the"
@@ -152,26 +156,16 @@ def evaluate_classifier(
         _by_group(ranked, labels, [min(result.size) for result in scored], SIDES),
         _by_group(ranked, labels, [result.size[1] / result.size[0] for result in scored], ASPECTS),
         tuple(failures),
-        problems_of(data) if isinstance(data, ClassificationData) else (),
+        data.problems if isinstance(data, ClassificationData) else (),
     )
 
 
-def read_labeled(root: str | Path, split: str | None, classes: Sequence[str]) -> ClassificationData:
+def read_labeled(
+    root: str | Path, split: str | None, classes: Sequence[str], format: str | None = None
+) -> ClassificationData:
     """Read the images to evaluate; without a split those of ``test``, or else ``val``, if there are splits."""
-    return read_classification(root, split or find_split(root, "test", *VALIDATION), classes)
-
-
-def problems_of(data: ClassificationData) -> tuple[str, ...]:
-    """Describe the files of a data set that were skipped."""
-    extensions = image_extensions()
-
-    def reason(path: Path) -> str:
-        if path.is_dir():
-            return "class folder without images, not used as a class"
-        is_image = path.suffix.lower() in extensions
-        return f"skipped, {'image outside the class folders' if is_image else 'not an image by its extension'}"
-
-    return tuple(f"{path}: {reason(path)}" for path in data.skipped)
+    split = choose_classification_split(root, split, "test", "val", format=format)
+    return read_classification(root, split, classes, format=format)
 
 
 def _by_group(

@@ -14,15 +14,19 @@ from sppnet.backbones.modes import evaluation_mode
 from sppnet.backbones.names import PAPER_BACKBONES
 from sppnet.backbones.padded.ledger import PaddingError
 from sppnet.classify.batches import ImageBatches, VectorBatches, normalizes_single_images
-from sppnet.classify.evaluate import VALIDATION, Scores, evaluate_classifier, problems_of, scores_of, top_classes
+from sppnet.classify.evaluate import Scores, evaluate_classifier, scores_of, top_classes
 from sppnet.classify.model import Classifier, create_classifier
 from sppnet.classify.network import ClassifierConfig
 from sppnet.classify.options import ClassifyOptions
 from sppnet.classify.trained_sides import trained_sides
 from sppnet.classify.vectors import Vectors, compute_vectors
-from sppnet.data.formats.class_folders import ClassificationData, Sample, read_classification
+from sppnet.data.formats.classification import (
+    ClassificationData,
+    Sample,
+    choose_classification_split,
+    read_classification,
+)
 from sppnet.data.schedule import Schedule
-from sppnet.data.splits import find_split
 from sppnet.devices import pick_device
 from sppnet.errors import ImageError
 from sppnet.ops.bins import bin_edges
@@ -58,6 +62,7 @@ def train_classifier(
     split: str | None = None,
     val: str | Path | None = None,
     resume: bool = False,
+    format: str | None = None,
 ) -> ClassifierTrainingResult:
     """Train a classifier on class folders, a folder of splits or a CSV file.
 
@@ -65,13 +70,14 @@ def train_classifier(
     Lines, and a checkpoint. Resuming an interrupted or killed training gives the same weights as an uninterrupted one.
 
     Args:
-        data: training data, see :func:`sppnet.data.formats.class_folders.read_classification`.
+        data: training data, see :func:`sppnet.data.formats.classification.read_classification`.
         out: run folder; created if missing.
         options: training options; None for the defaults.
         split: split of `data` to train on; None for ``train``, if there are splits.
         val: images for validation after each epoch, in a folder of splits its split ``val`` or else ``test``; None for
             the split ``val`` of `data`, if there is one.
         resume: whether to continue the training in `out`, if there is one.
+        format: format of `data` and `val`; None to detect it.
 
     Raises:
         ModuleNotFoundError: a package of an extra is missing.
@@ -82,9 +88,9 @@ def train_classifier(
     out = Path(out)
     if options.kind == "svm":
         linear_svc()
-    split = split or find_split(data, "train")
-    train_set = read_classification(data, split)
-    val_set = _read_validation(data, split, val, train_set.classes)
+    split = choose_classification_split(data, split, "train", format=format)
+    train_set = read_classification(data, split, format=format)
+    val_set = _read_validation(data, split, val, train_set.classes, format)
     val_samples = val_set.samples if val_set else ()
     torch.manual_seed(options.seed)
     config = ClassifierConfig(
@@ -121,7 +127,7 @@ def train_classifier(
         finished,
         _metrics(accuracy["validation images"]) if "validation images" in accuracy else {},
         tuple(unique.values()),
-        problems_of(train_set) + (problems_of(val_set) if val_set else ()),
+        train_set.problems + (val_set.problems if val_set else ()),
         time.monotonic() - started,
         accuracy=accuracy,
     )
@@ -131,12 +137,13 @@ Outcome = tuple[bool, dict[str, Scores], list[ImageError]]
 
 
 def _read_validation(
-    data: str | Path, split: str | None, val: str | Path | None, classes: Sequence[str]
+    data: str | Path, split: str | None, val: str | Path | None, classes: Sequence[str], format: str | None
 ) -> ClassificationData | None:
     if val is not None:
-        return read_classification(val, find_split(val, *VALIDATION, "test"), classes)
-    val_split = find_split(data, *VALIDATION)
-    return None if val_split in (None, split) else read_classification(data, val_split, classes)
+        val_split = choose_classification_split(val, None, "val", "test", format=format)
+        return read_classification(val, val_split, classes, format=format)
+    val_split = choose_classification_split(data, None, "val", format=format)
+    return None if val_split in (None, split) else read_classification(data, val_split, classes, format=format)
 
 
 def _advise(options: ClassifyOptions, data: ClassificationData) -> None:

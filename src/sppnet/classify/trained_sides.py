@@ -6,7 +6,7 @@ from pathlib import Path
 from sppnet.classify.network import ClassifierConfig
 from sppnet.classify.options import ClassifyOptions
 from sppnet.classify.predict import ClassificationResult
-from sppnet.data.formats.class_folders import Sample
+from sppnet.data.formats.classification import Sample
 from sppnet.data.resize import Resize
 from sppnet.data.schedule import Schedule
 from sppnet.data.sizes import read_sizes

@@ -15,7 +15,7 @@ from sppnet.backbones.modes import evaluation_mode
 from sppnet.backbones.weights import weights_digest
 from sppnet.classify.model import Classifier
 from sppnet.classify.predict import image_vectors, read_image
-from sppnet.data.formats.class_folders import Sample
+from sppnet.data.formats.classification import Sample
 from sppnet.data.resize import Resize
 from sppnet.errors import ImageError
 from sppnet.io.files import read_tensors, save_tensors

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from sppnet.backbones.names import PAPER_BACKBONES
 from sppnet.classify.options import ClassifyOptions
-from sppnet.cli.common import find_images, list_failures, list_problems, print_error
+from sppnet.cli.common import add_format, find_images, list_failures, list_problems, print_error
 from sppnet.cli.console import line, results
 from sppnet.cli.parser import CommandParser, levels, options_of
 from sppnet.data.resize import POLICIES
@@ -29,6 +29,7 @@ def train_parser() -> CommandParser:
     )
     option, options = parser.option, ClassifyOptions()
     option("data", "data", "folder of class folders, folder of splits (train, val), or CSV file with path,label")
+    add_format(parser)
     option("data", "--split", "split to train on; default: train, if there are splits", type=str | None)
     text = "validation images, in a folder of splits its val or else test; default: the split val of DATA, if any"
     option("data", "--val", text, type=str | None, metavar="DATA")
@@ -117,6 +118,7 @@ def train(arguments: Namespace) -> int:
         split=arguments.split,
         val=arguments.val,
         resume=arguments.resume,
+        format=arguments.format,
     )
     list_problems(training.problems, training.failures)
     if not training.finished:
@@ -140,7 +142,7 @@ def evaluate(model: "Classifier", arguments: Namespace) -> int:
             raise ValueError(f"compare: expected neither --resize nor --views, got {conflict}")
         names = [name.strip() for name in arguments.compare.split(",")]
         policies = [size_policy(model, f"shorter-side:{name}" if name.isdecimal() else name) for name in names]
-    data = read_labeled(arguments.data, arguments.split, model.config.classes)
+    data = read_labeled(arguments.data, arguments.split, model.config.classes, arguments.format)
     reports = [evaluate_classifier(model, data, resize=policy, views=arguments.views) for policy in policies]
     first, failures = reports[0], {error.path: error for report in reports for error in report.failures}
     if arguments.json:

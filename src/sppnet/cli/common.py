@@ -9,9 +9,16 @@ from typing import Any, TypeVar
 from rich.table import Table
 
 from sppnet.cli.console import message, results
+from sppnet.cli.parser import CommandParser
 from sppnet.errors import ImageError
 
 T = TypeVar("T")
+
+
+def add_format(parser: CommandParser) -> None:
+    """Add the option --format."""
+    text = "format of DATA, such as coco, yolo, csv or class-folders; default: detected"
+    parser.option("data", "--format", text, type=str | None, metavar="NAME")
 
 
 def find_images(names: Sequence[str]) -> tuple[list[Path], list[ImageError]]:

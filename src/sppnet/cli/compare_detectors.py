@@ -26,7 +26,7 @@ def compare_parser() -> CommandParser:
         " the same command again to continue after an interruption.",
     )
     option, options = parser.option, DetectOptions(proposals="selective-search", windows=500)
-    option("data", "data", "data set in VOC or COCO layout")
+    option("data", "data", "data set in the format of VOC, COCO or YOLO")
     option("data", "--split", "split to train on", "train")
     option("data", "--test-split", "split to score on", "val")
     option("data", "--max-images", "number of images to use from each split; default: all", type=int | None)
@@ -52,7 +52,7 @@ def compare_parser() -> CommandParser:
 
 def compare(arguments: Namespace) -> int:
     """Compare the detectors, write and print the results, and return 0, or 1 if an image could not be read."""
-    from sppnet.data.formats.detection import read_detection
+    from sppnet.data.formats.detection import choose_split, read_detection
     from sppnet.io.files import write_json
     from sppnet.studies.detectors import compare_detectors, comparison_content
 
@@ -64,8 +64,9 @@ def compare(arguments: Namespace) -> int:
     for name in ("seeds", "max_images"):
         if arguments[name] is not None and arguments[name] < 1:
             raise ValueError(f"{name}: expected at least 1, got {arguments[name]}")
-    train = read_detection(arguments.data, arguments.split)
-    test = read_detection(arguments.data, arguments.test_split, train.classes, more_classes=True)
+    train = read_detection(arguments.data, choose_split(arguments.data, arguments.split))
+    test_split = choose_split(arguments.data, arguments.test_split)
+    test = read_detection(arguments.data, test_split, train.classes, more_classes=True)
     train = dataclasses.replace(train, classes=test.classes)
     first = slice(arguments.max_images)
     train, test = (dataclasses.replace(part, samples=part.samples[first]) for part in (train, test))

@@ -48,10 +48,8 @@ def sizes_parser() -> CommandParser:
 
 def sizes(arguments: Namespace) -> int:
     """Compare the sizes, write and print the results, and return 0, or 1 if an image could not be used."""
-    from sppnet.classify.evaluate import VALIDATION, problems_of
     from sppnet.cli.size_tables import paper_table, tables
-    from sppnet.data.formats.class_folders import read_classification
-    from sppnet.data.splits import find_split
+    from sppnet.data.formats.classification import choose_classification_split, read_classification
     from sppnet.io.files import write_json
     from sppnet.studies.sizes import compare_sizes, comparison_content, first_images, verdict
 
@@ -59,13 +57,13 @@ def sizes(arguments: Namespace) -> int:
     for name in ("images_per_class", "val_images_per_class"):
         if arguments[name] is not None and arguments[name] < 1:
             raise ValueError(f"{name.replace('_', '-')}: expected at least 1, got {arguments[name]}")
-    train = read_classification(arguments.data, find_split(arguments.data, "train"))
+    train = read_classification(arguments.data, choose_classification_split(arguments.data, None, "train"))
     root = arguments.val or arguments.data
-    split = find_split(root, *VALIDATION, "test")
+    split = choose_classification_split(root, None, "val", "test")
     if arguments.val is None and split is None:
         raise ValueError(f"val: expected a split val or test in {root}, got none; set --val to labeled images")
     val = read_classification(root, split, train.classes)
-    problems = problems_of(train) + problems_of(val)
+    problems = train.problems + val.problems
     train = first_images(train, arguments.images_per_class, options.seed)
     val = first_images(val, arguments.val_images_per_class, options.seed)
     out = Path(arguments.out)

@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 from rich.markup import escape
 from rich.table import Table
 
-from sppnet.cli.common import find_images, list_failures, list_problems
+from sppnet.cli.common import add_format, find_images, list_failures, list_problems
 from sppnet.cli.console import line, message, results
 from sppnet.cli.parser import CommandParser, levels, numbers, options_of
 from sppnet.detect.options import DetectOptions
@@ -32,7 +32,8 @@ def train_parser() -> CommandParser:
         " Fast R-CNN (trains the backbone too). Ctrl-C loses no progress; --resume continues.",
     )
     option, options = parser.option, DetectOptions()
-    option("data", "data", "data set in VOC or COCO layout")
+    option("data", "data", "data set in the format of VOC, COCO or YOLO")
+    add_format(parser)
     option("data", "--config", "YAML file with any of these options", action="config")
     text = "split to train on; default: train, or all images without splits"
     option("data", "--split", text, type=str | None)
@@ -106,6 +107,7 @@ def train(arguments: Namespace) -> int:
         split=arguments.split,
         val=arguments.val,
         resume=arguments.resume,
+        format=arguments.format,
     )
     list_problems(training.problems, training.failures)
     if not training.finished:
@@ -134,7 +136,12 @@ def evaluate(model: "Detector", arguments: Namespace) -> int:
         model.config = dataclasses.replace(model.config, proposals=arguments.proposals)
     cache = Path(arguments.cache or Path(arguments.run) / "cache") / "proposals"
     score = partial(
-        evaluate_detector, data=arguments.data, split=arguments.split, cache=cache, workers=arguments.workers
+        evaluate_detector,
+        data=arguments.data,
+        split=arguments.split,
+        cache=cache,
+        workers=arguments.workers,
+        format=arguments.format,
     )
     exact = None
     if arguments.svd or arguments.head_dtype != "float32":

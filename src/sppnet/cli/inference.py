@@ -6,6 +6,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from sppnet.cli import engine
+from sppnet.cli.common import add_format
 from sppnet.cli.parser import CommandParser, numbers
 from sppnet.data.resize import POLICIES
 
@@ -45,6 +46,7 @@ def evaluate_parser() -> CommandParser:
     parser = CommandParser("evaluate", "Score a model on labeled images, images with boxes or images with masks.")
     _add_run(parser)
     parser.option("data", "data", "data set as for training: images in class folders, with boxes, or with masks")
+    add_format(parser)
     parser.option("data", "--split", "split to score; default: test, or val if there is no test", type=str | None)
     parser.option("output", "--json", "print JSON and nothing else on standard output", False, action="store_true")
     text = "detectors, segmenters: output folder of the best and worst images, and of a detector's curves"

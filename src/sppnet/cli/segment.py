@@ -9,7 +9,7 @@ from jsonargparse import Namespace
 from rich.markup import escape
 from rich.table import Table
 
-from sppnet.cli.common import find_images, list_failures, list_problems
+from sppnet.cli.common import add_format, find_images, list_failures, list_problems
 from sppnet.cli.console import line, message, results
 from sppnet.cli.parser import CommandParser, numbers, optional, options_of
 from sppnet.errors import ImageError
@@ -30,11 +30,12 @@ def train_parser() -> CommandParser:
         " and loses no progress; --resume continues.",
     )
     option, options = parser.option, SegmentOptions()
-    option("data", "data", "folders images and masks, VOC layout with SegmentationClass, or CamVid layout")
+    option("data", "data", "images and masks: VOC, CVAT, CamVid, Roboflow, or folders images and masks")
+    add_format(parser)
     option("data", "--split", "split to train on; default: train, if there are splits", type=str | None)
     text = "validation images, in a folder of splits its val or else test; default: the split val of DATA, if any"
     option("data", "--val", text, type=str | None, metavar="DATA")
-    text = "class file: one name per line, or CSV with name and id or r,g,b; default: the file of the data set"
+    text = "class file: names, CSV with name and id or r,g,b, or CVAT's labelmap.txt; default: that of the data set"
     option("data", "--classes", text, type=str | None, metavar="FILE")
     text = "mask ids to ignore; default: 255 and those of the layout"
     parser.fields("data", options, ignore=(text, optional(numbers(int, 0))))
@@ -91,6 +92,7 @@ def train(arguments: Namespace) -> int:
         val=arguments.val,
         resume=arguments.resume,
         class_file=arguments.classes,
+        format=arguments.format,
     )
     list_problems(training.problems, training.failures)
     if not training.finished:
@@ -109,7 +111,8 @@ def evaluate(model: "Segmenter", arguments: Namespace) -> int:
     from sppnet.segment.views import segment_image
 
     view = _view(arguments)
-    data = read_evaluation_data(model, arguments.data, arguments.split, arguments.ignore, arguments.classes)
+    source = arguments.data, arguments.split, arguments.ignore, arguments.classes, arguments.format
+    data = read_evaluation_data(model, *source)
     report = evaluate_segmenter(model, data, view=view)
     list_problems(report.problems, report.failures)
     if arguments.pictures:

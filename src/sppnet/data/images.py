@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile
 from torch import Tensor
 
-from sppnet.data.headers import describe_bomb, describe_tiff_bomb, find_late_exif
+from sppnet.data.headers import describe_bomb, describe_tiff, find_late_exif, refuse_tiff
 from sppnet.errors import ImageError
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any] | Tensor
@@ -119,13 +119,14 @@ def open_image(path: str) -> Iterator[ImageFile.ImageFile]:
     """
     try:
         if not Path(path).exists():
-            raise ImageError(path, "no such file")
+            raise ImageError(path, "no such file", "missing")
         if not Path(path).is_file():  # opening a pipe would block
             raise ImageError(path, "a folder, not a file" if Path(path).is_dir() else "not a regular file")
         with Path(path).open("rb") as file:
             yield _open(file, path)
     except OSError as error:
-        raise ImageError(path, f"cannot be read: {error.strerror or error}") from error
+        kind = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
+        raise ImageError(path, f"cannot be read: {error.strerror or error}", kind) from error
 
 
 def image_size(source: str | os.PathLike[str] | bytes) -> tuple[int, int]:
@@ -183,27 +184,29 @@ def _open(file: io.BytesIO | io.BufferedReader, path: str) -> ImageFile.ImageFil
     """Read the header, without `Image.open`, which applies a process-wide size limit and warns about it."""
     head = file.read(16)
     if not head:
-        raise ImageError(path, "file is empty")
-    reason = ""
+        raise ImageError(path, "file is empty", "empty-file")
+    failure: ImageError | None = None
     for name in _formats():
         reader, accept = Image.OPEN[name]
         accepted: bool | str = False
         try:
             accepted = accept(head) if accept else True
             if isinstance(accepted, str):  # format recognized, but this build of Pillow does not support it
-                reason = reason or accepted
+                failure = failure or ImageError(path, accepted)
             elif accepted:
-                if name == "TIFF" and (bomb := describe_tiff_bomb(file)):
-                    reason = bomb
+                if name == "TIFF" and (refusal := refuse_tiff(file)):
+                    failure = ImageError(path, *refusal)
                     break
                 file.seek(0)
                 return reader(file, "")  # given the file name, Pillow would open the file again
         except _DECODE_ERRORS as error:
             if accept and accepted:
-                reason = reason or _describe(error, f"its {name} header cannot be read")
+                content = describe_tiff(file) if name == "TIFF" else None
+                default = _describe(path, error, f"its {name} header cannot be read")
+                failure = failure or (ImageError(path, content) if content else default)
     if head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS:
-        reason = NO_HEIC
-    raise ImageError(path, reason or f"not an image: the file begins with {_quote(head)}")
+        failure = ImageError(path, NO_HEIC)
+    raise failure or ImageError(path, f"not an image: the file begins with {_quote(head)}", "not-an-image")
 
 
 def decode_pixels(
@@ -229,15 +232,16 @@ def decode_pixels(
     width, height = image.size
     size = f"{height} x {width} (height x width)"
     if height * width > max_pixels:
-        raise ImageError(path, f"too many pixels: {size}, more than max_pixels={max_pixels}")
+        raise ImageError(path, f"too many pixels: {size}, more than max_pixels={max_pixels}", "too-many-pixels")
     if max(height, width) > max_side:
-        raise ImageError(path, f"side too long: {size}, more than max_side={max_side}")
+        raise ImageError(path, f"side too long: {size}, more than max_side={max_side}", "too-many-pixels")
     if file_bytes and (reason := describe_bomb(image, file_bytes)):
-        raise ImageError(path, reason)
+        raise ImageError(path, reason, "bomb")
     with _decode_errors(path):
         image.load()  # some readers set the final mode only here
     if image.size != (width, height):
-        raise ImageError(path, f"file is damaged: its header has {size}, its pixels {image.height} x {image.width}")
+        reason = f"file is damaged: its header has {size}, its pixels {image.height} x {image.width}"
+        raise ImageError(path, reason, "damaged")
 
 
 def _decode(
@@ -258,7 +262,7 @@ def _decode_errors(path: str) -> Iterator[None]:
     except ImageError:
         raise
     except _DECODE_ERRORS as error:
-        raise ImageError(path, _describe(error, "its pixels cannot be decoded")) from error
+        raise _describe(path, error, "its pixels cannot be decoded") from error
 
 
 def exif_transpose(image: Image.Image) -> Image.Transpose | None:
@@ -330,13 +334,13 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
     return Image.fromarray(array)
 
 
-def _describe(error: BaseException, default: str) -> str:
+def _describe(path: str, error: BaseException, default: str) -> ImageError:
     text = str(error)
     if isinstance(error, EOFError) or "truncated" in text.lower() or "not large enough" in text:
-        return "file is truncated"
+        return ImageError(path, "file is truncated", "truncated")
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return f"too many pixels: {text}"
-    return f"file is damaged: {default} ({text})" if text else f"file is damaged: {default}"
+        return ImageError(path, f"too many pixels: {text}", "too-many-pixels")
+    return ImageError(path, f"file is damaged: {default}" + (f" ({text})" if text else ""), "damaged")
 
 
 def _quote(head: bytes) -> str:

@@ -3,11 +3,13 @@
 import os
 import re
 import tempfile
+import unicodedata
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from sppnet.data.images import image_extensions, image_size
+from sppnet.data.splits import is_system_file
 from sppnet.errors import ImageError
 from sppnet.io import remote
 from sppnet.io.remote import WILDCARDS, filesystem, is_url, read_bytes, store_errors
@@ -114,10 +116,25 @@ def list_images(path: str | os.PathLike[str]) -> list[Path]:
     return images
 
 
+def find_file(folder: Path, name: str) -> Path | None:
+    """Return the file that an annotation means by a path relative to its folder; None if there is none.
+
+    If no file has this name, backslashes are read as separators of folders, and the composed and decomposed forms of
+    letters with accents (Unicode NFC and NFD) are tried, because file systems and archives change them.
+    """
+    for separated in dict.fromkeys((name, name.replace("\\", "/"))):
+        for form in dict.fromkeys((separated, *(unicodedata.normalize(form, separated) for form in ("NFC", "NFD")))):
+            # Unlike Path.is_file, this is false for names that are too long.
+            if os.path.isfile(path := folder / form):  # noqa: PTH113
+                return path
+    return None
+
+
 def walk_files(folder: Path) -> Iterator[Path]:
     """Yield the files of a folder, then those of its subfolders, each in sorted order.
 
-    Hidden files and folders are skipped. Links are followed; every folder is visited once.
+    Hidden files and those of operating systems are skipped, see :func:`sppnet.data.splits.is_system_file`. Links are
+    followed; every folder is visited once.
 
     Raises:
         OSError: a folder cannot be read.
@@ -133,8 +150,8 @@ def walk_files(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         visited.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(current, name) for name in sorted(files) if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not is_system_file(name))
+        yield from (Path(current, name) for name in sorted(files) if not is_system_file(name))
 
 
 def list_image_names(name: str) -> list[str]:
@@ -166,7 +183,7 @@ def list_image_names(name: str) -> list[str]:
     images = []
     for file in matches:
         parts = PurePosixPath(file[len(root) :].lstrip("/")).parts
-        if PurePosixPath(file).suffix.lower() in extensions and not any(part.startswith(".") for part in parts):
+        if PurePosixPath(file).suffix.lower() in extensions and not any(map(is_system_file, parts)):
             images.append((_walk_order(parts), file))
     if not images:
         raise ImageError(name, "the folder contains no images (no file ends in .jpg, .png or similar)")

@@ -6,7 +6,37 @@ from pathlib import Path
 
 from sppnet.errors import did_you_mean, list_some
 
-SPLITS = ("train", "val", "valid", "validation", "test")
+# Names of the splits of public data sets, by role; upper and lower case and a year at the end make no difference.
+ROLES = {
+    "train": ("train", "training", "trainval"),
+    "val": ("val", "valid", "validation", "dev", "eval"),
+    "test": ("test", "testing"),
+}
+_ROLES = {name: role for role, names in ROLES.items() for name in names}
+# Files and folders that operating systems and storage devices leave in data sets.
+_SYSTEM_NAMES = {
+    "__macosx",
+    "@eadir",
+    "thumbs.db",
+    "desktop.ini",
+    "lost+found",
+    "$recycle.bin",
+    "system volume information",
+}
+
+
+def role_of(name: str) -> str | None:
+    """Return the role of a split (``train``, ``val`` or ``test``) by its name; None if it is no name of a split."""
+    return _ROLES.get(_plain(name))
+
+
+def _plain(name: str) -> str:
+    return name.lower().rstrip("0123456789")
+
+
+def is_system_file(name: str) -> bool:
+    """Return whether a file or folder is no part of a data set: a hidden one, or one made by an operating system."""
+    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
 
 
 def check_exists(root: Path) -> None:
@@ -23,34 +53,50 @@ def check_exists(root: Path) -> None:
 def split_folders(root: str | os.PathLike[str]) -> tuple[str, ...]:
     """Return the split folders of a data set, training first; empty if it is not divided into splits.
 
-    A data set divided into splits has a train or test folder, and no folders other than train, val, valid, validation
-    and test, ignoring case.
+    A data set divided into splits has a folder for training or testing, and all its folders have names of splits.
 
     Raises:
-        ValueError: the data set has both split folders and other folders.
+        ValueError: the data set has both split folders and other folders, or two folders of the same role.
     """
-    names = {folder.name.lower(): folder.name for folder in list_folders(Path(root))}
-    others = sorted(names.keys() - set(SPLITS))
-    if "train" in names and others and names.keys() & set(SPLITS[1:]):
+    roles = {folder.name: role_of(folder.name) for folder in list_folders(Path(root))}
+    splits, others = sort_splits(name for name, role in roles.items() if role), [n for n, r in roles.items() if not r]
+    if "train" in roles.values() and len(splits) > 1 and others:
         raise ValueError(
-            f"{root} contains split folders ({', '.join(sorted(names.keys() - set(others)))}) and other folders"
-            f" ({list_some(others)}); pass the folder of one split, or move the other folders away"
+            f"{root} contains split folders ({', '.join(splits)}) and other folders ({list_some(others)}); pass the"
+            " folder of one split, or move the other folders away"
         )
-    if not {"train", "test"} & names.keys() or others:
+    if others or not {"train", "test"} & set(roles.values()):
         return ()
-    return tuple(names[split] for split in SPLITS if split in names)
+    for role, names in ROLES.items():
+        same = [name for name in splits if roles[name] == role]
+        if len(same) > 1:
+            raise ValueError(f"{root}: expected one folder named {', '.join(names)}, got {', '.join(same)}")
+    return splits
 
 
-def find_split(root: str | os.PathLike[str], *wanted: str) -> str | None:
-    """Return the folder of the first wanted split that exists, ignoring case; None if there is none."""
-    present = {split.lower(): split for split in split_folders(root)}
-    return next((present[name] for name in wanted if name in present), None)
+def first_split(present: Iterable[str], *wanted: str) -> str | None:
+    """Return the first present split with a wanted name, or else with its role, in the order of `wanted`."""
+    names = sort_splits(present)
+    for split in wanted:
+        if split in names:
+            return split
+        if role := role_of(split):
+            match = next((name for name in names if role_of(name) == role), None)
+            if match is not None:
+                return match
+    return None
 
 
 def sort_splits(names: Iterable[str]) -> tuple[str, ...]:
-    """Sort names of splits: training first, test last, then other names; a year at the end is ignored."""
-    order = {split: rank for rank, split in enumerate(SPLITS)}
-    return tuple(sorted(names, key=lambda name: (order.get(name.lower().rstrip("0123456789"), len(order)), name)))
+    """Sort names of splits: training first, then validation, test, and other names."""
+
+    def key(name: str) -> tuple[int, int, str]:
+        role = role_of(name)
+        return (
+            (len(ROLES), 0, name) if role is None else (list(ROLES).index(role), ROLES[role].index(_plain(name)), name)
+        )
+
+    return tuple(sorted(names, key=key))
 
 
 def default_split(
@@ -61,22 +107,25 @@ def default_split(
     Args:
         root: data set, for the error message.
         present: existing splits.
-        wanted: split requested by the user, or None.
-        defaults: default splits, in order of preference.
+        wanted: split requested by the user, by its name or, if only one split has it, by its role; or None.
+        defaults: default splits, in order of preference; a split with another name of the same role will do.
 
     Raises:
         ValueError: there are splits, but none is wanted and no default exists.
     """
-    if wanted is not None or not present:
-        return wanted
-    default = next((name for name in defaults if name in present), None)
+    if wanted is not None:
+        same = [name for name in present if role_of(name) == wanted.lower()]
+        return same[0] if wanted not in present and len(same) == 1 else wanted
+    if not present:
+        return None
+    default = first_split(present, *defaults)
     if default is None:
         raise ValueError(f"split: expected one of {', '.join(present)} for {root}, got none")
     return default
 
 
 def list_folders(root: Path) -> list[Path]:
-    """Return the folders in a folder, without hidden ones, sorted; empty if `root` is not a folder."""
+    """Return the folders in a folder, without system files, sorted; empty if `root` is not a folder."""
     if not root.is_dir():
         return []
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in root.iterdir() if path.is_dir() and not is_system_file(path.name))

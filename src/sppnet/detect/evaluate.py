@@ -54,6 +54,7 @@ def evaluate_detector(
     cache: str | Path | None = None,
     workers: int = 2,
     on_error: Literal["raise", "skip"] = "skip",
+    format: str | None = None,
 ) -> DetectionReport:
     """Run a detector on every image of a data set and score its detections.
 
@@ -65,14 +66,15 @@ def evaluate_detector(
         cache: folder that caches proposals; None caches nothing.
         workers: images searched for proposals in parallel.
         on_error: ``skip`` to collect the errors of unreadable images, or ``raise``.
+        format: format of a path, such as ``coco``; None to detect it.
 
     Raises:
         ImageError: an image cannot be read, and `on_error` is ``raise``.
         ValueError: invalid data set, or the readable images contain only difficult objects, or none.
     """
     if not isinstance(data, DetectionData):
-        split = choose_split(data, split, "test", "val", "valid", "validation")
-        data = read_detection(data, split, model.config.classes, more_classes=True)
+        split = choose_split(data, split, "test", "val", format=format)
+        data = read_detection(data, split, model.config.classes, more_classes=True, format=format)
     known = len(model.config.classes)
     if data.classes[:known] != model.config.classes:
         raise ValueError(f"data: expected the classes of the model first, {model.config.classes}, got {data.classes}")

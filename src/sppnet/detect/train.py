@@ -31,6 +31,7 @@ def train_detector(
     split: str | None = None,
     val: str | Path | None = None,
     resume: bool = False,
+    format: str | None = None,
 ) -> TrainingResult:
     """Train a detector and save it to a run folder.
 
@@ -44,6 +45,7 @@ def train_detector(
         split: split of the data; None for ``train``, or for data without splits.
         val: split of `data`, or another data set, on which the trained detector is scored; None for no scores.
         resume: continue the training in `out`, if there is one.
+        format: format of `data` and `val`; None to detect it.
 
     Returns:
         Result with the scores ``ap50`` and ``map``, and the stages ``proposals``, ``features``, ``fine-tuning``,
@@ -57,9 +59,9 @@ def train_detector(
     options, out = options or DetectOptions(), Path(out)
     if options.method != "fast" and options.scorer == "svm":
         linear_svc()  # fail early if scikit-learn is missing
-    dataset = read_detection(data, choose_split(data, split, "train", "training"))
+    dataset = read_detection(data, choose_split(data, split, "train", format=format), format=format)
     problems = [*dataset.problems, *_check_objects(dataset)]
-    val_set = None if val is None else _read_validation(data, val, dataset.classes)
+    val_set = None if val is None else _read_validation(data, val, dataset.classes, format)
     torch.manual_seed(options.seed)
     model = create_detector(detector_config(options, dataset.classes), options.weights)
     device = pick_device(options.device)
@@ -131,13 +133,13 @@ def describe_data(data: DetectionData, options: DetectOptions) -> list[str]:
     return lines
 
 
-def _read_validation(data: str | Path, val: str | Path, classes: tuple[str, ...]) -> DetectionData:
+def _read_validation(data: str | Path, val: str | Path, classes: tuple[str, ...], format: str | None) -> DetectionData:
     import_optional("faster_coco_eval", "scores of detectors")  # fail early
-    if str(val) in detection_splits(data):
-        return read_detection(data, str(val), classes, more_classes=True)
-    return read_detection(
-        val, choose_split(val, None, "val", "valid", "validation", "test"), classes, more_classes=True
-    )
+    split = choose_split(data, str(val), format=format)
+    if split in detection_splits(data, format):
+        return read_detection(data, split, classes, more_classes=True, format=format)
+    split = choose_split(val, None, "val", "test", format=format)
+    return read_detection(val, split, classes, more_classes=True, format=format)
 
 
 def _check_objects(data: DetectionData) -> list[str]:

@@ -70,12 +70,14 @@ def read_evaluation_data(
     split: str | None = None,
     ignore: Sequence[int] | None = None,
     class_file: str | Path | None = None,
+    format: str | None = None,
 ) -> SegmentationData:
     """Read images and masks with the classes of a model; the arguments are those of :func:`evaluate_segmenter`."""
-    split = choose_segmentation_split(data, split, "test", "val", "valid", "validation")
+    split = choose_segmentation_split(data, split, "test", "val", format=format)
     ignore = model.config.ignore or None if ignore is None else ignore
     table = [ClassRow(*row) for row in model.config.table]
-    return read_segmentation(data, split, model.config.classes, ignore, class_file=class_file, table=table)
+    classes = model.config.classes
+    return read_segmentation(data, split, classes, ignore, class_file=class_file, table=table, format=format)
 
 
 def evaluate_segmenter(
@@ -86,6 +88,7 @@ def evaluate_segmenter(
     view: View | None = None,
     ignore: Sequence[int] | None = None,
     class_file: str | Path | None = None,
+    format: str | None = None,
     on_error: Literal["raise", "skip"] = "skip",
     description: str = "evaluating",
 ) -> SegmentationReport:
@@ -94,11 +97,13 @@ def evaluate_segmenter(
     Args:
         model: segmenter; it is in evaluation mode during the call.
         data: data set, see :func:`sppnet.data.formats.segmentation.read_segmentation`, or the images and masks that it
-            returned, with the classes of the model. The following three arguments only apply to a path.
+            returned, with the classes of the model. `split`, `ignore`, `class_file` and `format` only apply
+            to a path.
         split: split to score; None for ``test``, or ``val`` if there is no test split.
         view: scales, mirror images, memory limit and tiles; None for a single pass over each image.
         ignore: raw mask values to ignore; None for those of the training.
         class_file: path of a table of mask values and classes; None for that of the data set, else of the training.
+        format: name of the format of the data set; None to detect it.
         on_error: ``skip`` images and masks that cannot be used, or ``raise`` the first error.
         description: label of the progress bar.
 
@@ -108,7 +113,7 @@ def evaluate_segmenter(
     """
     metrics = import_optional("torchmetrics.classification", "scores of segmenters")
     if not isinstance(data, SegmentationData):
-        data = read_evaluation_data(model, data, split, ignore, class_file)
+        data = read_evaluation_data(model, data, split, ignore, class_file, format)
     if data.classes != model.config.classes:
         raise ValueError(f"data: expected the classes of the model, {model.config.classes}, got {data.classes}")
     total = metrics.MulticlassConfusionMatrix(len(data.classes), ignore_index=IGNORE, validate_args=False)

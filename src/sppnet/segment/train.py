@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sppnet.data.formats.class_tables import CAMVID, CAMVID_COLOURS, read_class_file
+from sppnet.data.formats.mask_labels import report_classes
 from sppnet.data.formats.masks import IGNORE, LabelMap, PixelCounts, SegmentationSample, count_pixels
 from sppnet.data.formats.segmentation import (
     SegmentationData,
@@ -20,6 +21,8 @@ from sppnet.data.formats.segmentation import (
     read_segmentation,
     segmentation_splits,
 )
+from sppnet.data.items import Problems
+from sppnet.data.splits import first_split
 from sppnet.layers.atrous import auto_rates
 from sppnet.layers.norms import SafeBatchNorm2d
 from sppnet.segment.batches import MaskBatches
@@ -44,6 +47,7 @@ def train_segmenter(
     val: str | Path | None = None,
     resume: bool = False,
     class_file: str | Path | None = None,
+    format: str | None = None,
 ) -> TrainingResult:
     """Train a segmenter on images and masks.
 
@@ -60,6 +64,7 @@ def train_segmenter(
             ``test``, in this order. None for the split ``val`` of `data`, if there is one.
         resume: whether to continue the training in `out`, if there is one.
         class_file: path of a table of mask values and classes; None: the data set's table, else the layout's.
+        format: name of the format of `data`, and of `val`; None to detect it.
 
     Returns:
         The result; its scores are ``miou``, ``pixel_accuracy`` and ``mean_accuracy`` after the last epoch, see
@@ -71,16 +76,19 @@ def train_segmenter(
     started = time.monotonic()
     options = options or SegmentOptions()
     out = Path(out)
-    train_split = choose_segmentation_split(data, split, "train", "training")
-    train_set = read_segmentation(data, train_split, ignore=options.ignore, class_file=class_file)
-    val_set = _validation(data, val, train_split, train_set.classes, options.ignore, class_file)
+    train_split = choose_segmentation_split(data, split, "train", format=format)
+    train_set = read_segmentation(data, train_split, ignore=options.ignore, class_file=class_file, format=format)
+    val_set = _validation(data, val, train_split, train_set.classes, options.ignore, class_file, format)
     counts = count_pixels(train_set.samples, train_set.labels)
     samples = _usable(train_set, counts)
-    failures = list(counts.failures)
+    failures, found = list(counts.failures), Problems(counts.problems)
+    report_classes(train_set.root, train_set.labels, counts.pixels.tolist(), found)
     if val_set is not None:  # report bad masks before training, not after the first epoch
         val_counts = count_pixels(val_set.samples, val_set.labels)
         _usable(val_set, val_counts)
         failures += val_counts.failures
+        pixels = val_counts.pixels.tolist(), counts.pixels.tolist()
+        report_classes(val_set.root, val_set.labels, pixels[0], found, trained=pixels[1])
     torch.manual_seed(options.seed)
     table = tuple(map(tuple, read_class_file(Path(class_file)))) if class_file else ()
     config = segmenter_config(options, train_set.classes, table=table, colours=_class_colors(train_set.labels))
@@ -113,7 +121,7 @@ def train_segmenter(
         if not reports:  # resumed after the last epoch
             validate()
         save(model.cpu().eval(), out)
-    problems = train_set.problems + (val_set.problems if val_set else ())
+    problems = train_set.problems + (val_set.problems if val_set else ()) + found.lines()
     unique = {(failure.path, failure.reason): failure for failure in failures}
     scores = _main_scores(reports[-1]) if reports else {}
     if finished and reports:
@@ -210,16 +218,15 @@ def _validation(
     classes: tuple[str, ...],
     ignore: tuple[int, ...] | None,
     class_file: str | Path | None,
+    format: str | None,
 ) -> SegmentationData | None:
-    names = ("val", "valid", "validation")
     if val is not None:
-        split = choose_segmentation_split(val, None, *names, "test")
-        return read_segmentation(val, split, classes, ignore, class_file=class_file)
-    splits = {name.lower(): name for name in segmentation_splits(data)}
-    found = [splits[name] for name in names if name in splits]
-    if not found or found[0] == train_split:
+        split = choose_segmentation_split(val, None, "val", "test", format=format)
+        return read_segmentation(val, split, classes, ignore, class_file=class_file, format=format)
+    split = first_split(segmentation_splits(data, format), "val")
+    if split in (None, train_split):
         return None
-    return read_segmentation(data, found[0], classes, ignore, class_file=class_file)
+    return read_segmentation(data, split, classes, ignore, class_file=class_file, format=format)
 
 
 def _usable(data: SegmentationData, counts: PixelCounts) -> tuple[SegmentationSample, ...]:

@@ -17,7 +17,7 @@ from typing import Any
 from sppnet.classify.evaluate import evaluate_classifier
 from sppnet.classify.options import ClassifyOptions
 from sppnet.classify.train import sizes_file, train_classifier
-from sppnet.data.formats.class_folders import ClassificationData, Sample
+from sppnet.data.formats.classification import ClassificationData, Sample
 from sppnet.data.resize import Resize
 from sppnet.data.sizes import read_sizes
 from sppnet.devices import pick_device
@@ -268,7 +268,7 @@ def _training_cost(folder: Path, samples: Sequence[Sample], options: ClassifyOpt
 
 
 def _listing(data: ClassificationData) -> str:
-    """Format the samples as CSV for :func:`sppnet.data.formats.class_folders.read_classification`."""
+    """Format the samples as CSV for :func:`sppnet.data.formats.classification.read_classification`."""
     text = io.StringIO()
     writer = csv.writer(text, quoting=csv.QUOTE_ALL)
     writer.writerow(("path", "label"))

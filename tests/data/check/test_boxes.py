@@ -49,8 +49,10 @@ def test_reports_problems_of_voc_boxes(tmp_path: Path) -> None:
         ("JPEGImages/unused.png", "no-annotation"),
     ]
     assert reasons(check, "box-outside") == [
-        "object 3 (disc): the box (99, 0, 120, 20) exceeds the image of 96 x 112 (height x width)",
-        "object 4 (disc): the box (112, 96, 150, 150) is outside the image of 96 x 112 (height x width)",
+        "object 3 (disc): box with edges (99, 0, 120, 20) extends beyond the image of 96 x 112 (height x width);"
+        " clipped to (99, 0, 112, 20)",
+        "object 4 (disc): box with edges (112, 96, 150, 150) extends beyond the image of 96 x 112 (height x width);"
+        " dropped",
     ]
     assert reasons(check, "zero-area-box")[0].startswith("object 1 (disc): corners (5, 5, 5, 5) enclose no area")
     assert reasons(check, "duplicate-across-splits") == ["listed in test, train, trainval"]
@@ -66,7 +68,9 @@ def test_reports_classes_without_training_images(tmp_path: Path) -> None:
     ]
     shutil.copy(root / "JPEGImages/test0.png", root / "JPEGImages/free.png")
     shutil.copy(root / "Annotations/test0.xml", root / "Annotations/free.xml")
-    assert ("JPEGImages/free.png", "unlisted") in kinds_by_path(check_data(root))
+    check = check_data(root)
+    assert ("JPEGImages", "unlisted") in kinds_by_path(check)
+    assert reasons(check, "unlisted")[0].endswith("ImageSets/Main: free")
 
 
 def write_coco(root: Path, **changes: Any) -> Path:
@@ -100,23 +104,27 @@ def test_reports_problems_of_coco_boxes(tmp_path: Path) -> None:
     assert check.layout == "COCO boxes"
     file = "annotations/instances_train.json"
     assert kinds_by_path(check) == [
-        ("annotations/gone.png", "missing"),
+        (file, "bad-annotation"),
         (file, "bad-annotation"),
         (file, "bad-annotation"),
         (file, "bad-annotation"),
         (file, "box-outside"),
-        (file, "no-image"),
+        (file, "missing"),
         (file, "stated-size"),
         (file, "unknown-class"),
         (file, "zero-area-box"),
     ]
-    assert reasons(check, "unknown-class") == ["annotation 2 of a.png: no category has the id 8"]
-    assert reasons(check, "no-image") == ["annotation 3: no image has the id 9"]
-    assert reasons(check, "zero-area-box") == ["annotation 4 of a.png (cat): the bbox [5.0, 5.0, 0.0, 4.0] has no area"]
+    assert reasons(check, "unknown-class") == [
+        "annotation 2 of a.png: category_id: expected the id of a category, got 8"
+    ]
+    assert reasons(check, "zero-area-box") == [
+        "annotation 4 of a.png (cat): bbox (5, 5, 0, 4) (x, y, width, height) has no area; dropped"
+    ]
     assert sorted(reasons(check, "bad-annotation")) == [
         "annotation 5 of a.png (cat): bbox: expected four finite numbers, got [5, 5, 4]",
-        "image 3: b.png is also the file of another image",
-        "images[2]: expected a unique id and a file_name, got {'id': 2, 'file_name': 'a.png'}",
+        "annotations[2]: image_id: expected the id of an image, got 9",
+        "image 3: expected each image once, got b.png, the file of another image",
+        "images[2]: expected a unique image id, got duplicate 2",
     ]
 
 

@@ -1,12 +1,17 @@
 """Layouts, and the images, classes and masks collected from them."""
 
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from sppnet.data.check.run import check_data
+from sppnet.data.formats.segmentation import read_segmentation
+from sppnet.data.formats.table import FORMATS
+from sppnet.data.items import Part, Problems
 from tests.helpers.check_problems import kinds_by_path, reasons
 from tests.helpers.detection_data import write_voc
 from tests.helpers.images import write_classes
@@ -16,7 +21,7 @@ from tests.helpers.segmentation_data import save_mask, write_shapes
 def test_recognizes_layouts(tmp_path: Path) -> None:
     for split in ("train", "val"):
         write_classes(tmp_path / "splits" / split, 1 if split == "val" else 2)
-    (tmp_path / "table.csv").write_text("path,label\nsplits/val/red/0.png,red\n")
+    (tmp_path / "table.csv").write_text("path,label\nsplits/val/red/0.png,red\nsplits/val/blue/0.png,blue\n")
     (tmp_path / "flat").mkdir()
     shutil.copy(tmp_path / "splits/val/red/0.png", tmp_path / "flat")
     write_voc(tmp_path / "voc", 2, 2)
@@ -79,3 +84,70 @@ def test_reports_validation_masks_with_ids_unknown_from_training(tmp_path: Path)
     root = write_shapes(tmp_path / "set", "pairs", 4, (40, 50), class_file=False)
     save_mask(np.full((40, 50), 3, np.uint8), root / "val/masks/val_0_mask.png")
     assert kinds_by_path(check_data(root)) == [("val/masks/val_0_mask.png", "unknown-id")]
+
+
+def test_files_and_folders_that_vanish_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for count, split in enumerate(("test", "val", "train")):
+        write_classes(tmp_path / split, count + 1)
+    known = next(known for known in FORMATS if known.name == "class-folders")
+
+    def read_and_delete(root: Path, split: str | None, source: Path, problems: Problems) -> Part:
+        if split == "val":
+            shutil.rmtree(source / "red")
+        part = known.read(root, split, source, problems)
+        if split == "train":
+            (source / "red/0.png").unlink()
+            shutil.rmtree(root / "test")
+        return part
+
+    changed = known._replace(read=read_and_delete)
+    monkeypatch.setattr("sppnet.data.check.layouts.find_formats", lambda root: [(changed, known.find_splits(root))])
+    check = check_data(tmp_path)
+    assert kinds_by_path(check) == [("test", "missing"), ("train/red/0.png", "missing")]
+    assert check.images == 9 + 4
+
+
+def test_reports_unreadable_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_classes(tmp_path, 1)
+    known = next(known for known in FORMATS if known.name == "class-folders")
+
+    def refuse(root: Path, split: str | None, source: Path, problems: Problems) -> Part:
+        raise PermissionError(13, "Permission denied", str(source / "red"))
+
+    changed = known._replace(read=refuse)
+    monkeypatch.setattr("sppnet.data.check.layouts.find_formats", lambda root: [(changed, known.find_splits(root))])
+    check = check_data(tmp_path)
+    assert kinds_by_path(check) == [("red", "unreadable")]
+    assert reasons(check, "unreadable") == ["cannot be read: Permission denied"]
+
+
+def test_reports_two_formats_of_one_task(tmp_path: Path) -> None:
+    write_shapes(tmp_path / "set", "camvid", 2)
+    write_shapes(tmp_path / "set", "voc", 2)
+    with pytest.raises(ValueError, match="format: expected one of the formats"):
+        read_segmentation(tmp_path / "set", "train")
+    assert (".", "bad-annotation") in kinds_by_path(check_data(tmp_path / "set"))
+
+
+def test_classes_with_spaces_and_unicode_forms_are_one_class(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", 2)
+    (tmp_path / "train/red").rename(tmp_path / "train/b\u00e4r")
+    shutil.copytree(tmp_path / "train", tmp_path / "val")
+    for path in (tmp_path / "val").rglob("*.png"):
+        Image.open(path).rotate(90, expand=True).save(path)
+    (tmp_path / "val/b\u00e4r").rename(tmp_path / "val/ba\u0308r")
+    (tmp_path / "val/blue").rename(tmp_path / "val/Blue")
+    check = check_data(tmp_path)
+    assert kinds_by_path(check) == [("val/Blue", "unknown-class")]
+    assert reasons(check, "unknown-class") == ["no class Blue in train; did you mean blue?"]
+
+
+def test_60000_classes_take_seconds(tmp_path: Path) -> None:
+    root = write_shapes(tmp_path / "set", "pairs", 2, (40, 50))
+    names = "\n".join(f"class {number}" for number in range(60_000))
+    next(root.glob("*class*")).unlink()
+    (root / "classes.txt").write_text(names)
+    started = time.perf_counter()
+    check = check_data(root)
+    assert len(check.classes) == 60_000 * len({count.split for count in check.classes})
+    assert time.perf_counter() - started < 20

@@ -9,9 +9,8 @@ import pytest
 from PIL import Image
 
 from sppnet.cli.main import run
-from sppnet.data.check.items import KINDS
-from sppnet.data.check.run import check_data, kind_of
-from sppnet.errors import ImageError
+from sppnet.data.check.run import check_data
+from sppnet.data.items import KINDS
 from tests.helpers.check_problems import kinds_by_path, reasons
 from tests.helpers.defects import write_defects
 from tests.helpers.images import write_classes
@@ -129,16 +128,3 @@ def test_images_that_differ_in_one_pixel_are_not_duplicates(row: int, tmp_path: 
 
 def test_result_does_not_depend_on_the_number_of_threads(defects: tuple[Path, dict[str, str]]) -> None:
     assert check_data(defects[0], 1) == check_data(defects[0], 4)
-
-
-@pytest.mark.parametrize(
-    ("reason", "kind"),
-    [
-        ("file is damaged: its PNG header cannot be read", "damaged"),
-        ("side too long: 1 x 70000", "too-many-pixels"),
-        ("mode F (floating-point gray) has no fixed range", "unreadable"),
-        ("colors without a class: (1, 2, 3)", "unknown-id"),
-    ],
-)
-def test_maps_loader_errors_to_kinds(reason: str, kind: str) -> None:
-    assert kind_of(ImageError("a.png", reason)) == kind

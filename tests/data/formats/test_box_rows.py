@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sppnet.data.formats.box_rows import READERS, BoxFormat, BoxRow
+from sppnet.data.formats.box_formats import BoxFormat
+from sppnet.data.formats.box_rows import READERS, BoxRow
 from tests.helpers.box_files import write_coco, write_csv, write_jsonl
 
 

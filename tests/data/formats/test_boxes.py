@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sppnet.data.formats.box_rows import BoxFormat, OnBad
+from sppnet.data.formats.box_formats import BoxFormat, OnBad
 from sppnet.data.formats.boxes import BoxFile, read_boxes
 from sppnet.errors import ImageError
 from tests.helpers.annotation_files import write_image

@@ -1,9 +1,12 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from sppnet.data.check.run import check_data
 from sppnet.data.formats.detection import DetectionData, detection_splits, read_detection
+from sppnet.data.formats.masks import SegmentationSample, orient_mask
 from tests.helpers.annotation_files import (
     coco_document,
     object_xml,
@@ -24,9 +27,9 @@ def test_lists_and_selects_splits(tmp_path: Path) -> None:
     for split in ("val", "trainval", "train", "cat_train", "my_set"):
         write_list(tmp_path, split, "a  1\n")
     write_annotation(tmp_path, "a", object_xml("cat", 1, 1, 5, 5))
-    assert detection_splits(tmp_path) == ("train", "val", "my_set", "trainval")
+    assert detection_splits(tmp_path) == ("train", "trainval", "val", "my_set")
     assert names(read_detection(tmp_path, "cat_train")) == [["cat"]]
-    with pytest.raises(ValueError, match=r"split: expected one of train, val, my_set, trainval for .*, got None$"):
+    with pytest.raises(ValueError, match=r"split: expected one of train, trainval, val, my_set for .*, got None$"):
         read_detection(tmp_path)
     with pytest.raises(ValueError, match=r"got 'trian'; did you mean train"):
         read_detection(tmp_path, "trian")
@@ -57,13 +60,32 @@ def test_uses_header_size_without_valid_stated_size(tmp_path: Path, size: tuple[
     assert len(data.problems) == 1
 
 
-def test_boxes_refer_to_the_exif_oriented_image(tmp_path: Path) -> None:
-    write_annotation(tmp_path, "a", object_xml("cat", 1, 1, 30, 40), size=(30, 40))
+@pytest.mark.parametrize("size", [None, (40, 30), (9, 9)])
+def test_boxes_refer_to_the_exif_oriented_image(tmp_path: Path, size: tuple[int, int] | None) -> None:
+    write_annotation(tmp_path, "a", object_xml("cat", 1, 1, 30, 40), size=size)
     write_image(tmp_path / "JPEGImages/a.jpg", orientation=6)
     data = read_detection(tmp_path)
     assert data.samples[0].boxes.tolist() == [[0, 0, 30, 40]]
-    text = r"a\.xml: the stated size is 30 x 40 \(height x width\), but .*a\.jpg has 40 x 30 with its EXIF"
-    assert re.search(text, data.problems[0])
+    text = r"a\.xml: the stated size is 9 x 9 \(height x width\), but .*a\.jpg has 40 x 30 with its EXIF"
+    assert len(data.problems) == (size == (9, 9))
+    assert all(re.search(text, problem) for problem in data.problems)
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_boxes_on_stored_pixels_are_turned_like_masks(tmp_path: Path, orientation: int) -> None:
+    write_annotation(tmp_path, "a", object_xml("cat", 3, 5, 10, 25), size=(30, 40))
+    image = write_image(tmp_path / "JPEGImages/a.jpg", orientation=orientation)
+    data = read_detection(tmp_path)
+    stored = np.zeros((30, 40), np.int16)
+    stored[4:25, 2:10] = 1
+    mask = orient_mask(stored, SegmentationSample(image, image), (40, 30))
+    (box,) = data.samples[0].boxes.int().tolist()
+    filled = np.zeros((40, 30), np.int16)
+    filled[box[1] : box[3], box[0] : box[2]] = 1
+    assert np.array_equal(filled, mask)
+    (problem,) = data.problems
+    assert re.search(r"a\.xml: the stated size 30 x 40 .* is that of .*a\.jpg before its EXIF orientation", problem)
+    assert [problem.kind for problem in check_data(tmp_path).problems] == ["exif-turned", "exif-turned"]
 
 
 def test_uses_stated_size_for_unreadable_image(tmp_path: Path) -> None:
@@ -96,12 +118,17 @@ def test_rejects_paths_without_detection_data(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no data set at .*cell: no such folder or file; did you mean cells"):
         read_detection(tmp_path / "cell")
     for name in ("cells", "note.txt"):
-        with pytest.raises(ValueError, match=rf"root: expected a folder with JPEGImages and Ann.* got .*{name}$"):
+        text = rf"root: expected a data set in one of the formats voc, coco, yolo, got .*{name}, in which no format was"
+        with pytest.raises(ValueError, match=text):
             read_detection(tmp_path / name)
     write_annotation(tmp_path, "a")
     write_json(tmp_path / "annotations/train.json", coco_document())
-    with pytest.raises(ValueError, match=r"root: expected .* but not both, or a \.json file"):
+    with pytest.raises(
+        ValueError, match=r"format: expected one of the formats found in .*, voc, coco, got none; use --f"
+    ):
         read_detection(tmp_path)
+    assert len(read_detection(tmp_path, format="voc").samples) == 1
+    assert detection_splits(tmp_path, "coco") == ("train",)
 
 
 @pytest.mark.skipif(not (DATA / "bccd").is_dir(), reason="needs ../shared/data/bccd")

@@ -13,6 +13,7 @@ from sppnet.data.formats.masks import (
     IGNORE,
     LabelMap,
     SegmentationSample,
+    count_mask,
     count_pixels,
     find_ids,
     format_ranges,
@@ -20,6 +21,7 @@ from sppnet.data.formats.masks import (
     load_pair,
 )
 from sppnet.data.images import load_image
+from sppnet.data.items import Problems
 from sppnet.errors import ImageError
 from tests.helpers.segmentation_data import save_mask
 
@@ -204,3 +206,80 @@ def test_pickles_label_map_without_lookup_tables(tmp_path: Path) -> None:
 def test_formats_ranges() -> None:
     assert format_ranges((255, 1, 0, 2)) == "0 to 2, 255"
     assert format_ranges(()) == ""
+
+
+BLACK_WHITE = {(0, 0, 0): 0, (255, 255, 255): 1}
+RGB_TABLE = {(200, 0, 0): 0, (0, 200, 0): 1, (9, 9, 200): 2}
+
+
+def labels_with(colors: dict[tuple[int, int, int], int], ignore: tuple[int, ...] = (255,)) -> LabelMap:
+    names = tuple("abc"[: 1 + max(colors.values())])
+    return LabelMap(names, {index: index for index in range(len(names))}, ignore, colors)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "1", "I;16", "LA", "RGBA"])
+@pytest.mark.parametrize("flip", [False, True])
+def test_gray_colors_of_a_table_count_in_all_modes(mode: str, flip: bool, tmp_path: Path) -> None:
+    colors = {color: 1 - index if flip else index for color, index in BLACK_WHITE.items()}
+    for pixels in ([[0, 255, 255]], [[0, 0, 0]], [[255, 255, 255]]):
+        gray = Image.fromarray(np.array(pixels, np.uint8))
+        image = gray.convert("RGB").quantize(2) if mode == "P" else gray
+        image = Image.fromarray(np.array(pixels, np.uint16)) if mode == "I;16" else image.convert(mode)
+        image.save(tmp_path / "m.png")
+        expected = [[colors[value, value, value] for value in pixels[0]]]
+        assert load_mask(tmp_path / "m.png", labels_with(colors)).tolist() == expected
+        assert load_mask(tmp_path / "m.png", labels_with(colors, ())).tolist() == expected
+
+
+def test_ids_count_where_the_table_does_not_have_the_gray_levels(tmp_path: Path) -> None:
+    path = save_mask(np.array([[0, 1, 1]], np.uint8), tmp_path / "m.png")
+    assert load_mask(path, labels_with(BLACK_WHITE)).tolist() == [[0, 1, 1]]
+    assert load_mask(path, labels_with(RGB_TABLE)).tolist() == [[0, 1, 1]]
+    with pytest.raises(
+        ImageError, match=r"the value 0 of the mask is the id of the class a, but its color \(0, 0, 0\)"
+    ):
+        load_mask(path, labels_with({(0, 0, 0): 1, (255, 255, 255): 0}))
+
+
+def test_palette_colors_count_where_the_table_has_them(tmp_path: Path) -> None:
+    pixels = np.array([[[9, 9, 200], [9, 9, 200], [0, 200, 0], [200, 0, 0], [9, 9, 200]]], np.uint8)
+    for row in (pixels, pixels[:, :2], pixels[:, 3:]):
+        expected = [[RGB_TABLE[tuple(color)] for color in row[0].tolist()]]
+        Image.fromarray(row).save(tmp_path / "rgb.png")
+        Image.fromarray(row).quantize(8).save(tmp_path / "p.png")
+        for name in ("rgb.png", "p.png"):
+            assert load_mask(tmp_path / name, labels_with(RGB_TABLE)).tolist() == expected
+    # Another palette is only for display.
+    assert load_mask(save_mask(IDS % 3, tmp_path / "d.png", palette=True), labels_with(RGB_TABLE)).max() == 2
+    ignored = np.array([[0, 2, 255]], np.uint8)
+    mask = Image.fromarray(ignored)
+    mask.putpalette([*(200, 0, 0), *(0, 200, 0), *(9, 9, 200), *[7] * 759])
+    mask.save(tmp_path / "p.png")
+    assert load_mask(tmp_path / "p.png", labels_with(RGB_TABLE)).tolist() == [[0, 2, IGNORE]]
+
+
+def test_rejects_palettes_that_contradict_the_table(tmp_path: Path) -> None:
+    mask = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
+    mask.putpalette([*(0, 200, 0), *(5, 5, 5), *(200, 0, 0)])
+    mask.save(tmp_path / "p.png")
+    message = (
+        r"p\.png: the value 0 of the mask is the id of the class a, but its color \(0, 200, 0\) that of the class b"
+    )
+    with pytest.raises(ImageError, match=message) as caught:
+        load_mask(tmp_path / "p.png", labels_with(RGB_TABLE))
+    assert caught.value.kind == "unknown-id"
+    mask = Image.fromarray(np.array([[0, 9]], np.uint8))
+    mask.putpalette([*(200, 0, 0), *[5] * 765])
+    mask.save(tmp_path / "p.png")
+    with pytest.raises(ImageError, match=r"p\.png: colors without a class: \(5, 5, 5\) \(1 pixels\)"):
+        load_mask(tmp_path / "p.png", labels_with(RGB_TABLE))
+
+
+def test_reports_masks_with_one_value(tmp_path: Path) -> None:
+    problems = Problems()
+    Image.new("RGB", (2, 1)).save(tmp_path / "i.png")
+    for ids in ([1, 255], [255, 255], [0, 1]):
+        sample = SegmentationSample(tmp_path / "i.png", save_mask(np.array([ids], np.uint8), tmp_path / "m.png"))
+        count_mask(sample, LABELS, (1, 2), problems)
+    reasons = ["all pixels that count have the class door", "all pixels are ignored"]
+    assert [(problem.kind, problem.reason) for problem in problems] == [("one-value", reason) for reason in reasons]

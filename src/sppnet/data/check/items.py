@@ -1,139 +1,95 @@
 """Images and problems collected during a check."""
 
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from sppnet.data.formats.masks import LabelMap
-from sppnet.data.formats.voc import read_list
-
-# Most severe first. error: unusable or wrong; warning: usable, but probably a mistake; note: the loader handles it.
-KINDS = {
-    "missing": "error",
-    "empty-file": "error",
-    "not-an-image": "error",
-    "truncated": "error",
-    "damaged": "error",
-    "bomb": "error",
-    "too-many-pixels": "error",
-    "unreadable": "error",
-    "bad-annotation": "error",
-    "unknown-class": "error",
-    "zero-area-box": "error",
-    "box-outside": "error",
-    "unknown-id": "error",
-    "mask-size": "error",
-    "duplicate-across-classes": "warning",
-    "duplicate-across-splits": "warning",
-    "duplicate": "warning",
-    "too-small": "warning",
-    "empty-class": "warning",
-    "untrained-class": "warning",
-    "stated-size": "warning",
-    "no-mask": "warning",
-    "no-image": "warning",
-    "no-annotation": "warning",
-    "left-out": "warning",
-    "16-bit": "note",
-    "cmyk": "note",
-    "alpha": "note",
-    "exif-turned": "note",
-    "other-format": "note",
-    "unlisted": "note",
-    "passed-over": "note",
-}
+from sppnet.data.formats.annotations import fit_boxes
+from sppnet.data.formats.classification import class_name
+from sppnet.data.formats.masks import LabelMap, Mask, SegmentationSample, load_mask, orient_mask
+from sppnet.data.formats.table import Format
+from sppnet.data.items import Item, Part, Problems
 
 
-class Problem(NamedTuple):
-    """A problem with a file or folder.
-
-    Attributes:
-        path: path of the file or folder.
-        kind: a key of `KINDS`.
-        reason: description for the user.
-    """
-
-    path: Path
-    kind: str
-    reason: str
-
-    @property
-    def severity(self) -> str:
-        """Severity of the kind: ``error``, ``warning`` or ``note``."""
-        return KINDS[self.kind]
-
-
-class Box(NamedTuple):
-    """An annotated box."""
-
-    name: str  # of the class
-    edges: tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels
-    file: Path
-    where: str  # location in the file, for messages
-
-
-@dataclass
-class Item:
+@dataclass(slots=True)
+class Entry:
     """An image file and its annotations.
 
     Attributes:
         path: path of the image.
         splits: splits that contain the image; empty if the data set has none.
-        label: class of the image, if it has one.
-        boxes: boxes with nonzero area.
-        stated: (height, width) stated by an annotation, and the annotation file.
-        masks: mask files and their label maps; None for an unknown label map.
+        items: annotations by the name of their format.
+        labels: classes of the image, if it has any.
+        label_map: classes of its mask, if it has one.
     """
 
     path: Path
     splits: list[str] = field(default_factory=list)
-    label: str | None = None
-    boxes: list[Box] = field(default_factory=list)
-    stated: tuple[tuple[int, int], Path] | None = None
-    masks: list[tuple[Path, LabelMap | None]] = field(default_factory=list)
+    items: dict[str, Item] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+    label_map: LabelMap | None = None
+
+    def fitted_boxes(self, size: tuple[int, int], problems: Problems) -> list[tuple[str, Sequence[float]]]:
+        """Return class and edges of each box that overlaps the image of (height, width), as for training."""
+        fitted = [pair for item in self.items.values() for pair in fit_boxes(item, size, problems)]
+        return [(box.name, edges) for box, edges in fitted]
+
+    def class_mask(self, size: tuple[int, int]) -> Mask | None:
+        """Decode the mask to class indices; None without a mask.
+
+        Raises:
+            ImageError: the mask cannot be used, or its size is not that of the image.
+        """
+        for item in self.items.values():
+            if item.mask is not None and self.label_map is not None:
+                sample = SegmentationSample(item.path, item.mask)
+                return orient_mask(load_mask(sample.mask, self.label_map), sample, size)
+        return None
+
+
+class Source(NamedTuple):
+    """A split that was read.
+
+    Attributes:
+        known: its format.
+        split: its name; None if the data set has no splits.
+        place: file or folder of the split, for messages.
+        classes: classes that it states; None if they follow from the annotations.
+        labels: classes of its masks, if it has masks.
+    """
+
+    known: Format
+    split: str | None
+    place: Path
+    classes: tuple[str, ...] | None
+    labels: LabelMap | None = None
 
 
 class CheckState:
-    """Images (by path), problems and layouts collected while reading a data set."""
+    """Images (by path), splits, problems and formats collected while reading a data set."""
 
     def __init__(self) -> None:
-        self.items: dict[Path, Item] = {}
-        self.problems: list[Problem] = []
+        self.entries: dict[Path, Entry] = {}
+        self.sources: list[Source] = []
+        self.problems = Problems()
         self.layouts: list[str] = []
 
-    def item(self, path: Path, split: str | None = None, label: str | None = None) -> Item:
-        """Return the item of an image, creating it if needed."""
-        item = self.items.setdefault(path, Item(path, label=label))
-        if split is not None and split not in item.splits:
-            item.splits.append(split)
-        return item
+    def entry(self, path: Path, split: str | None = None) -> Entry:
+        """Return the entry of an image, creating it if needed."""
+        entry = self.entries.get(path)
+        if entry is None:
+            entry = self.entries[path] = Entry(path)
+        if split is not None and split not in entry.splits:
+            entry.splits.append(split)
+        return entry
 
-    def report(self, path: Path, kind: str, reason: str) -> None:
-        """Record a problem."""
-        self.problems.append(Problem(path, kind, reason))
-
-
-def listed_names(file: Path, files: dict[str, list[Path]], gathered: CheckState) -> list[str]:
-    """Return the names in a list without repetitions, or nothing if the list cannot be read."""
-    try:
-        names = read_list(file, files)
-    except ValueError as error:
-        gathered.report(file, "bad-annotation", str(error))
-        return []
-    counts = Counter(names)
-    repeated = [name for name, count in counts.items() if count > 1]
-    if repeated:
-        gathered.report(file, "bad-annotation", f"expected each image once, got repeated names: {', '.join(repeated)}")
-    return list(counts)
-
-
-def has_one_image(name: str, files: dict[str, list[Path]], photos: Path, source: Path, gathered: CheckState) -> bool:
-    """Return whether a name listed in `source` matches exactly one image; otherwise report a problem."""
-    matches = files.get(name, [])
-    if not matches:
-        gathered.report(photos / name, "missing", f"no image of this name, but {source} lists it")
-    elif len(matches) > 1:
-        others = ", ".join(str(path) for path in matches[1:])
-        gathered.report(matches[0], "bad-annotation", f"ambiguous name in {source}: it also matches {others}")
-    return len(matches) == 1
+    def add(self, source: Source, part: Part) -> None:
+        """Add the images of a split; an image in several splits keeps the annotations of the first."""
+        self.sources.append(source)
+        for item in part.items:
+            entry = self.entry(item.path, source.split)
+            entry.items.setdefault(source.known.name, item)
+            entry.labels = entry.labels or tuple(map(class_name, item.labels))
+            if item.mask is not None:
+                entry.label_map = entry.label_map or source.labels

@@ -4,12 +4,11 @@ import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
-from sppnet.data.formats.coco import four_numbers, load_coco, shorten
-
-BoxFormat = Literal["xyxy", "xywh", "xyxy-normalised", "xywh-normalised"]
-OnBad = Literal["raise", "clip", "drop"]
+from sppnet.data.formats.annotations import shorten
+from sppnet.data.formats.box_formats import BoxFormat
+from sppnet.data.formats.coco import four_numbers, load_coco
 
 _IMAGE_COLUMNS = ("image", "path", "file", "file_name")
 _BOX_COLUMNS: dict[tuple[str, ...], BoxFormat] = {("x1", "y1", "x2", "y2"): "xyxy", ("x", "y", "w", "h"): "xywh"}

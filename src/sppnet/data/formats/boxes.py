@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sppnet.data.formats.box_rows import READERS, BoxFormat, BoxRow, OnBad
+from sppnet.data.formats.box_formats import BoxFormat, OnBad
+from sppnet.data.formats.box_rows import READERS, BoxRow
 from sppnet.data.listing import LocalImages, RemoteImages
 from sppnet.errors import ImageError, check_choice, did_you_mean, list_some
 from sppnet.io import remote

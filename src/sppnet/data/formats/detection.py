@@ -1,21 +1,20 @@
-"""Readers of detection data sets in the VOC and COCO layouts."""
+"""Detection data sets in any format, as training and evaluation use them."""
 
 import os
-from array import array
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sppnet.data.formats.annotations import AnnotatedImage, format_numbers
-from sppnet.data.formats.coco import coco_files, read_coco
-from sppnet.data.formats.voc import read_voc, voc_folder, voc_lists, without_class_lists
+from sppnet.data.formats import table, voc
+from sppnet.data.formats.annotations import fit_boxes
 from sppnet.data.images import image_size
-from sppnet.data.splits import default_split, sort_splits
+from sppnet.data.items import Item, Problems
+from sppnet.data.splits import check_exists, default_split
 from sppnet.errors import ImageError, did_you_mean, list_some
 
 _UNKNOWN_SIDE = 1 << 30  # pixels; disables clipping for images whose header cannot be read
@@ -44,8 +43,8 @@ class DetectionData:
     """Images, boxes and classes of a detection data set.
 
     Attributes:
-        root: the folder or the .json file that was read.
-        samples: images in the order of the split's list or the JSON file.
+        root: the folder or file that was read.
+        samples: images in the order of the split's list or file.
         classes: class names, indexed by labels.
         problems: messages about dropped or clipped objects and inconsistent annotations, each with file and object.
     """
@@ -56,24 +55,29 @@ class DetectionData:
     problems: tuple[str, ...]
 
 
-def detection_splits(root: str | os.PathLike[str]) -> tuple[str, ...]:
+def detection_splits(root: str | os.PathLike[str], format: str | None = None) -> tuple[str, ...]:
     """Return the names of the splits of a data set, training first; empty if it has no splits or is not a data set.
 
-    A split is a list ImageSets/Main/SPLIT.txt, or a file annotations/SPLIT.json or annotations/instances_SPLIT.json.
-    Per-class lists such as cat_train.txt are not returned if train.txt exists, but can be read.
+    See `read_detection` for the formats. VOC lists of single classes such as cat_train.txt are not returned if
+    train.txt exists, but can be read.
     """
     root = Path(root)
-    voc = voc_folder(root, "Annotations")
-    return sort_splits(without_class_lists(voc_lists(voc, "Main")) if voc else coco_files(root))
+    found = [splits for known, splits in table.find_formats(root, "detect") if format in (None, known.name)]
+    return tuple(name for splits in found[:1] for name in splits if name is not None)
 
 
-def choose_split(root: str | os.PathLike[str], wanted: str | None, *usual: str) -> str | None:
+def choose_split(
+    root: str | os.PathLike[str],
+    wanted: str | None,
+    *usual: str,
+    format: str | None = None,
+) -> str | None:
     """Return `wanted` if given, else the first existing split among `usual`, or None if there are no splits.
 
     Raises:
         ValueError: if there are splits, `wanted` is None and none of `usual` exists.
     """
-    return default_split(root, detection_splits(root), wanted, *usual)
+    return default_split(root, detection_splits(root, format), wanted, *usual)
 
 
 def read_detection(
@@ -82,6 +86,7 @@ def read_detection(
     classes: Sequence[str] | None = None,
     *,
     more_classes: bool = False,
+    format: str | None = None,
 ) -> DetectionData:
     """Read the images and annotated objects of a detection data set; only the headers of images are read.
 
@@ -90,46 +95,42 @@ def read_detection(
     wrong stated image sizes are listed in ``problems``.
 
     Args:
-        root: data set in one of three layouts.
+        root: data set in one of these formats.
 
             - VOC: a folder with JPEGImages, Annotations/ID.xml and ImageSets/Main/SPLIT.txt, or a folder with a single
-              such folder, VOC* or VOCdevkit/VOC*. Corners are 1-based and inclusive, so the edges are
-              (xmin - 1, ymin - 1, xmax, ymax); objects with equal corners in x or y count as having no area. Without
-              ImageSets/Main, every annotated image is read.
+              such folder, such as VOC*, VOCdevkit/VOC* or TrainVal/VOCdevkit/VOC*. Corners are 1-based and inclusive,
+              so the edges are (xmin - 1, ymin - 1, xmax, ymax); objects with equal corners in x or y count as having
+              no area. Without ImageSets/Main, every annotated image is read.
             - COCO: a folder with annotations/SPLIT.json or annotations/instances_SPLIT.json, and the images in SPLIT,
-              images/SPLIT, images or the folder itself.
-            - A COCO .json file, with the images in the same folders next to it.
+              images/SPLIT, images or the folder itself; or Roboflow's SPLIT/_annotations.coco.json with the images next
+              to it; or a COCO .json file.
+            - YOLO: a folder with data.yaml, or a .yaml file, as Ultralytics describes them; or a folder with
+              images/SPLIT, labels/SPLIT and classes.txt. Images without a label file have no objects.
         split: name of the split to read; required if `detection_splits` returns any, otherwise None.
         classes: class names in label order, such as those of a trained detector. The data may lack some of them. The
-            default is the sorted names of all objects (VOC), or the categories sorted by id (COCO).
+            default is the sorted names of all objects (VOC), or the classes that the data set lists, sorted by id.
         more_classes: append classes of the data that are missing from `classes` instead of raising an error.
+        format: ``voc``, ``coco`` or ``yolo``; None to detect it.
 
     Raises:
-        ValueError: if the data set does not have one of these layouts; the message names the file or object.
+        ValueError: if the data set does not have one of these formats; the message names the file or object.
         OSError: if a folder or file cannot be read.
     """
     root = Path(root)
-    if not root.exists():
-        siblings = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
-        raise ValueError(f"no data set at {root}: no such folder or file{did_you_mean(root.name, siblings)}")
+    check_exists(root)
     if classes is not None and (not classes or len(set(classes)) < len(classes)):
         raise ValueError(f"classes: expected one or more unique names, got {list(classes)}")
-    problems: list[str] = []
-    voc, files = voc_folder(root, "Annotations"), coco_files(root)
-    if (voc is not None and files) or (voc is None and not files and root.suffix.lower() != ".json"):
-        raise ValueError(
-            f"root: expected a folder with JPEGImages and Annotations (VOC) or annotations/*.json (COCO), but not both,"
-            f" or a .json file, got {root}"
-        )
-    if voc:
-        root = voc
-        images = read_voc(voc, _split_file(voc, split, voc_lists(voc, "Main")), problems)
-        known = sorted({item.name for image in images for item in image.objects})
-    else:
-        images, known = read_coco(_split_file(root, split, files) or root, split, problems)
-    _check_images(root, images)
-    label = {name: index for index, name in enumerate(known if classes is None else classes)}
-    unknown = {item.name: item.where for image in images for item in image.objects if item.name not in label}
+    known, splits = table.choose_format(root, "detect", format)
+    problems = Problems()
+    part = known.read(root, split, _source(root, split, known, splits), problems)
+    problems.raise_errors()
+    root = (voc.voc_folder(root, "Annotations") or root) if known.name == "voc" else root
+    images = part.items
+    names = sorted({box.name for image in images for box in image.boxes}) if part.classes is None else part.classes
+    label = {name: index for index, name in enumerate(names if classes is None else classes)}
+    unknown = {
+        box.name: f"{image.file}, {box.where}" for image in images for box in image.boxes if box.name not in label
+    }
     if more_classes:
         label |= {name: index for index, name in enumerate(sorted(unknown), len(label))}
     elif unknown:
@@ -139,67 +140,38 @@ def read_detection(
             f"{did_you_mean(min(unknown), label)}"
         )
     samples = tuple(_sample(image, label, problems) for image in images)
-    return DetectionData(root, samples, tuple(label), tuple(problems))
+    return DetectionData(root, samples, tuple(label), problems.lines())
 
 
-def _split_file(root: Path, split: str | None, files: dict[str, Path]) -> Path | None:
-    if split is None and not files:
-        return None
-    if not files:
+def _source(root: Path, split: str | None, known: table.Format, splits: table.Splits) -> Any:
+    """Return the source of a split."""
+    readable = splits | voc.find_class_lists(root) if known.name == "voc" else splits
+    if split in readable and (split is not None or None in splits):
+        return readable[split]
+    names = [name for name in splits if name is not None]
+    if not names:
         raise ValueError(f"split: expected none for {root}, which has no splits, got {split!r}")
-    if split not in files:
-        names = detection_splits(root)
-        hint = did_you_mean(split, files) if split else ""
-        raise ValueError(f"split: expected one of {', '.join(names)} for {root}, got {split!r}{hint}")
-    return files[split]
+    hint = did_you_mean(split, names) if split else ""
+    raise ValueError(f"split: expected one of {', '.join(names)} for {root}, got {split!r}{hint}")
 
 
-def _check_images(root: Path, images: list[AnnotatedImage]) -> None:
-    if not images:
-        raise ValueError(f"{root}: expected at least one image, got none")
-    duplicates = [str(path) for path, count in Counter(image.path for image in images).items() if count > 1]
-    if duplicates:
-        raise ValueError(f"{root}: expected each image of a split once, got duplicates of {list_some(duplicates)}")
-
-
-def _sample(image: AnnotatedImage, label: dict[str, int], problems: list[str]) -> DetectionSample:
+def _sample(item: Item, label: dict[str, int], problems: Problems) -> DetectionSample:
     """Convert annotations to tensors, with boxes clipped to the image."""
-    height, width = _size(image, problems) if image.objects else (0, 0)
-    boxes, kept = array("f"), []
-    for item in image.objects:
-        x1, y1, x2, y2 = item.edges
-        clipped = array("f", (max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)))
-        empty = clipped[0] >= clipped[2] or clipped[1] >= clipped[3]
-        if empty or max(-x1, -y1, x2 - width, y2 - height) > 1:
-            action = "dropped" if empty else f"clipped to {format_numbers(clipped)}"
-            problems.append(
-                f"{item.where}: box with edges {format_numbers(item.edges)} extends beyond the image of"
-                f" {height} x {width} (height x width); {action}"
-            )
-        if empty:
-            continue
-        boxes.extend(clipped)
-        kept.append(item)
+    fitted = fit_boxes(item, _size(item, problems), problems) if item.boxes else []
     return DetectionSample(
-        image.path,
-        torch.tensor(boxes.tolist(), dtype=torch.float32).reshape(len(kept), 4),
-        torch.tensor([label[item.name] for item in kept], dtype=torch.int64),
-        torch.tensor([item.difficult for item in kept], dtype=torch.bool),
+        item.path,
+        torch.tensor([list(edges) for _, edges in fitted], dtype=torch.float32).reshape(len(fitted), 4),
+        torch.tensor([label[box.name] for box, _ in fitted], dtype=torch.int64),
+        torch.tensor([box.difficult for box, _ in fitted], dtype=torch.bool),
     )
 
 
-def _size(image: AnnotatedImage, problems: list[str]) -> tuple[int, int]:
+def _size(item: Item, problems: Problems) -> tuple[int, int]:
     """Return (height, width) from the image header, since stated sizes are often 0 or ignore the EXIF orientation."""
     try:
-        height, width = image_size(image.path)
+        return item.size or image_size(item.path)
     except ImageError as error:
-        if image.size is None:  # the error is reported when the image is loaded
+        if item.stated is None:  # the error is reported when the image is loaded
             return _UNKNOWN_SIDE, _UNKNOWN_SIDE
-        problems.append(f"{error}; using the size stated in {image.where}")
-        return image.size
-    if image.size not in (None, (height, width)):
-        problems.append(
-            f"{image.where}: the stated size is {image.size[0]} x {image.size[1]} (height x width), but {image.path}"
-            f" has {height} x {width} with its EXIF orientation applied; boxes are read as pixels of the latter"
-        )
-    return height, width
+        problems.report(item.path, "unreadable", f"{error.reason}; using the size stated in {item.where}")
+        return item.stated

@@ -8,18 +8,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int16, Int64, Integer
+from jaxtyping import Int16, Int64
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image
 from torch import Tensor
 
-from sppnet.data.images import MAX_PIXELS, MAX_SIDE, decode_pixels, exif_transpose, image_size, load_image, open_image
+from sppnet.data.formats.mask_values import (
+    ID_COUNT,
+    WHITE,
+    RawMask,
+    decode_mask,
+    format_packed,
+    pack_rgb,
+    raw_ids,
+    read_raw,
+)
+from sppnet.data.images import MAX_PIXELS, MAX_SIDE, exif_transpose, image_size, load_image, open_image
+from sppnet.data.items import Problem, Problems
 from sppnet.errors import ImageError, list_some
 from sppnet.progress import track
 
 IGNORE = -1  # class index of ignored pixels
 _UNKNOWN = -2
-_ID_COUNT = 1 << 16  # masks have up to 16 bits
 
 Colour = tuple[int, int, int]
 Mask = Int16[np.ndarray, "h w"]
@@ -51,8 +61,8 @@ class LabelMap:
 
     @cached_property
     def _by_id(self) -> NDArray[np.int16]:
-        table = np.full(_ID_COUNT, _UNKNOWN, np.int16)
-        table[[value for value in self.ignore if 0 <= value < _ID_COUNT]] = IGNORE
+        table = np.full(ID_COUNT, _UNKNOWN, np.int16)
+        table[[value for value in self.ignore if 0 <= value < ID_COUNT]] = IGNORE
         for value, index in self.ids.items():
             table[value] = index
         return table
@@ -60,11 +70,24 @@ class LabelMap:
     @cached_property
     def _by_color(self) -> tuple[NDArray[np.int32], NDArray[np.int16]]:
         """Packed colors in sorted order, and their class indices."""
-        pairs = sorted((_pack_rgb(color), index) for color, index in (self.colours or {}).items())
+        pairs = sorted((pack_rgb(color), index) for color, index in (self.colours or {}).items())
         return np.array([color for color, _ in pairs], np.int32), np.array([index for _, index in pairs], np.int16)
 
+    @cached_property
+    def has_gray_colors_only(self) -> bool:
+        """Whether all colors are gray, so that gray masks can have all of them."""
+        return bool(self.colours) and all(len(set(color)) == 1 for color in self.colours or ())
+
+    def find_colors(self, pixels: NDArray[np.int32]) -> NDArray[np.int16]:
+        """Return the class index of each packed color, or a value below `IGNORE` for unknown colors."""
+        colors, indices = self._by_color
+        if not len(colors):
+            return np.full(pixels.shape, _UNKNOWN, np.int16)
+        position = np.searchsorted(colors, pixels).clip(max=len(colors) - 1)
+        return np.where(colors[position] == pixels, indices[position], np.int16(_UNKNOWN))
+
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return {field: value for field, value in vars(self).items() if field in self.__dataclass_fields__}
 
 
 def load_mask(
@@ -72,8 +95,13 @@ def load_mask(
 ) -> Int16[np.ndarray, "h w"]:
     """Decode a mask to class indices, with `IGNORE` for ignored pixels; the mask's own EXIF orientation is applied.
 
-    Raw ids are the indices (never the colors) of a palette image, or the values of a gray image of 1, 2, 4, 8 or 16
-    bits. RGB colors are looked up in ``labels.colours``; if that is None, the channels must be equal and are the id.
+    Raw ids are the indices of a palette image, or the values of a gray image of 1, 2, 4, 8 or 16 bits as stored in the
+    file (also in a TIFF in which 0 is white). RGB colors are looked up in ``labels.colours``; if that is None, the
+    channels must be equal and are the id.
+
+    If ``labels.colours`` is given, the colors of palette masks count, too, and so do those of gray masks if all colors
+    in the table are gray, or if a value is not an id. The ids count if the mask has other colors than the table, such
+    as a palette for display.
 
     Args:
         path: mask file.
@@ -82,23 +110,62 @@ def load_mask(
         max_side: limit as in `sppnet.data.images.load_image`.
 
     Raises:
-        ImageError: if the file is missing, empty, truncated, damaged, too large, a JPEG, of an unsupported pixel mode,
-            or has an id or color without a class.
+        ImageError: the file is missing, empty, truncated, damaged, too large, a JPEG, of an unsupported pixel mode, has
+            an id or color without a class, or its ids and colors contradict each other.
     """
-    raw = read_raw(path, max_pixels=max_pixels, max_side=max_side)
-    if raw.ndim == 3 and labels.colours is not None:
-        colors, indices = labels._by_color
-        pixels = _pack_rgb(np.moveaxis(raw, 2, 0).astype(np.int32))
-        position = np.searchsorted(colors, pixels).clip(max=len(colors) - 1)
-        mask = np.where(colors[position] == pixels, indices[position], np.int16(_UNKNOWN))
-        if mask.min() == _UNKNOWN:
-            raise ImageError(str(path), _unknown_colors(pixels[mask == _UNKNOWN]))
-        return mask
-    ids = raw_ids(raw, path)
+    raw = decode_mask(path, max_pixels, max_side)
+    if labels.colours is not None:
+        if raw.values.ndim == 3:
+            pixels = pack_rgb(np.moveaxis(raw.values, 2, 0).astype(np.int32))
+            mask = labels.find_colors(pixels)
+            if mask.min() == _UNKNOWN:
+                raise ImageError(str(path), _unknown_colors(pixels[mask == _UNKNOWN]), "unknown-id")
+            return mask
+        present = np.flatnonzero(np.bincount(raw.values.ravel()))
+        if (by_color := _choose_colors(raw, present, labels, str(path))) is not None:
+            table = np.full(present[-1] + 1, _UNKNOWN, np.int16)
+            table[present] = by_color
+            return table.take(raw.values)
+    ids = raw_ids(raw.values, path)
     mask = labels._by_id.take(ids)
     if mask.min() == _UNKNOWN:
-        raise ImageError(str(path), _unknown_ids(ids[mask == _UNKNOWN], labels))
+        raise ImageError(str(path), _unknown_ids(ids[mask == _UNKNOWN], labels), "unknown-id")
     return mask
+
+
+def _choose_colors(raw: RawMask, present: NDArray[np.int64], labels: LabelMap, path: str) -> NDArray[np.int16] | None:
+    """Return the class index of each value of a mask by its color; None if the value is an id.
+
+    Raises:
+        ImageError: ids and colors contradict each other.
+    """
+    colors = raw.colors(present)
+    by_color, by_id = labels.find_colors(colors), labels._by_id[present]
+    known, usable = by_color != _UNKNOWN, by_id != _UNKNOWN
+    differs = known & usable & (by_color != by_id)
+    shows_colors = labels.has_gray_colors_only or not raw.is_gray(present)
+    if known.all() and (shows_colors or not usable.all() or not (differs & (by_id != IGNORE)).any()):
+        return by_color
+    if usable.all() and not (differs.any() and (shows_colors or known.all())):
+        return None
+    if differs.any():
+        first = int(differs.argmax())
+        by = [_class_of(labels, int(indices[first])) for indices in (by_id, by_color)]
+        raise ImageError(
+            path,
+            f"the value {present[first]} of the mask is the id of {by[0]}, but its color"
+            f" {format_packed(int(colors[first]))} that of {by[1]}; save the mask as RGB with the colors of the class"
+            " file, or give a class file without colors if it holds ids",
+            "unknown-id",
+        )
+    if shows_colors and known.any():
+        counts = np.bincount(raw.values.ravel())[present]
+        raise ImageError(path, _unknown_colors(np.repeat(colors[~known], counts[~known])), "unknown-id")
+    return None
+
+
+def _class_of(labels: LabelMap, index: int) -> str:
+    return "an ignored pixel" if index == IGNORE else f"the class {labels.classes[index]}"
 
 
 def load_pair(sample: SegmentationSample, labels: LabelMap) -> tuple[Image.Image, Mask]:
@@ -136,6 +203,7 @@ def orient_mask(mask: Mask, sample: SegmentationSample, size: tuple[int, int]) -
         str(sample.mask),
         f"mask size: expected {size[0]} x {size[1]} (height x width), the size of its image {sample.path}, got"
         f" {mask.shape[0]} x {mask.shape[1]}",
+        "mask-size",
     )
 
 
@@ -147,11 +215,13 @@ class PixelCounts(NamedTuple):
         shown: number of non-ignored pixels, of any class, in the images that contain each class, for median frequency
             balancing (SegNet, section 3).
         failures: errors of samples that were not counted: unreadable files, different sizes, ids without a class.
+        problems: masks without a boundary between classes.
     """
 
     pixels: Int64[Tensor, " k"]
     shown: Int64[Tensor, " k"]
     failures: list[ImageError]
+    problems: Sequence[Problem] = ()
 
 
 def count_pixels(samples: Sequence[SegmentationSample], labels: LabelMap) -> PixelCounts:
@@ -162,105 +232,78 @@ def count_pixels(samples: Sequence[SegmentationSample], labels: LabelMap) -> Pix
         labels: mapping from ids and colors to classes.
     """
     pixels, shown = np.zeros((2, len(labels.classes)), np.int64)
-    failures = []
+    failures, problems = [], Problems()
     for sample in track(samples, "masks", len(samples)):
         try:
-            mask = orient_mask(load_mask(sample.mask, labels), sample, image_size(sample.path))
+            counts = count_mask(sample, labels, image_size(sample.path), problems)
         except ImageError as error:
             failures.append(error)
             continue
-        counts = np.bincount(mask.ravel() - IGNORE, minlength=1 + len(pixels))[1:]
         pixels += counts
         shown[counts > 0] += counts.sum()
-    return PixelCounts(torch.from_numpy(pixels), torch.from_numpy(shown), failures)
+    return PixelCounts(torch.from_numpy(pixels), torch.from_numpy(shown), failures, problems)
+
+
+def count_mask(
+    sample: SegmentationSample, labels: LabelMap, size: tuple[int, int], problems: Problems
+) -> Int64[np.ndarray, " k"]:
+    """Decode a mask, check its size, and count the pixels of each class.
+
+    Args:
+        sample: files of the mask and its image.
+        labels: mapping from ids and colors to classes.
+        size: (height, width) of the upright image.
+        problems: receives masks of a single class, or without one.
+
+    Raises:
+        ImageError: the mask cannot be used.
+    """
+    mask = orient_mask(load_mask(sample.mask, labels), sample, size)
+    counts = np.bincount(mask.ravel() - IGNORE, minlength=1 + len(labels.classes))[1:]
+    present = np.flatnonzero(counts)
+    if len(present) < 2:
+        text = f"have the class {labels.classes[present[0]]}" if len(present) else "are ignored"
+        problems.report(Path(sample.mask), "one-value", f"all pixels{' that count' * bool(len(present))} {text}")
+    return counts
+
+
+def holds_0_and_255(samples: Sequence[SegmentationSample], labels: LabelMap) -> bool:
+    """Return whether the readable masks hold the ids 0 and 255, or only 255, which could be a class or ignored.
+
+    Reading stops at the first mask with another id, or with a color of the table.
+    """
+    has_white = False
+    for sample in samples:
+        try:
+            raw = decode_mask(sample.mask)
+            ids = raw_ids(raw.values, sample.mask) if raw.values.ndim == 2 or labels.colours is None else None
+        except ImageError:
+            continue
+        present = None if ids is None else np.flatnonzero(np.bincount(ids.ravel()))
+        if present is None or not set(present.tolist()) <= {0, WHITE}:
+            return False
+        if WHITE in present and labels.find_colors(raw.colors(np.array([WHITE])))[0] != _UNKNOWN:
+            return False
+        has_white |= WHITE in present
+    return has_white
 
 
 def find_ids(samples: Sequence[SegmentationSample]) -> tuple[set[int], list[ImageError]]:
     """Collect the raw ids in all masks, and the errors of masks that cannot be read or are in color."""
-    present = np.zeros(_ID_COUNT, bool)
+    is_present = np.zeros(ID_COUNT, bool)
     failures = []
     for sample in track(samples, "ids of the masks", len(samples)):
         try:
-            present[raw_ids(read_raw(sample.mask), sample.mask)] = True
+            is_present[raw_ids(read_raw(sample.mask), sample.mask)] = True
         except ImageError as error:
             failures.append(error)
-    return set(np.flatnonzero(present).tolist()), failures
-
-
-def read_raw(
-    path: str | Path, *, max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE
-) -> Integer[np.ndarray, "h w *rgb"]:
-    """Decode the raw ids of a mask, or its colors if it has three channels.
-
-    Args:
-        path: mask file.
-        max_pixels: limit as in `sppnet.data.images.load_image`.
-        max_side: limit as in `sppnet.data.images.load_image`.
-
-    Raises:
-        ImageError: see `load_mask`.
-    """
-    path = str(path)
-    with open_image(path) as image:
-        if image.format in ("JPEG", "MPO"):
-            raise ImageError(path, "JPEG compression changes the ids of a mask; save masks as PNG")
-        scale = _gray_scale(image)
-        decode_pixels(image, path, max_pixels=max_pixels, max_side=max_side)
-        transposition = exif_transpose(image)
-        pixels = np.asarray(image if transposition is None else image.transpose(transposition))
-        mode = image.mode
-    if mode in ("LA", "RGBA"):
-        if pixels[..., -1].min() < 255:
-            raise ImageError(path, f"the mask has transparent pixels (mode {mode}); save it without an alpha channel")
-        return pixels[..., 0] if mode == "LA" else pixels[..., :3]
-    if mode not in ("1", "L", "P", "RGB") and not mode.startswith("I"):
-        raise ImageError(path, f"mask mode: expected a palette, gray or RGB image, got {mode}; save masks as PNG")
-    if mode.startswith("I") and not 0 <= pixels.min() <= pixels.max() < _ID_COUNT:
-        raise ImageError(path, f"mask ids: expected 0 to {_ID_COUNT - 1}, got {pixels.min()} to {pixels.max()}")
-    return pixels.astype(np.uint8) if mode == "1" else pixels // scale if scale > 1 else pixels
-
-
-def raw_ids(raw: Integer[np.ndarray, "h w *rgb"], path: str | Path) -> Integer[np.ndarray, "h w"]:
-    """Return the raw ids of a mask without using a color table; three equal channels count as gray.
-
-    Args:
-        raw: ids or colors from `read_raw`.
-        path: mask file, for the message.
-
-    Raises:
-        ImageError: if the channels differ.
-    """
-    if raw.ndim == 2:
-        return raw
-    red = raw[..., 0]
-    colored = (raw[..., 1] != red) | (raw[..., 2] != red)
-    if colored.any():
-        raise ImageError(
-            str(path),
-            f"the mask has colors, such as {_format_rgb(raw[colored][0])}, without a color table; give a .csv class"
-            " file with the columns name,r,g,b",
-        )
-    return red
-
-
-def _gray_scale(image: ImageFile.ImageFile) -> int:
-    """Return the factor by which Pillow stretches the values of a gray image of 2 or 4 bits to 0 to 255."""
-    raw_mode = image.tile[0].args if image.tile else None
-    return {"L;2": 85, "L;4": 17}.get(raw_mode if isinstance(raw_mode, str) else "", 1)
-
-
-def _pack_rgb(rgb: Any) -> Any:
-    return rgb[0] << 16 | rgb[1] << 8 | rgb[2]
-
-
-def _format_rgb(rgb: Sequence[int] | NDArray[Any]) -> str:
-    return f"({', '.join(str(int(value)) for value in rgb)})"
+    return set(np.flatnonzero(is_present).tolist()), failures
 
 
 def _unknown_colors(pixels: NDArray[np.int32]) -> str:
     values, counts = np.unique(pixels, return_counts=True)
     colors = list_some(
-        f"{_format_rgb((value >> 16, value >> 8 & 255, value & 255))} ({count} pixels)"
+        f"{format_packed(value)} ({count} pixels)"
         for value, count in zip(values.tolist(), counts.tolist(), strict=True)
     )
     return f"colors without a class: {colors}; to ignore a color, add it to the class file with the id -1"

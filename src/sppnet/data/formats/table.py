@@ -1,0 +1,115 @@
+"""The formats of data sets, and their detection."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from sppnet.data.formats import class_folders, coco, csv, mask_folders, roboflow_classes, voc, yolo
+from sppnet.data.items import Part, Problems
+from sppnet.errors import check_choice
+
+Task = Literal["classify", "detect", "segment"]
+Splits = dict[str | None, Any]
+
+
+class Format(NamedTuple):
+    """A format of data sets.
+
+    Attributes:
+        name: name for ``--format``.
+        title: short description.
+        task: task of its annotations.
+        find_splits: returns the source of each split of a data set, training first; without splits, its only key is
+            None; empty for other formats. It reads no annotations.
+        read: reads a split from its source, and reports all problems.
+    """
+
+    name: str
+    title: str
+    task: Task
+    find_splits: Callable[[Path], Splits]
+    read: Callable[[Path, str | None, Any, Problems], Part]
+
+
+# Class folders are last: folders of splits and of masks look like them.
+FORMATS = (
+    Format("voc", "VOC boxes", "detect", voc.find_splits, voc.read),
+    Format("coco", "COCO boxes", "detect", coco.find_splits, coco.read),
+    Format("yolo", "YOLO boxes", "detect", yolo.find_splits, yolo.read),
+    Format("camvid", "CamVid masks", "segment", mask_folders.find_camvid, mask_folders.read),
+    Format("voc-masks", "VOC masks", "segment", mask_folders.find_voc, mask_folders.read),
+    Format("mask-folders", "folders of images and masks", "segment", mask_folders.find_pairs, mask_folders.read),
+    Format("roboflow-masks", "Roboflow masks", "segment", mask_folders.find_roboflow, mask_folders.read),
+    Format("csv", "CSV file", "classify", csv.find_splits, csv.read),
+    Format("roboflow-classes", "Roboflow classes", "classify", roboflow_classes.find_splits, roboflow_classes.read),
+    Format("class-folders", "class folders", "classify", class_folders.find_splits, class_folders.read),
+)
+FALLBACK = "class-folders"  # only where no other format is found
+
+
+def find_formats(root: Path, task: Task | None = None) -> list[tuple[Format, Splits]]:
+    """Return the formats of a data set with their splits.
+
+    Args:
+        root: data set.
+        task: task of the formats; None for any.
+
+    Raises:
+        ValueError: the files of a format contradict each other.
+        OSError: a folder cannot be read.
+    """
+    others = [known for known in FORMATS if known.name != FALLBACK and (task in (None, "classify", known.task))]
+    found = [(known, splits) for known in others if (splits := known.find_splits(root))]
+    if not found and task in (None, "classify"):
+        fallback = _by_name(FALLBACK)
+        splits = fallback.find_splits(root)
+        found = [(fallback, splits)] if splits else []
+    return [(known, splits) for known, splits in found if task in (None, known.task)]
+
+
+def _by_name(name: str) -> Format:
+    return next(known for known in FORMATS if known.name == name)
+
+
+def choose_format(root: Path, task: Task, name: str | None = None) -> tuple[Format, Splits]:
+    """Return the format of a data set, and its splits.
+
+    Args:
+        root: data set.
+        task: task of the format.
+        name: name of the format; None to detect it.
+
+    Raises:
+        ValueError: the data set has none of the formats of the task, or several.
+        OSError: a folder cannot be read.
+    """
+    names = [known.name for known in FORMATS if known.task == task]
+    if name is not None:
+        check_choice("format", name, names)
+        known = _by_name(name)
+        splits = known.find_splits(root)
+        if not splits:
+            raise ValueError(f"format: expected the format of {root}, got {name}{_describe(root, task)}")
+        return known, splits
+    own = find_formats(root, task)
+    if len(own) == 1:
+        return own[0]
+    if own:
+        got = ", ".join(known.name for known, _ in own)
+        raise ValueError(f"format: expected one of the formats found in {root}, {got}, got none; use --format")
+    raise ValueError(
+        f"root: expected a data set in one of the formats {', '.join(names)}, got {root}{_describe(root, task)}"
+    )
+
+
+def _describe(root: Path, task: Task) -> str:
+    """Return what was found instead, for a message."""
+    try:
+        formats = find_formats(root)
+    except ValueError as error:  # of another task
+        return f"; {error}"
+    if not formats:
+        return ", in which no format was recognized"
+    text = ", ".join(f"{known.name} ({known.title})" for known, _ in formats)
+    other = formats[0][0].task
+    return f", which is {text}" + ("" if other == task else f"; use sppnet train {other}")
