@@ -113,7 +113,7 @@ def test_train_prints_validation_scores_and_interruptions(
     command = ["train", "detect", "VOC", "--out", str(tmp_path / "RUN"), "--val", "test"]
     assert run(command) == 0
     out, err = capsys.readouterr()
-    assert calls == [{"split": None, "val": "test", "resume": False}]
+    assert calls == [{"split": None, "val": "test", "resume": False, "format": None}]
     assert "AP50 50.0 %, AP50:95 25.0 %" in out
     assert "RUN is ready after 7 s" in out
     assert "a problem" in err

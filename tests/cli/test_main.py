@@ -23,7 +23,7 @@ from sppnet.errors import ImageError
         (["train", "classify", "{}/nowhere", "--out", "{}/r"], "no data set at"),
         (
             ["train", "classify", "{data}/train/red", "--out", "{}/r"],
-            "expected a folder of class folders, got 4 images",
+            "train/red, a folder of 4 images, 0 other files and 0 folders",
         ),
         (["train", "classify", "{data}", "--out", "{}/r", "--backbone", "resnet81"], "got 'resnet81'; did you mean "),
         (

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from sppnet.data.formats import class_folders, coco, csv, mask_folders, roboflow_classes, voc, yolo
+from sppnet.data.images import image_extensions
 from sppnet.data.items import Part, Problems
+from sppnet.data.splits import is_system_file, list_folders
 from sppnet.errors import check_choice
 
 Task = Literal["classify", "detect", "segment"]
@@ -109,7 +111,16 @@ def _describe(root: Path, task: Task) -> str:
     except ValueError as error:  # of another task
         return f"; {error}"
     if not formats:
-        return ", in which no format was recognized"
+        return f", {_contents(root)}"
     text = ", ".join(f"{known.name} ({known.title})" for known, _ in formats)
     other = formats[0][0].task
     return f", which is {text}" + ("" if other == task else f"; use sppnet train {other}")
+
+
+def _contents(root: Path) -> str:
+    if not root.is_dir():
+        return f"a file with the extension {root.suffix or 'none'}"
+    extensions = image_extensions()
+    files = [path for path in root.iterdir() if path.is_file() and not is_system_file(path.name)]
+    images = sum(path.suffix.lower() in extensions for path in files)
+    return f"a folder of {images} images, {len(files) - images} other files and {len(list_folders(root))} folders"
