@@ -167,14 +167,19 @@ def evaluate(model: "Detector", arguments: Namespace) -> int:
 
 
 def predict(model: "Detector", arguments: Namespace) -> int:
-    """Detect objects, draw and print them per image, and return 0, or 1 if an image could not be read."""
+    """Detect objects, draw or write them and print them per image, and return 0, or 1 if an image could not be read."""
     from sppnet.data.images import load_image
     from sppnet.detect.classic.compress import compress
+    from sppnet.detect.writers import check_folder, write_predictions
     from sppnet.inference.results import Failure
 
+    folder = Path(arguments.out) if arguments.out else None
+    if arguments.format:
+        if folder is None:
+            raise ValueError("out: expected a folder with --format, got none; set --out DIR")
+        check_folder(folder, arguments.format)
     paths, failures = find_images(arguments.images)
     model = compress(model, arguments.svd or (), arguments.head_dtype)
-    folder = Path(arguments.out) if arguments.out else None
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
     cache = Path(arguments.cache) / "proposals" if arguments.cache else None
@@ -183,12 +188,15 @@ def predict(model: "Detector", arguments: Namespace) -> int:
     taken = {path.resolve() for path in paths}  # no picture replaces an image
     if folder and folder.resolve() in {path.parent for path in taken}:
         taken |= {path.resolve() for path in folder.iterdir()}
+    written = []
     for path, result in zip(paths, results, strict=True):
         if isinstance(result, Failure):
             failures.append(result.error)
             continue
         content = result.to_dict()
-        if folder:
+        if arguments.format:
+            written.append(result)
+        elif folder:
             picture = _free_path(folder / path.stem, taken)
             result.draw(load_image(path)).save(picture, quality=90)
             content["files"] = {"picture": str(picture)}
@@ -198,6 +206,9 @@ def predict(model: "Detector", arguments: Namespace) -> int:
             for detected in content["objects"]:
                 box = " ".join(f"{edge:.1f}" for edge in detected["box"])
                 sys.stdout.write(f"{path}\t{detected['label']}\t{detected['score']:.3f}\t{box}\n")
+    if folder and arguments.format:
+        write_predictions(written, folder, arguments.format, model.config.classes)
+        message(f"predictions written to {folder}")
     list_failures(failures)
     return 1 if failures else 0
 

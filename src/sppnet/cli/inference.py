@@ -1,7 +1,7 @@
 """`sppnet evaluate` and `sppnet predict`: score a run on annotated images or apply it to new ones."""
 
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import Namespace
 
@@ -27,6 +27,7 @@ _TASK_OPTIONS: dict[str, tuple[tuple[str, ...], Any]] = {
     "workers": (("detect",), 2),
     "svd": (("detect",), None),
     "head_dtype": (("detect",), "float32"),
+    "format": (("detect",), None),
     "ignore": (("segment",), None),
     "classes": (("segment",), None),
     "write": (("segment",), "palette,overlay"),
@@ -68,7 +69,7 @@ def predict_parser() -> CommandParser:
     _add_run(parser)
     parser.option("data", "images", "image files or folders", nargs="+")
     parser.option("output", "--json", "print one JSON object per image and nothing else", False, action="store_true")
-    text = "output folder: pictures of detectors, masks of segmenters, or all results with --engine ray"
+    text = "output folder: pictures or --format of detectors, masks of segmenters, or all results with --engine ray"
     parser.option("output", "--out", text, type=str | None, metavar="DIR")
     _add_classifier_options(parser)
     text = "images per batch; does not change the results"
@@ -76,6 +77,9 @@ def predict_parser() -> CommandParser:
     _add_detector_options(parser)
     text = "lowest score to report; default: -0.5 for SVM scores, 0.5 for softmax scores"
     parser.option("detectors", "--min-score", text, type=float | None, metavar="SCORE")
+    text = "files to write to --out instead of pictures, in the format coco, yolo, csv or voc; default: none"
+    kind = Literal["coco", "yolo", "csv", "voc"] | None
+    parser.option("detectors", "--format", text, type=kind, metavar="NAME")
     _add_segmenter_options(parser)
     text = "files to write: palette, overlay, probabilities"
     parser.option("segmenters", "--write", text, _TASK_OPTIONS["write"][1], metavar="FILES")
@@ -133,6 +137,8 @@ def evaluate(arguments: Namespace) -> int:
 
 def predict(arguments: Namespace) -> int:
     """Predict for images and return the exit code."""
+    if arguments.format and arguments.engine == "ray":
+        raise ValueError(f"format: expected no value with --engine ray, got {arguments.format}")
     if arguments.engine == "ray":
         return engine.predict(arguments, check_task_options)
     engine.check_engine_options(arguments)
@@ -165,7 +171,8 @@ def check_task_options(arguments: Namespace, task: str) -> None:
         )
     for name, (tasks, default) in _TASK_OPTIONS.items():
         ray_output = name == "out" and arguments.get("engine") == "ray"  # legal for every task
-        if task not in tasks and not ray_output and arguments.get(name, default) != default:
+        data_format = name == "format" and "data" in arguments  # of evaluate
+        if task not in tasks and not ray_output and not data_format and arguments.get(name, default) != default:
             option, expected = name.replace("_", "-"), " or ".join(NOUNS[other] for other in tasks)
             raise ValueError(
                 f"{option}: expected a {expected}, got a {NOUNS[task]} in {arguments.run}; omit --{option}"
