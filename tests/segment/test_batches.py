@@ -78,7 +78,7 @@ def test_last_batch_may_be_a_single_image(shapes: SegmentationData, backbone: Ba
 
 
 def test_skips_and_reports_unreadable_files(shapes: SegmentationData, backbone: Backbone) -> None:
-    shapes.samples[0].mask.unlink()
+    Path(str(shapes.samples[0].mask)).unlink()
     shapes.samples[1].path.write_bytes(b"")
     batches = MaskBatches(shapes, backbone, SIZE, 7, 0, 0)
     ((_, y, failures),) = batches.epoch(0, 0)

@@ -212,7 +212,7 @@ def test_mosaic_legend_lists_only_classes_that_occur(data: SegmentationData, tmp
     colors = ((9, 99, 199), (9, 199, 99), (199, 9, 99))
     for value, expected in ((0, {0}), (2, {0, 2})):
         for sample in data.samples:
-            Image.new("L", (80, 64), value).save(sample.mask)
+            Image.new("L", (80, 64), value).save(str(sample.mask))
         write_mosaic(create_evaluation(data, 0.1, 0.2, 0.3), data, predict_background, tmp_path, colors)
         shown = pixels(tmp_path / "best.png")
         assert {index for index, color in enumerate(colors) if (shown == color).all(2).any()} == expected

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -206,7 +207,9 @@ def _check_batches(model: Segmenter, options: SegmentOptions, images: int) -> No
 def _fingerprint(data: SegmentationData) -> list[str]:
     """List the training inputs other than pixels; they must be unchanged when a training is resumed."""
     labels = data.labels
-    names = [f"{sample.path.relative_to(data.root)} {sample.mask.relative_to(data.root)}" for sample in data.samples]
+    prefix = f"{data.root}{os.sep}"  # files of polygon data sets can be outside the root
+    pairs = [(str(sample.path), str(sample.mask)) for sample in data.samples]
+    names = [f"{path.removeprefix(prefix)} {mask.removeprefix(prefix)}" for path, mask in pairs]
     ids, colors = sorted(labels.ids.items()), sorted((labels.colours or {}).items())
     return [*names, f"{labels.classes} {ids} {labels.ignore} {colors}"]
 

@@ -118,7 +118,9 @@ def test_rejects_paths_without_detection_data(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no data set at .*cell: no such folder or file; did you mean cells"):
         read_detection(tmp_path / "cell")
     for name in ("cells", "note.txt"):
-        text = rf"root: expected a data set in one of the formats voc, coco, yolo, got .*{name}, in which no format was"
+        text = (
+            rf"root: expected a data set in one of the formats voc, coco, yolo, got .*{name}, a (folder of|file with)"
+        )
         with pytest.raises(ValueError, match=text):
             read_detection(tmp_path / name)
     write_annotation(tmp_path, "a")

@@ -21,7 +21,7 @@ DATA = Path(__file__).parents[3] / "../shared/data"
 def names(data: SegmentationData) -> list[tuple[str, str]]:
     """Return the files of the samples, relative to the root."""
     return [
-        (sample.path.relative_to(data.root).as_posix(), sample.mask.relative_to(data.root).as_posix())
+        (sample.path.relative_to(data.root).as_posix(), Path(str(sample.mask)).relative_to(data.root).as_posix())
         for sample in data.samples
     ]
 

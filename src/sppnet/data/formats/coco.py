@@ -89,8 +89,8 @@ def read(root: Path, split: str | None, source: Path, problems: Problems) -> Par
     """
     known = len(problems)
     coco = parse(source, problems)
-    names = _drop_supercategory(source, coco, problems)
-    items = _find_images(source, split, coco.images, problems)
+    names = class_names(source, coco, problems)
+    items = find_images(source, split, coco.images, problems)
     boxes: dict[Key, list[Box]] = {key: [] for key in coco.images}
     for number, entry in enumerate(coco.annotations):
         key = entry["image_id"]
@@ -133,7 +133,7 @@ def parse(file: Path, problems: Problems) -> Coco:
     categories: dict[Key, str] = {}
     first: dict[str, int] = {}
     for number, entry in enumerate(lists["categories"]):
-        where, key, name = f"categories[{number}]", _key(entry.get("id")), entry.get("name")
+        where, key, name = f"categories[{number}]", id_of(entry.get("id")), entry.get("name")
         if key is None or not isinstance(name, str) or not name.strip():
             problems.report(file, "bad-annotation", f"{where}: expected an id and a name, got {shorten(entry)}")
         elif key in categories:
@@ -149,7 +149,7 @@ def parse(file: Path, problems: Problems) -> Coco:
     report_similar(first, file, problems)
     images: dict[Key, dict[str, Any]] = {}
     for number, entry in enumerate(lists["images"]):
-        where, key = f"images[{number}]", _key(entry.get("id"))
+        where, key = f"images[{number}]", id_of(entry.get("id"))
         if key is None or not isinstance(entry.get("file_name"), str):
             problems.report(file, "bad-annotation", f"{where}: expected an id and a file_name, got {shorten(entry)}")
         elif key in images:
@@ -158,7 +158,7 @@ def parse(file: Path, problems: Problems) -> Coco:
             images[key] = entry
     annotations = []
     for number, entry in enumerate(lists["annotations"]):
-        key = _key(entry.get("image_id"))
+        key = id_of(entry.get("image_id"))
         if key is None or key not in images:
             reason = (
                 f"annotations[{number}]: image_id: expected the id of an image, got {shorten(entry.get('image_id'))}"
@@ -172,11 +172,12 @@ def parse(file: Path, problems: Problems) -> Coco:
     return Coco(images, annotations, categories, frozenset(name for name in groups if isinstance(name, str)))
 
 
-def _key(value: object) -> Key | None:
+def id_of(value: object) -> Key | None:
+    """Return a JSON value if it is a legal id, else None."""
     return value if isinstance(value, int | str) else None
 
 
-def _drop_supercategory(file: Path, coco: Coco, problems: Problems) -> list[str]:
+def class_names(file: Path, coco: Coco, problems: Problems) -> list[str]:
     """Return the class names by id, without Roboflow's unused category 0 that only groups the others."""
     order = sorted(coco.categories, key=lambda key: (isinstance(key, str), key))
     name = coco.categories.get(0)
@@ -198,7 +199,7 @@ def _image_folders(file: Path, split: str | None) -> Iterable[Path]:
     return dict.fromkeys((base / split, base / "images" / split, base / "images", base, file.parent))
 
 
-def _find_images(
+def find_images(
     file: Path, split: str | None, entries: dict[Key, dict[str, Any]], problems: Problems
 ) -> dict[Key, Item]:
     """Return the images whose files exist, and report the others and repeated files."""
@@ -240,7 +241,7 @@ def _close_name(file: Path, split: str | None, name: str) -> str:
 
 def _box(file: Path, entry: dict[str, Any], where: str, names: dict[Key, str], problems: Problems) -> Box | None:
     """Return the box of an annotation, or report what is wrong with it."""
-    category, flag = _key(entry.get("category_id")), entry.get("iscrowd", 0)
+    category, flag = id_of(entry.get("category_id")), entry.get("iscrowd", 0)
     if category is None or category not in names:
         reason = f"{where}: category_id: expected the id of a category, got {shorten(entry.get('category_id'))}"
         problems.report(file, "unknown-class", reason)

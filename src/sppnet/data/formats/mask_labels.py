@@ -63,10 +63,16 @@ def find_labels(
         ValueError: the data set has classes that are not in `names`.
         OSError: a file cannot be read.
     """
-    source: MaskSource = splits[split]
     count, samples = len(problems), mask_samples(part)
     if not samples:  # reported by the reader
         return None
+    if part.classes is not None:  # polygons
+        rows = rows_from_names(part.classes) if class_file is None else parse_class_file(class_file, problems)
+        if any(problem.kind in FATAL for problem in problems[count:]):
+            return None
+        labels = label_map(rows, ignore, ())
+        return labels if names is None else reorder(labels, names, root)
+    source: MaskSource = splits[split]
     if class_file is None:
         try:
             class_file = find_class_file(root, source.root, source.images)

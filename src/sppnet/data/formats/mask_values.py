@@ -11,6 +11,7 @@ from jaxtyping import Integer
 from numpy.typing import NDArray
 from PIL import ImageFile
 
+from sppnet.data.formats.polygons import PolygonMask
 from sppnet.data.headers import raw_mode
 from sppnet.data.images import MAX_PIXELS, MAX_SIDE, decode_pixels, exif_transpose, open_image
 from sppnet.errors import ImageError
@@ -48,8 +49,10 @@ class RawMask:
         return self.palette is None or bool((self.colors(ids) == ids * 0x010101).all())
 
 
-def decode_mask(path: str | Path, max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE) -> RawMask:
+def decode_mask(path: str | Path | PolygonMask, max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE) -> RawMask:
     """Decode the ids and colors of a mask; see `read_raw`."""
+    if isinstance(path, PolygonMask):
+        return RawMask(path.rasterize(max_pixels, max_side))
     path = str(path)
     with open_image(path) as image:
         if image.format in ("JPEG", "MPO"):
@@ -78,12 +81,12 @@ def decode_mask(path: str | Path, max_pixels: int = MAX_PIXELS, max_side: int = 
 
 
 def read_raw(
-    path: str | Path, *, max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE
+    path: str | Path | PolygonMask, *, max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE
 ) -> Integer[np.ndarray, "h w *rgb"]:
     """Decode the raw ids of a mask, or its colors if it has three channels.
 
     Args:
-        path: mask file.
+        path: mask file, or polygons.
         max_pixels: limit as in `sppnet.data.images.load_image`.
         max_side: limit as in `sppnet.data.images.load_image`.
 
@@ -93,7 +96,7 @@ def read_raw(
     return decode_mask(path, max_pixels, max_side).values
 
 
-def raw_ids(raw: Integer[np.ndarray, "h w *rgb"], path: str | Path) -> Integer[np.ndarray, "h w"]:
+def raw_ids(raw: Integer[np.ndarray, "h w *rgb"], path: str | Path | PolygonMask) -> Integer[np.ndarray, "h w"]:
     """Return the raw ids of a mask without using a color table; three equal channels count as gray.
 
     Args:

@@ -23,6 +23,7 @@ from sppnet.data.formats.mask_values import (
     raw_ids,
     read_raw,
 )
+from sppnet.data.formats.polygons import PolygonMask
 from sppnet.data.images import MAX_PIXELS, MAX_SIDE, exif_transpose, image_size, load_image, open_image
 from sppnet.data.items import Problem, Problems
 from sppnet.errors import ImageError, list_some
@@ -37,10 +38,10 @@ Mask = Int16[np.ndarray, "h w"]
 
 @dataclass(frozen=True)
 class SegmentationSample:
-    """An image file and its mask file."""
+    """An image file and its mask: a file, or polygons and run-length encodings."""
 
     path: Path
-    mask: Path
+    mask: Path | PolygonMask
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class LabelMap:
 
 
 def load_mask(
-    path: str | Path, labels: LabelMap, *, max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE
+    path: str | Path | PolygonMask, labels: LabelMap, *, max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE
 ) -> Int16[np.ndarray, "h w"]:
     """Decode a mask to class indices, with `IGNORE` for ignored pixels; the mask's own EXIF orientation is applied.
 
@@ -104,7 +105,7 @@ def load_mask(
     as a palette for display.
 
     Args:
-        path: mask file.
+        path: mask file, or polygons.
         labels: mapping from ids and colors to classes.
         max_pixels: limit as in `sppnet.data.images.load_image`.
         max_side: limit as in `sppnet.data.images.load_image`.
@@ -263,7 +264,7 @@ def count_mask(
     present = np.flatnonzero(counts)
     if len(present) < 2:
         text = f"have the class {labels.classes[present[0]]}" if len(present) else "are ignored"
-        problems.report(Path(sample.mask), "one-value", f"all pixels{' that count' * bool(len(present))} {text}")
+        problems.report(Path(str(sample.mask)), "one-value", f"all pixels{' that count' * bool(len(present))} {text}")
     return counts
 
 

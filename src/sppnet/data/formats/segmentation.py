@@ -93,6 +93,7 @@ def read_segmentation(
               like its image, optionally with the suffix _mask, _L or _label. Splits are SPLIT/images and SPLIT/masks,
               or images/SPLIT and masks/SPLIT.
             - Roboflow's export of masks: SPLIT/_classes.csv, and a.jpg and a_mask.png next to it.
+            - COCO or YOLO with polygons, if it has no masks in files; the classes are background and those of the data.
         split: name of the split to read; required if `segmentation_splits` returns any, otherwise None.
         classes: class names in index order, such as those of a trained network, or the path of a class file. Names
             are matched to the classes of the data, which may lack some of them; if the data have no class names, they

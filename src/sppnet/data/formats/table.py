@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from sppnet.data.formats import class_folders, coco, csv, mask_folders, roboflow_classes, voc, yolo
+from sppnet.data.formats import class_folders, coco, csv, mask_folders, polygon_sets, roboflow_classes, voc, yolo
 from sppnet.data.images import image_extensions
 from sppnet.data.items import Part, Problems
 from sppnet.data.splits import is_system_file, list_folders
@@ -22,7 +22,7 @@ class Format(NamedTuple):
         title: short description.
         task: task of its annotations.
         find_splits: returns the source of each split of a data set, training first; without splits, its only key is
-            None; empty for other formats. It reads no annotations.
+            None; empty for other formats. It parses no annotations.
         read: reads a split from its source, and reports all problems.
     """
 
@@ -42,11 +42,14 @@ FORMATS = (
     Format("voc-masks", "VOC masks", "segment", mask_folders.find_voc, mask_folders.read),
     Format("mask-folders", "folders of images and masks", "segment", mask_folders.find_pairs, mask_folders.read),
     Format("roboflow-masks", "Roboflow masks", "segment", mask_folders.find_roboflow, mask_folders.read),
+    Format("coco-masks", "COCO masks", "segment", polygon_sets.find_coco, polygon_sets.read_coco),
+    Format("yolo-masks", "YOLO masks", "segment", polygon_sets.find_yolo, polygon_sets.read_yolo),
     Format("csv", "CSV file", "classify", csv.find_splits, csv.read),
     Format("roboflow-classes", "Roboflow classes", "classify", roboflow_classes.find_splits, roboflow_classes.read),
     Format("class-folders", "class folders", "classify", class_folders.find_splits, class_folders.read),
 )
 FALLBACK = "class-folders"  # only where no other format is found
+_POLYGONS = ("coco-masks", "yolo-masks")  # the same for segmentation; for other tasks, such data are boxes
 
 
 def find_formats(root: Path, task: Task | None = None) -> list[tuple[Format, Splits]]:
@@ -60,9 +63,12 @@ def find_formats(root: Path, task: Task | None = None) -> list[tuple[Format, Spl
         ValueError: the files of a format contradict each other.
         OSError: a folder cannot be read.
     """
-    others = [known for known in FORMATS if known.name != FALLBACK and (task in (None, "classify", known.task))]
+    last = (FALLBACK, *_POLYGONS)
+    others = [known for known in FORMATS if known.name not in last and (task in (None, "classify", known.task))]
     found = [(known, splits) for known in others if (splits := known.find_splits(root))]
-    if not found and task in (None, "classify"):
+    if not found and task == "segment":
+        found = [(known, splits) for known in map(_by_name, _POLYGONS) if (splits := known.find_splits(root))]
+    elif not found and task in (None, "classify"):
         fallback = _by_name(FALLBACK)
         splits = fallback.find_splits(root)
         found = [(fallback, splits)] if splits else []
