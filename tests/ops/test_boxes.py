@@ -85,3 +85,11 @@ def test_mirrored_box_contains_the_mirrored_object() -> None:
     ((x1, y1, x2, y2),) = mirror(torch.tensor([[2.0, 1, 6, 4]]), 9).long().tolist()
     assert (x1, y1, x2, y2) == (3, 1, 7, 4)
     assert image.flip(2)[:, y1:y2, x1:x2].sum() == image.sum() == 12
+
+
+def test_overlaps_of_tiny_boxes() -> None:
+    box = torch.tensor([[0.0, 0.0, 1e-7, 1e-7]])
+    half = torch.tensor([[0.0, 0.0, 1e-7, 5e-8]])
+    assert overlaps(box, box).item() == 1
+    assert overlaps(box, half).item() == pytest.approx(0.5)
+    assert overlaps(torch.zeros(1, 4), torch.zeros(1, 4)).item() == 0

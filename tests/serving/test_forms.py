@@ -2,7 +2,7 @@
 
 from fastapi.testclient import TestClient
 
-from tests.helpers.web_clients import post, refusal
+from tests.helpers.web_clients import photograph, post, refusal
 
 pytest_plugins = ("tests.helpers.web_clients",)
 
@@ -33,3 +33,13 @@ def test_rejects_missing_files_and_other_methods(classify: TestClient) -> None:
     assert refusal(classify.get("/v1/predict"), 405, "bad_method") == "Method Not Allowed; expected POST"
     assert "curl -F image=@photo.jpg" in refusal(classify.post("/v1/predict"), 400, "bad_request")
     assert "image" in refusal(classify.post("/v1/predict", data={"image": "http://x.org/a.png"}), 400, "bad_request")
+
+
+def test_rejects_repeated_fields(classify: TestClient) -> None:
+    image = ("image", ("a.png", photograph(40, 60), "image/png"))
+    for files, name in (
+        ([image, image], "image"),
+        ([image, ("resize", (None, "native")), ("resize", (None, "warp"))], "resize"),
+    ):
+        message = refusal(classify.post("/v1/predict", files=files), 400, "bad_option")
+        assert message == f"{name}: expected the form field once, got it 2 times"

@@ -26,7 +26,7 @@ def overlaps(a: Float[Tensor, "k 4"], b: Float[Tensor, "n 4"]) -> Float[Tensor, 
     high = torch.minimum(a[:, None, 2:], b[None, :, 2:])
     intersection = areas(torch.cat((low, high), dim=2))
     union = areas(a)[:, None] + areas(b)[None] - intersection
-    return (intersection / union.clamp(min=1e-12)).float()
+    return (intersection / union.masked_fill(union == 0, 1)).float()
 
 
 def encode(proposals: Float[Tensor, "k 4"], targets: Float[Tensor, "k 4"]) -> Float[Tensor, "k 4"]:

@@ -1,5 +1,6 @@
 """Validation of form fields, and error responses."""
 
+from collections import Counter
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -25,11 +26,15 @@ def forbid_extra_fields(app: FastAPI) -> None:
 
 
 async def reject_unknown_fields(request: Request) -> None:
-    """Refuse query parameters and unknown form fields instead of ignoring them."""
+    """Refuse query parameters, and unknown and repeated form fields, instead of ignoring them."""
     known = [field.alias for field in request.scope["route"].dependant.body_params]
     for name in request.query_params:
         raise Refusal("bad_option", f"{name[:80]}: expected a form field, got a query parameter")
-    for name in set(await request.form()) - set(known):
+    counts = Counter(name for name, _ in (await request.form()).multi_items())
+    for name, count in counts.items():
+        if count > 1:
+            raise Refusal("bad_option", f"{name[:80]}: expected the form field once, got it {count} times")
+    for name in counts.keys() - set(known):
         raise Refusal("bad_option", f"form: expected only the fields {', '.join(known)}, got {name[:80]!r}")
 
 
