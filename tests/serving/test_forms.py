@@ -1,5 +1,7 @@
 """Validation of form fields, and error responses for invalid ones."""
 
+from typing import Any
+
 from fastapi.testclient import TestClient
 
 from tests.helpers.web_clients import photograph, post, refusal
@@ -36,7 +38,11 @@ def test_rejects_missing_files_and_other_methods(classify: TestClient) -> None:
 
 
 def test_rejects_repeated_fields(classify: TestClient) -> None:
-    image = ("image", photograph(40, 60))
-    for files, name in (([image, image], "image"), ([image, ("resize", b"native"), ("resize", b"warp")], "resize")):
+    image = ("image", ("a.png", photograph(40, 60), "image/png"))
+    repeated: list[tuple[list[Any], str]] = [
+        ([image, image], "image"),
+        ([image, ("resize", (None, "native")), ("resize", (None, "warp"))], "resize"),
+    ]
+    for files, name in repeated:
         message = refusal(classify.post("/v1/predict", files=files), 400, "bad_option")
         assert message == f"{name}: expected the form field once, got it 2 times"
