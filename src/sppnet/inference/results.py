@@ -1,5 +1,6 @@
 """Results shared by all tasks."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ OnError = Literal["raise", "skip"]
 
 
 @dataclass(frozen=True, repr=False)
-class Result:
+class Result(ABC):
     """Base class of the results of all tasks: what was found in one image.
 
     Attributes:
@@ -29,21 +30,21 @@ class Result:
         height, width = self.size
         return f"{type(self).__name__}({self.source!r}, {height} x {width}: {self._summary()})"
 
+    @abstractmethod
     def _summary(self) -> str:
         """Describe what was found, for the representation."""
-        raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON types."""
         return {"source": self.source, "size": list(self.size)}
 
+    @abstractmethod
     def draw(self, image: Image.Image) -> Image.Image:
         """Return a copy of the image with the result drawn on it.
 
         Args:
             image: RGB image of the size of the result, see :func:`sppnet.data.images.load_image`.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
