@@ -5,6 +5,7 @@ import os
 import struct
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -337,3 +338,13 @@ def test_image_extensions() -> None:
     extensions = image_extensions()
     assert {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".webp", ".ppm", ".mpo"} <= extensions
     assert not {".pdf", ".eps", ".mpg", ".h5", ".wmf", ".txt", ""} & extensions
+
+
+def test_threads_can_decode_the_same_image_object() -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 800, 3), dtype=np.uint8)).save(file, "JPEG")
+    expected = load_image(file.getvalue()).tobytes()
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            image = Image.open(io.BytesIO(file.getvalue()))
+            assert [loaded.tobytes() for loaded in pool.map(load_image, [image] * 4)] == [expected] * 4

@@ -45,6 +45,31 @@ def test_target_size(text: str, size: tuple[int, int], expected: tuple[int, int]
     assert Resize.parse(text).target_size(*size) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "size", "expected"),
+    [
+        ("native", (300, 476), (304, 480)),
+        ("native", (295, 296), (288, 304)),  # halves up
+        ("native", (3, 40), (16, 48)),
+        ("native", (296, 488), (288, 480)),  # 304 x 496 has more than max_pixels
+        ("shorter-side:100", (150, 100), (144, 96)),  # 150 x 100
+        ("warp:180", (480, 640), (176, 176)),
+        ("center-crop:100", (480, 640), (96, 96)),
+        ("square-min", (90, 50), (48, 48)),
+    ],
+)
+def test_sides_are_rounded_to_the_nearest_multiple(text: str, size: tuple[int, int], expected: tuple[int, int]) -> None:
+    resize = Resize.parse(text, max_pixels=146_000, multiple=16)
+    assert resize.target_size(*size) == expected
+    image = resize(noise(*size))
+    assert (image.height, image.width) == expected
+
+
+def test_rejects_multiple_below_one() -> None:
+    with pytest.raises(ValueError, match="multiple: expected at least 1, got 0"):
+        Resize("native", multiple=0)
+
+
 @given(resize=RESIZES, height=SIDES, width=SIDES, interpolation=st.sampled_from(["bilinear", "bicubic"]))
 @settings(deadline=None)
 def test_result_has_the_target_size(resize: Resize, height: int, width: int, interpolation: str) -> None:

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from sppnet.errors import ImageError
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any] | Tensor
 
 MAX_PIXELS, MAX_SIDE = 178_956_970, 65_500  # the first is Pillow's default limit
+_lock = Lock()  # Pillow cannot decode an image object in two threads
 
 # Pillow registers these formats, but they are not supported here: EPS would run Ghostscript, WMF needs Windows, MPEG,
 # BUFR, GRIB and HDF5 have no decoder, IM is deprecated. IPTC, ICO, CUR and ICNS contain files of other formats, whose
@@ -89,7 +91,8 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, max_side: i
         return _decode(_from_array(source), "<array>", max_pixels, max_side)
     if isinstance(source, Image.Image):
         name = str(getattr(source, "filename", "")) or "<image>"
-        return _decode(source, name, max_pixels, max_side)
+        with _lock:
+            return _decode(source, name, max_pixels, max_side)
     if isinstance(source, bytes):
         return _decode(_open(io.BytesIO(source), "<bytes>"), "<bytes>", max_pixels, max_side, len(source))
     path = os.fspath(source)
@@ -304,11 +307,8 @@ def _from_gray16(image: Image.Image, path: str) -> Image.Image:
 def _from_tensor(tensor: Tensor) -> NDArray[Any]:
     """Return the uint8 pixels of a tensor, (height, width, 3) or (height, width)."""
     pixels = tensor.detach().cpu()
-    if (
-        pixels.ndim != 3
-        or pixels.shape[0] not in (1, 3)
-        or not (pixels.dtype == torch.uint8 or pixels.is_floating_point())
-    ):
+    legal_dtype = pixels.dtype == torch.uint8 or pixels.is_floating_point()
+    if pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or not legal_dtype:
         raise ImageError(
             "<tensor>",
             "expected uint8 or floating-point pixels of shape (3, height, width) or (1, height, width),"

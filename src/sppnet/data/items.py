@@ -26,6 +26,7 @@ KINDS = {
     "mask-size": "error",
     "duplicate-across-classes": "warning",
     "duplicate-across-splits": "warning",
+    "no-training-split": "warning",
     "duplicate": "warning",
     "too-small": "warning",
     "empty-class": "warning",
@@ -48,12 +49,12 @@ KINDS = {
     "passed-over": "note",
 }
 # Problems of annotations that training refuses. It reports all others, and skips the file or object if it must.
-FATAL = frozenset({"missing", "bad-annotation", "unknown-class", "several-labels"})
+FATAL = frozenset({"missing", "bad-annotation", "unknown-class", "several-labels", "no-training-split"})
 
 _LISTED = 10  # problems of a kind that training lists
 # Starts of reasons that continue the path: a place in the file, or a predicate.
 _PLACE = re.compile(r"(line|object|image|annotation|category) |(images|annotations|categories)\[")
-_PREDICATE = re.compile("(cannot|is) ")
+_PREDICATE = re.compile("(cannot|contains|is) ")
 
 Edges = tuple[float, float, float, float]
 

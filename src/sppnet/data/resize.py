@@ -28,19 +28,21 @@ class Resize:
     - ``center-crop``: resize the shorter side to ``side / 0.875``, then crop the central ``side`` x ``side``; the
       usual evaluation on ImageNet (224 from 256).
 
-    Sides are rounded to the nearest pixel (halves up), but down where ``max_pixels`` limits them. No side is
-    below 1.
+    Sides are rounded to the nearest multiple of ``multiple`` (halves up), but down where ``max_pixels`` limits them.
+    No side is below ``multiple``.
 
     Attributes:
         policy: one of `POLICIES`.
         side: side in pixels, 1 to 8192; None for ``native`` and ``square-min``.
         max_pixels: maximum number of pixels (height times width) of the result, at least 1; ignored by ``warp`` and
             ``center-crop``.
+        multiple: side in pixels of which the network takes multiples, see :attr:`sppnet.Backbone.multiple`.
     """
 
     policy: str
     side: int | None = None
     max_pixels: int = 1_000_000
+    multiple: int = 1
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
@@ -51,27 +53,29 @@ class Resize:
             raise ValueError(f"resize: expected no side for {self.policy}, got {self.side}")
         if self.policy not in _WITHOUT_SIDE and (self.side is None or not 1 <= self.side <= MAX_SIDE):
             raise ValueError(f"resize: expected a side of 1..{MAX_SIDE} pixels for {self.policy}, got {self.side}")
-        if self.max_pixels < 1:
-            raise ValueError(f"max_pixels: expected at least 1, got {self.max_pixels}")
+        for name in ("max_pixels", "multiple"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
 
     @classmethod
-    def parse(cls, text: str, default_side: int = 224, max_pixels: int = 1_000_000) -> "Resize":
+    def parse(cls, text: str, default_side: int = 224, max_pixels: int = 1_000_000, multiple: int = 1) -> "Resize":
         """Parse ``POLICY``, ``POLICY:SIDE`` or ``POLICY SIDE``, such as ``native`` or ``warp:256``.
 
         Args:
             text: policy and side, as returned by `str` for a Resize.
             default_side: side in pixels for policies that need one, if `text` has none.
             max_pixels: see `Resize`.
+            multiple: see `Resize`.
 
         Raises:
             ValueError: unknown policy, or a side that is illegal for the policy.
         """
         policy, *sides = re.split(r"[:\s]+", text.strip())
         if not sides:
-            return cls(policy, None if policy in _WITHOUT_SIDE else default_side, max_pixels)
+            return cls(policy, None if policy in _WITHOUT_SIDE else default_side, max_pixels, multiple)
         if len(sides) > 1 or not re.fullmatch("[0-9]{1,9}", sides[0]):
             raise ValueError(f"resize: expected POLICY or POLICY:SIDE, such as warp:256, got {text[:80]!r}")
-        return cls(policy, int(sides[0]), max_pixels)
+        return cls(policy, int(sides[0]), max_pixels, multiple)
 
     def __str__(self) -> str:
         return self.policy if self.side is None else f"{self.policy}:{self.side}"
@@ -84,6 +88,16 @@ class Resize:
         """
         if height < 1 or width < 1:
             raise ValueError(f"height, width: expected at least 1, got {height} x {width}")
+        height, width = self._exact_size(height, width)
+        if self.multiple == 1:
+            return height, width
+        rounded = nearest_multiple(height, self.multiple), nearest_multiple(width, self.multiple)
+        if height * width <= self.max_pixels < rounded[0] * rounded[1]:
+            return tuple(max(side // self.multiple, 1) * self.multiple for side in (height, width))  # type: ignore[return-value]
+        return rounded
+
+    def _exact_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (height, width) before rounding to multiples."""
         if self.policy == "native":
             return _within(height, width, height, width, self.max_pixels)
         if self.policy == "square-min":
@@ -135,6 +149,11 @@ class Resize:
             (left + self._side) * width / full_width,
             (top + self._side) * height / full_height,
         )
+
+
+def nearest_multiple(side: int, multiple: int) -> int:
+    """Round a side to the nearest multiple, halves up, but at least to the first."""
+    return max(_divide(side, multiple), 1) * multiple
 
 
 def _divide(numerator: int, denominator: int) -> int:

@@ -1,10 +1,15 @@
 """Names and selection of the splits of a data set."""
 
+import logging
 import os
-from collections.abc import Iterable, Sequence
+import random
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Protocol, TypeVar, runtime_checkable
 
 from sppnet.errors import did_you_mean, list_some
+
+_logger = logging.getLogger(__name__)
 
 # Names of the splits of public data sets, by role; upper and lower case and a year at the end make no difference.
 ROLES = {
@@ -23,6 +28,16 @@ _SYSTEM_NAMES = {
     "$recycle.bin",
     "system volume information",
 }
+_HELD_OUT = 10  # training images for each one that is held out for validation
+
+
+@runtime_checkable
+class _Sample(Protocol):
+    @property
+    def path(self) -> Path: ...
+
+
+S = TypeVar("S", bound=_Sample)
 
 
 def role_of(name: str) -> str | None:
@@ -53,7 +68,7 @@ def check_exists(root: Path) -> None:
 def split_folders(root: str | os.PathLike[str]) -> tuple[str, ...]:
     """Return the split folders of a data set, training first; empty if it is not divided into splits.
 
-    A data set divided into splits has a folder for training or testing, and all its folders have names of splits.
+    All folders of a data set divided into splits have names of splits.
 
     Raises:
         ValueError: the data set has both split folders and other folders, or two folders of the same role.
@@ -65,7 +80,7 @@ def split_folders(root: str | os.PathLike[str]) -> tuple[str, ...]:
             f"{root} contains split folders ({', '.join(splits)}) and other folders ({list_some(others)}); pass the"
             " folder of one split, or move the other folders away"
         )
-    if others or not {"train", "test"} & set(roles.values()):
+    if others:
         return ()
     for role, names in ROLES.items():
         same = [name for name in splits if roles[name] == role]
@@ -119,9 +134,53 @@ def default_split(
     if not present:
         return None
     default = first_split(present, *defaults)
+    if default is None and "train" in defaults:
+        got = f"only {', '.join(present)}; name the split to train on with --split"
+        raise ValueError(f"split: expected a training split in {root}, got {got}")
     if default is None:
         raise ValueError(f"split: expected one of {', '.join(present)} for {root}, got none")
     return default
+
+
+def hold_out(
+    samples: Sequence[S],
+    seed: int,
+    label: Callable[[S], int] = lambda _: 0,
+    usable: Callable[[Sequence[S]], bool] = bool,
+) -> tuple[tuple[S, ...], tuple[S, ...]]:
+    """Divide the images of a data set without a validation split, and log how.
+
+    The choice depends on the paths and the seed, and not on the order of the images. Equal paths stay together.
+
+    Args:
+        samples: images of the training split.
+        seed: random seed.
+        label: returns the class of an image; a tenth of each class, rounded down, is for validation.
+        usable: returns whether a part can serve its purpose.
+
+    Returns:
+        Images for training and for validation, in the order of `samples`; none for validation if there are too few,
+        or a part would not be usable.
+    """
+    paths = [os.path.abspath(sample.path) for sample in samples]  # noqa: PTH100
+    groups: dict[int, set[str]] = {}
+    for sample, path in zip(samples, paths, strict=True):
+        groups.setdefault(label(sample), set()).add(path)
+    generator = random.Random(seed)  # noqa: S311
+    chosen: set[str] = set()
+    for _, group in sorted(groups.items()):
+        chosen.update(generator.sample(sorted(group), len(group) // _HELD_OUT))
+    pairs = list(zip(samples, paths, strict=True))
+    training = tuple(sample for sample, path in pairs if path not in chosen)
+    validation = tuple(sample for sample, path in pairs if path in chosen)
+    if not (usable(training) and usable(validation)):
+        _logger.info("no validation: there is no validation split, and there are too few images to choose some")
+        return tuple(samples), ()
+    _logger.info(
+        f"no validation split: validating on {len(validation)} of {len(samples)} images, chosen with seed {seed}; use"
+        " --val none to train on all images"
+    )
+    return training, validation
 
 
 def list_folders(root: Path) -> list[Path]:

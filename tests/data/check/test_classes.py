@@ -43,7 +43,7 @@ def test_reports_classes_without_training_examples() -> None:
         (problem.path.name, problem.kind, problem.reason)
         for problem in class_problems(entries, [{}, {}], counts, state.sources)
     ] == [
-        ("train.json", "empty-class", "no object of gnu in the split train"),
+        ("train.json", "empty-class", "no object of gnu; training on this split cannot learn this class"),
         ("val.json", "untrained-class", "object 1: no training image has this class; did you mean dog?"),
     ]
 

@@ -101,7 +101,9 @@ def test_files_and_folders_that_vanish_are_reported(tmp_path: Path, monkeypatch:
         return part
 
     changed = known._replace(read=read_and_delete)
-    monkeypatch.setattr("sppnet.data.check.layouts.find_formats", lambda root: [(changed, known.find_splits(root))])
+    monkeypatch.setattr(
+        "sppnet.data.check.layouts.find_formats", lambda root, **_: [(changed, known.find_splits(root))]
+    )
     check = check_data(tmp_path)
     assert kinds_by_path(check) == [("test", "missing"), ("train/red/0.png", "missing")]
     assert check.images == 9 + 4
@@ -115,7 +117,9 @@ def test_reports_unreadable_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise PermissionError(13, "Permission denied", str(source / "red"))
 
     changed = known._replace(read=refuse)
-    monkeypatch.setattr("sppnet.data.check.layouts.find_formats", lambda root: [(changed, known.find_splits(root))])
+    monkeypatch.setattr(
+        "sppnet.data.check.layouts.find_formats", lambda root, **_: [(changed, known.find_splits(root))]
+    )
     check = check_data(tmp_path)
     assert kinds_by_path(check) == [("red", "unreadable")]
     assert reasons(check, "unreadable") == ["cannot be read: Permission denied"]

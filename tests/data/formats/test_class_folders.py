@@ -1,5 +1,6 @@
 """Class folders, with and without splits."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,19 @@ def test_reports_a_split_without_images(tmp_path: Path) -> None:
         _, problems = read_all(tmp_path, split)
         with pytest.raises(ValueError, match=reason):
             problems.raise_errors()
+
+
+@pytest.mark.slow
+def test_time_is_linear_in_the_files(tmp_path: Path) -> None:
+    seconds = []
+    for files in (50_000, 100_000):
+        for number in range(files - 50_000, files):
+            folder = tmp_path / f"class {number // 50}"
+            folder.mkdir(exist_ok=True)
+            (folder / f"{number}{'.jpg' if number % 5 else '.txt'}").touch()
+        started = time.process_time()
+        assert find_splits(tmp_path) == {None: tmp_path}
+        part, _ = read_all(tmp_path)
+        seconds.append(time.process_time() - started)
+        assert len(part.items) == files * 4 // 5
+    assert seconds[1] < 3 * seconds[0]

@@ -49,7 +49,8 @@ def test_chooses_splits_by_role(tmp_path: Path) -> None:
     write_files(tmp_path, "Training/a/1.jpg", "Training/b/1.jpg", "dev/a/1.jpg")
     assert choose_classification_split(tmp_path, None, "train") == "Training"
     assert choose_classification_split(tmp_path, "val") == "dev"
-    assert choose_classification_split(tmp_path, None, "test") is None
+    with pytest.raises(ValueError, match=r"split: expected one of Training, dev for .*, got none"):
+        choose_classification_split(tmp_path, None, "test")
     assert choose_classification_split(tmp_path / "Training", None, "train") is None
 
 

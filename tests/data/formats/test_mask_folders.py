@@ -1,5 +1,6 @@
 """Layouts of images and masks, and the mask of each image."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,19 @@ def test_reports_training_split_without_masks(tmp_path: Path) -> None:
     assert pairs(tmp_path, "train")[1] == [("no-mask", "a.jpg"), ("bad-annotation", "masks")]
     (tmp_path / "train/masks/a.txt").touch()  # not a folder of masks
     assert list(find_splits(tmp_path)) == ["val"]
+
+
+@pytest.mark.slow
+def test_time_is_linear_in_the_files(tmp_path: Path) -> None:
+    seconds = []
+    for images in (25_000, 50_000):  # and four masks for each five images
+        for folder, suffix in (("images", ".jpg"), ("masks", ".png")):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            for number in range(images - 25_000, images):
+                if number % 5 or folder == "images":
+                    (tmp_path / folder / f"{number}{suffix}").touch()
+        started = time.process_time()
+        masks, problems = pairs(tmp_path)
+        seconds.append(time.process_time() - started)
+        assert (len(masks), len(problems)) == (images, images // 5)
+    assert seconds[1] < 3 * seconds[0]

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from sppnet.data.formats.table import FORMATS, choose_format, find_formats
+from sppnet.data.formats.table import FORMATS, choose_format, find_formats, find_validation
+from sppnet.data.items import Problems
 from tests.helpers.annotation_files import coco_document, write_annotation, write_image, write_json, write_yolo
 from tests.helpers.images import write_classes
 from tests.helpers.segmentation_data import Layout, write_shapes
@@ -60,3 +61,37 @@ def test_explains_what_was_found(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected one of the formats found in .*, coco, yolo, got none; use --f"):
         choose_format(tmp_path, "detect")
     assert choose_format(tmp_path, "detect", "yolo")[0].title == "YOLO boxes"
+
+
+def test_validation_data_are_a_split_or_another_data_set(tmp_path: Path) -> None:
+    root, other = tmp_path / "data", tmp_path / "other"
+    for split in ("training", "dev", "test"):
+        write_classes(root / split, 1)
+    write_classes(other / "train", 1)
+    write_classes(other / "test", 1)
+
+    def find(val: str | Path | None, split: str = "training") -> tuple[str | Path, str | None] | None:
+        return find_validation(root, split, val, "classify", None)
+
+    assert find(None) == (root, "dev")
+    assert find(None, "dev") is None
+    assert find("none") is None
+    assert find("test") == (root, "test")
+    assert find("val") == (root, "dev")
+    assert find(other) == (other, "test")
+    assert find(root / "test") == (root / "test", None)
+    assert find_validation(other, "train", None, "classify", None) is None
+    with pytest.raises(ValueError, match=r"split: expected one of train for .*only, got none"):
+        find(write_classes(tmp_path / "only/train", 1).parent)
+
+
+def test_contradictions_of_a_format_are_reported(tmp_path: Path) -> None:
+    write_json(tmp_path / "annotations/train.json", coco_document())
+    write_json(tmp_path / "annotations/instances_train.json", coco_document())
+    write_shapes(tmp_path, "camvid", 1)
+    problems = Problems()
+    assert [known.name for known, _ in find_formats(tmp_path, problems=problems)] == ["camvid"]
+    text = "expected one annotation file for the split train, got instances_train.json, train.json"
+    assert problems == [(tmp_path, "bad-annotation", text)]
+    with pytest.raises(ValueError, match=f"^{tmp_path}: {text}$"):
+        find_formats(tmp_path)

@@ -32,6 +32,12 @@ def test_reads_data_yaml(tmp_path: Path, names: str) -> None:
     assert read_detection(tmp_path, "val").problems == ()
 
 
+def test_reads_every_split_of_a_role(tmp_path: Path) -> None:
+    config = "train: images/train\nval: images/val\nvalid: images/valid\nnames: [dog, cat]\n"
+    write_yolo(tmp_path, *LINES, config=config, splits=("train", "val", "valid"))
+    assert detection_splits(tmp_path) == ("train", "val", "valid")
+
+
 def test_keeps_polygons(tmp_path: Path) -> None:
     write_yolo(tmp_path, *LINES)
     problems = Problems()

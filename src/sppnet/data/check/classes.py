@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sppnet.data.check.items import Entry, Source
+from sppnet.data.formats.annotations import report_absent
 from sppnet.data.formats.mask_labels import report_classes
 from sppnet.data.items import Problem, Problems
 from sppnet.data.splits import role_of, sort_splits
-from sppnet.errors import did_you_mean, list_some
+from sppnet.errors import did_you_mean
 
 _MAX_HINTS = 3  # suggestions for unknown names; each compares the name with all classes
 
@@ -84,10 +85,8 @@ def class_problems(
             report_classes(place, labels, found, problems, first.get(known.name))
             first.setdefault(known.name, found)
             continue
-        unused = [name for name in names or () if name not in trained]
-        if unused and known.task == "detect" and is_training:
-            where = "the data" if split is None else f"the split {split}"
-            problems.report(place, "empty-class", f"no object of {list_some(unused)} in {where}")
+        if known.task == "detect" and is_training:
+            report_absent(place, [name for name in names or () if name not in trained], "object", problems)
     yield from problems
     if training:
         yield from _untrained_boxes(entries, trained)

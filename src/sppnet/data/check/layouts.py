@@ -9,7 +9,7 @@ from sppnet.data.check.items import CheckState, Source
 from sppnet.data.formats.classification import find_classes, report_unknown
 from sppnet.data.formats.mask_labels import find_split_labels
 from sppnet.data.formats.masks import LabelMap
-from sppnet.data.formats.table import FORMATS, Format, Splits, choose_format, find_formats
+from sppnet.data.formats.table import FORMATS, Format, Splits, by_name, choose_format, find_formats, search_formats
 from sppnet.data.images import NO_HEIC, image_extensions, open_image
 from sppnet.data.items import Problem, Problems
 from sppnet.data.listing import walk_files
@@ -33,7 +33,7 @@ def read_data_set(root: Path, format: str | None = None) -> CheckState:
     """
     check_exists(root)
     state = CheckState()
-    found = _find_formats(root, format)
+    found = _find_formats(root, format, state.problems)
     for task in dict.fromkeys(known.task for known, _ in found):
         names = [known.name for known, _ in found if known.task == task]
         if len(names) > 1:
@@ -42,6 +42,10 @@ def read_data_set(root: Path, format: str | None = None) -> CheckState:
     for known, splits in found:
         has_splits = known.name == _CLASS_FOLDERS and None not in splits
         state.layouts.append(f"splits of {known.title}" if has_splits else known.title)
+        names = [split for split in splits if split is not None]
+        if names and "train" not in map(role_of, names):
+            reason = f"no training split of {known.title}, only {', '.join(names)}; training needs --split"
+            state.problems.report(root, "no-training-split", reason)
         _read(root, known, splits, state)
     if not state.layouts:
         if not root.is_dir():
@@ -53,12 +57,16 @@ def read_data_set(root: Path, format: str | None = None) -> CheckState:
     return state
 
 
-def _find_formats(root: Path, name: str | None) -> list[tuple[Format, Splits]]:
+def _find_formats(root: Path, name: str | None, problems: Problems) -> list[tuple[Format, Splits]]:
     if name is not None:
         check_choice("format", name, [known.name for known in FORMATS])
-        task = next(known.task for known in FORMATS if known.name == name)
-        return [choose_format(root, task, name)]
-    found = find_formats(root)
+        known = by_name(name)
+        found = search_formats([known], root, problems)
+        return found if found or problems else [choose_format(root, known.task, name)]
+    found = find_formats(root, problems=problems)
+    if any(known.name in ("coco", "yolo") for known, _ in found) and all(known.task != "segment" for known, _ in found):
+        for known, _ in find_formats(root, "segment", Problems()):
+            problems.report(root, "passed-over", f"polygons are checked as masks with --format {known.name}")
     if [known.name for known, _ in found] == [_CLASS_FOLDERS]:
         # A single folder is a subfolder of a folder of images, not a class.
         return found if any(len(list_folders(folder)) > 1 for folder in found[0][1].values()) else []
@@ -102,7 +110,10 @@ def _describe(error: OSError, place: Path) -> Problem:
 
 def _read_images(root: Path, state: CheckState) -> None:
     """Collect the images of a folder without labels, with or without splits."""
-    names = split_folders(root)
+    try:
+        names = split_folders(root)
+    except ValueError:  # reported when the formats were searched
+        names = ()
     parts: dict[str | None, Path] = {split: root / split for split in names} if names else {None: root}
     extensions = image_extensions()
     for split, folder in parts.items():

@@ -65,6 +65,14 @@ def report_similar(names: Iterable[str], path: Path, problems: Problems) -> None
             problems.report(path, "similar-classes", reason)
 
 
+def report_absent(path: Path, names: Sequence[str], noun: str, problems: Problems) -> None:
+    """Report stated classes without an example in the training split; `noun` is what an example is."""
+    if names:
+        these = "this class" if len(names) == 1 else "these classes"
+        reason = f"no {noun} of {list_some(names)}; training on this split cannot learn {these}"
+        problems.report(path, "empty-class", reason)
+
+
 def check_images(items: Sequence[Item], path: Path, known: int, problems: Problems) -> None:
     """Report a split without images, unless a reason was reported after the first `known` problems."""
     if not items and not any(problem.kind in FATAL for problem in problems[known:]):

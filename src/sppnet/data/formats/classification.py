@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sppnet.data.formats.annotations import report_similar
-from sppnet.data.formats.table import choose_format, find_formats
+from sppnet.data.formats.table import choose_format, split_names
 from sppnet.data.items import Part, Problems
-from sppnet.data.splits import check_exists, default_split, first_split
+from sppnet.data.splits import check_exists, default_split
 from sppnet.errors import check_classes, did_you_mean, list_some
 
 _MAX_HINTS = 3  # suggestions for unknown names; each compares the name with all classes
@@ -43,14 +43,17 @@ class ClassificationData:
 def choose_classification_split(
     root: str | os.PathLike[str], wanted: str | None, *usual: str, format: str | None = None
 ) -> str | None:
-    """Return the split `wanted`, by its name or role, or else the first existing one among `usual`, or None.
+    """Return the split `wanted`, by its name or role, or else the first existing one among `usual`.
 
     The arguments `root` and `format` are those of `read_classification`.
+
+    Returns:
+        The split; None if there are no splits.
+
+    Raises:
+        ValueError: there are splits, `wanted` is None and none of `usual` exists.
     """
-    root = Path(root)
-    found = [splits for known, splits in find_formats(root, "classify") if format in (None, known.name)]
-    present = [name for splits in found[:1] for name in splits if name is not None]
-    return first_split(present, *usual) if wanted is None else default_split(root, present, wanted)
+    return default_split(root, split_names(root, "classify", format), wanted, *usual)
 
 
 def read_classification(

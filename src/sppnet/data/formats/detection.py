@@ -61,9 +61,7 @@ def detection_splits(root: str | os.PathLike[str], format: str | None = None) ->
     See `read_detection` for the formats. VOC lists of single classes such as cat_train.txt are not returned if
     train.txt exists, but can be read.
     """
-    root = Path(root)
-    found = [splits for known, splits in table.find_formats(root, "detect") if format in (None, known.name)]
-    return tuple(name for splits in found[:1] for name in splits if name is not None)
+    return table.split_names(root, "detect", format)
 
 
 def choose_split(

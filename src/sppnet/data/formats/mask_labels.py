@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sppnet.data.formats.annotations import report_absent
 from sppnet.data.formats.class_tables import (
     CAMVID,
     VOC,
@@ -182,9 +183,8 @@ def report_classes(
         reason = "expected pixels of a class, got none; no mask can be used, or all pixels are ignored"
         problems.report(where, "bad-annotation", reason)
     elif trained is None:
-        if absent := [name for name, count in zip(labels.classes, counts, strict=True) if not count]:
-            reason = f"no pixel of {list_some(absent)}; training on this split cannot learn "
-            problems.report(where, "empty-class", reason + ("this class" if len(absent) == 1 else "these classes"))
+        absent = [name for name, count in zip(labels.classes, counts, strict=True) if not count]
+        report_absent(where, absent, "pixel", problems)
     else:
         pairs = zip(labels.classes, counts, trained, strict=True)
         untrained = [f"{name} ({count} pixels)" for name, count, before in pairs if count and not int(before)]

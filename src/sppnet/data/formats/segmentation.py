@@ -10,7 +10,7 @@ from sppnet.data.formats.class_tables import ClassRow
 from sppnet.data.formats.mask_folders import MaskSource
 from sppnet.data.formats.mask_labels import find_labels, mask_samples
 from sppnet.data.formats.masks import LabelMap, SegmentationSample
-from sppnet.data.formats.table import choose_format, find_formats
+from sppnet.data.formats.table import choose_format, split_names
 from sppnet.data.items import Problems
 from sppnet.data.splits import check_exists, default_split
 from sppnet.errors import check_classes, did_you_mean
@@ -43,8 +43,7 @@ def segmentation_splits(root: str | os.PathLike[str], format: str | None = None)
 
     See `read_segmentation` for the formats.
     """
-    found = [splits for known, splits in find_formats(Path(root), "segment") if format in (None, known.name)]
-    return tuple(name for splits in found[:1] for name in splits if name is not None)
+    return split_names(root, "segment", format)
 
 
 def choose_segmentation_split(

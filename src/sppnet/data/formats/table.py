@@ -1,13 +1,14 @@
 """The formats of data sets, and their detection."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from sppnet.data.formats import class_folders, coco, csv, mask_folders, polygon_sets, roboflow_classes, voc, yolo
 from sppnet.data.images import image_extensions
 from sppnet.data.items import Part, Problems
-from sppnet.data.splits import is_system_file, list_folders
+from sppnet.data.splits import default_split, first_split, is_system_file, list_folders
 from sppnet.errors import check_choice
 
 Task = Literal["classify", "detect", "segment"]
@@ -52,12 +53,13 @@ FALLBACK = "class-folders"  # only where no other format is found
 _POLYGONS = ("coco-masks", "yolo-masks")  # the same for segmentation; for other tasks, such data are boxes
 
 
-def find_formats(root: Path, task: Task | None = None) -> list[tuple[Format, Splits]]:
+def find_formats(root: Path, task: Task | None = None, problems: Problems | None = None) -> list[tuple[Format, Splits]]:
     """Return the formats of a data set with their splits.
 
     Args:
         root: data set.
         task: task of the formats; None for any.
+        problems: receives the contradictions, if given; their formats are not returned.
 
     Raises:
         ValueError: the files of a format contradict each other.
@@ -65,18 +67,66 @@ def find_formats(root: Path, task: Task | None = None) -> list[tuple[Format, Spl
     """
     last = (FALLBACK, *_POLYGONS)
     others = [known for known in FORMATS if known.name not in last and (task in (None, "classify", known.task))]
-    found = [(known, splits) for known in others if (splits := known.find_splits(root))]
+    found = search_formats(others, root, problems)
     if not found and task == "segment":
-        found = [(known, splits) for known in map(_by_name, _POLYGONS) if (splits := known.find_splits(root))]
-    elif not found and task in (None, "classify"):
-        fallback = _by_name(FALLBACK)
-        splits = fallback.find_splits(root)
-        found = [(fallback, splits)] if splits else []
+        found = search_formats(map(by_name, _POLYGONS), root, problems)
+    elif not found and not problems and task in (None, "classify"):
+        found = search_formats([by_name(FALLBACK)], root, problems)
     return [(known, splits) for known, splits in found if task in (None, known.task)]
 
 
-def _by_name(name: str) -> Format:
+def search_formats(formats: Iterable[Format], root: Path, problems: Problems | None) -> list[tuple[Format, Splits]]:
+    """Return those of the given formats that a data set has; the arguments are those of `find_formats`."""
+    found = []
+    for known in formats:
+        try:
+            if splits := known.find_splits(root):
+                found.append((known, splits))
+        except ValueError as error:
+            if problems is None:
+                raise
+            reason = str(error).removeprefix("root: ").removeprefix(str(root)).lstrip(": ")
+            problems.report(root, "bad-annotation", reason)
+    return found
+
+
+def by_name(name: str) -> Format:
+    """Return the format of a legal name."""
     return next(known for known in FORMATS if known.name == name)
+
+
+def split_names(root: str | os.PathLike[str], task: Task, format: str | None = None) -> tuple[str, ...]:
+    """Return the names of the splits of a data set, training first; empty if it has no splits or is not a data set."""
+    found = [splits for known, splits in find_formats(Path(root), task) if format in (None, known.name)]
+    return tuple(name for splits in found[:1] for name in splits if name is not None)
+
+
+def find_validation(
+    data: str | Path, split: str | None, val: str | Path | None, task: Task, format: str | None
+) -> tuple[str | Path, str | None] | None:
+    """Return the data set and split to validate on; None if there is none.
+
+    Args:
+        data: data set of the training.
+        split: its training split.
+        val: split of `data`, or else another data set, of which the split ``val`` or else ``test`` is used; ``none`` to
+            disable validation; None for the split ``val`` of `data`.
+        task: task of the training.
+        format: format of both data sets; None to detect it.
+
+    Raises:
+        ValueError: `val` has splits, but none for validation or testing.
+    """
+    if val == "none":
+        return None
+    names = split_names(data, task, format)
+    if val is None:
+        default = first_split(names, "val")
+        return None if default in (None, split) else (data, default)
+    wanted = default_split(data, names, str(val))
+    if wanted in names:
+        return data, wanted
+    return val, default_split(val, split_names(val, task, format), None, "val", "test")
 
 
 def choose_format(root: Path, task: Task, name: str | None = None) -> tuple[Format, Splits]:
@@ -94,7 +144,7 @@ def choose_format(root: Path, task: Task, name: str | None = None) -> tuple[Form
     names = [known.name for known in FORMATS if known.task == task]
     if name is not None:
         check_choice("format", name, names)
-        known = _by_name(name)
+        known = by_name(name)
         splits = known.find_splits(root)
         if not splits:
             raise ValueError(f"format: expected the format of {root}, got {name}{_describe(root, task)}")

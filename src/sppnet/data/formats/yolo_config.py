@@ -50,13 +50,8 @@ def parse(file: Path, problems: Problems) -> Config:
 
 
 def find_keys(content: dict[str, Any]) -> list[str]:
-    """Return the keys of the splits that a data set has, one for each role."""
-    keys: dict[str, str] = {}
-    for key, value in content.items():
-        role = role_of(key)
-        if role and value is not None and value != []:
-            keys.setdefault(role, key)
-    return list(keys.values())
+    """Return the keys of the splits that a data set has."""
+    return [key for key, value in content.items() if role_of(key) and value is not None and value != []]
 
 
 def is_config(content: dict[str, Any]) -> bool:
