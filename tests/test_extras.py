@@ -21,7 +21,7 @@ from tests.helpers.installation import EXTRAS, NOT_FOR_USERS, ROOT, SOURCE, dist
 def test_extras_include_what_their_names_promise() -> None:
     users = set(EXTRAS) - NOT_FOR_USERS
     (line,) = EXTRAS["all"]
-    assert Requirement(line).extras | {"models"} == users
+    assert Requirement(line).extras | {"models", "supervision"} == users
     assert Requirement(EXTRAS["dev"][0]).extras >= {"all"}
     assert names("models") - names() == {canonicalize_name(Requirement(line).name) for line in EXTRAS["models"]}
     for extra in users:  # every command needs the models
@@ -46,7 +46,7 @@ def imported_packages(path: Path) -> set[str]:
 
 def test_every_import_is_in_the_base_or_in_its_extra() -> None:
     imported = set().union(*(imported_packages(path) for path in SOURCE.rglob("*.py")))
-    owners = importlib.metadata.packages_distributions()
+    owners = {"supervision": ["supervision"], **importlib.metadata.packages_distributions()}  # it need not be installed
     base = distributions()
     optional = {name for name in imported if not base.intersection(map(canonicalize_name, owners[name]))}
     assert optional - errors.EXTRAS.keys() == set()

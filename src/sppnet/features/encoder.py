@@ -15,6 +15,7 @@ from sppnet.backbones.backbone import Backbone, FeatureMap, create_backbone
 from sppnet.backbones.modes import evaluation_mode
 from sppnet.backbones.names import EMBEDDED_BACKBONE
 from sppnet.data.images import ImageSource, list_sources, load_image, source_name, to_tensor
+from sppnet.data.resize import nearest_multiple
 from sppnet.errors import ImageError, check_choice
 from sppnet.features.boxes import Boxes, check_boxes, split_boxes
 from sppnet.features.options import RegionEncoderConfig, ScaleRule
@@ -108,13 +109,13 @@ class RegionEncoder(nn.Module):
     """Box encoder: one vector per box of an image of any size, with one forward pass per image and scale.
 
     Args:
-        backbone: a network, or its name for :func:`sppnet.create_backbone`.
+        backbone: a backbone, or a name or module for :func:`sppnet.create_backbone`.
         levels, scales, max_side, rule, reduce, scale_rule: fields of :class:`sppnet.RegionEncoderConfig`.
     """
 
     def __init__(
         self,
-        backbone: Backbone | str = EMBEDDED_BACKBONE,
+        backbone: Backbone | nn.Module | str = EMBEDDED_BACKBONE,
         levels: Sequence[Level] = (6, 3, 2, 1),
         scales: Sequence[int] = (688,),
         max_side: int = 2000,
@@ -123,7 +124,7 @@ class RegionEncoder(nn.Module):
         scale_rule: ScaleRule = "paper",
     ) -> None:
         super().__init__()
-        self.backbone = create_backbone(backbone) if isinstance(backbone, str) else backbone
+        self.backbone = backbone if isinstance(backbone, Backbone) else create_backbone(backbone)
         name, stage = self.backbone.name, self.backbone.stage
         self.config = RegionEncoderConfig(name, stage, tuple(levels), tuple(scales), max_side, rule, reduce, scale_rule)
         smallest = max(self.backbone.geometry.smallest())
@@ -200,10 +201,15 @@ class RegionEncoder(nn.Module):
         return results
 
     def network_size(self, size: tuple[int, int], scale: int) -> tuple[int, int]:
-        """Return the (height, width) of the network input for an image size; the aspect ratio is kept."""
+        """Return the (height, width) of the network input for an image size; the aspect ratio is kept.
+
+        Sides are rounded to the nearest multiple of :attr:`sppnet.Backbone.multiple`.
+        """
         factor = min(scale / min(size), self.max_side / max(size))
         smallest = max(self.backbone.geometry.smallest())  # matters for aspect ratios of 10 and more
-        return max(round(size[0] * factor), smallest), max(round(size[1] * factor), smallest)
+        height, width = (max(round(side * factor), smallest) for side in size)
+        multiple = self.backbone.multiple
+        return nearest_multiple(height, multiple), nearest_multiple(width, multiple)
 
     def pixels(self, image: Image.Image, network_size: tuple[int, int]) -> Float[Tensor, "1 3 h w"]:
         """Resize an RGB image to (height, width) and normalize it."""
