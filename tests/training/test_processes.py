@@ -18,10 +18,12 @@ from tests.helpers.images import write_classes
 
 # Small steps, because large ones would amplify rounding differences from batch to batch.
 OPTIONS = ClassifyOptions(
-    sizes="native", epochs=2, batch=6, optimizer="sgd", lr=1e-3, levels=(1,), backbone="test_resnet", weights="none"
-)
+    sizes="native", epochs=2, batch=6, optimizer="sgd", lr=1e-3, levels=(1,), backbone="test_resnet", weights="none",
+    train_stages="all", accumulate=2, ema=0.5, class_weights="balanced", label_smoothing=0.1,
+)  # fmt: skip
 ARGUMENTS = ["--sizes", "native", "--epochs", "2", "--batch", "6", "--optimizer", "sgd", "--lr", "1e-3"]
-ARGUMENTS += ["--levels", "1", "--backbone", "test_resnet", "--weights", "none"]
+ARGUMENTS += ["--levels", "1", "--backbone", "test_resnet", "--weights", "none", "--train-stages", "all"]
+ARGUMENTS += ["--accumulate", "2", "--ema", "0.5", "--class-weights", "balanced", "--label-smoothing", "0.1"]
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +134,7 @@ def test_rejects_several_processes_with_a_frozen_backbone(
     monkeypatch.setenv("WORLD_SIZE", "2")
     frozen = ClassifyOptions(freeze_backbone=True, head="linear", epochs=1)
     with pytest.raises(
-        ValueError, match="devices: expected 1 process for this training, got 2; start it without torchrun"
+        ValueError, match="devices: expected 1 process for a frozen backbone, got 2; start it without torchrun"
     ):
         train_classifier(data, tmp_path / "run", frozen)
 

@@ -29,27 +29,48 @@ def test_margins_match_scikit_learn_on_unit_vectors(classes: int, each: int, wid
     unit = nn.functional.normalize(vectors, dim=1).numpy()
     svm = LinearSVC(C=1.0, max_iter=100_000, tol=1e-8).fit(unit, labels.numpy())
     margins = torch.from_numpy(svm.decision_function(unit)).float()
-    logits = logits_of(fit_linear_svm(vectors, labels, classes), vectors)
+    logits = logits_of(fit_linear_svm(vectors, labels, classes).layer, vectors)
     if classes == 2:
         margins = torch.stack((-margins, margins), 1)
-    scale = (logits / margins).median()
-    assert scale > 0
-    torch.testing.assert_close(logits / scale, margins, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(logits, margins, rtol=2e-2, atol=2e-2)
 
 
-def test_scores_are_calibrated() -> None:
-    vectors, labels = clusters(6, 40, 200)
-    layer = fit_linear_svm(vectors[::2], labels[::2], 6)
-    probabilities = logits_of(layer, vectors[1::2]).softmax(1)
-    correct = probabilities.argmax(1) == labels[1::2]
-    assert correct.float().mean() > 0.9
-    assert abs(probabilities.max(1).values.mean() - correct.float().mean()) < 0.1
+def test_balanced_weights_are_those_of_scikit_learn() -> None:
+    vectors, labels = clusters(3, 40, 20)
+    vectors, labels = vectors[30:], labels[30:]
+    unit = nn.functional.normalize(vectors, dim=1).numpy()
+    svm = LinearSVC(C=1.0, max_iter=100_000, tol=1e-8, class_weight="balanced").fit(unit, labels.numpy())
+    margins = torch.from_numpy(svm.decision_function(unit)).float()
+    logits = logits_of(fit_linear_svm(vectors, labels, 3, balanced=True).layer, vectors)
+    torch.testing.assert_close(logits, margins, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize(("classes", "each", "held_out"), [(6, 40, 240), (4, 3, 12), (5, 200, 600)])
+def test_margins_of_held_out_samples_are_those_of_a_fit_without_them(classes: int, each: int, held_out: int) -> None:
+    """All samples are held out once, or as many fifths as have 500 samples together."""
+    vectors, labels = clusters(classes, each, 100)
+    svm = fit_linear_svm(vectors, labels, classes)
+    assert len(svm.margins) == len(svm.labels) == held_out
+    part = torch.arange(classes * each) % each < -(-each // 5)  # the first fold
+    other = fit_linear_svm(vectors[~part], labels[~part], classes)
+    first = torch.arange(held_out) % (held_out // classes) < -(-each // 5)
+    torch.testing.assert_close(svm.margins[first], logits_of(other.layer, vectors[part]), rtol=2e-2, atol=2e-2)
+    assert (svm.labels[first] == labels[part]).all()
+
+
+def test_single_samples_of_a_class_are_not_held_out() -> None:
+    vectors, labels = clusters(3, 5, 30)
+    keep = torch.tensor([0, 5, 6, 7, 10, 11])
+    svm = fit_linear_svm(vectors[keep], labels[keep], 4)
+    assert svm.labels.tolist() == [1, 1, 1, 2, 2]
+    assert (svm.margins[:, 3] == -2).all()
+    assert not len(fit_linear_svm(vectors[::5], labels[::5], 3).labels)
 
 
 def test_class_without_samples_is_never_predicted() -> None:
     vectors, labels = clusters(3, 20, 50)
     labels[labels == 1] = 2
-    assert not (logits_of(fit_linear_svm(vectors, labels, 4), vectors).argmax(1) % 2).any()
+    assert not (logits_of(fit_linear_svm(vectors, labels, 4).layer, vectors).argmax(1) % 2).any()
 
 
 def test_rejects_wrong_arguments() -> None:

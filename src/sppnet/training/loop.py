@@ -1,37 +1,48 @@
 """The training loop, for whole networks and for heads on precomputed vectors."""
 
-import json
 import logging
 import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sppnet.backbones.padded.norm import SyncBatchNormMode
 from sppnet.errors import ImageError
-from sppnet.io.remote import write_text
 from sppnet.progress import track
-from sppnet.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from sppnet.training.checkpoint import (
+    BEST,
+    CHECKPOINT,
+    Progress,
+    load_best,
+    load_checkpoint,
+    save_best,
+    save_checkpoint,
+    saved_epoch,
+)
+from sppnet.training.metrics import write_metrics
+from sppnet.training.optimizer import classification, create_optimizer, learning_rate
 from sppnet.training.options import LoopOptions
 from sppnet.training.processes import gather, launch, require_single_process, sum_over_processes
 
 _logger = logging.getLogger(__name__)
 
-METRICS = "metrics.jsonl"
 _SAVE_SECONDS = 120.0
 
 # Function from output and target to the loss to minimize and the number of correct predictions, possibly fractional.
 Objective = Callable[[Any, Any], tuple[Tensor, float]]
+# Function that scores the current weights; None without validation images.
+Validate = Callable[[], Mapping[str, float] | None]
 
 
 @runtime_checkable
@@ -50,32 +61,32 @@ class Batches(Protocol):
         """Return the side of the images of an epoch; None if they are not square and of one size."""
 
 
-def classification(logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-    """Return the cross entropy and the number of correct predictions."""
-    return F.cross_entropy(logits, labels), int((logits.argmax(1) == labels).sum())
-
-
 def fit(
     module: nn.Module,
     batches: Batches,
     options: LoopOptions,
     out: Path,
-    validate: Callable[[], Mapping[str, float] | None],
+    validate: Validate,
     failures: list[ImageError],
-    objective: Objective = classification,
+    objective: Objective | None = None,
     right: str = "top1",
     fabric: Any = None,
 ) -> bool:
     """Train to the last epoch, starting from the checkpoint in `out` if there is one.
+
+    At the end, the module has the weights of the best epoch, or without validation those of the last one, and the last
+    call of `validate` was made with these weights. :func:`sppnet.training.checkpoint.finish_training` then saves the
+    model and deletes the checkpoint.
 
     Args:
         module: whole network or head.
         batches: training batches.
         options: training options.
         out: run folder.
-        validate: function called after each epoch; the scores it returns are added to the metrics.
+        validate: function called after each epoch; the scores it returns are added to the metrics. The best epoch is
+            that of the highest `options.monitor`, or else of the highest first score.
         failures: list to which files that cannot be read are added.
-        objective: function that computes the loss and the number of correct predictions.
+        objective: function that computes the loss and the number of correct predictions; None for the cross entropy.
         right: name in the metrics for the fraction of correct predictions.
         fabric: result of :func:`sppnet.training.processes.launch`; None for a single process. With several processes,
             each trains on its part of every batch; gradients, batch norm and metrics are those of the whole batch, and
@@ -87,10 +98,13 @@ def fit(
     if fabric is None:
         require_single_process("this training")
         fabric = launch(options, out)
+    objective = objective or partial(classification, smoothing=options.label_smoothing)
     training = _Training(module, batches, options, out, failures, objective, fabric)
     shared_statistics = SyncBatchNormMode() if fabric.world_size > 1 else nullcontext()
     with _interrupts() as interrupted, shared_statistics, _deterministic(options.deterministic):
         finished = training.run(interrupted, validate, right)
+    for logger in fabric.loggers:
+        logger.finalize("success" if finished else "aborted")
     failures[:] = gather(fabric, failures)
     return finished
 
@@ -108,18 +122,33 @@ class _Training:
     fabric: Any
 
     def __post_init__(self) -> None:
-        self.raw_optimizer = _optimizer(self.module, self.options)
+        self.raw_optimizer = create_optimizer(self.module, self.options)
         self.wrapped, self.optimizer = self.fabric.setup(self.module, self.raw_optimizer)
-        # Load after setup has moved the module to its device, because the optimizer state follows the module.
-        self.progress, self.saved = load_checkpoint(self.out, self.module, self.raw_optimizer), time.monotonic()
-        if self.fabric.global_rank > 0:  # the first process continues the counts, which are sums over all processes
-            self.progress = Progress(self.progress.epoch, self.progress.step)
+        self.average: Any = None
+        if self.options.ema is not None:
+            import timm.utils  # takes seconds
 
-    def run(
-        self, interrupted: Callable[[], bool], validate: Callable[[], Mapping[str, float] | None], right: str
-    ) -> bool:
+            self.average = timm.utils.ModelEmaV3(self.module, self.options.ema, use_warmup=True)  # type: ignore[attr-defined]
+        # Load after setup has moved the module to its device, because the optimizer state follows the module.
+        average = self.average and self.average.module
+        self.progress = load_checkpoint(self.out, self.module, self.raw_optimizer, average)
+        if not self.progress.epoch and not self.progress.step:
+            (self.out / BEST).unlink(missing_ok=True)
+        self.saved, self.validated = time.monotonic(), 0
+        if self.fabric.global_rank > 0:  # the first process continues the counts, which are sums over all processes
+            progress = self.progress
+            self.progress = Progress(progress.epoch, progress.step, best_epoch=progress.best_epoch)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the last epoch is done, or the score has not improved for as long as the options allow."""
+        options, progress = self.options, self.progress
+        waited = options.patience is not None and progress.epoch - progress.best_epoch >= options.patience
+        return waited or progress.epoch >= options.epochs
+
+    def run(self, interrupted: Callable[[], bool], validate: Validate, right: str) -> bool:
         """Run the remaining epochs and return True, or False if interrupted."""
-        while self.progress.epoch < self.options.epochs:
+        while not self.exhausted:
             if not self._run_epoch(interrupted):
                 return False
             summed = self._save()
@@ -127,14 +156,11 @@ class _Training:
                 errors = gather(self.fabric, self.failures)
                 reason = f"the first error is {errors[0]}" if errors else "check the annotations"
                 raise ValueError(f"data: expected an image with a training target, got none; {reason}")
-            if self.fabric.global_rank == 0:
-                self._log(summed, right, validate())
-            self.fabric.barrier()
-            self.progress = Progress(epoch=self.progress.epoch + 1)
-            self._save()
+            self._end_epoch(summed, validate, right)
             (stop,) = sum_over_processes(self.fabric, interrupted())
-            if stop and self.progress.epoch < self.options.epochs:
+            if stop and not self.exhausted:
                 return False
+        self._load_result(validate)
         return True
 
     def _run_epoch(self, interrupted: Callable[[], bool]) -> bool:
@@ -144,10 +170,9 @@ class _Training:
         started = time.monotonic() - progress.seconds
         description = f"epoch {progress.epoch + 1}/{self.options.epochs}"
         remaining = self.batches.epoch(progress.epoch, progress.step)
-        for x, y, errors in track(remaining, description, self.batches.steps, progress.step):
-            self.failures.extend(errors)
-            self._step(x, y)
-            progress.step += 1
+        tracked = track(remaining, description, self.batches.steps, progress.step)
+        while group := list(islice(tracked, self.options.accumulate)):
+            self._step(group)
             progress.seconds = time.monotonic() - started
             due = self.fabric.global_rank == 0 and time.monotonic() - self.saved > _SAVE_SECONDS
             stop, save = sum_over_processes(self.fabric, interrupted(), due)
@@ -157,45 +182,98 @@ class _Training:
                 return False
         return True
 
-    def _step(self, x: Any, y: Any) -> None:
-        """Train on one batch; batches with an empty target in all processes are skipped."""
+    def _step(self, group: Sequence[tuple[Any, Any, list[ImageError]]]) -> None:
+        """Make one step of the optimizer; batches with an empty target in all processes are skipped."""
+        progress = self.progress
+        rate = self._rate(progress.step)
+        for parameters in self.raw_optimizer.param_groups:
+            parameters["lr"] = rate
+        counts = sum_over_processes(self.fabric, *(len(y) for _, y, _ in group))
+        last = max((number for number, count in enumerate(counts) if count), default=None)
+        self.optimizer.zero_grad()
+        for number, (x, y, errors) in enumerate(group):
+            self.failures.extend(errors)
+            if counts[number]:
+                with self.fabric.no_backward_sync(self.wrapped, enabled=number != last):
+                    self._add_gradients(x, y, sum(counts), rate)
+            progress.step += 1
+        if last is None:
+            return
+        self.optimizer.step()
+        if self.average is not None:
+            steps, accumulate = self.batches.steps, self.options.accumulate
+            self.average.update(self.module, progress.epoch * -(-steps // accumulate) + -(-progress.step // accumulate))
+
+    def _add_gradients(self, x: Any, y: Any, targets: float, rate: float) -> None:
+        """Add the gradients of a batch, weighted by its share of the targets of a step."""
         fabric, progress = self.fabric, self.progress
-        for group in self.raw_optimizer.param_groups:
-            group["lr"] = self._rate(progress.step)
-        # Seed each step, so that dropout is the same after resuming, and differs between processes.
+        # Seed each batch, so that dropout is the same after resuming, and differs between processes.
         seeds = (self.options.seed, progress.epoch * self.batches.steps + progress.step)
         rank = fabric.global_rank
         torch.manual_seed(hash(seeds if not rank else (*seeds, rank)) % (1 << 63))
-        (targets,) = sum_over_processes(fabric, len(y))
-        if not targets:
-            return
         x, y = fabric.to_device(x), fabric.to_device(y)
         out = self.wrapped(*x) if isinstance(x, tuple) else self.wrapped(x)
         # Without targets, the process must still exchange gradients.
         loss, correct = self.objective(out, y) if len(y) else (out.sum() * 0, 0)
         if not loss.isfinite():
-            where = f"epoch {progress.epoch + 1}, batch {progress.step + 1}"
-            raise RuntimeError(
-                f"the loss is {float(loss.detach())} in {where}: lower the learning rate (--lr), currently"
-                f" {self.options.rate}; {self.out} contains the last checkpoint"
-            )
-        self.optimizer.zero_grad()
+            where = f"epoch {progress.epoch + 1}, batch {progress.step + 1}, at a learning rate of {rate:.3g}"
+            saved = f"; {self.out} contains the last checkpoint" if (self.out / CHECKPOINT).exists() else ""
+            raise RuntimeError(f"the loss is {float(loss.detach())} in {where}: lower it (--lr){saved}")
         # Gradients are averaged over processes, but the loss must be averaged over targets.
-        fabric.backward(loss * (len(y) * fabric.world_size / targets) if fabric.world_size > 1 else loss)
-        self.optimizer.step()
+        fabric.backward(loss * (len(y) * fabric.world_size / targets))
         progress.seen += len(y)
         progress.correct += correct
         progress.loss += float(loss.detach()) * len(y)
 
+    def _end_epoch(self, summed: Progress, validate: Validate, right: str) -> None:
+        """Validate in the first process, keep the weights if they are the best so far, and log the metrics."""
+        progress, first = self.progress, self.fabric.global_rank == 0
+        epoch, best, best_epoch = progress.epoch + 1, progress.best, progress.best_epoch
+        if first:
+            with self._average_loaded():
+                scores = validate()
+                if scores:
+                    score = scores[self.options.monitor or next(iter(scores))]
+                    # Weights that were saved before a kill stay the best, even if validation is not deterministic.
+                    better = best is None or score > best or saved_epoch(self.out) == epoch
+                    if better and not math.isnan(score):
+                        best, best_epoch = score, epoch
+                        save_best(self.out, self.module, epoch)
+            self.validated = epoch
+            self._log(summed, right, scores)
+        self.fabric.barrier()
+        (shared,) = sum_over_processes(self.fabric, best_epoch if first else 0)
+        self.progress = Progress(epoch, best=best, best_epoch=int(shared))
+        self._save()
+
+    def _load_result(self, validate: Validate) -> None:
+        """Load the weights of the best epoch, and validate them if another epoch was validated last."""
+        progress = self.progress
+        if 0 < progress.best_epoch < progress.epoch:
+            _logger.info(f"the best of {progress.epoch} epochs was epoch {progress.best_epoch}")
+            load_best(self.out, self.module)
+        elif self.average is not None:
+            self.module.load_state_dict(self.average.module.state_dict())
+        if self.fabric.global_rank == 0 and self.validated != (progress.best_epoch or progress.epoch):
+            validate()
+
+    @contextmanager
+    def _average_loaded(self) -> Iterator[None]:
+        """Replace the weights of the module by their average, if there is one, during the block."""
+        if self.average is None:
+            yield
+            return
+        weights = {name: tensor.clone() for name, tensor in self.module.state_dict().items()}
+        self.module.load_state_dict(self.average.module.state_dict())
+        try:
+            yield
+        finally:
+            self.module.load_state_dict(weights)
+
     def _rate(self, step: int) -> float:
-        """Return the learning rate in a step of the current epoch."""
-        options, steps = self.options, self.batches.steps
-        done = (self.progress.epoch * steps + step) / (options.epochs * steps)
-        if options.schedule == "cosine":
-            return options.rate * (1 + math.cos(math.pi * done)) / 2
-        if options.schedule == "poly":  # DeepLab v2, section 4.1
-            return options.rate * math.pow(1 - done, 0.9)
-        return options.rate * 0.1 ** ((done >= 0.6) + (done >= 0.85))
+        """Return the learning rate in a step of the current epoch, given the number of its first batch."""
+        steps = self.batches.steps
+        return learning_rate(self.options, self.progress.epoch + step / steps, self.options.accumulate / steps)
 
     def _save(self) -> Progress:
         """Write a checkpoint in the first process, and return the progress summed over all processes."""
@@ -203,24 +281,21 @@ class _Training:
         seen, correct, loss = sum_over_processes(self.fabric, progress.seen, progress.correct, progress.loss)
         summed = replace(progress, seen=int(seen), correct=correct, loss=loss)
         if self.fabric.global_rank == 0:
-            save_checkpoint(self.out, self.module, self.raw_optimizer, summed)
+            average = self.average and self.average.module
+            save_checkpoint(self.out, self.module, self.raw_optimizer, summed, average)
         self.fabric.barrier()
         self.saved = time.monotonic()
         return summed
 
     def _log(self, summed: Progress, right: str, scores: Mapping[str, float] | None) -> None:
-        """Write a line of metrics, replacing the lines of epochs that are repeated after a kill."""
-        epoch, seen = summed.epoch + 1, max(summed.seen, 1)
-        line: dict[str, Any] = {"epoch": epoch, "size": self.batches.side(summed.epoch)}
-        line |= {"lr": self._rate(summed.step - 1), "seconds": round(summed.seconds, 2)}
-        line |= {"train_loss": summed.loss / seen, f"train_{right}": summed.correct / seen}
-        line |= {f"val_{name}": value for name, value in (scores or {}).items()}
-        path = self.out / METRICS
-        previous = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [text for text in previous if json.loads(text)["epoch"] < epoch]
-        write_text("\n".join([*kept, json.dumps(line)]) + "\n", path)
-        self.fabric.log_dict({name: value for name, value in line.items() if isinstance(value, float)}, step=epoch)
-        shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in line.items()}
+        epoch, seen, accumulate = summed.epoch + 1, max(summed.seen, 1), self.options.accumulate
+        row: dict[str, Any] = {"epoch": epoch, "size": self.batches.side(summed.epoch)}
+        row |= {"lr": self._rate((summed.step - 1) // accumulate * accumulate), "seconds": round(summed.seconds, 2)}
+        row |= {"train_loss": summed.loss / seen, f"train_{right}": summed.correct / seen}
+        row |= {f"val_{name}": value for name, value in (scores or {}).items()}
+        write_metrics(self.out, row)
+        self.fabric.log_dict({name: value for name, value in row.items() if isinstance(value, float)}, step=epoch)
+        shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in row.items()}
         _logger.info("  ".join(f"{name} {value}" for name, value in shown.items() if value is not None))
 
 
@@ -237,12 +312,6 @@ def _deterministic(enabled: bool) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
-
-
-def _optimizer(module: nn.Module, options: LoopOptions) -> torch.optim.Optimizer:
-    if options.optimizer == "sgd":
-        return torch.optim.SGD(module.parameters(), options.rate, momentum=0.9, weight_decay=options.decay)
-    return torch.optim.AdamW(module.parameters(), options.rate, weight_decay=options.decay)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ T = TypeVar("T")
 _TIMEOUT = timedelta(hours=24)
 
 
-def launch(options: LoopOptions, out: Path, devices: int = 1, nodes: int = 1) -> Any:
+def launch(options: LoopOptions, out: Path, devices: int = 1, nodes: int = 1, loggers: Sequence[Any] = ()) -> Any:
     """Start the processes of a training run, or join those started by torchrun.
 
     Each process runs the caller's program from the beginning.
@@ -28,6 +28,7 @@ def launch(options: LoopOptions, out: Path, devices: int = 1, nodes: int = 1) ->
         out: run folder.
         devices: number of processes per node: one per GPU, or any number on the CPU; 1 under torchrun, which sets it.
         nodes: number of machines; 1 under torchrun, which sets it.
+        loggers: loggers of Lightning Fabric, which get the metrics of each epoch.
 
     Returns:
         A ``lightning_fabric.Fabric``.
@@ -51,7 +52,7 @@ def launch(options: LoopOptions, out: Path, devices: int = 1, nodes: int = 1) ->
         num_nodes=nodes,
         strategy="auto" if single else lightning.strategies.DDPStrategy(timeout=_TIMEOUT),
         precision=options.precision,
-        loggers=_loggers(options, out),
+        loggers=[*_loggers(options, out), *loggers],
     )
     fabric.launch()
     return fabric

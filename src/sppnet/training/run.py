@@ -1,6 +1,7 @@
 """Run folders: weights as safetensors, everything else as JSON; pickles are never read."""
 
 import dataclasses
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ from typing import Any
 from torch import nn
 
 from sppnet.backbones.backbone import Backbone
+from sppnet.backbones.weights import load_weights
 from sppnet.errors import ImageError
-from sppnet.io.files import save_tensors, write_json
+from sppnet.io.files import parse_json, read_json, read_tensors, save_tensors, write_json
 from sppnet.io.remote import remove_temporary_files
 
 CONFIG, WEIGHTS = "run.json", "model.safetensors"
@@ -48,7 +50,8 @@ def save(model: nn.Module, folder: str | Path) -> None:
 
     Raises:
         TypeError: another model.
-        ValueError: the backbone was created with an output stride that the configuration does not have.
+        ValueError: the backbone was created from a module, or with an output stride that the configuration does not
+            have.
     """
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "task"):
@@ -57,6 +60,11 @@ def save(model: nn.Module, folder: str | Path) -> None:
         )
     expected = getattr(config, "output_stride", 32)
     for module in model.modules():
+        if isinstance(module, Backbone) and not module.named:
+            raise ValueError(
+                f"backbone: expected a network with a name to rebuild it from, got a module of class {module.name};"
+                " create the backbone by name, or save the state_dict of the model"
+            )
         if isinstance(module, Backbone) and module.output_stride != expected:
             raise ValueError(
                 f"backbone: expected output_stride {expected}, as {config.task} models are loaded, got"
@@ -68,3 +76,10 @@ def save(model: nn.Module, folder: str | Path) -> None:
     save_tensors({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
     content = {"format": FORMAT, "task": config.task, "config": dataclasses.asdict(config)}
     write_json(content, folder / CONFIG)
+
+
+def load_run(model: nn.Module, folder: Path) -> None:
+    """Replace configuration and weights of a model by those of a run of the same network."""
+    path = folder / CONFIG
+    model.config = parse_json(json.dumps(read_json(path, dict)["config"]), type(model.config), str(path))
+    load_weights(model, read_tensors(folder / WEIGHTS)[0], str(folder / WEIGHTS))
