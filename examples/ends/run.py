@@ -38,7 +38,7 @@ ASPECT = (1.9, 3.0)  # longer over shorter side; below 1.9 marks do not fit outs
 RADIUS = (0.14, 0.22)  # radius of a mark, relative to the shorter side
 BLOTS = 12
 
-OPTIONS = ClassifyOptions(stage=3, sizes="native", epochs=8, batch=16, lr=1e-3)
+OPTIONS = ClassifyOptions(train_stages="all", stage=3, sizes="native", epochs=8, batch=16, lr=1e-3)
 
 
 def draw_image(seed: str, color: tuple[int, int, int]) -> Image.Image:
@@ -114,7 +114,7 @@ def write_images(root: Path) -> None:
 
 def train_and_test(data: Path, run: Path, options: ClassifyOptions) -> float:
     """Train and return the top-1 accuracy on the validation images, all at the size they have on disk."""
-    train_classifier(data / "train", run, options)
+    train_classifier(data / "train", run, options, val="none")
     model = load_classifier(run)
     return evaluate_classifier(model, read_classification(data, "val", model.config.classes).samples).scores.top1
 

@@ -19,7 +19,9 @@ from sppnet.data.formats.classification import read_classification
 from sppnet.data.images import load_image, to_tensor
 from tests.helpers.images import write_classes
 
-TINY = ClassifyOptions(sizes="native", epochs=1, batch=4, levels=(1,), backbone="test_resnet", weights="none")
+TINY = ClassifyOptions(
+    train_stages="all", sizes="native", epochs=1, batch=4, levels=(1,), backbone="test_resnet", weights="none"
+)
 SINGLE_PROCESS = SimpleNamespace(global_rank=0, world_size=1, rank_zero_first=lambda: torch.no_grad())
 
 

@@ -13,7 +13,13 @@ from sppnet.classify.options import ClassifyOptions
     [
         ({"svm_c": 0.0}, "svm_c: expected a penalty above 0, got 0.0"),
         ({"workers": -1}, "workers: expected at least 0, got -1"),
-        ({"head": "svm"}, "needs freeze_backbone"),
+        ({"head": "svm", "train_stages": "all"}, r"needs a frozen backbone \(--train-stages 0\)"),
+        ({"class_weights": "root"}, "class_weights: expected one of none, balanced, got 'root'"),
+        (
+            {"ema": 0.99},
+            "ema: expected no value, because SVMs are not trained in epochs, got 0.99; choose another head",
+        ),
+        ({"patience": 2}, "patience: expected no value, because SVMs"),
         ({"head": "mlp"}, "head: expected one of linear, fc, svm"),
         ({"head": ""}, "head: expected one of linear, fc, svm"),
         ({"sizes": "big"}, "sizes: expected 224"),
@@ -40,8 +46,8 @@ def test_options_do_not_import_torch() -> None:
 def test_head_and_evaluation_size_default_to_the_kind_of_training() -> None:
     frozen, native, sides = (
         ClassifyOptions(freeze_backbone=True),
-        ClassifyOptions(sizes="native"),
-        ClassifyOptions(sizes="180,224"),
+        ClassifyOptions(train_stages="all", sizes="native"),
+        ClassifyOptions(train_stages="2", sizes="180,224"),
     )
     assert [options.kind for options in (frozen, native, sides)] == ["svm", "linear", "linear"]
     assert [options.evaluation_size for options in (frozen, native, sides)] == ["native", "native", "shorter-side:256"]

@@ -13,7 +13,7 @@ from PIL import Image, ImageChops
 
 import sppnet.classify.predict
 from sppnet import ClassificationResult, Classifier, ClassifierConfig, ImageError, Resize, create_backbone
-from sppnet.classify.predict import image_vectors, predict_images
+from sppnet.classify.predict import image_vectors, map_batches, predict_images
 from sppnet.data.images import to_tensor
 from sppnet.inference.results import Failure
 
@@ -61,6 +61,34 @@ def test_predictions_do_not_depend_on_batch_or_order(small: Classifier) -> None:
     assert len({tuple(row) for row in single.tolist()}) == 33, "the images must differ in their predictions"
 
 
+def test_predictions_are_bit_identical_for_any_number_of_threads(small: Classifier) -> None:
+    images = [noise(64, 48) for _ in range(5)] + [noise(90, 70)]
+    before = torch.get_num_threads()
+    results = []
+    for threads in (1, 2, 4):
+        torch.set_num_threads(threads)
+        results.append([result.top for result in small.predict(images)])
+    results.append([small.predict(image)[0].top for image in images])
+    torch.set_num_threads(before)
+    assert all(result == results[0] for result in results)
+
+
+def test_abandoned_predictions_restore_training_mode_after_the_running_images(small: Classifier) -> None:
+    model = Classifier(small.config, small.backbone)
+    model.train()
+    statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    results = predict_images(model, [noise(400, 500) for _ in range(9)])
+    next(results)
+    assert not model.backbone.training
+    results.close()  # type: ignore[attr-defined]
+    torch.set_num_threads(before)
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(buffer, statistics[name]) for name, buffer in model.named_buffers())
+    small.eval()
+
+
 def test_logits_of_mixed_sizes_match_single_images(small: Classifier) -> None:
     images = [Image.fromarray(noise(height, width)) for height, width in ((40, 60), (60, 40), (40, 60), (33, 80))]
     backbone = small.backbone
@@ -72,14 +100,15 @@ def test_logits_of_mixed_sizes_match_single_images(small: Classifier) -> None:
 
 def test_large_images_of_one_size_need_several_passes(small: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sppnet.classify.predict, "_PASS_PIXELS", 2 * 50 * 60)
-    images = [noise(50, 60) for _ in range(5)] + [noise(150, 100)]
-    expected = torch.cat([top_probabilities(small.predict(image)) for image in images])
+    images = [Image.fromarray(noise(50, 60)) for _ in range(5)] + [Image.fromarray(noise(150, 100))]
     passes: list[int] = []
-    hook = small.backbone.register_forward_hook(lambda _module, inputs, _map: passes.append(len(inputs[0])))
-    predicted = top_probabilities(small.predict(images))
+    with torch.inference_mode():
+        expected = torch.cat([image_vectors(small, [image]) for image in images])
+        hook = small.backbone.register_forward_hook(lambda _module, inputs, _map: passes.append(len(inputs[0])))
+        vectors = image_vectors(small, images)
     hook.remove()
     assert passes == [2, 2, 1, 1]
-    torch.testing.assert_close(predicted, expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(vectors, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_prediction_fields_are_consistent(small: Classifier) -> None:
@@ -254,7 +283,7 @@ def test_prediction_restores_training_mode(small: Classifier) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in small.state_dict().items())
 
 
-def test_reads_one_batch_at_a_time(small: Classifier) -> None:
+def test_images_are_read_shortly_before_they_are_processed(small: Classifier) -> None:
     read = 0
 
     def images() -> Iterator[Pixels]:
@@ -263,11 +292,25 @@ def test_reads_one_batch_at_a_time(small: Classifier) -> None:
             read += 1
             yield noise(20, 20)
 
-    results = predict_images(small, images(), batch=3)
+    results = predict_images(small, images())
     assert read == 0
     first = next(results)
-    assert read == 3
+    assert read <= 1 + 2 * torch.get_num_threads()
     assert [result.source for result in (first, *results)] == [f"image {number}" for number in range(7)]
+
+
+@pytest.mark.parametrize(("device", "parts"), [("cpu", [1] * 7), ("meta", [3, 3, 1])])
+def test_only_other_devices_process_batches(device: str, parts: list[int]) -> None:
+    sizes: list[int] = []
+
+    def run(items: list[int]) -> list[int]:
+        sizes.append(len(items))
+        assert torch.is_inference_mode_enabled()
+        return [item + 1 for item in items]
+
+    results = map_batches(lambda number: 10 * number, run, range(7), torch.device(device), 3)
+    assert list(results) == [10 * number + 1 for number in range(7)]
+    assert sizes == parts
 
 
 def test_rejects_wrong_options(small: Classifier, unchecked: None) -> None:

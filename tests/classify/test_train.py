@@ -1,23 +1,27 @@
 """Training on image files: written files, resuming, and invalid options and images."""
 
 import json
+import shutil
 import signal
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import sppnet
-from sppnet.classify.options import ClassifyOptions
+from sppnet.classify.options import ClassifyOptions, ClassWeights
 from sppnet.classify.train import train_classifier
 from sppnet.registry import load_classifier
 from tests.helpers.images import write_classes
 from tests.helpers.killed_training import stop_after_checkpoint
 
-QUICK = ClassifyOptions(sizes="32,48", epochs=3, batch=4, lr=1e-3, head="fc", levels=(1,))  # fc has dropout
+QUICK = ClassifyOptions(  # fc has dropout
+    train_stages="all", sizes="32,48", epochs=3, batch=4, lr=1e-3, head="fc", levels=(1,)
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +64,7 @@ def test_stopped_and_resumed_training_gives_the_same_weights(
 ) -> None:
     out = tmp_path / "run"
     train = ["train", "classify", str(data), "--out", str(out), "--sizes", "32,48", "--epochs", "3", "--batch", "4"]
-    train += ["--lr", "1e-3", "--head", "fc", "--levels", "1"]  # the same options as QUICK
+    train += ["--train-stages", "all", "--lr", "1e-3", "--head", "fc", "--levels", "1"]  # the same options as QUICK
     process = stop_after_checkpoint(train, number, (1, 2))
     assert process.returncode == (130 if number == signal.SIGINT else -number), process.stderr
     assert ("with --resume to continue" in process.stderr) == (number == signal.SIGINT)
@@ -73,13 +77,77 @@ def test_stopped_and_resumed_training_gives_the_same_weights(
 
 
 def test_resuming_a_finished_training_only_validates_again(data: Path, uninterrupted: Path) -> None:
-    before = load_file(uninterrupted / "model.safetensors")
+    files = {path: path.stat().st_mtime_ns for path in uninterrupted.iterdir() if path.name != "options.json"}
     training = train_classifier(data, uninterrupted, QUICK, resume=True)
     assert training.finished
-    last = metrics(uninterrupted)[-1]
-    assert training.scores == {name: last[f"val_{name}"] for name in ("top1", "mean_per_class_accuracy")}
-    after = load_file(uninterrupted / "model.safetensors")
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    best = max(metrics(uninterrupted), key=itemgetter("val_top1"))
+    assert training.scores == {name: best[f"val_{name}"] for name in ("top1", "mean_per_class_accuracy")}
+    assert files == {path: path.stat().st_mtime_ns for path in uninterrupted.iterdir() if path.name != "options.json"}
+    message = (
+        r"epochs: expected 3, as when the training in .* started, got 4; resume .*, or start another run with --init"
+    )
+    with pytest.raises(ValueError, match=message):
+        train_classifier(data, uninterrupted, replace(QUICK, epochs=4), resume=True)
+
+
+@pytest.mark.parametrize("stages", ["0", "2"])
+def test_frozen_stages_keep_their_weights_and_statistics(stages: str, data: Path, tmp_path: Path) -> None:
+    options = replace(QUICK, train_stages=stages, epochs=1, ema=0.9, accumulate=2, cache=str(tmp_path / "cache"))
+    train_classifier(data, tmp_path / "run", options)
+    embedded, changed = sppnet.imagenet_classifier().backbone.state_dict(), set()
+    for name, tensor in load_classifier(tmp_path / "run").backbone.state_dict().items():
+        if not torch.equal(tensor, embedded[name]):
+            changed.add(name.removeprefix("network."))
+    trained = ("blocks.3", "blocks.4", "blocks.5", "blocks.6", "conv_head", "bn2") if stages == "2" else ()
+    assert all(name.startswith(trained) for name in changed)
+    assert {name.rpartition(".")[2] for name in changed} >= ({"weight", "bias", "running_mean"} if trained else set())
+
+
+def test_starts_from_another_run_with_other_classes(data: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    for split in ("train", "val"):
+        shutil.rmtree(tmp_path / "data" / split / "red")
+    options = replace(QUICK, epochs=1, lr=0.0, init=str(uninterrupted))
+    train_classifier(tmp_path / "data", tmp_path / "run", options)
+    before, after = (load_file(run / "model.safetensors") for run in (uninterrupted, tmp_path / "run"))
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert {name for name in before if "running" not in name and "batches" not in name} - same == {
+        "head.fc8.weight",
+        "head.fc8.bias",
+    }
+    message = r"init: expected shape \(4096, 2560\) for head.fc6.weight, got shape \(4096, 1280\) in .*uninterrupted"
+    with pytest.raises(ValueError, match=message):
+        train_classifier(tmp_path / "data", tmp_path / "other", replace(options, levels=((1, 2),), sizes="64"))
+    assert not (tmp_path / "other").exists()
+
+
+def test_rejects_other_classes_when_resuming(data: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(uninterrupted, tmp_path / "run")
+    stored = json.loads((run / "options.json").read_text())
+    (run / "options.json").write_text(json.dumps(stored | {"classes": ["blue", "green", "yellow"]}))
+    with pytest.raises(ValueError, match=r"classes: expected yellow, as when the training in .* started, got red"):
+        train_classifier(data, run, QUICK, resume=True)
+
+
+def test_class_weights_raise_the_scores_of_a_rare_class(tmp_path: Path) -> None:
+    root = write_classes(tmp_path / "data", 12)
+    for file in sorted((root / "red").iterdir())[2:]:
+        file.unlink()
+    rates = {}
+    for weights in get_args(ClassWeights):
+        options = ClassifyOptions(
+            head="linear", class_weights=weights, epochs=2, lr=1e-4, levels=(1,), cache=str(tmp_path / "cache")
+        )
+        run = train_classifier(root, tmp_path / weights, options, val="none").run
+        results = load_classifier(run).predict(sorted((root / "red").iterdir()))
+        rates[weights] = sum(dict(result.top)["red"] for result in results)
+    assert rates["balanced"] > rates["none"]
+
+
+def test_early_stopping_needs_validation_images(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="patience: expected validation images to score each epoch, got none; set val"):
+        train_classifier(data / "train", tmp_path / "run", replace(QUICK, patience=1), val="none")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("head", ["svm", "linear"])
@@ -93,17 +161,17 @@ def test_frozen_backbone_keeps_its_weights_and_reuses_vectors(head: str, data: P
     model = load_classifier(tmp_path / "run")
     embedded = sppnet.imagenet_classifier().backbone.state_dict()
     assert all(torch.equal(tensor, embedded[name]) for name, tensor in model.backbone.state_dict().items())
-    shards = sorted((tmp_path / "cache").rglob("*.safetensors"))
-    written = [shard.stat().st_mtime_ns for shard in shards]
-    assert len(shards) == 2
+    files = sorted((tmp_path / "cache").rglob("*.safetensors"))
+    written = [file.stat().st_mtime_ns for file in files]
+    assert len(files) == len({path.read_bytes() for path in data.rglob("*.png")})
     train_classifier(data, tmp_path / "again", options)
-    assert [shard.stat().st_mtime_ns for shard in shards] == written
-    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2
+    assert [file.stat().st_mtime_ns for file in files] == written
+    assert sorted((tmp_path / "cache").rglob("*.safetensors")) == files
 
 
 def test_trains_the_paper_head_at_native_sizes(data: Path, tmp_path: Path) -> None:
     options = ClassifyOptions(
-        head="fc", sizes="native", epochs=1, batch=6, levels=(1,), optimizer="sgd", schedule="step"
+        train_stages="all", head="fc", sizes="native", epochs=1, batch=6, levels=(1,), optimizer="sgd", schedule="step"
     )
     training = train_classifier(data / "train", tmp_path / "run", options)
     assert training.finished
@@ -116,7 +184,7 @@ def test_unreadable_images_are_skipped_and_reported(tmp_path: Path) -> None:
     (root / "red" / "0.png").write_bytes((root / "red" / "0.png").read_bytes()[:200])
     (root / "red" / "notes.txt").write_text("not an image")
     frozen = ClassifyOptions(freeze_backbone=True, levels=(1,))
-    for name, options in (("a", frozen), ("b", ClassifyOptions(sizes="65", epochs=2, batch=4))):
+    for name, options in (("a", frozen), ("b", ClassifyOptions(train_stages="all", sizes="65", epochs=2, batch=4))):
         training = train_classifier(root, tmp_path / name, options)
         assert [Path(failure.path).name for failure in training.failures] == ["0.png"]
         assert training.problems == (f"{root / 'red' / 'notes.txt'}: skipped, not an image by its extension",)
@@ -126,19 +194,22 @@ def test_unreadable_images_are_skipped_and_reported(tmp_path: Path) -> None:
 def test_rejects_unsupported_sizes_before_writing_files(data: Path, tmp_path: Path) -> None:
     for options, message in (
         (
-            ClassifyOptions(backbone="zf5", sizes="224,20", levels=(1,)),
+            ClassifyOptions(train_stages="all", backbone="zf5", sizes="224,20", levels=(1,)),
             "sizes: expected at least 31 pixels for zf5, .* 1 x 1 bins of the largest level, got 20",
         ),
         (
-            ClassifyOptions(sizes="8"),
+            ClassifyOptions(train_stages="all", sizes="8"),
             "sizes: expected at least 65 pixels for tf_efficientnet_lite0, .* 3 x 3 .*, got 8",
         ),
-        (ClassifyOptions(sizes="8", levels=(1,)), "sizes: expected at least 32 pixels .*, got 8"),
+        (ClassifyOptions(train_stages="all", sizes="8", levels=(1,)), "sizes: expected at least 32 pixels .*, got 8"),
         (
-            ClassifyOptions(sizes="32,64", levels=(1,), batch=1),
+            ClassifyOptions(train_stages="all", sizes="32,64", levels=(1,), batch=1),
             "batch: expected batches of at least 2 images, .* got 1 for 15",
         ),
-        (ClassifyOptions(sizes="320", levels=(6,), rule="sliding"), "map side of 10 into 6 bins, got 'sliding'"),
+        (
+            ClassifyOptions(train_stages="all", sizes="320", levels=(6,), rule="sliding"),
+            "map side of 10 into 6 bins, got 'sliding'",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             train_classifier(data, tmp_path / "run", options)
@@ -150,7 +221,11 @@ def test_rejects_data_without_readable_images(tmp_path: Path) -> None:
         (tmp_path / "data" / name).mkdir(parents=True)
         (tmp_path / "data" / name / "broken.png").write_bytes(b"<html>")
     for number, options in enumerate(
-        (ClassifyOptions(freeze_backbone=True), ClassifyOptions(sizes="native"), ClassifyOptions(sizes="96", epochs=1))
+        (
+            ClassifyOptions(freeze_backbone=True),
+            ClassifyOptions(train_stages="all", sizes="native"),
+            ClassifyOptions(train_stages="all", sizes="96", epochs=1),
+        )
     ):
         with pytest.raises(ValueError, match=r"broken\.png: not an image"):
             train_classifier(tmp_path / "data", tmp_path / str(number), options)
@@ -174,7 +249,7 @@ def test_trains_on_the_chosen_split_and_validates_on_another_folder_of_splits(da
     training = train_classifier(data / "train", tmp_path / "b", options, val=data)
     assert [training.accuracy[f"{name} images"].images for name in ("training", "validation")] == [15, 6]
     write_classes(tmp_path / "other" / "train", 1)
-    with pytest.raises(ValueError, match=r"split: expected one of train for .*other, got None"):
+    with pytest.raises(ValueError, match=r"split: expected one of train for .*other, got none"):
         train_classifier(data, tmp_path / "c", options, val=tmp_path / "other")
     write_classes(tmp_path / "other" / "test", 3)
     training = train_classifier(data, tmp_path / "c", options, val=tmp_path / "other")
@@ -191,19 +266,25 @@ def test_names_of_splits_and_classes_are_suggested(data: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("values", "advised"),
-    [({"sizes": "65"}, True), ({"sizes": "65", "weights": "none"}, False), ({"freeze_backbone": True}, False)],
+    ("values", "advice"),
+    [
+        ({"train_stages": "all", "sizes": "65"}, "with 5 images per class, --freeze-backbone is usually more accurate"),
+        ({"train_stages": "all", "sizes": "65", "weights": "none"}, None),
+        ({}, None),
+        ({"weights": "none"}, "the backbone tf_efficientnet_lite0 is frozen with random weights; use --train-stages"),
+    ],
 )
-def test_advises_a_frozen_backbone_for_few_images(
-    values: dict[str, Any], advised: bool, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_advises_what_to_train(
+    values: dict[str, Any], advice: str | None, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "sppnet")
     options = ClassifyOptions(epochs=1, **values)
     for resume in (False, True):
         caplog.clear()
         train_classifier(data / "train", tmp_path / "run", options, resume=resume)
-        text = "with 5 images per class, --freeze-backbone is usually more accurate"
-        assert any(message.startswith(text) for message in caplog.messages) == (advised and not resume)
+        texts = [text for text in caplog.messages if "freeze-backbone" in text or "random weights" in text]
+        assert len(texts) == (advice is not None and not resume)
+        assert all(text.startswith(str(advice)) for text in texts)
 
 
 def test_cache_has_the_same_layout_in_the_run_and_elsewhere(data: Path, tmp_path: Path) -> None:
@@ -216,3 +297,27 @@ def test_cache_has_the_same_layout_in_the_run_and_elsewhere(data: Path, tmp_path
     ]
     assert files[0] == files[1]
     assert {path.parts[0] for path in files[0]} == {"vectors"}
+
+
+def test_holds_out_a_tenth_of_each_class_without_a_validation_split(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "sppnet")
+    root = write_classes(tmp_path / "data", 14)
+    options = ClassifyOptions(freeze_backbone=True, levels=(1,), cache=str(tmp_path / "cache"))
+    training = train_classifier(root, tmp_path / "run", options)
+    assert {name: scores.images for name, scores in training.accuracy.items()} == {
+        "training images": 39,
+        "validation images": 3,
+    }
+    text = (
+        "no validation split: validating on 3 of 42 images, chosen with seed 0; use --val none to train on all images"
+    )
+    assert caplog.messages.count(text) == 1
+    assert train_classifier(root, tmp_path / "run", options, resume=True).scores == training.scores
+    with pytest.raises(ValueError, match=r"held_out: expected 3, as when the training in .* started, got 0; "):
+        train_classifier(root, tmp_path / "run", options, resume=True, val="none")
+    for out, val, images in (("all", "none", 42), ("split", root, 42)):
+        training = train_classifier(root, tmp_path / out, options, val=val)
+        assert training.accuracy["training images"].images == images
+        assert ("validation images" in training.accuracy) == (val == root)

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
-    options = ClassifyOptions(backbone="test_resnet", weights="none", levels=(1,), sizes="42,56", epochs=1, batch=3)
+    options = ClassifyOptions(
+        train_stages="all", backbone="test_resnet", weights="none", levels=(1,), sizes="42,56", epochs=1, batch=3
+    )
     train_classifier(data / "train", out, options)
     return out
 
@@ -49,7 +52,7 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [("224", (224, 256)), ("180,224", (180, 256)), ("224,180", (180, 256)), ("180-224", (180, 256)), ("48", (48, 55))],
 )
 def test_range_of_square_crops_extends_to_8_7_of_the_side(sizes: str, expected: tuple[int, int]) -> None:
-    assert trained_sides([], ClassifyOptions(sizes=sizes), Resize("native")) == expected
+    assert trained_sides([], ClassifyOptions(train_stages="all", sizes=sizes), Resize("native")) == expected
 
 
 def test_range_of_native_sizes_is_that_of_the_files_within_max_pixels(tmp_path: Path) -> None:
@@ -57,14 +60,14 @@ def test_range_of_native_sizes_is_that_of_the_files_within_max_pixels(tmp_path: 
     for number, size in enumerate(((50, 70), (90, 61), (200, 200))):
         samples.append(Sample(tmp_path / f"{number}.png", 0))
         gray(*size).save(samples[-1].path)
-    unbounded, policy = ClassifyOptions(sizes="native"), Resize("native")
+    unbounded, policy = ClassifyOptions(train_stages="all", sizes="native"), Resize("native")
     assert trained_sides(samples, unbounded, policy) == (50, 200)
-    assert trained_sides(samples, ClassifyOptions(sizes="native", max_pixels=10_000), policy) == (50, 100)
+    assert trained_sides(samples, replace(unbounded, max_pixels=10_000), policy) == (50, 100)
     (tmp_path / "broken.png").write_bytes(b"<html>")
     assert trained_sides([*samples, Sample(tmp_path / "broken.png", 0)], unbounded, policy) == (50, 200)
     assert trained_sides([Sample(tmp_path / "broken.png", 0)], unbounded, policy) is None
     # With a frozen backbone, images are resized by the policy, and the training sizes are not used.
-    frozen = ClassifyOptions(freeze_backbone=True, sizes="224")
+    frozen = ClassifyOptions(sizes="224")
     assert trained_sides(samples, frozen, policy) == (50, 200)
     assert trained_sides(samples, frozen, Resize("shorter-side", 96)) == (96, 96)
     assert trained_sides(samples, frozen, Resize("native", max_pixels=10_000)) == (50, 100)

@@ -37,7 +37,7 @@ def test_training_prints_its_accuracy_and_lists_skipped_files(
     assert run([*command, "--val", str(tmp_path / "images"), "--out", str(tmp_path / "run")]) == 0
     out, err = capsys.readouterr()
     rows = [[cell.strip() for cell in row.strip("│").split("│")] for row in out.splitlines() if row.startswith("│")]
-    assert rows == [[f"{name} images", "5", "100.00", "100.00", "100.00"] for name in ("training", "validation")]
+    assert rows == [[f"{name} images", "5", "100.00", "100.00"] for name in ("training", "validation")]
     assert f"{tmp_path / 'run'} is ready after" in out
     assert "notes.txt: skipped, not an image by its extension" in err
     assert "gone.png: no such file" in err
@@ -68,7 +68,44 @@ def test_evaluate_prints_tables_on_standard_output(
     captured = capsys.readouterr()
     assert "mean per class" in captured.out
     assert "by aspect ratio" in captured.out
+    assert "calibration error 0." in captured.out
+    assert "top-5" not in captured.out  # there are three classes
     assert "mean per class" not in captured.err
+
+
+def test_evaluate_writes_a_report(
+    trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", str(trained), str(data), "--report", str(tmp_path / "report")]
+    assert run([*command, "--json"]) == 0
+    captured = capsys.readouterr()
+    content = json.loads(captured.out)
+    assert f"report written to {tmp_path / 'report'}" in captured.err
+    stored = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert stored.items() >= content.items()
+    assert stored.keys() - content.keys() == {"threshold", "per_class", "confusion", "reliability"}
+    assert len((tmp_path / "report" / "images.csv").read_text().splitlines()) == 7
+    assert run([*command, "--compare", "native,warp"]) == 2
+    assert "report: expected no value with --compare" in capsys.readouterr().err
+
+
+def test_predict_reports_unknown_images(
+    trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / "noise.png"
+    Image.effect_noise((90, 70), 90).convert("RGB").save(image)
+    command = ["predict", str(trained), str(data / "test"), str(image)]
+    assert run([*command, "--json", "--unknown"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    threshold = json.loads((trained / "run.json").read_text())["config"]["threshold"]
+    assert 0 < threshold < 1
+    for line in lines:
+        assert line["label"] == ("unknown" if line["score"] < threshold else line["top"][0]["label"])
+        assert line["score"] == line["top"][0]["score"]
+    assert run(command) == 0
+    assert "\tunknown\t" not in capsys.readouterr().out
+    assert run(["predict", "imagenet", str(image), "--unknown"]) == 2
+    assert "unknown: expected a classifier with a threshold, got one without" in capsys.readouterr().err
 
 
 def test_predict_prints_json_lines_and_lists_unusable_files(

@@ -46,7 +46,21 @@ def test_command_prints_the_verdict_before_the_papers_results(
 ) -> None:
     monkeypatch.setattr("sppnet.studies.detectors.PAPER_SCALES", (64, 96))
     data = write_voc(tmp_path / "data", 4, 3)
-    command = ["compare", "detectors", str(data), "--test-split", "test", "--out", str(tmp_path), "--max-images", "3"]
+    (data / "annotations").mkdir()  # the data are also those of COCO
+    (data / "annotations" / "train.json").write_text("{}")
+    command = [
+        "compare",
+        "detectors",
+        str(data),
+        "--format",
+        "voc",
+        "--test-split",
+        "test",
+        "--out",
+        str(tmp_path),
+        "--max-images",
+        "3",
+    ]
     small = ["--windows", "4", "--proposals", "grid", "--hidden", "16,16", "--levels", "2,1", "--epochs", "1"]
     assert run([*command, *small, "--scales", "96", "--steps", "2", "--seeds", "2"]) == 0
     out = capsys.readouterr().out
@@ -66,6 +80,7 @@ def test_command_prints_the_verdict_before_the_papers_results(
         (["--scales", "96,128"], "scales: expected one scale, got (96, 128)"),
         (["--max-images", "0"], "max_images: expected at least 1, got 0"),
         (["--test-split", "val"], "train, test"),
+        (["--format", "coco"], "format: expected the format of"),
     ],
 )
 def test_invalid_arguments_create_no_folder(

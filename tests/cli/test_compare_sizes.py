@@ -23,6 +23,7 @@ def test_training_options_default_to_those_of_the_dataclass() -> None:
         (["{data}", "--images-per-class", "0"], "images-per-class: expected at least 1, got 0"),
         (["{data}", "--val-images-per-class", "-1"], "val-images-per-class: expected at least 1, got -1"),
         (["{data}", "--val", "{data}/nowhere"], "no data set at"),
+        (["{data}", "--format", "csv"], "format: expected the format of {data}, got csv, which is class-folders"),
     ],
 )
 def test_invalid_arguments_create_no_folder(
@@ -30,5 +31,5 @@ def test_invalid_arguments_create_no_folder(
 ) -> None:
     out = tmp_path / "out"
     assert run(["compare", "sizes", *(text.format(data=data) for text in arguments), "--out", str(out)]) == 2
-    assert message in " ".join(capsys.readouterr().err.split())
+    assert message.format(data=data) in " ".join(capsys.readouterr().err.split())
     assert not out.exists()

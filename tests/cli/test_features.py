@@ -45,6 +45,26 @@ def test_rejects_malformed_scales(images: Path, scales: str, capsys: pytest.Capt
     assert not (images / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--draw", "-1"], "draw: expected 0 or more images, got -1"),
+        (["--levels", "0"], "levels[0]: expected at least 1 bin per side, got 0"),
+        (["--scales", "9"], "scales: expected shorter sides of at least 31 pixels for zf5, got (9,)"),
+        (["--max-side", "9"], "max_side: expected at least the largest scale, 64, got 9"),
+        (["--box-format", "xywh"], "box_format: expected xyxy or xyxy-normalised"),
+        (["--device", "nowhere"], "device: expected an available device, got 'nowhere'"),
+    ],
+)
+def test_options_are_checked_before_images_are_read(
+    images: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (images / "a.png").write_bytes(b"no image")
+    assert features(images, *options) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (images / "out").exists()
+
+
 @pytest.mark.parametrize(("old", "new"), [("--rule=paper", "--cell-rule"), ("--format=parquet", "--storage")])
 def test_renamed_options_name_the_new_ones(
     images: Path, old: str, new: str, capsys: pytest.CaptureFixture[str]

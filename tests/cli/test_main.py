@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from sppnet.cli import main as cli_main
-from sppnet.cli.main import load_command, run
+from sppnet.cli.main import load_command, main, run
 from sppnet.cli.vocabulary import COMMANDS
 from sppnet.errors import ImageError
 
@@ -77,7 +77,7 @@ def test_warnings_of_pillow_are_not_printed(trained: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fly"], "sppnet: expected a command, one of demo, check, train classify, "),
+        (["fly"], "sppnet: expected a command, one of demo, check, convert, train classify, "),
         (["trian"], "got trian; did you mean train?"),
         (
             ["train", "classfy", "x", "--out", "y"],
@@ -191,3 +191,24 @@ def test_ctrl_c_says_what_was_saved_and_exits_with_130(tmp_path: Path) -> None:
     assert errors.splitlines()[-1] == "sppnet: interrupted; results printed so far are complete"
     assert "Traceback" not in errors
     assert len(rest.splitlines()) < 39
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [("OTHER", "1", "1000"), ("OMP_WAIT_POLICY", "active", None), ("GOMP_SPINCOUNT", "7", "7")],
+)
+def test_threads_of_operators_wait_shortly_unless_the_environment_says_otherwise(
+    name: str, value: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(variable, "")  # restored after the test, also if main sets it
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
+def test_torch_is_imported_after_the_environment_is_set() -> None:
+    code = "import sys, sppnet.cli.main; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -28,8 +28,11 @@ def test_trains_evaluates_and_writes_pictures(shapes: Path, tmp_path: Path, caps
     assert f"{out} is ready after" in captured.out
     assert "IoU of the validation classes: background" in captured.err
     command = ["evaluate", str(out), str(shapes), "--scale-factors", "1,1.5", "--flip"]
-    assert run([*command, "--pictures", str(tmp_path / "pictures")]) == 0
-    assert "mean IoU" in capsys.readouterr().out
+    assert run([*command, "--pictures", str(tmp_path / "pictures"), "--report", str(tmp_path / "report")]) == 0
+    shown = capsys.readouterr().out
+    assert "mean IoU" in shown
+    assert "calibration error 0." in shown
+    assert {file.name for file in (tmp_path / "report").iterdir()} == {"report.html", "report.json", "images.csv"}
     assert sorted(file.name for file in (tmp_path / "pictures").iterdir()) == ["best.png", "worst.png"]
     assert run([*command, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 2
@@ -71,7 +74,7 @@ def test_prediction_without_an_output_folder_writes_no_files(
     [
         (["--write", "palette"], "write: expected a folder for palette, got none; set --out"),
         (["--write", "palete", "--out", "out"], "write: expected one of palette, overlay, probabilities, got 'palete'"),
-        (["--max-image-pixels", "0"], "max_pixels: expected at least 1, got 0"),
+        (["--max-image-pixels", "0"], "max_image_pixels: expected at least 1, got 0"),
         (["--tile", "50"], "tile: expected a multiple of 16, the model's stride, got 50; use 64"),
     ],
 )

@@ -68,7 +68,7 @@ def test_every_option_has_a_help_text_without_python_types(command: str) -> None
     ("command", "kind", "missing"),
     [
         ("train classify", ClassifyOptions, set()),
-        ("train detect", DetectOptions, {"schedule", "tensorboard"}),
+        ("train detect", DetectOptions, {"monitor", "patience"}),
         ("train segment", SegmentOptions, set()),
     ],
 )

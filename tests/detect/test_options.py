@@ -32,6 +32,9 @@ from sppnet.detect.options import DetectOptions
             r"scales: expected the default \(688,\), got \(480,\); the method 'rcnn'",
         ),
         ({"method": "fast", "levels": (3,)}, r"levels: .* got \(3,\); the method 'fast' does not use this option"),
+        ({"monitor": "map"}, "monitor: expected no value, because detectors are validated once, .* got 'map'"),
+        ({"train_stages": "all"}, "train_stages: expected 0 for the method 'spp', got all; .* frozen convolutions"),
+        ({"method": "fast", "freeze_backbone": True}, "train_stages: expected all for the method 'fast', got 0"),
         ({"method": "fast", "regression": False}, "regression: expected True, got False; Fast R-CNN"),
     ],
 )

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,11 +20,12 @@ from sppnet.data.images import load_image
 from sppnet.detect.model import create_detector
 from sppnet.detect.options import DetectOptions
 from sppnet.detect.train import detector_config, train_detector
+from tests.helpers.annotation_files import coco_document, write_image, write_json
 from tests.helpers.detection_data import CLASSES, write_voc
 from tests.helpers.killed_training import stop_after_checkpoint
 
 SMALL = ["--scales", "160", "--proposals", "grid", "--windows", "300", "--hidden", "64,64", "--levels", "3,2,1"]
-QUICK = [*SMALL, "--epochs", "4", "--steps", "40"]
+QUICK = [*SMALL, "--epochs", "4", "--steps", "40", "--val", "none"]
 TINY = DetectOptions(scales=(96,), proposals="grid", windows=60, hidden=(16, 16), levels=(2, 1), epochs=1, steps=3)
 
 
@@ -103,9 +106,32 @@ def test_weights_depend_on_the_seed(data: Path, tmp_path: Path) -> None:
     assert not torch.equal(states[0]["fc.fc6.weight"], states[2]["fc.fc6.weight"])
 
 
+@pytest.mark.parametrize(
+    "values", [{}, {"scorer": "softmax"}, {"method": "fast", "levels": (6, 3, 2, 1), "steps": 100}]
+)
+def test_starts_from_the_weights_of_another_run(values: dict[str, Any], data: Path, tmp_path: Path) -> None:
+    """With a learning rate of 0, the trained layers stay as they are."""
+    options = replace(TINY, cache=str(tmp_path / "cache"), **values)
+    first = train_detector(data, tmp_path / "first", options)
+    options = replace(options, lr=0.0, init=str(first.run), ema=0.5, accumulate=2, warmup_epochs=0.5)
+    second = train_detector(data, tmp_path / "second", options)
+    before, after = (load_file(run / "model.safetensors") for run in (first.run, second.run))
+    trained = ("fc.", "norm") if not values else ("fc.", "norm", "score.", "offsets.", "encoder.")
+    for name in before:
+        if name.startswith(trained):
+            torch.testing.assert_close(after[name], before[name])
+    files = {path.name for path in second.run.iterdir()}
+    assert files == {"metrics.csv", "metrics.jsonl", "model.safetensors", "options.json", "run.json"}
+    modified = (second.run / "model.safetensors").stat().st_mtime_ns
+    again = train_detector(data, tmp_path / "second", options, resume=True)
+    assert again.scores == second.scores
+    assert "fine-tuning" not in again.stages
+    assert (second.run / "model.safetensors").stat().st_mtime_ns == modified
+
+
 def test_validation_scores_are_those_of_the_evaluation(data: Path, tmp_path: Path) -> None:
     options = replace(TINY, cache=str(tmp_path / "cache"))
-    plain = train_detector(data, tmp_path / "plain", options)
+    plain = train_detector(data, tmp_path / "plain", options, val="none")
     assert plain.scores == {}
     assert plain.stages.keys() == {"proposals", "features", "fine-tuning", "SVMs", "box regression"}
     other = write_voc(tmp_path / "other", 1, 4)
@@ -223,3 +249,48 @@ def test_stage_of_stride_rejects_unknown_networks_and_too_fine_strides() -> None
         stage_of_stride("resnet81", 16)
     with pytest.raises(ValueError, match=r"stride: expected at least 2 \(the finest map of resnet18\), got 1"):
         stage_of_stride("resnet18", 1)
+
+
+def test_validates_on_the_validation_split_or_a_tenth_of_the_images(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "sppnet")
+    options = replace(TINY, cache=str(tmp_path / "cache"))
+    held_out = train_detector(data, tmp_path / "held-out", options)
+    assert held_out.scores.keys() == {"ap50", "map"}
+    text = (
+        "no validation split: validating on 1 of 12 images, chosen with seed 0; use --val none to train on all images"
+    )
+    assert text in caplog.messages
+    assert train_detector(data, tmp_path / "held-out", options, resume=True).scores == held_out.scores
+    assert train_detector(data, tmp_path / "none", options, val="none").scores == {}
+    weights = [load_file(tmp_path / name / "model.safetensors")["score.weight"] for name in ("held-out", "none")]
+    assert not torch.equal(*weights)
+    caplog.clear()
+    root = Path(shutil.copytree(data, tmp_path / "data"))
+    lists = root / "ImageSets/Main"
+    (lists / "test.txt").rename(lists / "valid.txt")
+    training = train_detector(root, tmp_path / "split", options)
+    model = sppnet.load(training.run)
+    assert isinstance(model, sppnet.Detector)
+    scores = sppnet.evaluate_detector(model, root, split="valid").scores
+    assert training.scores == {"ap50": scores.ap50, "map": scores.map}
+    (lists / "valid.txt").write_text("test0\n")  # without an object
+    assert train_detector(root, tmp_path / "empty", options).scores == {}
+    text = "no validation: no readable image of the split valid has an object that is scored"
+    assert text in caplog.messages
+
+
+def test_reports_stated_classes_without_an_object(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a", "b"):
+        write_image(tmp_path / f"data/images/{name}.jpg", 60, 50)
+    document = coco_document(categories=[{"id": number, "name": name} for number, name in enumerate(("gnu", "cat"))])
+    for entry in document["images"]:
+        entry |= {"height": 50, "width": 60}
+    box = {"image_id": 7, "category_id": 1, "bbox": [5, 5, 40, 30]}
+    crowd = {"image_id": 3, "category_id": 0, "bbox": [5, 5, 40, 30], "iscrowd": 1}
+    write_json(tmp_path / "data/annotations/train.json", document | {"annotations": [box, crowd]})
+    training = train_detector(tmp_path / "data", tmp_path / "run", TINY)
+    text = f"{tmp_path / 'data'}: no object of gnu; training on this split cannot learn this class"
+    assert text in training.problems
+    assert text in caplog.messages

@@ -68,7 +68,7 @@ NOT_RUN = {
         ("docs/scale.md", line): "needs a cluster of several machines"
         for line in (
             "torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint 10.0.0.5:29400 --rdzv-id 1"
-            " -m sppnet train classify DATA --out /shared/RUN",
+            " -m sppnet train classify DATA --train-stages all --out /shared/RUN",
             "sppnet predict RUN photos --engine ray --ray-address auto --out /shared/answers",
             "sppnet predict RUN photos --engine ray --ray-address 10.0.0.5:6379 --out /shared/answers",
         )

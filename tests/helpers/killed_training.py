@@ -13,8 +13,8 @@ from sppnet.training import loop
 
 number, after, save_checkpoint = int(sys.argv[1]), sys.argv[2], loop.save_checkpoint
 
-def save_and_stop(out, module, optimizer, progress):
-    save_checkpoint(out, module, optimizer, progress)
+def save_and_stop(out, module, optimizer, progress, average):
+    save_checkpoint(out, module, optimizer, progress, average)
     if after in ("", f"{progress.epoch},{progress.step}"):
         loop.save_checkpoint = save_checkpoint
         os.kill(os.getpid(), number)

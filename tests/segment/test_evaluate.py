@@ -19,15 +19,16 @@ def test_segmenter_learns_shapes_from_ten_images(trained_run: Path, trained_mode
     report = evaluate_segmenter(trained_model, dataset)  # there is no test split
     content = json.loads(json.dumps(report.to_dict()))
     assert content.keys() == {
-        *("miou", "pixel_accuracy", "mean_accuracy", "per_class", "pixels", "images", "failures"),
+        *("miou", "pixel_accuracy", "mean_accuracy", "per_class", "pixels", "ece", "images", "failures"),
     }
     assert list(content["per_class"]) == list(CLASSES)
     assert (content["images"], content["failures"]) == (4, [])
     assert content["miou"] == report.scores.miou > 0.7
     lines = [json.loads(line) for line in (trained_run / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == list(range(1, 13))
-    assert lines[-1]["val_miou"] == pytest.approx(report.scores.miou, abs=1e-6)
-    assert lines[-1]["val_mean_accuracy"] == pytest.approx(report.scores.mean_accuracy, abs=1e-6)
+    best = max(lines, key=lambda line: line["val_miou"])
+    assert best["val_miou"] == pytest.approx(report.scores.miou, abs=1e-4)
+    assert best["val_mean_accuracy"] == pytest.approx(report.scores.mean_accuracy, abs=1e-4)
     assert lines[-1]["train_pixel_accuracy"] > lines[0]["train_pixel_accuracy"]
 
 
@@ -41,6 +42,23 @@ def test_path_and_read_data_give_the_same_scores(trained_model: Segmenter, datas
         evaluate_segmenter(trained_model, dataset, split="vla")
     with pytest.raises(ValueError, match=r"data: expected the classes of the model, .*'ground', .*'background'"):
         evaluate_segmenter(tiny_segmenter(), data)
+
+
+def test_tiles_have_no_confidence_and_all_else_is_the_same(trained_model: Segmenter, dataset: Path) -> None:
+    report = evaluate_segmenter(trained_model, dataset)
+    assert report.confidence is not None
+    labeled = sum(report.scores.pixels.values())
+    assert len(report.confidence) == labeled  # the images are small
+    assert report.confidence[:, 1].mean() == pytest.approx(report.scores.pixel_accuracy)
+    assert int(report.confusion.sum()) == labeled
+    assert report.quality["disc"].recall == int(report.confusion[1, 1]) / report.scores.pixels["disc"]
+    ignoring = evaluate_segmenter(trained_model, dataset, ignore=(0, 255))
+    assert ignoring.confidence is not None
+    assert len(ignoring.confidence) == sum(ignoring.scores.pixels.values()) < labeled
+    tiled = evaluate_segmenter(trained_model, dataset, view=View(tile=64, overlap=16))
+    assert tiled.confidence is None
+    assert tiled.ece is None
+    assert len(tiled.accuracies) == 4
 
 
 def test_scores_of_a_confusion_matrix() -> None:

@@ -163,7 +163,7 @@ def data(tmp_path: Path) -> SegmentationData:
 
 def create_evaluation(data: SegmentationData, *values: float | None) -> SegmentationReport:
     scores = SegmentationScores(0.5, 0.5, 0.5, {}, {})
-    return SegmentationReport(scores, values, data.samples)
+    return SegmentationReport(scores, values, values, data.samples, torch.zeros(3, 3, dtype=torch.long), None)
 
 
 def predict_background(image: Image.Image) -> Tensor:

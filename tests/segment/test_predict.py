@@ -15,9 +15,18 @@ from sppnet.segment import memory as segment_memory
 from sppnet.segment import predict
 from sppnet.segment.model import Segmenter
 from sppnet.segment.options import View
-from sppnet.segment.predict import SegmentationResult, output_stems, segment_file
+from sppnet.segment.predict import SegmentationResult, output_stems, segment_files
 from sppnet.segment.views import pixel_probabilities
 from tests.helpers.tiny_segmenter import smooth_image, tiny_segmenter
+
+
+def segment_file(
+    model: Segmenter, path: Path, stem: Path | None, write: tuple[str, ...] = ("palette", "overlay"), *, view: View
+) -> tuple[SegmentationResult, dict[str, str]]:
+    (outcome,) = segment_files(model, [path], [stem], write, view)
+    if isinstance(outcome, Failure):
+        raise outcome.error
+    return outcome
 
 
 def test_result_is_the_most_probable_class_of_each_pixel(trained_model: Segmenter, dataset: Path) -> None:
@@ -105,7 +114,7 @@ def test_writes_palette_overlay_and_probabilities(
     view: View, trained_model: Segmenter, dataset: Path, tmp_path: Path
 ) -> None:
     image, stem = dataset / "val" / "val_0.png", tmp_path / "out" / "a"
-    result, files = segment_file(trained_model, image, stem, ("overlay", "palette", "probabilities"), view)
+    result, files = segment_file(trained_model, image, stem, ("overlay", "palette", "probabilities"), view=view)
     assert files == {
         "palette": f"{stem}.png",
         "overlay": f"{stem}_overlay.png",
@@ -151,6 +160,21 @@ def test_labels_on_disk_survive_until_the_results_are_written(
     monkeypatch.setattr("sppnet.segment.tiles.blend_tiles", fail)  # no tile is computed again
     segment_file(trained_model, image, tmp_path / "a", view=view)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "a_overlay.png"]
+
+
+@pytest.mark.parametrize("view", [View(), View(memory=10**12), View(scale_factors=(0.5, 1.0), flip=True)])
+def test_labels_are_identical_for_any_number_of_threads(view: View, tmp_path: Path) -> None:
+    model, images = tiny_segmenter(), [smooth_image(40 + 7 * number, 60) for number in range(5)]
+    before = torch.get_num_threads()
+    results = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        results.append(model.predict(images, view=view))
+    torch.set_num_threads(before)
+    for single, several in zip(*results, strict=True):
+        assert isinstance(single, SegmentationResult)
+        assert isinstance(several, SegmentationResult)
+        assert np.array_equal(single.labels, several.labels)
 
 
 def test_image_beyond_the_memory_limit_does_not_stop_the_others(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,13 +19,21 @@ from sppnet.data.formats.class_tables import CAMVID, CAMVID_COLOURS
 from sppnet.data.formats.mask_values import read_raw
 from sppnet.data.formats.masks import IGNORE, LabelMap, PixelCounts, count_pixels
 from sppnet.data.formats.segmentation import read_segmentation
+from sppnet.data.splits import hold_out
 from sppnet.registry import load
 from sppnet.segment.evaluate import evaluate_segmenter
-from sppnet.segment.model import Segmenter
+from sppnet.segment.model import Segmenter, create_segmenter
 from sppnet.segment.options import SegmentOptions
-from sppnet.segment.train import _class_colors, class_weights, pixel_objective, segmenter_config, train_segmenter
+from sppnet.segment.train import (
+    _class_colors,
+    class_weights,
+    final_layers,
+    pixel_objective,
+    segmenter_config,
+    train_segmenter,
+)
 from tests.helpers.segmentation_data import write_shapes
-from tests.helpers.tiny_segmenter import COMMAND_OPTIONS, OPTIONS
+from tests.helpers.tiny_segmenter import COMMAND_OPTIONS, HEADS, OPTIONS, tiny_segmenter
 
 
 @pytest.mark.parametrize("layout", ["voc", "pairs"])
@@ -61,7 +70,7 @@ train_segmenter({data!r}, {out!r}, {options!r})
 
 
 def test_resuming_a_killed_training_gives_the_weights_of_an_uninterrupted_one(dataset: Path, tmp_path: Path) -> None:
-    options, out = replace(OPTIONS, epochs=3), tmp_path / "killed"
+    options, out = replace(OPTIONS, epochs=3, batch=2, ema=0.5, accumulate=2, patience=2), tmp_path / "killed"
     train_segmenter(dataset, tmp_path / "whole", options)
     script = KILLED.format(data=str(dataset), out=str(out), options=options)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -71,6 +80,40 @@ def test_resuming_a_killed_training_gives_the_weights_of_an_uninterrupted_one(da
     assert train_segmenter(dataset, out, options, resume=True).finished
     whole, killed = (load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", out))
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
+
+
+def test_resuming_a_finished_training_only_validates(dataset: Path, tmp_path: Path) -> None:
+    out, options = (
+        tmp_path / "run",
+        replace(OPTIONS, epochs=2, ema=0.5, accumulate=2, warmup_epochs=1, label_smoothing=0.1),
+    )
+    training = train_segmenter(dataset, out, options)
+    files = {path: path.stat().st_mtime_ns for path in out.iterdir() if path.name != "options.json"}
+    assert {path.name for path in files} - {"last.safetensors"} == {
+        "metrics.csv", "metrics.jsonl", "model.safetensors", "run.json"
+    }  # fmt: skip
+    assert train_segmenter(dataset, out, options, resume=True).scores == training.scores
+    assert files == {path: path.stat().st_mtime_ns for path in out.iterdir() if path.name != "options.json"}
+
+
+def test_frozen_backbone_keeps_its_weights_and_statistics(dataset: Path, tmp_path: Path) -> None:
+    train_segmenter(dataset, tmp_path / "run", replace(OPTIONS, epochs=1, train_stages="0"))
+    model = load(tmp_path / "run")
+    assert isinstance(model, Segmenter)
+    expected = create_segmenter(model.config).state_dict()
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, expected[name])}
+    assert any(name.startswith("head.") for name in changed)
+    assert not any(name.startswith("backbone.") for name in changed)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_final_layers_are_those_whose_size_depends_on_the_classes(head: dict[str, Any]) -> None:
+    shapes = [
+        {name: tensor.shape for name, tensor in tiny_segmenter(classes=classes, **head).state_dict().items()}
+        for classes in (("a", "b"), ("a", "b", "c"))
+    ]
+    final = {name for name in shapes[0] if shapes[0][name] != shapes[1][name]}
+    assert {name for name in shapes[0] if name.startswith(final_layers(tiny_segmenter(**head)))} == final
 
 
 def test_reports_and_skips_bad_masks(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,16 +223,18 @@ def test_class_weights_are_inversely_related_to_frequency() -> None:
         assert float(weights[2]) == 1
 
 
-def test_loss_and_accuracy_exclude_ignored_pixels() -> None:
-    objective = pixel_objective(torch.tensor([1.0, 3.0]))
+@pytest.mark.parametrize("smoothing", [0, 0.2])
+def test_loss_and_accuracy_exclude_ignored_pixels(smoothing: float) -> None:
+    objective = pixel_objective(torch.tensor([1.0, 3.0]), smoothing)
     logits = torch.randn(2, 2, 4, 5, requires_grad=True)
     masks = torch.randint(0, 2, (2, 4, 5))
     masks[0, :2] = IGNORE
     loss, correct = objective(logits, masks)
     labeled = masks != IGNORE
-    terms = torch.nn.functional.cross_entropy(logits, masks.clamp(min=0), reduction="none")[labeled]
-    weight = torch.tensor([1.0, 3.0])[masks[labeled]]
-    torch.testing.assert_close(loss, (terms * weight).sum() / weight.sum())
+    log_p = logits.log_softmax(1).movedim(1, -1)[labeled]
+    weights = torch.tensor([1.0, 3.0])
+    targets = (1 - smoothing) * torch.nn.functional.one_hot(masks[labeled], 2) + smoothing / 2
+    torch.testing.assert_close(loss, -(log_p * targets * weights).sum() / weights[masks[labeled]].sum())
     assert correct == pytest.approx(2 * float((logits.argmax(1) == masks)[labeled].float().mean()))
     loss, correct = objective(logits, torch.full_like(masks, IGNORE))
     assert (float(loss.detach()), correct) == (0, 0)
@@ -207,3 +252,38 @@ def test_colors_are_used_only_if_each_class_has_one() -> None:
     assert _class_colors(LabelMap(CAMVID[:2], {})) == ()
     assert _class_colors(LabelMap(CAMVID[:2], {}, (), {red: 1, green: IGNORE})) == ()
     assert _class_colors(LabelMap(CAMVID[:2], {}, (), {red: 1, blue: 0, green: IGNORE})) == (blue, red)
+
+
+def test_holds_out_a_tenth_of_the_images_without_a_validation_split(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "sppnet")
+    root = write_shapes(tmp_path / "data", "camvid", {"train": 10})
+    options = replace(OPTIONS, epochs=1)
+    training = train_segmenter(root, tmp_path / "run", options)
+    assert training.scores.keys() == {"miou", "pixel_accuracy", "mean_accuracy"}
+    text = (
+        "no validation split: validating on 1 of 10 images, chosen with seed 0; use --val none to train on all images"
+    )
+    assert text in caplog.messages
+    assert train_segmenter(root, tmp_path / "run", options, resume=True).scores == training.scores
+    with pytest.raises(ValueError, match=r"held_out: expected 1, as when the training in .* started, got 0; "):
+        train_segmenter(root, tmp_path / "run", options, resume=True, val="none")
+    assert train_segmenter(root, tmp_path / "all", options, val="none").scores == {}
+    (held_out,) = hold_out(read_segmentation(root, "train").samples, options.seed)[1]
+    held_out.path.write_bytes(held_out.path.read_bytes()[:2000])  # truncated, so that it cannot be scored
+    caplog.clear()
+    training = train_segmenter(root, tmp_path / "unusable", options)
+    assert training.finished
+    assert training.scores == {}
+    assert not any("--val none" in message for message in caplog.messages)
+
+
+def test_reports_stated_classes_without_a_pixel(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = write_shapes(tmp_path / "data", "camvid", {"train": 4})
+    with (root / "classes.txt").open("a") as file:
+        file.write("gnu\n")
+    training = train_segmenter(root, tmp_path / "run", replace(OPTIONS, epochs=1))
+    (text,) = (text for text in training.problems if "gnu" in text)
+    assert text.endswith("no pixel of gnu; training on this split cannot learn this class")
+    assert text in caplog.messages

@@ -1,3 +1,5 @@
+import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,7 @@ from PIL import Image
 from sppnet.inference.memory import MemoryLimitError
 from sppnet.segment.model import Segmenter
 from sppnet.segment.options import View
-from sppnet.segment.views import needs_tiles, pixel_probabilities, segment_image
+from sppnet.segment.views import map_images, needs_tiles, pixel_probabilities, segment_image
 from tests.helpers.tiny_segmenter import HEADS, smooth_image, tiny_segmenter
 
 
@@ -47,3 +49,36 @@ def test_rejects_mirror_images_when_tiles_are_needed(model: Segmenter) -> None:
     message = r"memory: expected enough for 300 x 200 pixels \(height x width\) at the scale factors .*, got 1MB"
     with pytest.raises(MemoryLimitError, match=message):
         needs_tiles(model, Image.new("RGB", (200, 300)), View(flip=True, memory=1000))
+
+
+@pytest.mark.parametrize(
+    ("passes", "in_caller"),
+    [(0.5, [True] * 4), (1.2, [False, False, True, False]), (2.5, [False, False, True, False]), (1e9, [False] * 4)],
+)
+def test_images_share_the_memory_limit_of_the_view(
+    passes: float, in_caller: list[bool], model: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third image needs three times the memory of the others."""
+    monkeypatch.setattr("sppnet.segment.views.settled_bytes", lambda: 10**6)
+    monkeypatch.setattr("sppnet.segment.views.whole_bytes", lambda _model, height, _width: 1000 * height)
+    images = [smooth_image(height, 40) for height in (100, 100, 300, 100)]
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    running, most, lock = [0], [0], threading.Lock()
+
+    def run(image: Image.Image, view: View) -> bool:
+        with lock:
+            running[0] += image.height
+            most[0] = max(most[0], running[0])
+        time.sleep(0.05)
+        with lock:
+            running[0] -= image.height
+        caller = threading.current_thread() is threading.main_thread()
+        assert (view.memory is None) != caller
+        return caller
+
+    view = View(memory=10**6 + round(100_000 * passes))
+    found = list(map_images(model, lambda image, _: image, run, images, lambda image: image, view))
+    torch.set_num_threads(before)
+    assert found == in_caller
+    assert most[0] <= max(300, 100 * passes)

@@ -235,7 +235,7 @@ def test_json_has_the_papers_tables_2_and_3(compared: Path) -> None:
     ("options", "message"),
     [
         ({"freeze_backbone": True}, "freeze_backbone: expected False, got True"),
-        ({"devices": 2}, "devices: expected 1 for a comparison of sizes, got 2"),
+        ({"devices": 2, "train_stages": "all"}, "devices: expected 1 for a comparison of sizes, got 2"),
     ],
 )
 def test_rejects_incomparable_options(options: dict[str, Any], message: str, data: Path, tmp_path: Path) -> None:

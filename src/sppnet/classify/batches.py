@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from sppnet.backbones.backbone import Backbone
+from sppnet.backbones.modes import evaluation_mode
+from sppnet.backbones.padded.ledger import PaddingError
 from sppnet.classify.options import ClassifyOptions
 from sppnet.classify.predict import too_small
 from sppnet.data.batching import BatchImage, count_batches, epoch_batches, padding_fraction, share
@@ -22,6 +25,8 @@ from sppnet.data.resize import Resize
 from sppnet.data.schedule import Schedule
 from sppnet.data.sizes import read_sizes
 from sppnet.errors import ImageError
+from sppnet.ops.bins import bin_edges
+from sppnet.ops.levels import parse_levels
 
 Batch = tuple["Tensor | Padded", Int[Tensor, " n"], list[ImageError]]
 
@@ -139,6 +144,51 @@ def normalizes_single_images(backbone: Backbone, images: int, batch: int) -> boo
     """Return whether batch normalization gets batches of one image, for which it needs maps of at least two cells."""
     has_batch_norm = any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules())
     return has_batch_norm and images // -(-images // batch) == 1
+
+
+def check_sizes(backbone: Backbone, options: ClassifyOptions, images: int) -> None:
+    """Check that the network and the pooling rule support the training sizes, before any file is written.
+
+    On a map with fewer cells than a level has bins, bins would repeat the same cells, and an input smaller than one
+    stride would be mostly padding.
+    """
+    if options.frozen:
+        return
+    sides = Schedule.parse(options.sizes).sides
+    if not sides:
+        _check_padding(backbone)
+        return
+    geometry, levels = backbone.geometry, parse_levels(options.levels)
+    bins = max(map(max, levels))
+    smallest = next(side for side in count(max(geometry.stride)) if min(geometry.map_size(side, side)) >= bins)
+    if min(sides) < smallest:
+        raise ValueError(
+            f"sizes: expected at least {smallest} pixels for {options.backbone}, so that its map has a cell for each of"
+            f" the {bins} x {bins} bins of the largest level, got {min(sides)}; train at larger sizes or with smaller"
+            " levels"
+        )
+    single_cell = max(geometry.map_size(min(sides), min(sides))) == 1
+    if single_cell and normalizes_single_images(backbone, images, options.batch):
+        raise ValueError(
+            "batch: expected batches of at least 2 images, which batch normalization needs on maps of one cell, got"
+            f" {options.batch} for {images} images; use larger batches or sizes"
+        )
+    for side in sides:
+        rows, columns = geometry.map_size(side, side)
+        for level_rows, level_columns in levels:
+            bin_edges(rows, level_rows, options.rule)
+            bin_edges(columns, level_columns, options.rule)
+
+
+def _check_padding(backbone: Backbone) -> None:
+    """Check that the network supports images of different sizes in one batch."""
+    height, width = backbone.geometry.smallest()
+    x = torch.zeros(2, 3, height + 5, width + 7)
+    try:
+        with evaluation_mode(backbone), torch.inference_mode():
+            backbone(x, [(height, width + 7), (height + 5, width)])
+    except PaddingError as error:
+        raise PaddingError(f"{error}, for example with sizes 180,224 or 180-224") from error
 
 
 class _Images(Dataset[tuple[Tensor, int] | ImageError]):

@@ -1,4 +1,4 @@
-"""Accuracy of a classifier: overall, per class, by image size and by aspect ratio."""
+"""Evaluation of classifiers: accuracy overall, by class, by image size and by aspect ratio, and calibration."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sppnet.classify.model import Classifier
@@ -21,6 +21,8 @@ from sppnet.data.formats.classification import (
 from sppnet.data.resize import Resize
 from sppnet.data.sizes import ASPECTS, SIDES, group_of
 from sppnet.errors import ImageError, list_some
+from sppnet.evaluation.calibration import calibration_error
+from sppnet.evaluation.confusion import ClassQuality, class_qualities, confusion_matrix
 from sppnet.inference.results import OnError
 from sppnet.progress import track
 
@@ -43,32 +45,75 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class ClassifiedImage:
+    """Prediction for one labeled image.
+
+    Attributes:
+        path: path of the image.
+        label, predicted: indices of the correct and of the most probable class.
+        score: probability of the most probable class.
+    """
+
+    path: Path
+    label: int
+    predicted: int
+    score: float
+
+
+@dataclass(frozen=True)
 class ClassificationReport:
-    """Scores with one resize policy, overall and by group.
+    """Scores with one resize policy, overall, by group, by class and by image.
 
     Attributes:
         resize: resize policy or views, as text.
+        classes: class names, in label order.
         scores: scores of all images.
         outside: number of images classified at a shorter side outside `ClassifierConfig.trained_sides`, see
             :func:`sppnet.classify.trained_sides.count_outside`.
         by_size, by_aspect: scores by the original shorter side and aspect ratio.
         failures: errors of the images that could not be used.
+        images: predictions for the images that could be used.
         problems: files of the data set that were skipped.
     """
 
     resize: str
+    classes: tuple[str, ...]
     scores: Scores
     outside: int
     by_size: dict[str, Scores]
     by_aspect: dict[str, Scores]
     failures: tuple[ImageError, ...]
+    images: tuple[ClassifiedImage, ...]
     problems: tuple[str, ...] = ()
 
+    @property
+    def confidence(self) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
+        """Probability of the most probable class of each image, and whether this class is correct."""
+        scores = torch.tensor([image.score for image in self.images], dtype=torch.float64)
+        return scores, torch.tensor([image.predicted == image.label for image in self.images], dtype=torch.bool)
+
+    @property
+    def ece(self) -> float:
+        """Calibration error, see :func:`sppnet.evaluation.calibration.calibration_error`."""
+        return calibration_error(*self.confidence)
+
+    @property
+    def confusion(self) -> Int[Tensor, "c c"]:
+        """Number of images by correct class (rows) and most probable class (columns)."""
+        pairs = torch.tensor([(image.label, image.predicted) for image in self.images], dtype=torch.long).reshape(-1, 2)
+        return confusion_matrix(pairs[:, 0], pairs[:, 1], len(self.classes))
+
+    @property
+    def per_class(self) -> dict[str, ClassQuality]:
+        """Precision, recall and F1 of each class, by name."""
+        return class_qualities(self.confusion, self.classes)
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON types."""
+        """Return the scores and failures as JSON types."""
         return {
             "resize": self.resize,
             **asdict(self.scores),
+            "ece": self.ece,
             "outside": self.outside,
             "by_size": {name: asdict(scores) for name, scores in self.by_size.items()},
             "by_aspect": {name: asdict(scores) for name, scores in self.by_aspect.items()},
@@ -138,24 +183,28 @@ def evaluate_classifier(
     results = predict_images(model, paths, resize=resize, views=views, on_error=on_error)
     name = str(policy) if views == "full" else f"{views} views"
     scored: list[ClassificationResult] = []
-    targets: list[int] = []
+    used: list[Sample] = []
     failures: list[ImageError] = []
     for sample, result in zip(samples, track(results, f"evaluating, {name}", len(paths)), strict=True):
         if isinstance(result, ClassificationResult):
             scored.append(result)
-            targets.append(sample.label)
+            used.append(sample)
         else:
             failures.append(result.error)
     index = {name: number for number, name in enumerate(classes)}
     ranked = torch.tensor([[index[label] for label, _ in result.top] for result in scored])
-    ranked, labels = ranked.reshape(-1, min(5, len(classes))), torch.tensor(targets, dtype=torch.long)
+    ranked = ranked.reshape(-1, min(5, len(classes)))
+    labels = torch.tensor([sample.label for sample in used], dtype=torch.long)
+    outcomes = zip(used, scored, strict=True)
     return ClassificationReport(
         name,
+        classes,
         scores_of(ranked, labels),
         count_outside(model.config, scored, views),
         _by_group(ranked, labels, [min(result.size) for result in scored], SIDES),
         _by_group(ranked, labels, [result.size[1] / result.size[0] for result in scored], ASPECTS),
         tuple(failures),
+        tuple(ClassifiedImage(sample.path, sample.label, index[top.top[0][0]], top.score) for sample, top in outcomes),
         data.problems if isinstance(data, ClassificationData) else (),
     )
 

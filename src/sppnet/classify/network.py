@@ -37,6 +37,7 @@ class ClassifierConfig:
         max_pixels: maximum number of pixels after resizing.
         trained_sides: (smallest, largest) shorter side of the network's training images in pixels, see
             :func:`sppnet.classify.trained_sides.trained_sides`; None if unknown.
+        threshold: probability below which an image is reported as unknown, if that is asked for; None without any.
     """
 
     task: ClassVar[str] = "classify"
@@ -51,6 +52,7 @@ class ClassifierConfig:
     resize: str = "native"
     max_pixels: int = 1_000_000
     trained_sides: tuple[int, int] | None = None
+    threshold: float | None = None
 
 
 class ClassifierNetwork(nn.Module):
@@ -95,7 +97,7 @@ class ClassifierNetwork(nn.Module):
     @property
     def resize(self) -> Resize:
         """Default resize policy."""
-        return Resize.parse(self.config.resize, self.backbone.side, self.config.max_pixels)
+        return Resize.parse(self.config.resize, self.backbone.side, self.config.max_pixels, self.backbone.multiple)
 
 
 def create_head(kind: Head, in_features: int, num_classes: int) -> nn.Module:

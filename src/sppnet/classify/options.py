@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from sppnet.backbones.names import EMBEDDED_BACKBONE
 from sppnet.data.resize import Resize
@@ -12,19 +12,22 @@ from sppnet.ops.levels import Level, Reduce, Rule, parse_levels
 from sppnet.training.options import LoopOptions
 
 Head = Literal["linear", "fc", "svm"]
+ClassWeights = Literal["none", "balanced"]
 
 
 @dataclass(frozen=True)
 class ClassifyOptions(LoopOptions):
-    """Training options of a classifier; the defaults train the whole embedded network at one size.
+    """Training options of a classifier; the defaults fit SVMs to vectors of the embedded network.
 
     Attributes:
         backbone, stage, weights: see :func:`sppnet.backbones.backbone.create_backbone`.
         levels, reduce, rule: see :func:`sppnet.pyramid_pool`.
         head: ``linear``, ``fc`` (the paper's fc6-fc7-fc8) or ``svm``; None for ``svm`` with a frozen backbone and
             ``linear`` otherwise.
-        freeze_backbone: whether to compute the pyramid vectors once, at the sizes given by `resize`, and train only the
-            head.
+        train_stages: last stages of the backbone to train: ``0``, a number, or ``all``. With 0, the pyramid vectors are
+            computed once, at the sizes given by `resize`, and only the head is trained.
+        class_weights: weights of the classes in the loss: ``none``, or ``balanced``, inversely proportional to their
+            numbers of images.
         sizes: training image sizes: ``224``, ``180,224`` (alternating by epoch), ``180-224`` (drawn for each epoch) or
             ``native``; not used with a frozen backbone.
         resize: size policy of evaluation and prediction, see :class:`sppnet.Resize`; None for ``native`` if training
@@ -35,9 +38,12 @@ class ClassifyOptions(LoopOptions):
         svm_c: penalty of the SVM.
         workers: number of processes that decode images.
         cache: folder for vectors and sizes of images, which runs may share; None for ``cache`` in the run folder.
+        cache_limit: largest size of the cache of vectors in GB; also limited by the free disk space.
         devices, nodes: number of processes per machine, and of machines. `batch` is the total over all processes, so
             training does not depend on their number.
     """
+
+    SCORES: ClassVar[tuple[str, ...]] = ("top1", "mean_per_class_accuracy")
 
     backbone: str = EMBEDDED_BACKBONE
     stage: int | None = None
@@ -46,7 +52,8 @@ class ClassifyOptions(LoopOptions):
     reduce: Reduce = "max"
     rule: Rule = "adaptive"
     head: Head | None = None
-    freeze_backbone: bool = False
+    train_stages: str = "0"
+    class_weights: ClassWeights = "none"
     sizes: str = "224"
     resize: str | None = None
     max_pixels: int = 1_000_000
@@ -54,6 +61,7 @@ class ClassifyOptions(LoopOptions):
     svm_c: float = 1.0
     workers: int = 0
     cache: str | None = None
+    cache_limit: float = 20
     devices: int = 1
     nodes: int = 1
 
@@ -62,6 +70,7 @@ class ClassifyOptions(LoopOptions):
         check_choice("reduce", self.reduce, get_args(Reduce))
         check_choice("rule", self.rule, get_args(Rule))
         check_choice("head", self.kind, get_args(Head))
+        check_choice("class_weights", self.class_weights, get_args(ClassWeights))
         require_positive(self, "max_pixels", "devices", "nodes")
         if self.batch_pixels is not None and (Schedule.parse(self.sizes).sides or self.batch_pixels < self.max_pixels):
             raise ValueError(
@@ -71,22 +80,39 @@ class ClassifyOptions(LoopOptions):
         if self.devices * self.nodes > self.batch:
             processes = self.devices * self.nodes
             raise ValueError(f"devices: expected at most one per image of a batch ({self.batch}), got {processes}")
-        if self.freeze_backbone and self.devices * self.nodes > 1:
-            raise ValueError(f"devices: expected 1 with a frozen backbone, got {self.devices * self.nodes}")
+        if self.frozen and self.devices * self.nodes > 1:
+            raise ValueError(
+                f"devices: expected 1 with a frozen backbone, got {self.devices * self.nodes}; several processes train"
+                " stages of the backbone (--train-stages all)"
+            )
         if not 0 < self.svm_c < math.inf:
             raise ValueError(f"svm_c: expected a penalty above 0, got {self.svm_c}")
+        if not self.cache_limit > 0:
+            raise ValueError(f"cache_limit: expected a number of gigabytes above 0, got {self.cache_limit}")
         if self.workers < 0:
             raise ValueError(f"workers: expected at least 0, got {self.workers}")
-        if self.head == "svm" and not self.freeze_backbone:
-            raise ValueError("head: expected linear or fc, got svm, which needs freeze_backbone (--freeze-backbone)")
+        if self.head == "svm" and not self.frozen:
+            raise ValueError("head: expected linear or fc, got svm, which needs a frozen backbone (--train-stages 0)")
+        self._check_loop()
         Schedule.parse(self.sizes)
         Resize.parse(self.evaluation_size)
         parse_levels(self.levels)
 
+    def _check_loop(self) -> None:
+        """Check that the options of the training loop are not set for the SVMs, which have none."""
+        unused = ("accumulate", "warmup_epochs", "label_smoothing", "ema", "monitor", "patience")
+        if changed := [
+            name for name in unused if self.kind == "svm" and getattr(self, name) != getattr(LoopOptions, name)
+        ]:
+            raise ValueError(
+                f"{changed[0]}: expected no value, because SVMs are not trained in epochs, got"
+                f" {getattr(self, changed[0])}; choose another head, or train stages (--train-stages)"
+            )
+
     @property
     def kind(self) -> Head:
         """Head, with None replaced by the default."""
-        default: Head = "svm" if self.freeze_backbone else "linear"
+        default: Head = "svm" if self.frozen else "linear"
         return default if self.head is None else self.head
 
     @property
@@ -95,4 +121,4 @@ class ClassifyOptions(LoopOptions):
         if self.resize is not None:
             return self.resize
         sides = Schedule.parse(self.sizes).sides
-        return "native" if self.freeze_backbone or not sides else f"shorter-side:{round(max(sides) * 8 / 7)}"
+        return "native" if self.frozen or not sides else f"shorter-side:{round(max(sides) * 8 / 7)}"

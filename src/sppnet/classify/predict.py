@@ -1,9 +1,10 @@
 """Classification of a stream of images of mixed sizes; unusable images yield failures in their place."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TypeVar, get_args
 
 import torch
@@ -18,10 +19,14 @@ from sppnet.classify.views import Views, view_probabilities
 from sppnet.data.images import ImageSource, load_image, source_name, to_tensor
 from sppnet.data.resize import Resize
 from sppnet.errors import ImageError, check_choice
+from sppnet.inference.parallel import map_ordered
 from sppnet.inference.results import Failure, OnError, Result
 
+S = TypeVar("S")
+L = TypeVar("L")
 T = TypeVar("T")
 
+UNKNOWN = "unknown"
 _CHUNK = 32
 _PASS_PIXELS = 2_000_000  # per forward pass; the embedded network needs about 500 bytes per pixel
 # At a larger ratio of sides, the largest scale of the 96 views would exceed 3 million pixels.
@@ -33,8 +38,8 @@ class ClassificationResult(Result):
     """Classification of one image.
 
     Attributes:
-        label: most probable class.
-        score: probability of `label`.
+        label: most probable class, or ``unknown`` if that was asked for and its probability is too low.
+        score: probability of the most probable class.
         top: up to five (class, probability) pairs, most probable first.
         network_size: (height, width) of the network's input.
     """
@@ -76,20 +81,23 @@ def predict_images(
     views: str = "full",
     batch: int = _CHUNK,
     on_error: OnError = "skip",
+    unknown: bool = False,
 ) -> Iterator[ClassificationResult | Failure]:
-    """Yield a result or failure for each image, in order, with one batch in memory at a time.
+    """Yield a result or failure for each image, in order.
 
-    Results are batch-independent: only images of equal size share a forward pass, without padding. If no other image of
-    the batch has the same size, the result is bit-identical to that of the image alone; otherwise it may differ by the
-    rounding of larger convolutions.
+    On the CPU, as many images are in process at a time as torch uses threads, see
+    :func:`sppnet.inference.parallel.map_ordered`, and the result of an image is bit-identical in every call. On other
+    devices, images of a batch that have the same size share a forward pass, without padding, so results may differ by
+    the rounding of larger convolutions.
 
     Args:
-        model: classifier; each batch runs in evaluation mode.
-        images: images as for :func:`sppnet.data.images.load_image`, read when their batch is processed.
+        model: classifier; it is in evaluation mode until the last result.
+        images: images as for :func:`sppnet.data.images.load_image`, read shortly before they are processed.
         resize: resize policy; None for the model's default. Must be None for views other than ``full``.
         views: ``full`` or the views to average, see :func:`sppnet.classify.views.view_probabilities`.
-        batch: number of images read at a time, at least 1.
+        batch: largest number of images per batch, at least 1; not used on the CPU.
         on_error: ``skip`` to yield a failure in place of an image that cannot be used, or ``raise`` its error.
+        unknown: whether to replace the label by ``unknown`` where its probability is below the model's threshold.
     """
     check_choice("views", views, get_args(Views))
     check_choice("on_error", on_error, get_args(OnError))
@@ -97,23 +105,54 @@ def predict_images(
         raise ValueError(f"batch: expected at least 1, got {batch}")
     if views != "full" and resize is not None:
         raise ValueError(f"resize: expected None for {views} views, which have fixed sizes, got {resize}")
+    if unknown and model.config.threshold is None:
+        raise ValueError(
+            "unknown: expected a classifier with a threshold, got one without; train it again with the head svm or"
+            " validation images"
+        )
     policy = size_policy(model, resize)
-    for number, chunk in enumerate(_chunks(images, batch)):
-        names = [source_name(source, number * batch + index) for index, source in enumerate(chunk)]
-        loaded: list[LoadedImage | Failure] = []
-        for name, source in zip(names, chunk, strict=True):
-            try:
-                loaded.append(read_image(model, source, policy, views))
-            except ImageError as error:
-                failure = Failure(name, ImageError(name, error.reason))
-                if on_error == "raise":
-                    raise failure.error from error
-                loaded.append(failure)
-        good = [item.image for item in loaded if isinstance(item, LoadedImage)]
-        with evaluation_mode(model), torch.inference_mode():
-            outputs = iter(probabilities(model, good, views))
-        for name, item in zip(names, loaded, strict=True):
-            yield prediction_of(model, name, item, next(outputs)) if isinstance(item, LoadedImage) else item
+
+    def load(item: tuple[int, ImageSource]) -> tuple[str, LoadedImage | Failure]:
+        name = source_name(item[1], item[0])
+        try:
+            return name, read_image(model, item[1], policy, views)
+        except ImageError as error:
+            return name, Failure(name, ImageError(name, error.reason))
+
+    def classify(items: list[tuple[str, LoadedImage | Failure]]) -> list[ClassificationResult | Failure]:
+        good = [(name, loaded) for name, loaded in items if isinstance(loaded, LoadedImage)]
+        outputs = iter(probabilities(model, [loaded.image for _, loaded in good], views))
+        return [
+            item if isinstance(item, Failure) else prediction_of(model, name, item, next(outputs), unknown)
+            for name, item in items
+        ]
+
+    batches = map_batches(load, classify, enumerate(images), model.device, batch)
+    with evaluation_mode(model), closing(batches) as results:
+        for result in results:
+            if isinstance(result, Failure) and on_error == "raise":
+                raise result.error
+            yield result
+
+
+def map_batches(
+    load: Callable[[S], L], run: Callable[[list[L]], list[T]], items: Iterable[S], device: torch.device, batch: int
+) -> Generator[T, None, None]:
+    """Yield the results of ``run(list(map(load, part)))`` for all items, in order, in inference mode.
+
+    On the CPU, a part is one item, and several are in process at a time; on other devices it is a batch.
+    """
+
+    def infer(part: list[L]) -> list[T]:
+        with torch.inference_mode():
+            return run(part)
+
+    if device.type == "cpu":
+        with closing(map_ordered(lambda item: infer([load(item)]), items)) as parts:
+            yield from chain.from_iterable(parts)
+    else:
+        with closing(map_ordered(load, items)) as loaded:
+            yield from chain.from_iterable(map(infer, _chunks(loaded, batch)))
 
 
 @dataclass(frozen=True)
@@ -184,22 +223,36 @@ def probabilities(
 
 
 def prediction_of(
-    model: ClassifierNetwork, name: str, loaded: LoadedImage, probabilities: Float[Tensor, " classes"]
+    model: ClassifierNetwork,
+    name: str,
+    loaded: LoadedImage,
+    probabilities: Float[Tensor, " classes"],
+    unknown: bool = False,
 ) -> ClassificationResult:
     """Build the result of an image from its class probabilities."""
     scores, order = probabilities.topk(min(5, len(probabilities)))
     top = tuple((model.config.classes[i], s) for i, s in zip(order.tolist(), scores.tolist(), strict=True))
     network_size = (loaded.image.height, loaded.image.width)
-    return ClassificationResult(name, loaded.size, *top[0], top, network_size)
+    label, score = top[0]
+    if unknown and score < (model.config.threshold or 0):
+        label = UNKNOWN
+    return ClassificationResult(name, loaded.size, label, score, top, network_size)
 
 
 def size_policy(model: ClassifierNetwork, resize: Resize | str | None) -> Resize:
-    """Return a resize policy from text, see :meth:`sppnet.Resize.parse`; None gives the model's default."""
-    if isinstance(resize, Resize):
-        return resize
+    """Return a resize policy from text, see :meth:`sppnet.Resize.parse`; None gives the model's default.
+
+    Raises:
+        ValueError: an illegal policy, or one whose side is too small for the network.
+    """
     if resize is None:
         return model.resize
-    return Resize.parse(resize, model.backbone.side, model.config.max_pixels)
+    if isinstance(resize, str):
+        resize = Resize.parse(resize, model.backbone.side, model.config.max_pixels)
+    if resize.side is not None and too_small(model.backbone, (resize.side, resize.side)):
+        least = max(model.backbone.geometry.smallest())
+        raise ValueError(f"resize: expected a side of at least {least} for {model.backbone.name}, got {resize}")
+    return resize
 
 
 def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

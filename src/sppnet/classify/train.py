@@ -4,16 +4,20 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from sppnet.backbones.modes import evaluation_mode
 from sppnet.backbones.names import PAPER_BACKBONES
-from sppnet.backbones.padded.ledger import PaddingError
-from sppnet.classify.batches import ImageBatches, VectorBatches, normalizes_single_images
+from sppnet.backbones.stages import freeze_stages
+from sppnet.classify.batches import ImageBatches, VectorBatches, check_sizes
+from sppnet.classify.calibrate import calibrate, calibrate_on_images
 from sppnet.classify.evaluate import Scores, evaluate_classifier, scores_of, top_classes
 from sppnet.classify.model import Classifier, create_classifier
 from sppnet.classify.network import ClassifierConfig
@@ -26,15 +30,17 @@ from sppnet.data.formats.classification import (
     choose_classification_split,
     read_classification,
 )
-from sppnet.data.schedule import Schedule
+from sppnet.data.formats.table import find_validation
+from sppnet.data.splits import hold_out
 from sppnet.devices import pick_device
 from sppnet.errors import ImageError
-from sppnet.ops.bins import bin_edges
-from sppnet.ops.levels import parse_levels
-from sppnet.training.checkpoint import open_training
-from sppnet.training.loop import fit
-from sppnet.training.processes import launch
-from sppnet.training.run import TrainingResult, save
+from sppnet.training.cache import GIGABYTE
+from sppnet.training.checkpoint import finish_training, open_training
+from sppnet.training.init import initialize
+from sppnet.training.loop import Objective, fit
+from sppnet.training.optimizer import balanced_weights, classification
+from sppnet.training.processes import launch, require_single_process
+from sppnet.training.run import TrainingResult, load_run
 from sppnet.training.svm import fit_linear_svm, linear_svc
 
 _logger = logging.getLogger(__name__)
@@ -48,9 +54,11 @@ class ClassifierTrainingResult(TrainingResult):
 
     Attributes:
         accuracy: scores by set, with keys ``validation images`` and, for a frozen backbone, ``training images``.
+        classes: class names.
     """
 
     accuracy: dict[str, Scores] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
 
 @torch.random.fork_rng(devices=[])
@@ -63,21 +71,25 @@ def train_classifier(
     val: str | Path | None = None,
     resume: bool = False,
     format: str | None = None,
+    loggers: Sequence[Any] = (),
 ) -> ClassifierTrainingResult:
     """Train a classifier on class folders, a folder of splits or a CSV file.
 
-    The run folder contains the model (see :func:`sppnet.load`), the options, the metrics of each epoch as JSON
-    Lines, and a checkpoint. Resuming an interrupted or killed training gives the same weights as an uninterrupted one.
+    The run folder contains the model of the best epoch (see :func:`sppnet.load`), the options, the metrics of each
+    epoch as JSON Lines and CSV, and until training has finished a checkpoint. Resuming an interrupted or killed
+    training gives the same weights as an uninterrupted one; resuming a finished one only validates its model.
 
     Args:
         data: training data, see :func:`sppnet.data.formats.classification.read_classification`.
         out: run folder; created if missing.
         options: training options; None for the defaults.
         split: split of `data` to train on; None for ``train``, if there are splits.
-        val: images for validation after each epoch, in a folder of splits its split ``val`` or else ``test``; None for
-            the split ``val`` of `data`, if there is one.
+        val: images for validation after each epoch: a split of `data`, or other data, in a folder of splits its split
+            ``val`` or else ``test``. None for the split ``val`` of `data`, or else a tenth of the training images of
+            each class, chosen by the seed; ``none`` for no validation.
         resume: whether to continue the training in `out`, if there is one.
         format: format of `data` and `val`; None to detect it.
+        loggers: loggers of Lightning Fabric, which get the metrics of each epoch.
 
     Raises:
         ModuleNotFoundError: a package of an extra is missing.
@@ -90,8 +102,16 @@ def train_classifier(
         linear_svc()
     split = choose_classification_split(data, split, "train", format=format)
     train_set = read_classification(data, split, format=format)
-    val_set = _read_validation(data, split, val, train_set.classes, format)
-    val_samples = val_set.samples if val_set else ()
+    image_lines = [f"{sample.path.name} {sample.label}" for sample in train_set.samples]
+    problems = train_set.problems
+    val_samples: tuple[Sample, ...] = ()
+    if source := find_validation(data, split, val, "classify", format):
+        val_set = read_classification(*source, train_set.classes, format=format)
+        problems, val_samples = problems + val_set.problems, val_set.samples
+    elif val is None:
+        samples, val_samples = hold_out(train_set.samples, options.seed, attrgetter("label"))
+        train_set = replace(train_set, samples=samples)
+    options.require_validation(len(val_samples))
     torch.manual_seed(options.seed)
     config = ClassifierConfig(
         classes=train_set.classes,
@@ -105,52 +125,61 @@ def train_classifier(
         max_pixels=options.max_pixels,
     )
     model = create_classifier(config, options.weights)
-    _check_sizes(model, options, len(train_set.samples))
-    fabric = None if options.freeze_backbone else launch(options, out, options.devices, options.nodes)
-    is_first = fabric is None or fabric.global_rank == 0
-    image_lines = [f"{sample.path.name} {sample.label}" for sample in train_set.samples]
-    open_training(out, train_set.root, image_lines, options, resume, write=is_first)
-    if fabric is None:
-        finished, accuracy, failures = _train_head(model, train_set.samples, val_samples, options, out)
-    else:
-        if not resume:
-            _advise(options, train_set)
-        finished, accuracy, failures = _train_whole(model, train_set.samples, val_samples, options, out, fabric)
-    if finished and is_first:
-        cache = None if options.freeze_backbone else sizes_file(options, out)
+    check_sizes(model.backbone, options, len(train_set.samples))
+    freeze_stages(model.backbone, options.train_stages)
+    if options.init is not None:
+        initialize(model, options.init, ("head.fc8." if config.head == "fc" else "head.",))
+    if options.frozen:
+        require_single_process("a frozen backbone")
+    fabric = launch(options, out, options.devices, options.nodes, loggers)
+    done = open_training(
+        out,
+        train_set.root,
+        image_lines,
+        options,
+        resume,
+        classes=train_set.classes,
+        write=fabric.global_rank == 0,
+        held_out=len(image_lines) - len(train_set.samples),
+    )
+    if done:
+        load_run(model.to(fabric.device), out)
+    elif not resume:
+        _advise(options, train_set)
+    train = _train_head if options.frozen else _train_stages
+    finished, accuracy, failures = train(model, train_set.samples, val_samples, options, out, fabric, done)
+    if finished and not done and fabric.global_rank == 0:
+        cache = None if options.frozen else sizes_file(options, out)
         sides = trained_sides(train_set.samples, options, model.resize, cache)
         model.config = replace(model.config, trained_sides=sides)
-        save(model.cpu().eval(), out)
+        finish_training(model.cpu().eval(), out, "head." if options.frozen else "")
     unique = {failure.path: failure for failure in failures}
     return ClassifierTrainingResult(
         out,
         finished,
         _metrics(accuracy["validation images"]) if "validation images" in accuracy else {},
         tuple(unique.values()),
-        train_set.problems + (val_set.problems if val_set else ()),
+        problems,
         time.monotonic() - started,
         accuracy=accuracy,
+        classes=train_set.classes,
     )
 
 
 Outcome = tuple[bool, dict[str, Scores], list[ImageError]]
 
 
-def _read_validation(
-    data: str | Path, split: str | None, val: str | Path | None, classes: Sequence[str], format: str | None
-) -> ClassificationData | None:
-    if val is not None:
-        val_split = choose_classification_split(val, None, "val", "test", format=format)
-        return read_classification(val, val_split, classes, format=format)
-    val_split = choose_classification_split(data, None, "val", format=format)
-    return None if val_split in (None, split) else read_classification(data, val_split, classes, format=format)
-
-
 def _advise(options: ClassifyOptions, data: ClassificationData) -> None:
-    """Recommend a frozen backbone for pretrained weights and few images."""
-    untrained = options.weights == "none" or (options.weights == "auto" and options.backbone in PAPER_BACKBONES)
+    """Recommend a frozen backbone for pretrained weights and few images, and no frozen backbone for random weights."""
+    random_weights = options.weights == "none" or (options.weights == "auto" and options.backbone in PAPER_BACKBONES)
+    untrained = random_weights and options.init is None
     images = len(data.samples) / len(data.classes)
-    if not untrained and images < _FEW_IMAGES:
+    if options.frozen and untrained:
+        _logger.warning(
+            f"the backbone {options.backbone} is frozen with random weights; use --train-stages all, or pretrained"
+            " --weights"
+        )
+    elif not options.frozen and not untrained and images < _FEW_IMAGES:
         _logger.info(
             f"with {images:.0f} images per class, --freeze-backbone is usually more accurate and much faster than"
             " training the whole network"
@@ -158,43 +187,57 @@ def _advise(options: ClassifyOptions, data: ClassificationData) -> None:
 
 
 def _train_head(
-    model: Classifier, samples: Sequence[Sample], val_samples: Sequence[Sample], options: ClassifyOptions, out: Path
-) -> Outcome:
-    """Compute the vector of each image once, then fit the head on the vectors."""
-    folder = _cache_folder(options, out) / "vectors"
-    model.to(pick_device(options.device))
-    vectors = compute_vectors(model, samples, model.resize, folder, "computing training vectors")
-    parts = {"training images": vectors}
-    if val_samples:
-        label = "computing validation vectors"
-        parts["validation images"] = compute_vectors(model, val_samples, model.resize, folder, label)
-    failures = [failure for part in parts.values() for failure in part.failures]
-    _require_two_classes(vectors.labels.tolist(), failures)
-    finished = True
-    if options.kind == "svm":
-        classes = len(model.config.classes)
-        _logger.info("fitting the SVMs")
-        layer = fit_linear_svm(vectors.data, vectors.labels, classes, options.svm_c, options.seed)
-        model.head.fc = layer
-        model.cpu()
-    else:
-        batches = VectorBatches(vectors.data, vectors.labels, options.batch, options.seed)
-        val = parts.get("validation images")
-        finished = fit(
-            model.head, batches, options, out, lambda: _metrics(_vector_scores(model, val)) if val else None, failures
-        )
-    return finished, {name: _vector_scores(model, part) for name, part in parts.items()}, failures
-
-
-def _train_whole(
     model: Classifier,
     samples: Sequence[Sample],
     val_samples: Sequence[Sample],
     options: ClassifyOptions,
     out: Path,
     fabric: Any,
+    done: bool,
 ) -> Outcome:
-    """Train all weights, on images at the sizes of the schedule."""
+    """Compute the vector of each image once, then fit the head on the vectors."""
+    folder = _cache_folder(options, out) / "vectors"
+    model.to(pick_device(options.device))
+    limit = options.cache_limit * GIGABYTE
+    vectors = compute_vectors(model, samples, model.resize, folder, "computing training vectors", limit)
+    parts = {"training images": vectors}
+    if val_samples:
+        label = "computing validation vectors"
+        parts["validation images"] = compute_vectors(model, val_samples, model.resize, folder, label, limit)
+    failures = [failure for part in parts.values() for failure in part.failures]
+    _require_two_classes(vectors.labels.tolist(), failures)
+    finished = True
+    if options.kind == "svm" and not done:
+        classes, balanced = len(model.config.classes), options.class_weights == "balanced"
+        _logger.info("fitting the SVMs")
+        svm = fit_linear_svm(vectors.data, vectors.labels, classes, options.svm_c, options.seed, balanced=balanced)
+        model.head.fc = svm.layer
+        model.cpu()
+        calibrate(model, svm.margins, svm.labels)
+    elif not done:
+        batches = VectorBatches(vectors.data, vectors.labels, options.batch, options.seed)
+        val = parts.get("validation images")
+
+        def validate() -> dict[str, float] | None:
+            return _metrics(_vector_scores(model, val)) if val else None
+
+        objective = _objective(model, options, vectors.labels)
+        finished = fit(model.head, batches, options, out, validate, failures, objective, fabric=fabric)
+        if finished and val:
+            calibrate(model, _vector_logits(model, val), val.labels)
+    return finished, {name: _vector_scores(model, part) for name, part in parts.items()}, failures
+
+
+def _train_stages(
+    model: Classifier,
+    samples: Sequence[Sample],
+    val_samples: Sequence[Sample],
+    options: ClassifyOptions,
+    out: Path,
+    fabric: Any,
+    done: bool,
+) -> Outcome:
+    """Train head and stages of the backbone, on images at the sizes of the schedule."""
     batches = ImageBatches(samples, model.backbone, options, sizes_file(options, out), fabric)
     model.to(memory_format=torch.channels_last)
     if not batches.schedule.sides:
@@ -203,7 +246,8 @@ def _train_whole(
             f" {100 * batches.waste():.1f} % of the pixels are padding"
         )
     failures = list(batches.failures)
-    _require_two_classes([sample.label for sample in batches.samples], failures)
+    labels = [sample.label for sample in batches.samples]
+    _require_two_classes(labels, failures)
     accuracy: dict[str, Scores] = {}
 
     def validate() -> dict[str, float] | None:
@@ -214,10 +258,20 @@ def _train_whole(
         accuracy["validation images"] = report.scores
         return _metrics(report.scores)
 
-    finished = fit(model, batches, options, out, validate, failures, fabric=fabric)
-    if finished and not accuracy and fabric.global_rank == 0:  # resumed after the last epoch
+    if done:
         validate()
+    objective = _objective(model, options, torch.tensor(labels))
+    finished = done or fit(model, batches, options, out, validate, failures, objective, fabric=fabric)
+    if finished and not done and fabric.global_rank == 0:
+        calibrate_on_images(model, val_samples)
     return finished, accuracy, failures
+
+
+def _objective(model: Classifier, options: ClassifyOptions, labels: Int[Tensor, " n"]) -> Objective:
+    """Return the training objective: cross entropy with the class weights of the training labels."""
+    balanced = options.class_weights == "balanced"
+    weights = balanced_weights(labels, len(model.config.classes)) if balanced else None
+    return partial(classification, weights=weights, smoothing=options.label_smoothing)
 
 
 def _cache_folder(options: ClassifyOptions, out: Path) -> Path:
@@ -242,52 +296,10 @@ def _require_two_classes(labels: Sequence[int], failures: Sequence[ImageError]) 
         )
 
 
-def _check_sizes(model: Classifier, options: ClassifyOptions, images: int) -> None:
-    """Check that the network and the pooling rule support the training sizes, before any file is written.
-
-    On a map with fewer cells than a level has bins, bins would repeat the same cells, and an input smaller than one
-    stride would be mostly padding.
-    """
-    if options.freeze_backbone:
-        return
-    sides = Schedule.parse(options.sizes).sides
-    if not sides:
-        _check_padding(model)
-        return
-    geometry, levels = model.backbone.geometry, parse_levels(options.levels)
-    bins = max(map(max, levels))
-    smallest = next(side for side in count(max(geometry.stride)) if min(geometry.map_size(side, side)) >= bins)
-    if min(sides) < smallest:
-        raise ValueError(
-            f"sizes: expected at least {smallest} pixels for {options.backbone}, so that its map has a cell for each of"
-            f" the {bins} x {bins} bins of the largest level, got {min(sides)}; train at larger sizes or with smaller"
-            " levels"
-        )
-    single_cell = max(geometry.map_size(min(sides), min(sides))) == 1
-    if single_cell and normalizes_single_images(model.backbone, images, options.batch):
-        raise ValueError(
-            "batch: expected batches of at least 2 images, which batch normalization needs on maps of one cell, got"
-            f" {options.batch} for {images} images; use larger batches or sizes"
-        )
-    for side in sides:
-        rows, columns = geometry.map_size(side, side)
-        for level_rows, level_columns in levels:
-            bin_edges(rows, level_rows, options.rule)
-            bin_edges(columns, level_columns, options.rule)
-
-
-def _check_padding(model: Classifier) -> None:
-    """Check that the network supports images of different sizes in one batch."""
-    height, width = model.backbone.geometry.smallest()
-    x = torch.zeros(2, 3, height + 5, width + 7)
-    try:
-        with evaluation_mode(model), torch.inference_mode():
-            model.backbone(x, [(height, width + 7), (height + 5, width)])
-    except PaddingError as error:
-        raise PaddingError(f"{error}, for example with sizes 180,224 or 180-224") from error
-
-
 def _vector_scores(model: Classifier, vectors: Vectors) -> Scores:
+    return scores_of(top_classes(_vector_logits(model, vectors)), vectors.labels)
+
+
+def _vector_logits(model: Classifier, vectors: Vectors) -> Float[Tensor, "n c"]:
     with evaluation_mode(model.head), torch.inference_mode():
-        logits = [model.head(part.float().to(model.device)).cpu() for part in vectors.data.split(1024)]
-    return scores_of(top_classes(torch.cat(logits)), vectors.labels)
+        return torch.cat([model.head(part.float().to(model.device)).cpu() for part in vectors.data.split(1024)])

@@ -31,9 +31,9 @@ def trained_sides(
         The range, or None if no image can be read.
     """
     sides = Schedule.parse(options.sizes).sides
-    if sides and not options.freeze_backbone:
+    if sides and not options.frozen:
         return min(sides), round(max(sides) * 8 / 7)
-    if not options.freeze_backbone:
+    if not options.frozen:
         policy = Resize("native", max_pixels=options.max_pixels)
     sizes, _ = read_sizes((sample.path for sample in samples), cache)
     shorter_sides = [min(policy.target_size(*size)) for size in sizes.values()]

@@ -1,9 +1,8 @@
 """Pyramid vectors of a data set, computed once and cached on disk."""
 
-import hashlib
-import json
-import os
-from collections.abc import Sequence
+import logging
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +13,17 @@ from torch import Tensor
 from sppnet.backbones.modes import evaluation_mode
 from sppnet.backbones.weights import weights_digest
 from sppnet.classify.model import Classifier
-from sppnet.classify.predict import image_vectors, read_image
+from sppnet.classify.predict import LoadedImage, image_vectors, map_batches, read_image
 from sppnet.data.formats.classification import Sample
 from sppnet.data.resize import Resize
 from sppnet.errors import ImageError
-from sppnet.io.files import read_tensors, save_tensors
+from sppnet.inference.parallel import map_ordered
 from sppnet.progress import track
+from sppnet.training.cache import GIGABYTE, content_digest, format_size, open_cache
 
-_SHARD = 64
+_logger = logging.getLogger(__name__)
+
+_BATCH = 32  # images loaded at a time, unless they are processed on the CPU
 
 
 @dataclass(frozen=True)
@@ -34,68 +36,87 @@ class Vectors:
 
 
 def compute_vectors(
-    model: Classifier, samples: Sequence[Sample], policy: Resize, folder: Path, description: str
+    model: Classifier,
+    samples: Sequence[Sample],
+    policy: Resize,
+    folder: Path,
+    description: str,
+    limit: float = 20 * GIGABYTE,
 ) -> Vectors:
     """Compute the vectors of the samples in half precision, or read them from the cache.
 
-    Vectors are written in shards, and a killed call computes only the missing shards. The cache key covers the
-    backbone, its weights, the pyramid, the resize policy and the files with their labels. Several runs may use the same
+    The cache has a file for each image, and a killed call computes only the missing ones. A file is found by the
+    content of the image, the backbone and its weights, the pyramid and the resize policy. Several runs may use the same
     cache at the same time.
 
     Args:
         model: classifier; its head is not used.
         samples: images and labels.
         policy: resize policy.
-        folder: cache folder, with a subfolder for each key.
+        folder: cache folder, with a subfolder for each backbone, pyramid and policy.
         description: label of the progress bar.
+        limit: largest size of the cache folder, in bytes.
+
+    Raises:
+        ValueError: the vectors would exceed the limit or the free disk space.
     """
-    cache = folder / _cache_key(model, samples, policy)
-    cache.mkdir(parents=True, exist_ok=True)
-    shards = [samples[start : start + _SHARD] for start in range(0, len(samples), _SHARD)]
-    paths = [cache / f"{number:05d}.safetensors" for number in range(len(shards))]
-    todo = [number for number, path in enumerate(paths) if not path.exists()]
-    with evaluation_mode(model), torch.inference_mode():
-        for number in track(todo, description, len(shards), len(shards) - len(todo)):
-            _compute_shard(model, shards[number], policy, paths[number])
-    parts = [read_tensors(path) for path in paths]
-    failures = [ImageError(*pair) for _, metadata in parts for pair in json.loads(metadata["failures"])]
+    config = model.config
+    settings = {
+        "content": "pyramid vectors",
+        "backbone": config.backbone,
+        "weights": weights_digest(model.backbone),
+        "stage": config.stage,
+        "levels": config.levels,
+        "reduce": config.reduce,
+        "rule": config.rule,
+        "resize": str(policy),
+        "max_pixels": policy.max_pixels,
+    }
+    paths = list(dict.fromkeys(sample.path for sample in samples))
+    digests = dict(zip(paths, map_ordered(content_digest, paths), strict=True))
+    results: dict[Path, Tensor | ImageError] = {}
+    with open_cache(folder, settings, limit) as cache:
+        for path, digest in digests.items():
+            if digest and (tensors := cache.read(digest)):
+                results[path] = tensors["vector"]
+        todo = [path for path in paths if path not in results]
+        reserved = False
+        with evaluation_mode(model), closing(_compute(model, todo, policy)) as computed:
+            for path, result in zip(todo, track(computed, description, len(paths), len(results)), strict=True):
+                if isinstance(result, Tensor) and (digest := digests[path]):
+                    if not reserved:
+                        cache.reserve(len(todo), {"vector": result})
+                        reserved = True
+                    cache.write(digest, {"vector": result})
+                results[path] = result
+        if todo:
+            _logger.info(
+                f"computed {len(todo)} of {len(paths)} vectors; the cache {folder} has {format_size(cache.used())}"
+            )
+    readable = [sample for sample in samples if isinstance(results[sample.path], Tensor)]
+    width = model.backbone.channels * model.pool.bins
+    vectors = [result for sample in readable if isinstance(result := results[sample.path], Tensor)]
     return Vectors(
-        torch.cat([tensors["vectors"] for tensors, _ in parts]),
-        torch.cat([tensors["labels"] for tensors, _ in parts]),
-        tuple(failures),
+        torch.stack(vectors) if vectors else torch.empty(0, width).half(),
+        torch.tensor([sample.label for sample in readable], dtype=torch.long),
+        tuple(result for sample in samples if isinstance(result := results[sample.path], ImageError)),
     )
 
 
-def _compute_shard(model: Classifier, samples: Sequence[Sample], policy: Resize, path: Path) -> None:
-    images, labels, failures = [], [], []
-    for sample in samples:
+def _compute(
+    model: Classifier, paths: Sequence[Path], policy: Resize
+) -> Generator[Float16[Tensor, " d"] | ImageError, None, None]:
+    """Yield the vector of each image, or the error of one that cannot be used."""
+
+    def load(path: Path) -> LoadedImage | ImageError:
         try:
-            images.append(read_image(model, sample.path, policy).image)
-            labels.append(sample.label)
+            return read_image(model, path, policy)
         except ImageError as error:
-            failures.append((error.path, error.reason))
-    width = model.backbone.channels * model.pool.bins
-    vectors = image_vectors(model, images).half().cpu() if images else torch.empty(0, width).half()
-    tensors = {"vectors": vectors, "labels": torch.tensor(labels, dtype=torch.long)}
-    save_tensors(tensors, path, {"failures": json.dumps(failures)})
+            return error
 
+    def run(items: list[LoadedImage | ImageError]) -> list[Tensor | ImageError]:
+        images = [item.image for item in items if isinstance(item, LoadedImage)]
+        vectors = iter(image_vectors(model, images).half().cpu() if images else ())
+        return [next(vectors) if isinstance(item, LoadedImage) else item for item in items]
 
-def _cache_key(model: Classifier, samples: Sequence[Sample], policy: Resize) -> str:
-    """Return a digest of everything that determines the vectors."""
-    digest = hashlib.sha256(weights_digest(model.backbone).encode())
-    config = model.config
-    parts = (config.backbone, config.stage, config.levels, config.reduce, config.rule, str(policy), policy.max_pixels)
-    digest.update(repr(parts).encode())
-    for sample in samples:
-        digest.update(os.fsencode(os.path.realpath(sample.path)))
-        digest.update(f" {_stamp(sample.path)} {sample.label}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def _stamp(path: Path) -> str:
-    """Return a text that changes with the content of a file; reading a missing file is reported later."""
-    try:
-        status = path.stat()
-    except OSError:
-        return "missing"
-    return f"{status.st_size} {status.st_mtime_ns}"
+    return map_batches(load, run, paths, model.device, _BATCH)

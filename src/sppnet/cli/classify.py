@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
@@ -10,8 +11,17 @@ from rich.table import Table
 
 from sppnet.backbones.names import PAPER_BACKBONES
 from sppnet.classify.options import ClassifyOptions
-from sppnet.cli.common import add_format, find_images, list_failures, list_problems, print_error
-from sppnet.cli.console import line, results
+from sppnet.cli.common import (
+    add_best_epoch,
+    add_format,
+    add_optimization,
+    add_stages,
+    find_images,
+    list_failures,
+    list_problems,
+    print_error,
+)
+from sppnet.cli.console import line, message, results
 from sppnet.cli.parser import CommandParser, levels, options_of
 from sppnet.data.resize import POLICIES
 from sppnet.progress import track
@@ -31,11 +41,16 @@ def train_parser() -> CommandParser:
     option("data", "data", "folder of class folders, folder of splits (train, val), or CSV file with path,label")
     add_format(parser)
     option("data", "--split", "split to train on; default: train, if there are splits", type=str | None)
-    text = "validation images, in a folder of splits its val or else test; default: the split val of DATA, if any"
+    text = (
+        "validation images: a split of DATA, or other data (of splits its val, else test), or none; default: the split"
+        " val of DATA, else a tenth of the training images, chosen by --seed"
+    )
     option("data", "--val", text, type=str | None, metavar="DATA")
     option("data", "--config", "YAML file with any of these options", action="config")
     add_network(parser, options)
     parser.fields("model", options, head="head; default: svm for a frozen backbone, else linear")
+    text = "last stages of the backbone to train: a number, all, or 0 to compute features once and train only the head"
+    add_stages(parser, options, text)
     text = (
         f"resize policy of evaluation and frozen features: {', '.join(POLICIES)}, with an optional side as in"
         " shorter-side:256; default: native, or a shorter side of 8/7 of the largest training size"
@@ -43,22 +58,23 @@ def train_parser() -> CommandParser:
     parser.fields(
         "training",
         options,
-        freeze_backbone="compute features once, cache them on disk and train the head",
         sizes="training sizes: 224; 180,224 (alternating); 180-224 (random); native",
         resize=text,
         max_pixels="largest image area at native sizes, in pixels; larger images are resized",
         epochs="number of epochs",
         batch="images per batch, over all processes",
         batch_pixels="native sizes: largest padded batch per process, in pixels; default: no limit",
+        class_weights="class weights in the loss; balanced: by the inverse number of images",
+        svm_c="penalty C of the SVM",
     )
-    add_optimizer(parser, options)
+    add_best_epoch(parser, options)
     parser.fields(
         "training",
         options,
-        svm_c="penalty C of the SVM",
         seed="random seed",
         deterministic="make equal seeds give identical results on a GPU, or fail",
     )
+    add_optimization(parser, options)
     option(
         "output", "--out", "output folder for the model, its metrics and its checkpoint", required=True, metavar="RUN"
     )
@@ -67,6 +83,7 @@ def train_parser() -> CommandParser:
         "output",
         options,
         cache="cache of features and image sizes, which runs may share; default: the folder cache in RUN",
+        cache_limit="largest size of the cached features in GB",
         tensorboard="also write TensorBoard events to RUN",
     )
     parser.fields(
@@ -94,19 +111,6 @@ def add_network(parser: CommandParser, options: ClassifyOptions) -> None:
     )
 
 
-def add_optimizer(parser: CommandParser, options: ClassifyOptions) -> None:
-    """Add the options of the optimizer."""
-    parser.fields(
-        "training",
-        options,
-        optimizer="optimizer",
-        lr="peak learning rate; default: 3e-4 for adamw, 1e-2 for sgd",
-        weight_decay="weight decay; default: 5e-2 for adamw, 5e-4 for sgd",
-        schedule="learning rate schedule",
-        precision="precision of training",
-    )
-
-
 def train(arguments: Namespace) -> int:
     """Train and return 0."""
     from sppnet.classify.train import train_classifier
@@ -124,7 +128,7 @@ def train(arguments: Namespace) -> int:
     if not training.finished:
         raise KeyboardInterrupt
     if training.accuracy:
-        results.print(_score_table("accuracy", training.accuracy))
+        results.print(_score_table("accuracy", training.accuracy, len(training.classes)))
     line(f"{training.run} is ready after {training.seconds:.0f} s")
     return 0
 
@@ -133,6 +137,7 @@ def evaluate(model: "Classifier", arguments: Namespace) -> int:
     """Score a classifier and return 0, or 1 if an image could not be used."""
     from sppnet.classify.evaluate import evaluate_classifier, read_labeled
     from sppnet.classify.predict import size_policy
+    from sppnet.classify.report import write_report
     from sppnet.classify.trained_sides import outside_warning
 
     policies = [arguments.resize]
@@ -140,6 +145,8 @@ def evaluate(model: "Classifier", arguments: Namespace) -> int:
         if arguments.resize or arguments.views != "full":
             conflict = "--resize" if arguments.resize else "--views"
             raise ValueError(f"compare: expected neither --resize nor --views, got {conflict}")
+        if arguments.report:
+            raise ValueError(f"report: expected no value with --compare, got {arguments.report}; omit one of them")
         names = [name.strip() for name in arguments.compare.split(",")]
         policies = [size_policy(model, f"shorter-side:{name}" if name.isdecimal() else name) for name in names]
     data = read_labeled(arguments.data, arguments.split, model.config.classes, arguments.format)
@@ -154,14 +161,18 @@ def evaluate(model: "Classifier", arguments: Namespace) -> int:
                 del part["failures"]
         sys.stdout.write(json.dumps(content) + "\n")
     elif arguments.compare:
-        results.print(
-            _score_table("same images by resize policy", {report.resize: report.scores for report in reports})
-        )
+        scores = {report.resize: report.scores for report in reports}
+        results.print(_score_table("same images by resize policy", scores, len(first.classes)))
         results.print(_aspect_table(model, reports))
     else:
-        results.print(_score_table("accuracy", {f"all images, {first.resize}": first.scores}))
-        results.print(_score_table("by size", first.by_size))
-        results.print(_score_table("by aspect ratio", first.by_aspect))
+        parts = {"accuracy": {f"all images, {first.resize}": first.scores}, "by size": first.by_size}
+        for title, scores in (parts | {"by aspect ratio": first.by_aspect}).items():
+            results.print(_score_table(title, scores, len(first.classes)))
+        line(f"calibration error {first.ece:.3f}")
+    if arguments.report:
+        settings = {"run": arguments.run, "data": arguments.data, "threshold": model.config.threshold}
+        write_report(first, Path(arguments.report), **settings)
+        message(f"report written to {arguments.report}")
     list_problems(first.problems, list(failures.values()))
     if not arguments.compare and (text := outside_warning(model.config, first.outside, first.scores.images)):
         print_error(text)
@@ -175,7 +186,8 @@ def predict(model: "Classifier", arguments: Namespace) -> int:
     from sppnet.inference.results import Failure
 
     paths, failures = find_images(arguments.images)
-    stream = predict_images(model, paths, resize=arguments.resize, views=arguments.views, batch=arguments.batch)
+    options = {name: arguments[name] for name in ("resize", "views", "batch", "unknown")}
+    stream = predict_images(model, paths, **options)
     count = outside = 0
     try:
         for result in track(stream, "predicting", len(paths)):
@@ -193,10 +205,12 @@ def predict(model: "Classifier", arguments: Namespace) -> int:
     return 1 if failures else 0
 
 
-def _score_table(title: str, parts: "dict[str, Scores]") -> Table:
-    table = Table("", "images", "top-1 %", "top-5 %", "mean per class %", title=title, title_justify="left")
+def _score_table(title: str, parts: "dict[str, Scores]", classes: int) -> Table:
+    """Tabulate accuracies; the top-5 accuracy of five classes or fewer is always 100 %."""
+    heads = ["", "images", "top-1 %", *["top-5 %"] * (classes > 5), "mean per class %"]
+    table = Table(*heads, title=title, title_justify="left")
     for name, scores in parts.items():
-        shares = (scores.top1, scores.top5, scores.mean_per_class_accuracy)
+        shares = (scores.top1, *[scores.top5] * (classes > 5), scores.mean_per_class_accuracy)
         table.add_row(escape(name), str(scores.images), *(f"{100 * share:.2f}" for share in shares))
     return table
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from sppnet.cli.console import message, results
 from sppnet.cli.parser import CommandParser
 from sppnet.errors import ImageError
+from sppnet.training.options import LoopOptions
 
 T = TypeVar("T")
 
@@ -19,6 +20,40 @@ def add_format(parser: CommandParser) -> None:
     """Add the option --format."""
     text = "format of DATA, such as coco, yolo, csv or class-folders; default: detected"
     parser.option("data", "--format", text, type=str | None, metavar="NAME")
+
+
+def add_stages(parser: CommandParser, options: LoopOptions, stages: str) -> None:
+    """Add the options of what is trained, and from which weights; `stages` is a help text."""
+    text = "run to start from, also with other classes; of another task only its backbone"
+    parser.option("model", "--init", text, type=str | None, metavar="RUN")
+    parser.fields("training", options, train_stages=(stages, _as_text), freeze_backbone="the same as --train-stages 0")
+
+
+def add_optimization(parser: CommandParser, options: LoopOptions, *names: str) -> None:
+    """Add the options of the optimizer with these names; all of them without names."""
+    rates = "; default: 3e-4 for adamw, 1e-2 for sgd" if options.lr is None else ""
+    texts = {
+        "optimizer": "optimizer",
+        "lr": f"peak learning rate{rates}",
+        "weight_decay": "decay of weights, not of biases and norms; default: 5e-2 for adamw, 5e-4 for sgd",
+        "schedule": "learning rate schedule",
+        "warmup_epochs": "epochs, or a fraction of one, in which the learning rate rises linearly",
+        "accumulate": "batches per step of the optimizer",
+        "label_smoothing": "share of each target that is divided among all classes",
+        "ema": "train and keep a moving average of the weights with this decay, such as 0.999; default: no average",
+        "precision": "precision of training",
+    }
+    parser.fields("optimization", options, **{name: texts[name] for name in names or texts})
+
+
+def add_best_epoch(parser: CommandParser, options: LoopOptions) -> None:
+    """Add the options that choose the epoch to keep."""
+    parser.fields(
+        "training",
+        options,
+        monitor=f"validation score by which the best epoch is kept: {', '.join(options.SCORES)}; default: the first",
+        patience="stop after this number of epochs without a better score; default: never",
+    )
 
 
 def find_images(names: Sequence[str]) -> tuple[list[Path], list[ImageError]]:
@@ -91,3 +126,8 @@ def list_problems(problems: Sequence[str], failures: Sequence[ImageError]) -> No
 def print_error(text: str) -> None:
     """Print one line on standard error, prefixed with the program name."""
     message(f"sppnet: {text}")
+
+
+def _as_text(value: object) -> str:
+    """Return the text of an option value; a number in a YAML file is not one."""
+    return str(value)

@@ -10,7 +10,7 @@ from typing import Any
 from jsonargparse import Namespace
 from rich.table import Table
 
-from sppnet.cli.common import list_problems
+from sppnet.cli.common import add_format, list_problems
 from sppnet.cli.console import line, message, results
 from sppnet.cli.detect import PROPOSALS, add_network
 from sppnet.cli.parser import CommandParser, options_of
@@ -27,6 +27,7 @@ def compare_parser() -> CommandParser:
     )
     option, options = parser.option, DetectOptions(proposals="selective-search", windows=500)
     option("data", "data", "data set in the format of VOC, COCO or YOLO")
+    add_format(parser)
     option("data", "--split", "split to train on", "train")
     option("data", "--test-split", "split to score on", "val")
     option("data", "--max-images", "number of images to use from each split; default: all", type=int | None)
@@ -64,9 +65,10 @@ def compare(arguments: Namespace) -> int:
     for name in ("seeds", "max_images"):
         if arguments[name] is not None and arguments[name] < 1:
             raise ValueError(f"{name}: expected at least 1, got {arguments[name]}")
-    train = read_detection(arguments.data, choose_split(arguments.data, arguments.split))
-    test_split = choose_split(arguments.data, arguments.test_split)
-    test = read_detection(arguments.data, test_split, train.classes, more_classes=True)
+    data, format = arguments.data, arguments.format
+    train = read_detection(data, choose_split(data, arguments.split, format=format), format=format)
+    test_split = choose_split(data, arguments.test_split, format=format)
+    test = read_detection(data, test_split, train.classes, more_classes=True, format=format)
     train = dataclasses.replace(train, classes=test.classes)
     first = slice(arguments.max_images)
     train, test = (dataclasses.replace(part, samples=part.samples[first]) for part in (train, test))

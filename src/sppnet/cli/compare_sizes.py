@@ -7,8 +7,8 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from sppnet.classify.options import ClassifyOptions
-from sppnet.cli.classify import add_network, add_optimizer
-from sppnet.cli.common import list_problems
+from sppnet.cli.classify import add_network
+from sppnet.cli.common import add_format, add_optimization, list_problems
 from sppnet.cli.console import line, message, results
 from sppnet.cli.parser import CommandParser, options_of
 
@@ -24,6 +24,7 @@ def sizes_parser() -> CommandParser:
     )
     option, options = parser.option, ClassifyOptions()
     option("data", "data", "folder of splits (train, val or test); with --val, class folders or a CSV file")
+    add_format(parser)
     option("data", "--val", "test images; default: the split val or test", type=str | None, metavar="DATA")
     text = "{} images per class; default: all"
     option("data", "--images-per-class", text.format("training"), type=int | None, metavar="K")
@@ -39,7 +40,7 @@ def sizes_parser() -> CommandParser:
         epochs="number of epochs of each training",
         batch="images per batch",
     )
-    add_optimizer(parser, options)
+    add_optimization(parser, options, "optimizer", "lr", "weight_decay", "schedule", "precision")
     option("output", "--out", "output folder for the runs and the results", required=True, metavar="DIR")
     option("output", "--json", "print one JSON object and nothing else", False, action="store_true")
     parser.fields("hardware", options, device="device", workers="number of processes that decode images")
@@ -50,6 +51,8 @@ def sizes(arguments: Namespace) -> int:
     """Compare the sizes, write and print the results, and return 0, or 1 if an image could not be used."""
     from sppnet.cli.size_tables import paper_table, tables
     from sppnet.data.formats.classification import choose_classification_split, read_classification
+    from sppnet.data.formats.table import split_names
+    from sppnet.data.splits import first_split
     from sppnet.io.files import write_json
     from sppnet.studies.sizes import compare_sizes, comparison_content, first_images, verdict
 
@@ -57,12 +60,14 @@ def sizes(arguments: Namespace) -> int:
     for name in ("images_per_class", "val_images_per_class"):
         if arguments[name] is not None and arguments[name] < 1:
             raise ValueError(f"{name.replace('_', '-')}: expected at least 1, got {arguments[name]}")
-    train = read_classification(arguments.data, choose_classification_split(arguments.data, None, "train"))
+    format = arguments.format
+    split = choose_classification_split(arguments.data, None, "train", format=format)
+    train = read_classification(arguments.data, split, format=format)
     root = arguments.val or arguments.data
-    split = choose_classification_split(root, None, "val", "test")
+    split = first_split(split_names(root, "classify", format), "val", "test")
     if arguments.val is None and split is None:
         raise ValueError(f"val: expected a split val or test in {root}, got none; set --val to labeled images")
-    val = read_classification(root, split, train.classes)
+    val = read_classification(root, split, train.classes, format=format)
     problems = train.problems + val.problems
     train = first_images(train, arguments.images_per_class, options.seed)
     val = first_images(val, arguments.val_images_per_class, options.seed)

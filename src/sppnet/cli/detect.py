@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 from rich.markup import escape
 from rich.table import Table
 
-from sppnet.cli.common import add_format, find_images, list_failures, list_problems
+from sppnet.cli.common import add_format, add_optimization, add_stages, find_images, list_failures, list_problems
 from sppnet.cli.console import line, message, results
 from sppnet.cli.parser import CommandParser, levels, numbers, options_of
 from sppnet.detect.options import DetectOptions
@@ -37,8 +37,11 @@ def train_parser() -> CommandParser:
     option("data", "--config", "YAML file with any of these options", action="config")
     text = "split to train on; default: train, or all images without splits"
     option("data", "--split", text, type=str | None)
-    text = "split of DATA, or another data set, to score the trained detector on; default: none"
-    option("data", "--val", text, type=str | None)
+    text = (
+        "images to score the trained detector on: a split of DATA, or other data (of splits its val, else test), or"
+        " none; default: the split val of DATA, else a tenth of the training images, chosen by --seed"
+    )
+    option("data", "--val", text, type=str | None, metavar="DATA")
     parser.fields(
         "data",
         options,
@@ -57,6 +60,7 @@ def train_parser() -> CommandParser:
         scorer="scores by SVMs, or by the softmax of the fine-tuned layers",
         regression="refine boxes by regression",
     )
+    add_stages(parser, options, "stages of the backbone to train: auto, or what the method trains, 0 or all")
     parser.fields(
         "training",
         options,
@@ -65,18 +69,18 @@ def train_parser() -> CommandParser:
         epochs="epochs, each of --steps batches, or of all images for fast",
         steps="batches per epoch of fine-tuning",
         batch="windows per batch, a quarter of them on objects",
-        optimizer="optimizer",
-        lr="peak learning rate; default: 3e-4 for adamw, 1e-2 for sgd",
-        weight_decay="weight decay; default: 5e-2 for adamw, 5e-4 for sgd",
-        precision="precision of training",
         seed="random seed",
         deterministic="make equal seeds give identical results on a GPU, or fail",
     )
+    add_optimization(parser, options)
     text = "output folder for the model and its checkpoint"
     option("output", "--out", text, required=True, metavar="RUN")
     option("output", "--resume", "continue the training in RUN, if there is one", False, action="store_true")
     parser.fields(
-        "output", options, cache="cache of proposals and features, shareable; default: the folder cache in RUN"
+        "output",
+        options,
+        cache="cache of proposals and features, shareable; default: the folder cache in RUN",
+        tensorboard="also write TensorBoard events to RUN",
     )
     parser.fields("hardware", options, device="device", workers="number of images searched for proposals in parallel")
     return parser
@@ -127,6 +131,7 @@ def evaluate(model: "Detector", arguments: Namespace) -> int:
     from sppnet.detect.classic.compress import compress
     from sppnet.detect.evaluate import evaluate_detector
     from sppnet.detect.pictures import write_mosaic
+    from sppnet.detect.report import write_report
     from sppnet.evaluation.curves import write_curves
 
     folder = Path(arguments.pictures) if arguments.pictures else None
@@ -153,6 +158,9 @@ def evaluate(model: "Detector", arguments: Namespace) -> int:
         write_curves(report.scores, folder)
         write_mosaic(report.found, report.samples, list(report.scores.per_class), folder)
         message(f"curves and mosaics written to {folder}")
+    if arguments.report:
+        write_report(report, Path(arguments.report), run=arguments.run, data=arguments.data)
+        message(f"report written to {arguments.report}")
     if arguments.json:
         content = report.to_dict()
         if exact:
@@ -229,6 +237,8 @@ def _print_scores(report: "DetectionReport") -> None:
     table.add_row("mean", "", *map(_percent, (scores.ap50, scores.voc07, scores.map)))
     results.print(table)
     shares = ", ".join(map(_percent, report.recall.fractions))
+    if report.ece is not None:
+        line(f"calibration error {report.ece:.3f}")
     line(f"{shares} % of the objects have a proposal with IoU of at least 0.5, 0.7, 0.9")
 
 

@@ -108,11 +108,11 @@ def _prepare(model: "Model", arguments: Namespace) -> tuple["Model", Callable[..
     from sppnet.classify.predict import predict_images
     from sppnet.detect.classic.compress import compress
     from sppnet.detect.model import Detector
-    from sppnet.detect.options import DEFAULT_MIN_SCORES, is_box_file
+    from sppnet.detect.options import is_box_file
     from sppnet.distributed.jobs import classify
 
     if isinstance(model, Classifier):
-        options = {"resize": arguments.resize, "views": arguments.views}
+        options = {name: arguments[name] for name in ("resize", "views", "unknown")}
         list(predict_images(model, [], batch=arguments.batch, **options))  # checks the options before Ray starts
         return model, partial(classify, **options), options
     if not isinstance(model, Detector):
@@ -124,8 +124,8 @@ def _prepare(model: "Model", arguments: Namespace) -> tuple["Model", Callable[..
         model.config = dataclasses.replace(model.config, proposals=arguments.proposals)
     if is_box_file(model.config.proposals):
         raise ValueError(f"proposals: expected no box file with --engine ray, got {model.config.proposals}")
-    given = arguments.min_score
-    min_score = DEFAULT_MIN_SCORES[model.config.scorer] if given is None else given
+    list(model.propose([]))  # checks the source before Ray starts
+    min_score = model.config.min_score if arguments.min_score is None else arguments.min_score
     options = {"min_score": min_score, "svd": arguments.svd, "head_dtype": arguments.head_dtype}
     model = compress(model, arguments.svd or (), arguments.head_dtype)
     return model, partial(Detector.predict, min_score=min_score, on_error="skip"), options

@@ -69,6 +69,8 @@ def features(arguments: Namespace) -> int:
 
     images, out = (remote.resolve(name, Path()) for name in (arguments.images, arguments.out))
     compute = engine.features_engine(arguments)
+    if arguments.draw < 0:
+        raise ValueError(f"draw: expected 0 or more images, got {arguments.draw}")
     device = pick_device("cpu" if compute else arguments.device)
     config = replace(options_of(RegionEncoderConfig, arguments), rule=arguments.cell_rule)
     with torch.random.fork_rng(devices=[]):

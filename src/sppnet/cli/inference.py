@@ -17,6 +17,7 @@ _CLASSES = "class file, one name per line, or CSV with name and id or r,g,b; def
 _TASK_OPTIONS: dict[str, tuple[tuple[str, ...], Any]] = {
     "resize": (("classify",), None),
     "compare": (("classify",), None),
+    "unknown": (("classify",), False),
     "views": (("classify",), "full"),
     "batch": (("classify",), 32),
     "out": (("detect", "segment"), None),
@@ -52,6 +53,8 @@ def evaluate_parser() -> CommandParser:
     parser.option("output", "--json", "print JSON and nothing else on standard output", False, action="store_true")
     text = "detectors, segmenters: output folder of the best and worst images, and of a detector's curves"
     parser.option("output", "--pictures", text, type=str | None, metavar="DIR")
+    text = "output folder of a report: report.html, report.json, and images.csv with a row per image"
+    parser.option("output", "--report", text, type=str | None, metavar="DIR")
     _add_classifier_options(parser)
     text = f"resize policies to compare: {', '.join(POLICIES)}, or shorter sides such as 160,224,320"
     parser.option("classifiers", "--compare", text, type=str | None, metavar="POLICIES")
@@ -74,8 +77,10 @@ def predict_parser() -> CommandParser:
     _add_classifier_options(parser)
     text = "images per batch; does not change the results"
     parser.option("classifiers", "--batch", text, _TASK_OPTIONS["batch"][1], type=int)
+    text = "report images whose score is below the threshold of the run as unknown"
+    parser.option("classifiers", "--unknown", text, False, action="store_true")
     _add_detector_options(parser)
-    text = "lowest score to report; default: -0.5 for SVM scores, 0.5 for softmax scores"
+    text = "lowest score to report; default: that of the run with the best F1, else -0.5 for SVMs and 0.5 for a softmax"
     parser.option("detectors", "--min-score", text, type=float | None, metavar="SCORE")
     text = "files to write to --out instead of pictures, in the format coco, yolo, csv or voc; default: none"
     kind = Literal["coco", "yolo", "csv", "voc"] | None

@@ -40,6 +40,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Exit codes: 0 success; 1 failure, or images that could not be used; 2 wrong arguments or data; 130 interrupted.
     """
+    if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
+        # Read by GNU OpenMP when torch is imported. By default, a thread that waits for the others of an operator keeps
+        # its core busy for milliseconds; if another program needs this core, all of them wait for it.
+        os.environ["GOMP_SPINCOUNT"] = "1000"
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # results survive a later kill
     sys.exit(run(sys.argv[1:] if argv is None else argv))

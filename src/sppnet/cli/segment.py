@@ -9,10 +9,18 @@ from jsonargparse import Namespace
 from rich.markup import escape
 from rich.table import Table
 
-from sppnet.cli.common import add_format, find_images, list_failures, list_problems
+from sppnet.cli.common import (
+    add_best_epoch,
+    add_format,
+    add_optimization,
+    add_stages,
+    find_images,
+    list_failures,
+    list_problems,
+)
 from sppnet.cli.console import line, message, results
 from sppnet.cli.parser import CommandParser, numbers, optional, options_of
-from sppnet.errors import ImageError
+from sppnet.errors import check_choice
 from sppnet.segment.options import SegmentOptions, View
 
 if TYPE_CHECKING:
@@ -33,7 +41,10 @@ def train_parser() -> CommandParser:
     option("data", "data", "images and masks: VOC, CVAT, CamVid, Roboflow, or folders images and masks")
     add_format(parser)
     option("data", "--split", "split to train on; default: train, if there are splits", type=str | None)
-    text = "validation images, in a folder of splits its val or else test; default: the split val of DATA, if any"
+    text = (
+        "validation images: a split of DATA, or other data (of splits its val, else test), or none; default: the split"
+        " val of DATA, else a tenth of the training images, chosen by --seed"
+    )
     option("data", "--val", text, type=str | None, metavar="DATA")
     text = "class file: names, CSV with name and id or r,g,b, or CVAT's labelmap.txt; default: that of the data set"
     option("data", "--classes", text, type=str | None, metavar="FILE")
@@ -55,6 +66,7 @@ def train_parser() -> CommandParser:
         image_level="image-level branch of ASPP",
         dropout="dropout probability in the head",
     )
+    add_stages(parser, options, "last stages of the backbone to train: a number, all, or 0 to train only the head")
     parser.fields(
         "training",
         options,
@@ -64,14 +76,11 @@ def train_parser() -> CommandParser:
         class_weights="class weights in the loss",
         epochs="number of epochs",
         batch="images per batch",
-        optimizer="optimizer",
-        lr="peak learning rate",
-        weight_decay="weight decay; default: 5e-2 for adamw, 5e-4 for sgd",
-        schedule="learning rate schedule",
-        precision="precision of training",
         seed="random seed",
         deterministic="make equal seeds give identical results on a GPU, or fail",
     )
+    add_best_epoch(parser, options)
+    add_optimization(parser, options)
     text = "output folder for the model, its metrics and its checkpoint"
     option("output", "--out", text, required=True, metavar="RUN")
     option("output", "--resume", "continue the training in RUN, if there is one", False, action="store_true")
@@ -108,9 +117,10 @@ def evaluate(model: "Segmenter", arguments: Namespace) -> int:
     """Score a segmenter and return 0, or 1 if an image or mask could not be used."""
     from sppnet.segment.evaluate import evaluate_segmenter, read_evaluation_data
     from sppnet.segment.pictures import write_mosaic
+    from sppnet.segment.report import write_report
     from sppnet.segment.views import segment_image
 
-    view = _view(arguments)
+    view = _view(model, arguments)
     source = arguments.data, arguments.split, arguments.ignore, arguments.classes, arguments.format
     data = read_evaluation_data(model, *source)
     report = evaluate_segmenter(model, data, view=view)
@@ -119,31 +129,43 @@ def evaluate(model: "Segmenter", arguments: Namespace) -> int:
         folder = Path(arguments.pictures)
         write_mosaic(report, data, lambda image: segment_image(model, image, view), folder, model.config.colours)
         message(f"best and worst images written to {folder}")
+    if arguments.report:
+        settings = {"run": arguments.run, "name": arguments.data, "colours": model.config.colours}
+        write_report(report, data, lambda image: segment_image(model, image, view), Path(arguments.report), **settings)
+        message(f"report written to {arguments.report}")
     if arguments.json:
         sys.stdout.write(json.dumps(report.to_dict()) + "\n")
     else:
         results.print(scores_table(report.scores))
+        if report.ece is not None:
+            line(f"calibration error {report.ece:.3f}")
     return 1 if report.failures else 0
 
 
 def predict(model: "Segmenter", arguments: Namespace) -> int:
     """Segment images, print one line each, and return 0, or 1 if an image could not be read."""
     from sppnet.data.images import MAX_PIXELS
-    from sppnet.segment.predict import output_stems, segment_file
+    from sppnet.inference.results import Failure
+    from sppnet.segment.predict import OUTPUTS, output_stems, segment_files
 
-    view = _view(arguments)
-    folder = Path(arguments.out) if arguments.out else None
+    view = _view(model, arguments)
+    folder, write = Path(arguments.out) if arguments.out else None, arguments.write.split(",")
+    limit = MAX_PIXELS if arguments.max_image_pixels is None else arguments.max_image_pixels
+    if limit < 1:
+        raise ValueError(f"max_image_pixels: expected at least 1, got {limit}")
     if folder is None and arguments.write != _WRITE:
         raise ValueError(f"write: expected a folder for {arguments.write}, got none; set --out")
+    for output in write:
+        check_choice("write", output, OUTPUTS)
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
     paths, failures = find_images(arguments.images)
     stems = output_stems(paths, folder) if folder else [None] * len(paths)
-    limit = MAX_PIXELS if arguments.max_image_pixels is None else arguments.max_image_pixels
-    for path, stem in zip(paths, stems, strict=True):
-        try:
-            result, files = segment_file(model, path, stem, arguments.write.split(","), view, limit)
-        except ImageError as error:
-            failures.append(error)
+    for path, outcome in zip(paths, segment_files(model, paths, stems, write, view, limit), strict=True):
+        if isinstance(outcome, Failure):
+            failures.append(outcome.error)
             continue
+        result, files = outcome
         if arguments.json:
             sys.stdout.write(json.dumps(result.to_dict() | ({"files": files} if files else {})) + "\n")
         else:
@@ -166,8 +188,14 @@ def scores_table(scores: "SegmentationScores") -> Table:
     return table
 
 
-def _view(arguments: Namespace) -> View:
-    from sppnet.inference.memory import parse_memory
+def _view(model: "Segmenter", arguments: Namespace) -> View:
+    from sppnet.inference.memory import format_bytes, parse_memory, settled_bytes
+    from sppnet.segment.views import check_view
 
-    arguments.memory = parse_memory(arguments.memory)
-    return options_of(View, arguments)
+    memory = arguments.memory = parse_memory(arguments.memory)
+    if (in_use := settled_bytes()) > memory:
+        got = f"got {format_bytes(memory)}, but the process already uses {format_bytes(in_use)}"
+        raise ValueError(f"memory: expected enough for the model and an image, {got}")
+    view = options_of(View, arguments)
+    check_view(model, view)
+    return view

@@ -25,6 +25,7 @@ _FILES = "{out} keeps the finished parts; run the same command again to continue
 COMMANDS = {
     "demo": Command("demo", "demo", "classify photographs and write an illustrated report"),
     "check": Command("check", "check_dataset", "list the problems of a data set, file by file"),
+    "convert": Command("convert", "convert", "write a data set of boxes in another format"),
     "train classify": Command("classify", "train", "train a classifier on images in class folders", _CHECKPOINT),
     "train detect": Command("detect", "train", "train a detector on images with boxes", _CHECKPOINT),
     "train segment": Command("segment", "train", "train a segmenter on images with masks", _CHECKPOINT),
@@ -33,6 +34,8 @@ COMMANDS = {
     "features": Command("features", "features", "write the feature vectors of boxes in images", _FILES),
     "compare detectors": Command("compare_detectors", "compare", "compare SPP-net with R-CNN on your data", _FILES),
     "compare sizes": Command("compare_sizes", "sizes", "compare training image sizes on your images", _FILES),
+    "cache list": Command("cache", "show", "list cached vectors, feature maps and proposals"),
+    "cache clear": Command("cache", "clear", "delete cached vectors, feature maps and proposals", "some were deleted"),
     "export": Command("export", "export", "write an ONNX file that accepts any image size"),
     "verify": Command("export", "verify", "compare an ONNX file with the run it was exported from"),
     "serve": Command("serve", "serve", "serve a model over HTTP, with a web page"),

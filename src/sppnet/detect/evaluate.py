@@ -6,13 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
 from sppnet.data.formats.detection import DetectionData, DetectionSample, choose_split, read_detection
 from sppnet.detect.model import Detector
 from sppnet.detect.proposals import Proposals
 from sppnet.errors import ImageError
-from sppnet.evaluation.average_precision import DetectionScores, score_detections
+from sppnet.evaluation.average_precision import DetectionScores, match_detections, score_detections
+from sppnet.evaluation.calibration import calibration_error
+from sppnet.evaluation.confusion import ClassQuality, class_qualities, detection_confusion
 from sppnet.evaluation.recall import Recall, recall
-from sppnet.inference.results import Detections, Failure
+from sppnet.inference.results import Detections, Failure, filter_by_score
 from sppnet.progress import track
 
 _logger = logging.getLogger(__name__)
@@ -25,6 +31,8 @@ class DetectionReport:
     Attributes:
         scores: average precision over the readable images.
         recall: recall of the proposals at overlaps of 0.5, 0.7 and 0.9, over objects that are not difficult.
+        threshold: lowest score that the detector reports by default.
+        probabilities: whether the scores of the detector are probabilities.
         samples: readable images.
         found: detections of each image in `samples`.
         failures: errors of the unreadable images.
@@ -33,14 +41,43 @@ class DetectionReport:
 
     scores: DetectionScores
     recall: Recall
+    threshold: float
+    probabilities: bool
     samples: tuple[DetectionSample, ...]
     found: tuple[Detections, ...]
     failures: tuple[ImageError, ...]
     problems: tuple[str, ...]
 
+    @property
+    def confidence(self) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
+        """Score of each detection, and whether it matches an object at an overlap of 0.5; without ignored ones."""
+        matches = match_detections(self.found, self.samples)
+        return torch.from_numpy(matches.score[~matches.ignored]), torch.from_numpy(matches.hit[~matches.ignored])
+
+    @property
+    def ece(self) -> float | None:
+        """Calibration error, see :func:`sppnet.evaluation.calibration.calibration_error`; None for SVM margins."""
+        return calibration_error(*self.confidence) if self.probabilities else None
+
+    @property
+    def accepted(self) -> tuple[Detections, ...]:
+        """Detections of each image with a score of at least `threshold`."""
+        return tuple(filter_by_score(detections, self.threshold) for detections in self.found)
+
+    @property
+    def confusion(self) -> Int[Tensor, "k k"]:
+        """Objects by class, of the detections from `threshold`, see :func:`detection_confusion`."""
+        return detection_confusion(self.accepted, self.samples, len(self.scores.per_class))
+
+    @property
+    def quality(self) -> dict[str, ClassQuality]:
+        """Precision, recall and F1 of each class, of the detections from `threshold`."""
+        return class_qualities(self.confusion, tuple(self.scores.per_class))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the scores and failures as JSON types."""
         return self.scores.to_dict() | {
+            "ece": self.ece,
             "proposal_recall": dict(zip(("0.5", "0.7", "0.9"), self.recall.fractions, strict=True)),
             "failures": [{"path": failure.path, "reason": failure.reason} for failure in self.failures],
         }
@@ -102,4 +139,14 @@ def evaluate_detector(
         )
     scores = score_detections(detections, samples, data.classes)
     covered = recall(boxes, truths)
-    return DetectionReport(scores, covered, tuple(samples), tuple(detections), tuple(failures), data.problems)
+    config = model.config
+    return DetectionReport(
+        scores,
+        covered,
+        config.min_score,
+        config.probabilities,
+        tuple(samples),
+        tuple(detections),
+        tuple(failures),
+        data.problems,
+    )

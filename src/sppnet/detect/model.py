@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
@@ -24,6 +25,7 @@ from sppnet.detect.suppression import suppress
 from sppnet.errors import ImageError, check_choice, check_classes
 from sppnet.features.encoder import DistinctVectors, RegionEncoder
 from sppnet.features.options import ScaleRule
+from sppnet.inference.parallel import map_images
 from sppnet.inference.results import Detections, Failure, filter_by_score
 from sppnet.ops.boxes import areas, decode
 from sppnet.ops.levels import CellRule, Level, Reduce
@@ -51,6 +53,9 @@ class DetectorConfig:
         windows: maximum number of windows per image.
         proposal_seconds: time after which the search of an image starts no further part; None for no limit.
         overlap: NMS threshold; a detection is dropped if its IoU with a better one is above it.
+        calibration: a and b of the probability ``sigmoid(a * margin + b)`` that is reported as the score, where the
+            margin is that of an SVM or the log-odds of a softmax; None to report margins, or the softmax.
+        threshold: lowest score to report by default; None for -0.5 (SVM) or 0.5 (softmax).
     """
 
     task: ClassVar[str] = "detect"
@@ -72,6 +77,18 @@ class DetectorConfig:
     windows: int = 2000
     proposal_seconds: float | None = None
     overlap: float = 0.3
+    calibration: tuple[float, float] | None = None
+    threshold: float | None = None
+
+    @property
+    def probabilities(self) -> bool:
+        """Whether scores are probabilities."""
+        return self.scorer == "softmax" or self.calibration is not None
+
+    @property
+    def min_score(self) -> float:
+        """Lowest score to report by default."""
+        return DEFAULT_MIN_SCORES[self.scorer] if self.threshold is None else self.threshold
 
 
 class Detector(nn.Module):
@@ -151,7 +168,7 @@ class Detector(nn.Module):
 
         Args:
             images: one image or several, see :func:`sppnet.data.images.load_image`.
-            min_score: lowest score to report, from -1.5 (SVM) or 0.01 (softmax); None for -0.5 (SVM) or 0.5 (softmax).
+            min_score: lowest score to report; None for `min_score` of the configuration.
             proposals: proposal source, see :func:`sppnet.detect.proposals.iter_proposals`; None for that of the
                 configuration. To detect objects among given boxes, call :meth:`detect`.
             cache: folder that caches proposals; None to search again.
@@ -189,22 +206,33 @@ class Detector(nn.Module):
     ) -> Iterator[DetectionResult | Failure]:
         """Yield the result of each image, given the proposals from :meth:`propose`; see :meth:`predict`."""
         check_choice("on_error", on_error, ("raise", "skip"))
-        threshold = DEFAULT_MIN_SCORES[self.config.scorer] if min_score is None else min_score
-        found = track(proposals, "detecting", len(images))
-        for index, (source, windows) in enumerate(zip(images, found, strict=True)):
+        threshold = self.config.min_score if min_score is None else min_score
+
+        def load(
+            item: tuple[int, tuple[ImageSource, Proposals | Failure]],
+        ) -> tuple[str, Image.Image, Tensor] | Failure:
+            index, (source, windows) = item
             name = source_name(source, index)
             try:
                 if isinstance(windows, Failure):
                     raise windows.error
-                image = load_image(source)
+                return name, load_image(source), windows.boxes
             except ImageError as error:
-                named = ImageError(name, error.reason)
-                if on_error == "raise":
-                    raise named from error
-                yield Failure(name, named)
-            else:
-                detections = filter_by_score(self.detect(image, windows.boxes), threshold)
-                yield DetectionResult(name, (image.height, image.width), detections, self.config.classes)
+                return Failure(name, ImageError(name, error.reason))
+
+        def run(loaded: tuple[str, Image.Image, Tensor] | Failure) -> DetectionResult | Failure:
+            if isinstance(loaded, Failure):
+                return loaded
+            name, image, boxes = loaded
+            detections = filter_by_score(self.detect(image, boxes), threshold)
+            return DetectionResult(name, (image.height, image.width), detections, self.config.classes)
+
+        items = enumerate(zip(images, proposals, strict=True))
+        with evaluation_mode(self), closing(map_images(load, run, items, self.device)) as results:
+            for result in track(results, "detecting", len(images)):
+                if isinstance(result, Failure) and on_error == "raise":
+                    raise result.error
+                yield result
 
     def read(self, distinct: DistinctVectors, proposals: Float[Tensor, "k 4"], size: tuple[int, int]) -> Detections:
         """Convert window vectors into detections: threshold, NMS, box regression, second NMS.
@@ -235,7 +263,18 @@ class Detector(nn.Module):
             labels.append(torch.full((int(valid.sum()),), label))
         joined = torch.cat(scores_by_class)
         order = joined.argsort(descending=True, stable=True)
-        return Detections(torch.cat(boxes_by_class)[order], joined[order], torch.cat(labels)[order])
+        return Detections(torch.cat(boxes_by_class)[order], self.calibrated(joined[order]), torch.cat(labels)[order])
+
+    def margins(self, scores: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
+        """Return the unbounded scores that `calibration` applies to: the margins, or the log-odds of a softmax."""
+        return scores.double() if self.config.scorer == "svm" else scores.double().logit(1e-9)
+
+    def calibrated(self, scores: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
+        """Return the scores to report: by `calibration`, or unchanged without one."""
+        if self.config.calibration is None:
+            return scores
+        slope, offset = self.config.calibration
+        return (slope * self.margins(scores) + offset).sigmoid().float()
 
 
 def create_detector(config: DetectorConfig, weights: str | None = "auto") -> Detector:

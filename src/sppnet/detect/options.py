@@ -43,6 +43,7 @@ class DetectOptions(LoopOptions):
         mirror: train on horizontally mirrored images too, which have their own cached features.
         scorer: ``svm``, or ``softmax`` for the output layer of the fine-tuning.
         regression: train box regression.
+        train_stages: ``auto``, or what the method trains: ``0`` for ``spp`` and ``rcnn``, ``all`` for ``fast``.
         proposals, windows, proposal_seconds: proposal source, maximum number of windows per image and time limit of
             the search, see :func:`sppnet.detect.proposals.iter_proposals`.
         steps: batches per epoch of fine-tuning.
@@ -62,6 +63,7 @@ class DetectOptions(LoopOptions):
     hidden: tuple[int, ...] = (1024, 1024)
     finetune: bool = True
     mirror: bool = True
+    train_stages: str = "auto"
     scorer: Scorer = "svm"
     regression: bool = True
     proposals: str = "selective-search,grid"
@@ -83,6 +85,7 @@ class DetectOptions(LoopOptions):
             ("scorer", get_args(Scorer)),
         ):
             check_choice(name, getattr(self, name), choices)
+        self._check_training()
         require_positive(self, "windows", "steps", "workers")
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for name in _UNUSED[self.method]:
@@ -103,6 +106,25 @@ class DetectOptions(LoopOptions):
         if self.scorer == "softmax" and not (self.hidden and self.finetune):
             raise ValueError("scorer: expected svm, got softmax; a softmax requires hidden sizes and finetune")
         parse_levels(self.levels)
+
+    def _check_training(self) -> None:
+        for name in ("monitor", "patience"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name}: expected no value, because detectors are validated once, after training, got"
+                    f" {getattr(self, name)!r}; omit it"
+                )
+        stages = "all" if self.method == "fast" else "0"
+        if self.train_stages not in ("auto", stages):
+            reason = (
+                "Fast R-CNN trains all convolutions except the first ones"
+                if self.method == "fast"
+                else "the method trains on vectors of frozen convolutions, unlike the method 'fast'"
+            )
+            raise ValueError(
+                f"train_stages: expected {stages} for the method {self.method!r}, got {self.train_stages}; {reason}"
+            )
+        object.__setattr__(self, "train_stages", "auto")
 
 
 def is_box_file(source: str) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from PIL import Image, ImageColor, ImageDraw
 from torch import Tensor
@@ -29,6 +30,7 @@ _CONTEXT = 0.35  # shown on each side of a cropped box, as a fraction of its lon
 _MIN_CROP = 32  # side of the smallest crop, in pixels of the image
 
 Edges = tuple[float, float, float, float]
+CaptionedTile = tuple[Image.Image, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,30 @@ def write_mosaic(
         worst.append(wrong + missed[: _COLUMNS - len(wrong)])
     _write_rows(best, samples, "Best: true positives with the highest scores", folder / "best.jpg")
     _write_rows(worst, samples, "Worst: false positives with the highest scores, missed objects", folder / "worst.jpg")
+
+
+def draw_errors(
+    found: Sequence[Detections], samples: Sequence[DetectionSample], classes: Sequence[str], count: int
+) -> tuple[list[CaptionedTile], list[CaptionedTile]]:
+    """Draw the false positives with the highest scores, and the largest missed objects, with the lines of a caption.
+
+    Args:
+        found: detections of each image, of which all count.
+        samples: images with their objects, in the same order.
+        classes: class names, in label order.
+        count: largest number of tiles of each kind.
+    """
+    matches = match_detections(found, samples)
+    errors = np.flatnonzero(~matches.hit & ~matches.ignored)[:count].tolist()
+    wrong = [_detection(found, matches, row, classes[matches.label[row]]) for row in errors]
+    missed = [crop for label, name in enumerate(classes) for crop in _missed(found, samples, matches, label, name)]
+    missed.sort(key=lambda crop: -float(areas(torch.tensor(crop.window))))
+    pictures = []
+    for crops in (wrong, missed[:count]):
+        images = ((crop, load_image(samples[crop.image].path)) for crop in crops)
+        tiles = ((crop, _tile(image, crop, samples[crop.image])) for crop, image in images)
+        pictures.append([(tile, (*crop.caption.split("\n"), samples[crop.image].path.name)) for crop, tile in tiles])
+    return pictures[0], pictures[1]
 
 
 def _detection(found: Sequence[Detections], matches: Matches, row: int, name: str) -> _Crop:

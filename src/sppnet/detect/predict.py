@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
 from sppnet.detect.pictures import draw_detections
+from sppnet.errors import import_optional
 from sppnet.inference.results import Detections, Result
 
 
@@ -44,6 +46,20 @@ class DetectionResult(Result):
         rows = zip(self.labels, self.scores.tolist(), self.boxes.tolist(), strict=True)
         objects = [{"label": label, "score": score, "box": box} for label, score, box in rows]
         return super().to_dict() | {"objects": objects}
+
+    def to_supervision(self) -> Any:
+        """Return the objects as ``supervision.Detections``; `class_id` is the index in `classes`.
+
+        Raises:
+            ModuleNotFoundError: the extra `supervision` is not installed.
+        """
+        supervision = import_optional("supervision", "Detections of supervision")
+        return supervision.Detections(
+            xyxy=self.boxes.numpy(),
+            confidence=self.scores.numpy(),
+            class_id=self.detections.labels.numpy(),
+            data={"class_name": np.array(self.labels, dtype=str)},
+        )
 
     def draw(self, image: Image.Image) -> Image.Image:
         """Return a copy of the image with the outline, class and score of each object."""

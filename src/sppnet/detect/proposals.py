@@ -175,6 +175,8 @@ def _from_file(
         except ImageError as error:
             sizes[Path(image).absolute()] = error
     readable = [path for path, size in sizes.items() if not isinstance(size, ImageError)]
+    if not readable and sizes:  # report an unusable file nevertheless
+        read_boxes(file, list(sizes), on_bad="drop")
     boxes_by_path = {entry.path: entry.boxes for entry in read_boxes(file, readable).images} if readable else {}
     unlisted = [path for path in readable if path not in boxes_by_path]
     if unlisted and len(unlisted) == len(readable):

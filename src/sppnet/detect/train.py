@@ -1,25 +1,39 @@
 """Training of a detector on a data set: proposals, window vectors, fine-tuning, SVMs and box regression."""
 
+import logging
 import os
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from sppnet.backbones.backbone import stage_of_stride
-from sppnet.data.formats.detection import DetectionData, choose_split, detection_splits, read_detection
-from sppnet.detect.classic.fast import fit_fast
+from sppnet.data.formats.annotations import report_absent
+from sppnet.data.formats.detection import DetectionData, DetectionSample, choose_split, read_detection
+from sppnet.data.formats.table import find_validation
+from sppnet.data.images import load_image
+from sppnet.data.items import Problems
+from sppnet.data.splits import hold_out
+from sppnet.detect.calibrate import calibrate
+from sppnet.detect.classic.fast import fit_fast, initialize_head
 from sppnet.detect.classic.fit import fit_detector, propose_windows, window_vectors
 from sppnet.detect.classic.windows import content_digest, usable_images
 from sppnet.detect.evaluate import evaluate_detector
 from sppnet.detect.model import DetectorConfig, create_detector
 from sppnet.detect.options import DetectOptions, is_box_file
 from sppnet.devices import pick_device
-from sppnet.errors import import_optional
+from sppnet.errors import ImageError, import_optional
 from sppnet.io.remote import file_version
-from sppnet.training.checkpoint import open_training
-from sppnet.training.run import TrainingResult, save
+from sppnet.training.checkpoint import finish_training, open_training
+from sppnet.training.init import initialize
+from sppnet.training.processes import launch, require_single_process
+from sppnet.training.run import TrainingResult, load_run
 from sppnet.training.svm import linear_svc
+
+_logger = logging.getLogger(__name__)
 
 
 @torch.random.fork_rng(devices=[])
@@ -32,20 +46,24 @@ def train_detector(
     val: str | Path | None = None,
     resume: bool = False,
     format: str | None = None,
+    loggers: Sequence[Any] = (),
 ) -> TrainingResult:
     """Train a detector and save it to a run folder.
 
     Proposals and vectors are cached as they are computed, and fine-tuning writes checkpoints, so that a killed training
-    can be resumed.
+    can be resumed; resuming a finished one only validates its model.
 
     Args:
         data: data set, see :func:`sppnet.data.formats.detection.read_detection`.
         out: run folder, created if missing.
         options: training options; None for the defaults.
         split: split of the data; None for ``train``, or for data without splits.
-        val: split of `data`, or another data set, on which the trained detector is scored; None for no scores.
+        val: images on which the trained detector is scored: a split of `data`, or another data set, of which the split
+            ``val`` or else ``test`` is used. None for the split ``val`` of `data`, or else a tenth of the training
+            images, chosen by the seed; ``none`` for no scores.
         resume: continue the training in `out`, if there is one.
         format: format of `data` and `val`; None to detect it.
+        loggers: loggers of Lightning Fabric, which get the metrics of each epoch of fine-tuning.
 
     Returns:
         Result with the scores ``ap50`` and ``map``, and the stages ``proposals``, ``features``, ``fine-tuning``,
@@ -59,31 +77,59 @@ def train_detector(
     options, out = options or DetectOptions(), Path(out)
     if options.method != "fast" and options.scorer == "svm":
         linear_svc()  # fail early if scikit-learn is missing
-    dataset = read_detection(data, choose_split(data, split, "train", format=format), format=format)
-    problems = [*dataset.problems, *_check_objects(dataset)]
-    val_set = None if val is None else _read_validation(data, val, dataset.classes, format)
+    split = choose_split(data, split, "train", format=format)
+    dataset = read_detection(data, split, format=format)
+    samples = dataset.samples
+    val_set: DetectionData | None = None
+    if source := find_validation(data, split, val, "detect", format):
+        val_set = read_detection(*source, dataset.classes, more_classes=True, format=format)
+        if val is None and not _can_be_scored(val_set.samples):
+            _logger.warning(f"no validation: no readable image of the split {source[1]} has an object that is scored")
+            val_set = None
+    elif val is None:
+        samples, held_out = hold_out(samples, options.seed, usable=_can_be_scored)
+        val_set = replace(dataset, samples=held_out, problems=()) if held_out else None
+    if val_set is not None:
+        import_optional("faster_coco_eval", "scores of detectors")  # fail early
+    absent = Problems()
+    report_absent(dataset.root, _absent_classes(replace(dataset, samples=samples)), "object", absent)
+    for problem in absent:
+        _logger.warning(str(problem))
+    problems = [*dataset.problems, *absent.lines()]
     torch.manual_seed(options.seed)
     model = create_detector(detector_config(options, dataset.classes), options.weights)
     device = pick_device(options.device)
+    initialized = False
+    if options.init is not None:
+        initialize_head(model, options.seed)  # for the layers that depend on the classes
+        initialized = initialize(model, options.init, ("score.", "offsets."))
     model.encoder.to(device)
-    open_training(out, dataset.root, describe_data(dataset, options), options, resume)
+    lines, count, classes = describe_data(dataset, options), len(dataset.samples) - len(samples), dataset.classes
+    require_single_process("detectors")
+    fabric = launch(options, out, loggers=loggers)
+    done = open_training(out, dataset.root, lines, options, resume, classes=classes, held_out=count)
     cache = Path(options.cache) if options.cache else out / "cache"
     stages: dict[str, float] = {}
     stage_started = time.monotonic()
-    windows, failures = propose_windows(dataset.samples, len(dataset.classes), options, cache)
-    stages["proposals"] = time.monotonic() - stage_started
-    stage_started = time.monotonic()
-    if options.method == "fast":
-        finished = fit_fast(model, windows, options, out, failures)
-        stages["training"] = time.monotonic() - stage_started
+    finished, failures = True, list[ImageError]()
+    if done:
+        load_run(model, out)
     else:
-        vectors = window_vectors(model, windows, cache)
-        failures += vectors.compute("features", mirrored=options.finetune and options.mirror and bool(options.hidden))
-        stages["features"] = time.monotonic() - stage_started
-        finished = fit_detector(model, vectors, usable_images(windows, failures), options, out, stages)
+        windows, failures = propose_windows(samples, len(dataset.classes), options, cache)
+        stages["proposals"] = time.monotonic() - stage_started
+        stage_started = time.monotonic()
+        settings = {"initialized": initialized, "fabric": fabric}
+        if options.method == "fast":
+            finished = fit_fast(model, windows, options, out, failures, **settings)
+            stages["training"] = time.monotonic() - stage_started
+        else:
+            vectors = window_vectors(model, windows, cache)
+            mirrored = options.finetune and options.mirror and bool(options.hidden)
+            failures += vectors.compute("features", mirrored=mirrored)
+            stages["features"] = time.monotonic() - stage_started
+            usable = usable_images(windows, failures)
+            finished = fit_detector(model, vectors, usable, options, out, stages, **settings)
     scores: dict[str, float] = {}
-    if finished:
-        save(model.cpu().eval(), out)
     if finished and val_set is not None:
         stage_started = time.monotonic()
         report = evaluate_detector(model.to(device), val_set, cache=cache / "proposals", workers=options.workers)
@@ -91,6 +137,10 @@ def train_detector(
         scores = {"ap50": report.scores.ap50, "map": report.scores.map}
         failures += report.failures
         problems += report.problems
+        if not done:
+            calibrate(model, report)
+    if finished and not done:
+        finish_training(model.cpu().eval(), out)
     unique = {failure.path: failure for failure in failures}
     seconds = time.monotonic() - started
     return TrainingResult(out, finished, scores, tuple(unique.values()), tuple(problems), seconds, stages)
@@ -133,25 +183,24 @@ def describe_data(data: DetectionData, options: DetectOptions) -> list[str]:
     return lines
 
 
-def _read_validation(data: str | Path, val: str | Path, classes: tuple[str, ...], format: str | None) -> DetectionData:
-    import_optional("faster_coco_eval", "scores of detectors")  # fail early
-    split = choose_split(data, str(val), format=format)
-    if split in detection_splits(data, format):
-        return read_detection(data, split, classes, more_classes=True, format=format)
-    split = choose_split(val, None, "val", "test", format=format)
-    return read_detection(val, split, classes, more_classes=True, format=format)
+def _can_be_scored(samples: Sequence[DetectionSample]) -> bool:
+    """Return whether an image with an object that is not difficult can be read."""
+    for sample in samples:
+        if not sample.difficult.all():
+            try:
+                load_image(sample.path)
+            except ImageError:
+                continue
+            return True
+    return False
 
 
-def _check_objects(data: DetectionData) -> list[str]:
-    """Return a warning for each class without objects; raise if there are no objects at all."""
+def _absent_classes(data: DetectionData) -> list[str]:
+    """Return the classes without objects; raise if there are no objects at all."""
     counts = torch.zeros(len(data.classes), dtype=torch.long)
     for sample in data.samples:
         counts += torch.bincount(sample.labels[~sample.difficult], minlength=len(data.classes))
     if not counts.any():
         count = len(data.samples)
         raise ValueError(f"data: expected an object that is not difficult, got none in {count} images of {data.root}")
-    return [
-        f"class {name} has no objects in the training images and will never be detected"
-        for name, count in zip(data.classes, counts.tolist(), strict=True)
-        if not count
-    ]
+    return [name for name, count in zip(data.classes, counts.tolist(), strict=True) if not count]

@@ -102,10 +102,11 @@ def _read_source(name: str, folder: Path) -> Source:
 
 
 def classify(
-    model: Classifier, sources: Sequence[Path | bytes], *, resize: str | None, views: str
+    model: Classifier, sources: Sequence[Path | bytes], *, resize: str | None, views: str, unknown: bool = False
 ) -> list[Result | Failure]:
     """Classify one batch, without the warnings of :meth:`sppnet.Classifier.predict`."""
-    return list(predict_images(model, sources, resize=resize, views=views, batch=max(len(sources), 1)))
+    batch = max(len(sources), 1)
+    return list(predict_images(model, sources, resize=resize, views=views, batch=batch, unknown=unknown))
 
 
 @dataclasses.dataclass

@@ -158,7 +158,12 @@ def _pyramid(
             root = next(grid for grid in edges if _nests((rows, columns), grid))
             shape = _integers(op, 0, 0, rows, root[0] // rows, columns, root[1] // columns)
             pooled[rows, columns] = reduction(op.Reshape(pooled[root], shape), _integers(op, 3, 5), keepdims=0)
-    vectors = {grid: op.Flatten(value, axis=1) for grid, value in pooled.items()}
+    # Not Flatten, which becomes a Reshape to (0, -1): onnxruntime rejects it for a batch of 0.
+    channels = op.Shape(x, start=1, end=2)
+    vectors = {}
+    for (rows, columns), value in pooled.items():
+        length = op.Mul(channels, _integers(op, rows * columns))
+        vectors[rows, columns] = op.Reshape(value, op.Concat(_integers(op, 0), length, axis=0))
     return op.Concat(*[vectors[grid] for grid in grids], axis=1)
 
 

@@ -1,24 +1,30 @@
-"""Evaluation of segmenters: IoU per class, pixel accuracy and mean accuracy."""
+"""Evaluation of segmenters: IoU per class, pixel accuracy, mean accuracy and calibration."""
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int, Integer
+from PIL import Image
 from torch import Tensor
 
-from sppnet.backbones.modes import evaluation_mode
 from sppnet.data.formats.class_tables import ClassRow
-from sppnet.data.formats.masks import IGNORE, SegmentationSample, load_pair
+from sppnet.data.formats.masks import IGNORE, Mask, SegmentationSample, load_pair
 from sppnet.data.formats.segmentation import SegmentationData, choose_segmentation_split, read_segmentation
 from sppnet.errors import ImageError, import_optional
+from sppnet.evaluation.calibration import Subsample, calibration_error
+from sppnet.evaluation.confusion import ClassQuality, class_qualities
 from sppnet.progress import track
 from sppnet.segment.network import SegmenterNetwork
 from sppnet.segment.options import View
-from sppnet.segment.views import segment_image
+from sppnet.segment.views import map_images, segment_scored
+
+_PIXELS = 200_000  # pixels of which the calibration is measured
 
 
 @dataclass(frozen=True)
@@ -47,21 +53,38 @@ class SegmentationReport:
     Attributes:
         scores: scores over all samples that could be read.
         by_image: mean IoU of each of `samples`; None if all pixels of its mask are ignored.
+        accuracies: share of correct pixels of each of `samples`; None if all pixels of its mask are ignored.
         samples: samples that could be read.
+        confusion: number of pixels by true class (rows) and predicted class (columns).
+        confidence: probability of the predicted class, and 1 if it is correct or else 0, of up to 200,000 evenly
+            spaced pixels; None if all images were split into tiles, which have no probabilities.
         failures: errors of images or masks that could not be used.
         problems: files of the data set that were skipped, with the reasons.
     """
 
     scores: SegmentationScores
     by_image: tuple[float | None, ...]
+    accuracies: tuple[float | None, ...]
     samples: tuple[SegmentationSample, ...]
+    confusion: Int[Tensor, "c c"] = field(compare=False, repr=False)
+    confidence: Float[Tensor, "k 2"] | None = field(compare=False, repr=False)
     failures: tuple[ImageError, ...] = ()
     problems: tuple[str, ...] = ()
+
+    @property
+    def ece(self) -> float | None:
+        """Calibration error of the pixels, see :func:`sppnet.evaluation.calibration.calibration_error`."""
+        return None if self.confidence is None else calibration_error(self.confidence[:, 0], self.confidence[:, 1] > 0)
+
+    @property
+    def quality(self) -> dict[str, ClassQuality]:
+        """Precision, recall and F1 of the pixels of each class, by name."""
+        return class_qualities(self.confusion, tuple(self.scores.per_class))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the scores, the number of images and the failures as JSON types."""
         failures = [{"path": failure.path, "reason": failure.reason} for failure in self.failures]
-        return {**dataclasses.asdict(self.scores), "images": len(self.samples), "failures": failures}
+        return {**dataclasses.asdict(self.scores), "ece": self.ece, "images": len(self.samples), "failures": failures}
 
 
 def read_evaluation_data(
@@ -117,28 +140,53 @@ def evaluate_segmenter(
     if data.classes != model.config.classes:
         raise ValueError(f"data: expected the classes of the model, {model.config.classes}, got {data.classes}")
     total = metrics.MulticlassConfusionMatrix(len(data.classes), ignore_index=IGNORE, validate_args=False)
-    samples, by_image, failures = [], [], []
-    with evaluation_mode(model):
-        for sample in track(data.samples, description, len(data.samples)):
-            try:
-                image, mask = load_pair(sample, data.labels)
-            except ImageError as error:
+    samples, by_image, accuracies, failures, pixels = [], [], [], [], Subsample(_PIXELS)
+
+    def load(sample: SegmentationSample, _view: View) -> tuple[Image.Image, Mask] | ImageError:
+        try:
+            return load_pair(sample, data.labels)
+        except ImageError as error:
+            return error
+
+    def run(
+        pair: tuple[Image.Image, Mask] | ImageError, view: View
+    ) -> tuple[Int[Tensor, "h w"], Integer[Tensor, "h w"], Float[Tensor, "h w"] | None] | ImageError:
+        if isinstance(pair, ImageError):
+            return pair
+        return torch.as_tensor(pair[1]).long(), *segment_scored(model, pair[0], view)
+
+    with closing(map_images(model, load, run, data.samples, attrgetter("path"), view or View())) as outcomes:
+        for sample, outcome in zip(data.samples, track(outcomes, description, len(data.samples)), strict=True):
+            if isinstance(outcome, ImageError):
                 if on_error == "raise":
-                    raise
-                failures.append(error)
+                    raise outcome
+                failures.append(outcome)
                 continue
-            labels = segment_image(model, image, view or View())
-            matrix = total(labels[None], torch.as_tensor(mask)[None].long())
+            truth, labels, confidence = outcome
+            matrix = total(labels[None], truth[None])
             samples.append(sample)
-            by_image.append(scores_of(matrix, data.classes).miou if matrix.sum() else None)
+            scores = scores_of(matrix, data.classes) if matrix.sum() else None
+            by_image.append(scores.miou if scores else None)
+            accuracies.append(scores.pixel_accuracy if scores else None)
+            if confidence is not None:
+                pixels.add(torch.stack((confidence, labels == truth), -1)[truth != IGNORE])
     if not any(value is not None for value in by_image):
         reasons = "; ".join(str(failure) for failure in failures[:10])
         raise ValueError(
             f"data: expected labeled pixels, got none in {len(samples)} readable images; {len(failures)} cannot be used"
             f"{': ' * bool(reasons)}{reasons}"
         )
-    scores = scores_of(total.compute(), data.classes)
-    return SegmentationReport(scores, tuple(by_image), tuple(samples), tuple(failures), data.problems)
+    table = total.compute()
+    return SegmentationReport(
+        scores_of(table, data.classes),
+        tuple(by_image),
+        tuple(accuracies),
+        tuple(samples),
+        table,
+        pixels.rows(),
+        tuple(failures),
+        data.problems,
+    )
 
 
 def scores_of(table: Int[Tensor, "c c"], classes: tuple[str, ...]) -> SegmentationScores:

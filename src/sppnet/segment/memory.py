@@ -17,8 +17,13 @@ def whole_fits(model: SegmenterNetwork, height: int, width: int, memory: int) ->
         width: image width in pixels.
         memory: limit for the process in bytes, including the interpreter, the image and everything else in memory.
     """
+    return settled_bytes() + whole_bytes(model, height, width) <= memory
+
+
+def whole_bytes(model: SegmenterNetwork, height: int, width: int) -> int:
+    """Return an upper bound in bytes for the memory that a decoded image of this size takes in one pass."""
     averages = 2 * 4 * len(model.config.classes) * height * width  # probabilities, when several views are averaged
-    return settled_bytes() + pass_bytes(model, height, width) + averages <= memory
+    return pass_bytes(model, height, width) + averages
 
 
 def largest_tile(

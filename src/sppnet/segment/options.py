@@ -1,7 +1,7 @@
 """Options of segmenters: training, and the views of an image. This module does not import torch."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from sppnet.backbones.names import EMBEDDED_BACKBONE
 from sppnet.errors import check_choice, require_positive
@@ -30,6 +30,8 @@ class SegmentOptions(LoopOptions):
         ignore: raw mask values to ignore; None: 255 and those of the layout.
         workers: number of processes that decode images.
     """
+
+    SCORES: ClassVar[tuple[str, ...]] = ("miou", "pixel_accuracy", "mean_accuracy")
 
     backbone: str = EMBEDDED_BACKBONE
     weights: str = "auto"

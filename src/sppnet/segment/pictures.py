@@ -21,7 +21,7 @@ Labels = Integer[np.ndarray, "h w"]
 _VOID = 255  # index of ignored pixels in a palette mask
 _MAX_SIDE = 2000  # pixels, of overlays
 _OPACITY = 0.55  # of class colors over the image
-_CORRECT, _WRONG, _IGNORED = (46, 46, 52), (240, 90, 60), (215, 215, 220)
+_CORRECT, WRONG, _IGNORED = (46, 46, 52), (240, 90, 60), (215, 215, 220)
 _MARGIN, _LINE, _FONT, _NAME = 8, 24, 15, 224  # pixels: gaps, lines of text, their font, longest name in a legend
 
 
@@ -128,24 +128,33 @@ def write_mosaic(
             rows.append(_row(image, mask, prediction, table, f"{sample.path.name}: mean IoU {100 * value:.1f} %"))
             counts += count_labels(mask, len(counts)) + count_labels(prediction, len(counts))
         legend = [(_name(data.classes[index]), table[index]) for index in np.flatnonzero(counts)]
-        legend += [("wrong", _WRONG), ("ignored", _IGNORED)]
+        legend += [("wrong", WRONG), ("ignored", _IGNORED)]
         save_png(arrange([arrange(rows, vertically=True), _legend(legend)], _MARGIN), folder / f"{name}.png")
 
 
-def _row(image: Image.Image, mask: Labels, prediction: Labels, table: np.ndarray, title: str) -> Image.Image:
+def panels(
+    image: Image.Image, mask: Labels, prediction: Labels, table: np.ndarray, side: int = 360
+) -> tuple[Image.Image, ...]:
+    """Return an image, its mask, its prediction and the errors, with a longer side of at most `side` pixels."""
     errors = np.full((*mask.shape, 3), _CORRECT, np.uint8)
-    errors[mask != prediction] = _WRONG
+    errors[mask != prediction] = WRONG
     errors[mask == IGNORE] = _IGNORED
-    pictures = [image, _blend(image, mask, table), _blend(image, prediction, table), Image.fromarray(errors)]
-    scale = min(1.0, 360 / max(image.size))
+    scale = min(1.0, side / max(image.size))
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    pictures = (image, _blend(image, mask, table), _blend(image, prediction, table), Image.fromarray(errors))
+    return tuple(picture.resize(size) for picture in pictures)
+
+
+def _row(image: Image.Image, mask: Labels, prediction: Labels, table: np.ndarray, title: str) -> Image.Image:
+    pictures = panels(image, mask, prediction, table)
+    size = pictures[0].size
     font = load_font(_FONT)
     captions = (truncate(title, font, 360), "mask", "prediction", "errors")
     width = max(size[0], *(math.ceil(font.getlength(caption)) + 2 for caption in captions)) + _MARGIN
     row = Image.new("RGB", (4 * width, size[1] + _LINE + _MARGIN), BACKGROUND)
     for index, (caption, picture) in enumerate(zip(captions, pictures, strict=True)):
         ImageDraw.Draw(row).text((index * width + 2, 4), caption, TEXT, font)
-        row.paste(picture.resize(size), (index * width, _LINE))
+        row.paste(picture, (index * width, _LINE))
     return row
 
 

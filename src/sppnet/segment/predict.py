@@ -4,9 +4,10 @@ import itertools
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,7 +15,6 @@ import numpy as np
 from jaxtyping import Integer
 from PIL import Image
 
-from sppnet.backbones.modes import evaluation_mode
 from sppnet.data.formats.masks import Colour
 from sppnet.data.images import MAX_PIXELS, ImageSource, load_image, source_name
 from sppnet.errors import ImageError, check_choice
@@ -25,7 +25,7 @@ from sppnet.segment.network import SegmenterNetwork
 from sppnet.segment.options import View
 from sppnet.segment.pictures import count_labels, labels_picture, overlay, save_png
 from sppnet.segment.tiles import label_dtype, segment_to_file
-from sppnet.segment.views import needs_tiles, pixel_probabilities, segment_image
+from sppnet.segment.views import check_view, map_images, needs_tiles, pixel_probabilities, segment_image
 
 OUTPUTS = {"palette": ".png", "overlay": "_overlay.png", "probabilities": "_probabilities.npy"}
 
@@ -69,69 +69,93 @@ def predict_images(
     """Yield a result or failure for each image, in order; see :meth:`sppnet.segment.model.Segmenter.predict`."""
     check_choice("on_error", on_error, get_args(OnError))
     view = view or View()
-    for index, source in enumerate(images):
-        name = source_name(source, index)
-        try:
-            if view.memory is not None and isinstance(source, str | os.PathLike):
-                check_decoding(Path(source), view.memory)
-            image = load_image(source)
-            with evaluation_mode(model):
-                labels = segment_image(model, image, view).numpy()
-        except (ImageError, MemoryLimitError) as error:  # the next image may need less memory
-            failure = ImageError(name, getattr(error, "reason", str(error)))
-            if on_error == "raise":
-                raise failure from error
-            yield Failure(name, failure)
-            continue
-        yield _result(model, name, labels)
+    check_view(model, view)
+
+    def load(item: tuple[int, ImageSource], view: View) -> tuple[str, Image.Image | ImageError]:
+        return _load(item[1], source_name(item[1], item[0]), view)
+
+    def run(loaded: tuple[str, Image.Image | ImageError], view: View) -> SegmentationResult | Failure:
+        name, image = loaded
+        if isinstance(image, Image.Image):
+            try:
+                return _result(model, name, segment_image(model, image, view).numpy())
+            except MemoryLimitError as error:  # the next image may need less
+                image = ImageError(name, str(error))
+        return Failure(name, image)
+
+    with closing(map_images(model, load, run, enumerate(images), itemgetter(1), view)) as results:
+        for result in results:
+            if isinstance(result, Failure) and on_error == "raise":
+                raise result.error
+            yield result
 
 
-def segment_file(
+def segment_files(
     model: SegmenterNetwork,
-    path: Path,
-    stem: Path | None,
+    paths: Sequence[Path],
+    stems: Sequence[Path | None],
     write: Sequence[str] = ("palette", "overlay"),
     view: View | None = None,
     max_pixels: int = MAX_PIXELS,
-) -> tuple[SegmentationResult, dict[str, str]]:
-    """Segment an image file and write the results.
+) -> Iterator[tuple[SegmentationResult, dict[str, str]] | Failure]:
+    """Segment image files, write the results, and yield them in order.
 
     The labels of a tiled image are written tile by tile to a file next to the results; if the process is killed, the
     same call continues from it.
 
     Args:
-        model: segmenter in evaluation mode.
-        path: path of the image.
-        stem: path of the results without suffix, see :func:`output_file`; None to write nothing.
+        model: segmenter; it is in evaluation mode until the last result.
+        paths: paths of the images.
+        stems: for each image, the path of the results without suffix, see :func:`output_file`; None to write nothing.
         write: results to write: ``palette`` (class indices with a palette), ``overlay`` (the image blended with the
             class colors) and ``probabilities`` (float16 of shape (classes, height, width)).
         view: scales, tiles and memory limit; None for the whole image in one pass.
         max_pixels: see :func:`sppnet.data.images.load_image`.
 
-    Returns:
-        The result, and the path of each written file, by output.
+    Yields:
+        The result, and the path of each written file, by output; or a failure if the image cannot be read or needs more
+        memory than the limit.
 
     Raises:
-        sppnet.ImageError: the image cannot be read, or it needs more memory than the limit.
         ValueError: an output is unknown.
     """
     for output in write:
         check_choice("write", output, OUTPUTS)
-    view = view or View()
-    files = {output: output_file(stem, output) for output in OUTPUTS if output in write} if stem else {}
+
+    def load(item: tuple[Path, Path | None], view: View) -> tuple[tuple[Path, Path | None], Image.Image | ImageError]:
+        return item, _load(item[0], str(item[0]), view, max_pixels)[1]
+
+    def run(
+        loaded: tuple[tuple[Path, Path | None], Image.Image | ImageError], view: View
+    ) -> tuple[SegmentationResult, dict[str, str]] | Failure:
+        (path, stem), image = loaded
+        if isinstance(image, ImageError):
+            return Failure(str(path), image)
+        files = {output: output_file(stem, output) for output in OUTPUTS if output in write} if stem else {}
+        try:
+            with _labels(model, image, view, path, stem, files.get("probabilities")) as labels:
+                result = _result(model, str(path), labels)
+                if "palette" in files:
+                    save_png(labels_picture(result.labels, result.colours), files["palette"])
+                if "overlay" in files:
+                    save_png(result.draw(image), files["overlay"])
+        except MemoryLimitError as error:  # the next image may need less
+            return Failure(str(path), ImageError(str(path), str(error)))
+        return result, {output: str(file) for output, file in files.items()}
+
+    return map_images(model, load, run, zip(paths, stems, strict=True), itemgetter(0), view or View())
+
+
+def _load(
+    source: ImageSource, name: str, view: View, max_pixels: int = MAX_PIXELS
+) -> tuple[str, Image.Image | ImageError]:
+    """Return the name and the image, or the error of one that cannot be read or needs more memory than the limit."""
     try:
-        if view.memory is not None:
-            check_decoding(path, view.memory)
-        image = load_image(path, max_pixels=max_pixels)
-        with _labels(model, image, view, path, stem, files.get("probabilities")) as labels:
-            result = _result(model, str(path), labels)
-            if "palette" in files:
-                save_png(labels_picture(result.labels, result.colours), files["palette"])
-            if "overlay" in files:
-                save_png(result.draw(image), files["overlay"])
-    except MemoryLimitError as error:  # the next image may need less
-        raise ImageError(str(path), str(error)) from error
-    return result, {output: str(file) for output, file in files.items()}
+        if view.memory is not None and isinstance(source, str | os.PathLike):
+            check_decoding(Path(source), view.memory)
+        return name, load_image(source, max_pixels=max_pixels)
+    except (ImageError, MemoryLimitError) as error:
+        return name, ImageError(name, getattr(error, "reason", str(error)))
 
 
 def output_file(stem: Path, output: str) -> Path:

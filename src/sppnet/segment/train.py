@@ -4,7 +4,8 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +14,28 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sppnet.backbones.stages import freeze_stages
 from sppnet.data.formats.class_tables import CAMVID, CAMVID_COLOURS, read_class_file
 from sppnet.data.formats.mask_labels import report_classes
-from sppnet.data.formats.masks import IGNORE, LabelMap, PixelCounts, SegmentationSample, count_pixels
-from sppnet.data.formats.segmentation import (
-    SegmentationData,
-    choose_segmentation_split,
-    read_segmentation,
-    segmentation_splits,
-)
+from sppnet.data.formats.masks import IGNORE, LabelMap, PixelCounts, SegmentationSample, count_pixels, load_pair
+from sppnet.data.formats.segmentation import SegmentationData, choose_segmentation_split, read_segmentation
+from sppnet.data.formats.table import find_validation
 from sppnet.data.items import Problems
-from sppnet.data.splits import first_split
+from sppnet.data.splits import hold_out
+from sppnet.errors import ImageError
 from sppnet.layers.atrous import auto_rates
 from sppnet.layers.norms import SafeBatchNorm2d
 from sppnet.segment.batches import MaskBatches
+from sppnet.segment.calibrate import calibrate
 from sppnet.segment.evaluate import SegmentationReport, evaluate_segmenter
 from sppnet.segment.model import Segmenter, create_segmenter
 from sppnet.segment.network import SegmenterConfig
 from sppnet.segment.options import ClassWeights, SegmentOptions
-from sppnet.training.checkpoint import open_training
+from sppnet.training.checkpoint import finish_training, open_training
+from sppnet.training.init import initialize
 from sppnet.training.loop import Objective, fit
-from sppnet.training.run import TrainingResult, save
+from sppnet.training.processes import launch, require_single_process
+from sppnet.training.run import TrainingResult, load_run
 
 _logger = logging.getLogger(__name__)
 
@@ -49,26 +51,30 @@ def train_segmenter(
     resume: bool = False,
     class_file: str | Path | None = None,
     format: str | None = None,
+    loggers: Sequence[Any] = (),
 ) -> TrainingResult:
     """Train a segmenter on images and masks.
 
-    All masks are read before training starts, so that errors are reported early. The run folder contains the model
-    (see :func:`sppnet.load`), the options, the metrics of each epoch as JSON Lines, and a checkpoint. Resuming an
-    interrupted or killed training gives the same weights as an uninterrupted one.
+    All masks are read before training starts, so that errors are reported early. The run folder contains the model of
+    the best epoch (see :func:`sppnet.load`), the options, the metrics of each epoch as JSON Lines and CSV, and until
+    training has finished a checkpoint. Resuming an interrupted or killed training gives the same weights as an
+    uninterrupted one; resuming a finished one only validates its model.
 
     Args:
         data: training data, see :func:`sppnet.data.formats.segmentation.read_segmentation`.
         out: run folder; created if missing.
         options: training options; None for the defaults.
         split: split of `data` to train on; None for ``train``, or for all data if there are no splits.
-        val: data set for validation after each epoch; if it has splits, its split ``val``, ``valid``, ``validation`` or
-            ``test``, in this order. None for the split ``val`` of `data`, if there is one.
+        val: images for validation after each epoch: a split of `data`, or another data set, of which the split ``val``
+            or else ``test`` is used. None for the split ``val`` of `data`, or else a tenth of the training images,
+            chosen by the seed; ``none`` for no validation.
         resume: whether to continue the training in `out`, if there is one.
         class_file: path of a table of mask values and classes; None: the data set's table, else the layout's.
         format: name of the format of `data`, and of `val`; None to detect it.
+        loggers: loggers of Lightning Fabric, which get the metrics of each epoch.
 
     Returns:
-        The result; its scores are ``miou``, ``pixel_accuracy`` and ``mean_accuracy`` after the last epoch, see
+        The result; its scores are ``miou``, ``pixel_accuracy`` and ``mean_accuracy`` after the best epoch, see
         :class:`sppnet.segment.evaluate.SegmentationScores`.
 
     Raises:
@@ -78,8 +84,16 @@ def train_segmenter(
     options = options or SegmentOptions()
     out = Path(out)
     train_split = choose_segmentation_split(data, split, "train", format=format)
-    train_set = read_segmentation(data, train_split, ignore=options.ignore, class_file=class_file, format=format)
-    val_set = _validation(data, val, train_split, train_set.classes, options.ignore, class_file, format)
+    dataset = read_segmentation(data, train_split, ignore=options.ignore, class_file=class_file, format=format)
+    train_set = dataset
+    val_set: SegmentationData | None = None
+    if source := find_validation(data, train_split, val, "segment", format):
+        classes, ignore = dataset.classes, options.ignore
+        val_set = read_segmentation(*source, classes, ignore, class_file=class_file, format=format)
+    elif val is None:
+        kept, held_out = hold_out(dataset.samples, options.seed, usable=partial(_has_pixels, dataset.labels))
+        train_set = dataclasses.replace(dataset, samples=kept)
+        val_set = dataclasses.replace(dataset, samples=held_out, problems=()) if held_out else None
     counts = count_pixels(train_set.samples, train_set.labels)
     samples = _usable(train_set, counts)
     failures, found = list(counts.failures), Problems(counts.problems)
@@ -90,12 +104,24 @@ def train_segmenter(
         failures += val_counts.failures
         pixels = val_counts.pixels.tolist(), counts.pixels.tolist()
         report_classes(val_set.root, val_set.labels, pixels[0], found, trained=pixels[1])
+    for problem in found:
+        if problem.kind == "empty-class":
+            _logger.warning(str(problem))
+    options.require_validation(0 if val_set is None else len(val_set.samples))
     torch.manual_seed(options.seed)
     table = tuple(map(tuple, read_class_file(Path(class_file)))) if class_file else ()
     config = segmenter_config(options, train_set.classes, table=table, colours=_class_colors(train_set.labels))
     model = create_segmenter(config, options.weights)
     _check_batches(model, options, len(samples))
-    open_training(out, train_set.root, _fingerprint(train_set), options, resume)
+    freeze_stages(model.backbone, options.train_stages)
+    if options.init is not None:
+        initialize(model, options.init, final_layers(model))
+    require_single_process("segmenters")
+    fabric = launch(options, out, loggers=loggers)
+    count, classes = len(dataset.samples) - len(train_set.samples), dataset.classes
+    done = open_training(out, dataset.root, _fingerprint(dataset), options, resume, classes=classes, held_out=count)
+    if done:
+        load_run(model.to(fabric.device), out)
     usable = dataclasses.replace(train_set, samples=samples)
     batches = MaskBatches(
         usable,
@@ -116,12 +142,16 @@ def train_segmenter(
         failures.extend(reports[-1].failures)
         return _main_scores(reports[-1])
 
-    objective = pixel_objective(class_weights(counts, options.class_weights))
-    finished = fit(model, batches, options, out, validate, failures, objective, right="pixel_accuracy")
-    if finished:
-        if not reports:  # resumed after the last epoch
-            validate()
-        save(model.cpu().eval(), out)
+    objective = pixel_objective(class_weights(counts, options.class_weights), options.label_smoothing)
+    if done:
+        validate()
+    finished = done or fit(
+        model, batches, options, out, validate, failures, objective, right="pixel_accuracy", fabric=fabric
+    )
+    if finished and not done:
+        if val_set is not None:
+            calibrate(model, val_set, final_layers(model))
+        finish_training(model.cpu().eval(), out)
     problems = train_set.problems + (val_set.problems if val_set else ()) + found.lines()
     unique = {(failure.path, failure.reason): failure for failure in failures}
     scores = _main_scores(reports[-1]) if reports else {}
@@ -168,7 +198,15 @@ def class_weights(counts: PixelCounts, kind: ClassWeights) -> Float[Tensor, " cl
     return weights.float()
 
 
-def pixel_objective(weights: Float[Tensor, " classes"]) -> Objective:
+def final_layers(model: Segmenter) -> tuple[str, ...]:
+    """Return the prefixes of the names of the layers whose outputs are classes."""
+    if model.config.head == "deeplabv2":
+        return ("head.context.",)
+    *_, (name, _) = model.named_parameters()
+    return (f"{name.rpartition('.')[0]}.",)
+
+
+def pixel_objective(weights: Float[Tensor, " classes"], smoothing: float = 0) -> Objective:
     """Create the training objective: cross entropy of the pixels that are not `IGNORE`, weighted by class."""
 
     def objective(
@@ -176,7 +214,8 @@ def pixel_objective(weights: Float[Tensor, " classes"]) -> Objective:
     ) -> tuple[Float[Tensor, ""], float]:
         weight = weights.to(logits)
         pixels = logits.permute(0, 2, 3, 1).flatten(0, 2)  # for feature maps, torch has no deterministic CUDA kernel
-        loss = F.cross_entropy(pixels, masks.flatten(), weight, ignore_index=IGNORE, reduction="sum")
+        settings: dict[str, Any] = {"ignore_index": IGNORE, "reduction": "sum", "label_smoothing": smoothing}
+        loss = F.cross_entropy(pixels, masks.flatten(), weight, **settings)
         labeled = masks != IGNORE
         # If all pixels are ignored, the sums are 0, but their mean would be undefined.
         total = weight[masks[labeled]].sum().clamp(min=1e-6)
@@ -214,22 +253,15 @@ def _fingerprint(data: SegmentationData) -> list[str]:
     return [*names, f"{labels.classes} {ids} {labels.ignore} {colors}"]
 
 
-def _validation(
-    data: str | Path,
-    val: str | Path | None,
-    train_split: str | None,
-    classes: tuple[str, ...],
-    ignore: tuple[int, ...] | None,
-    class_file: str | Path | None,
-    format: str | None,
-) -> SegmentationData | None:
-    if val is not None:
-        split = choose_segmentation_split(val, None, "val", "test", format=format)
-        return read_segmentation(val, split, classes, ignore, class_file=class_file, format=format)
-    split = first_split(segmentation_splits(data, format), "val")
-    if split in (None, train_split):
-        return None
-    return read_segmentation(data, split, classes, ignore, class_file=class_file, format=format)
+def _has_pixels(labels: LabelMap, samples: Sequence[SegmentationSample]) -> bool:
+    """Return whether an image and its mask can be read and have a pixel that is not ignored."""
+    for sample in samples:
+        try:
+            if (load_pair(sample, labels)[1] != IGNORE).any():
+                return True
+        except ImageError:
+            continue
+    return False
 
 
 def _usable(data: SegmentationData, counts: PixelCounts) -> tuple[SegmentationSample, ...]:

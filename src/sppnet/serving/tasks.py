@@ -18,7 +18,6 @@ from sppnet.classify.predict import prediction_of, read_image, size_policy, too_
 from sppnet.data.images import load_image
 from sppnet.data.resize import Resize
 from sppnet.detect.model import Detector
-from sppnet.detect.options import DEFAULT_MIN_SCORES
 from sppnet.features.encoder import RegionEncoder
 from sppnet.inference.memory import MemoryLimitError
 from sppnet.ops.levels import parse_levels
@@ -120,8 +119,8 @@ class DetectTask:
         return {
             "classes": config.classes,
             "levels": parse_levels(config.levels),
-            "shown_score": DEFAULT_MIN_SCORES[config.scorer],
-            "score_range": (0.0, 1.0) if config.scorer == "softmax" else (-1.5, 3.0),
+            "shown_score": config.min_score,
+            "score_range": (0.0, 1.0) if config.probabilities else (-1.5, 3.0),
         } | _backbone_of(self.model.encoder)
 
     def predict(self, data: bytes, min_score: float | None = None) -> Upload:

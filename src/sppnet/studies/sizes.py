@@ -26,7 +26,7 @@ from sppnet.io.files import write_json
 from sppnet.io.remote import write_text
 from sppnet.registry import load_classifier
 from sppnet.training.checkpoint import OPTIONS
-from sppnet.training.loop import METRICS
+from sppnet.training.metrics import METRICS
 from sppnet.training.processes import require_single_process
 
 _logger = logging.getLogger(__name__)
@@ -219,7 +219,7 @@ def format_range(values: Sequence[float], sign: str = "") -> str:
 
 def _variant_options(options: ClassifyOptions, name: str, seed: int) -> ClassifyOptions:
     """Derive the options of a variant; without SPP, global average pooling is a pyramid with the single level 1."""
-    varied = replace(options, sizes=VARIANTS[name], resize=None, seed=seed)
+    varied = replace(options, sizes=VARIANTS[name], train_stages="all", resize=None, seed=seed)
     return replace(varied, levels=(1,), reduce="avg") if name == "no-spp" else varied
 
 
@@ -236,7 +236,7 @@ def _run_figures(
         return RunScores(stored["top1"], stored["top5"], stored["pixels"], stored["seconds"], unread)
     resumed = (folder / OPTIONS).exists()
     _logger.info(f"{'resuming' if resumed else 'training'} {folder}")
-    training = train_classifier(listing, folder, options, resume=True)
+    training = train_classifier(listing, folder, options, val="none", resume=True)
     if not training.finished:
         raise KeyboardInterrupt
     model = load_classifier(folder).to(pick_device(options.device))

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sppnet.backbones.backbone import Backbone
 from sppnet.backbones.paper import PAPER_NETS
+from sppnet.backbones.stages import modules_until
 from sppnet.data.images import load_image
 from sppnet.detect.classic.finetune import POSITIVE_SHARE, draw_windows, positives
 from sppnet.detect.classic.vector_scale import mean_square_scale, spread_rows
@@ -80,6 +82,13 @@ class OffsetNorm:
         with torch.no_grad():
             layer.weight.mul_(deviation[:, None])
             layer.bias.mul_(deviation).add_(self.mean.flatten().to(layer.bias))
+
+    def redo(self, layer: nn.Linear) -> None:
+        """Change a layer that predicts plain offsets into one that predicts normalized offsets."""
+        deviation = self.deviation.flatten().to(layer.weight)
+        with torch.no_grad():
+            layer.weight.div_(deviation[:, None])
+            layer.bias.sub_(self.mean.flatten().to(layer.bias)).div_(deviation)
 
 
 class FastNetwork(nn.Module):
@@ -198,13 +207,13 @@ class RegionBatches:
         return draw_windows(windows, round(self.total * POSITIVE_SHARE), self.total, rng, far=False)
 
 
-def multi_task_loss(output: tuple[Tensor, Tensor | None], regions: Regions) -> tuple[Tensor, int]:
+def multi_task_loss(output: tuple[Tensor, Tensor | None], regions: Regions, smoothing: float = 0) -> tuple[Tensor, int]:
     """Compute Fast R-CNN's loss, and the number of regions that are classified correctly.
 
     The loss is the mean cross entropy, plus the smooth L1 distance of the true class's offsets for positive regions.
     """
     logits, offsets = output
-    loss, labels = F.cross_entropy(logits, regions.labels), regions.labels
+    loss, labels = F.cross_entropy(logits, regions.labels, label_smoothing=smoothing), regions.labels
     if offsets is not None:
         positive = (labels < offsets.shape[1]).nonzero()[:, 0]
         distance = F.smooth_l1_loss(offsets[positive, labels[positive]], regions.offsets[positive], reduction="sum")
@@ -224,27 +233,33 @@ def freeze(backbone: Backbone) -> None:
     else:
         maps = [info for info in network.feature_info[:_FROZEN_MAPS] if info["reduction"] <= _FROZEN_STRIDE]
         last = maps[-1]["module"] if maps else ""
-    # timm lists the modules of a network in execution order.
-    names = [name for name, _ in network.named_modules()]
-    ends = [number for number, name in enumerate(names) if name == last or name.startswith(f"{last}.")]
-    early = set(names[: ends[-1] + 1]) if last and ends else set()
-    for name, module in network.named_modules():
-        if name in early or isinstance(module, _BatchNorm):
+    early = set(modules_until(backbone, last))
+    for module in network.modules():
+        if module in early or isinstance(module, _BatchNorm):
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
 
 
 def fit_fast(
-    model: Detector, windows: Sequence[Windows], options: DetectOptions, out: Path, failures: list[ImageError]
+    model: Detector,
+    windows: Sequence[Windows],
+    options: DetectOptions,
+    out: Path,
+    failures: list[ImageError],
+    *,
+    initialized: bool = False,
+    fabric: Any = None,
 ) -> bool:
     """Train a detector with its backbone, from the checkpoint in `out` if there is one.
 
     Args:
-        model: detector with a softmax; its head is initialized here.
+        model: detector with a softmax.
         windows: windows of the training images.
         options: training options.
         out: folder for checkpoints and metrics.
         failures: errors of unreadable images; extended with those found in training.
+        initialized: whether the model has the weights of another run; otherwise its head is initialized.
+        fabric: see :func:`sppnet.training.loop.fit`.
 
     Returns:
         False if the training was interrupted.
@@ -258,16 +273,21 @@ def fit_fast(
     usable = [windows[number] for number in usable_images(windows, failures)]
     norm = OffsetNorm.measure(usable, classes)
     freeze(encoder.backbone)
-    _initialize_head(model, options.seed)
-    model.norm.fill_(mean_square_scale(_sample_vectors(encoder, usable)))
+    if not initialized:
+        initialize_head(model, options.seed)
+        model.norm.fill_(mean_square_scale(_sample_vectors(encoder, usable)))
+    elif isinstance(model.offsets, nn.Linear):
+        norm.redo(model.offsets)
     batches = RegionBatches(encoder, usable, classes, norm, options)
-    finished = fit(FastNetwork(model), batches, options, out, lambda: None, failures, multi_task_loss)
+    loss = partial(multi_task_loss, smoothing=options.label_smoothing)
+    finished = fit(FastNetwork(model), batches, options, out, lambda: None, failures, loss, fabric=fabric)
     if finished and isinstance(model.offsets, nn.Linear):
         norm.undo(model.offsets)
     return finished
 
 
-def _initialize_head(model: Detector, seed: int) -> None:
+def initialize_head(model: Detector, seed: int) -> None:
+    """Initialize the layers after the pooling."""
     torch.manual_seed(seed)
     model.fc.load_state_dict(create_fc(model.encoder.length, model.config.hidden).state_dict())
     for layer, deviation in ((model.score, 0.01), (model.offsets, 0.001)):

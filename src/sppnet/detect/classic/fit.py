@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -75,6 +76,9 @@ def fit_detector(
     options: DetectOptions,
     out: Path,
     seconds: dict[str, float],
+    *,
+    initialized: bool = False,
+    fabric: Any = None,
 ) -> bool:
     """Fit all parts that take window vectors: fc layers, SVMs and box regression.
 
@@ -85,14 +89,17 @@ def fit_detector(
         options: training options.
         out: folder for checkpoints of the fine-tuning.
         seconds: durations of the stages; extended here.
+        initialized: whether the model has the weights of another run.
+        fabric: see :func:`sppnet.training.loop.fit`.
 
     Returns:
         False if fine-tuning was interrupted.
     """
-    model.norm.fill_(vector_norm(vectors, usable))
+    if not initialized:
+        model.norm.fill_(vector_norm(vectors, usable))
     started = time.monotonic()
     if model.config.hidden and options.finetune:
-        network = finetune(model, vectors, usable, options, out)
+        network = finetune(model, vectors, usable, options, out, initialized=initialized, fabric=fabric)
         if network is None:
             return False
         model.fc.load_state_dict(network[0].state_dict())
@@ -112,14 +119,29 @@ def fit_detector(
 
 
 def finetune(
-    model: Detector, vectors: WindowVectors, usable: Sequence[int], options: DetectOptions, out: Path
+    model: Detector,
+    vectors: WindowVectors,
+    usable: Sequence[int],
+    options: DetectOptions,
+    out: Path,
+    *,
+    initialized: bool = False,
+    fabric: Any = None,
 ) -> nn.Sequential | None:
-    """Train fc6, fc7 and a softmax layer over classes and background; return them, or None if interrupted."""
+    """Train fc6, fc7 and a softmax layer over classes and background; return them, or None if interrupted.
+
+    If the model is `initialized`, training starts from its layers.
+    """
     classes, hidden = len(model.config.classes), model.config.hidden
     torch.manual_seed(options.seed)
     network = nn.Sequential(create_fc(model.encoder.length, hidden), nn.Linear(hidden[-1], classes + 1))
+    if initialized:
+        network[0].load_state_dict(model.fc.state_dict())
+        if model.config.scorer == "softmax":
+            network[1].load_state_dict(model.score.state_dict())
     batches = WindowBatches(vectors, usable, classes, float(model.norm), options)
-    return network.cpu().eval() if fit(network, batches, options, out, lambda: None, []) else None
+    finished = fit(network, batches, options, out, lambda: None, [], fabric=fabric)
+    return network.cpu().eval() if finished else None
 
 
 def fit_svms(model: Detector, vectors: WindowVectors, usable: Sequence[int], seed: int) -> None:

@@ -44,4 +44,4 @@ def _take(size: int) -> Bytes:
 def _give_back(block: Bytes) -> None:
     _spare[id(block)] = block
     while sum(spare.size for spare in list(_spare.values())) > _MAX_SPARE:
-        _spare.pop(next(iter(_spare)), None)
+        _spare.pop(next(iter(list(_spare)), 0), None)  # another thread may change the table
