@@ -10,7 +10,15 @@ from sppnet.backbones.backbone import create_backbone
 from sppnet.backbones.modes import evaluation_mode
 from sppnet.backbones.stages import count_stages, freeze_stages
 
-NETWORKS = ["test_resnet", "tf_efficientnet_lite0", "mobilenetv3_small_050", "convnext_atto", "densenet121", "vgg11"]
+NETWORKS = [
+    "test_resnet",
+    "test_vit",
+    "tf_efficientnet_lite0",
+    "mobilenetv3_small_050",
+    "convnext_atto",
+    "densenet121",
+    "vgg11",
+]
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -238,6 +238,14 @@ def test_views_of_an_elongated_image_are_a_failure(zf5: Classifier) -> None:
     assert isinstance(other, ClassificationResult)
 
 
+@pytest.mark.parametrize("resize", [None, "native", "shorter-side:100", Resize("shorter-side", 100)])
+def test_sides_are_rounded_to_patches(resize: Resize | str | None) -> None:
+    config = ClassifierConfig(("a", "b"), backbone="test_vit", levels=(1,))
+    model = Classifier(config, create_backbone("test_vit", weights=None)).eval()
+    (result,) = model.predict(Image.new("RGB", (123, 107)), resize=resize)
+    assert result.network_size == ((112, 128) if resize in (None, "native") else (96, 112))
+
+
 @pytest.mark.parametrize(
     ("resize", "network_size"),
     [

@@ -47,6 +47,8 @@ def freeze_stages(backbone: Backbone, train_stages: str) -> None:
         backbone.frozen = modules_until(backbone, network.feature_info[stages - trained - 1]["module"])
     else:
         backbone.frozen = list(backbone.network.modules())
+    for parameter in network.parameters(recurse=False):  # embeddings of positions and of the class token
+        parameter.requires_grad_(False)
     for module in backbone.frozen:
         module.training = False  # not eval(), because modules such as a list of blocks also have trained ones
         for parameter in module.parameters(recurse=False):

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any, TypeVar, get_args
 
@@ -249,6 +249,7 @@ def size_policy(model: ClassifierNetwork, resize: Resize | str | None) -> Resize
         return model.resize
     if isinstance(resize, str):
         resize = Resize.parse(resize, model.backbone.side, model.config.max_pixels)
+    resize = replace(resize, multiple=model.backbone.multiple)
     if resize.side is not None and too_small(model.backbone, (resize.side, resize.side)):
         least = max(model.backbone.geometry.smallest())
         raise ValueError(f"resize: expected a side of at least {least} for {model.backbone.name}, got {resize}")
