@@ -30,11 +30,10 @@ from sppnet.classify.model import Classifier
 from sppnet.classify.network import ClassifierConfig
 from sppnet.classify.options import ClassifyOptions
 from sppnet.data.batching import BatchImage, epoch_batches, padding_fraction, share
-from sppnet.data.formats.class_folders import read_classification
+from sppnet.data.formats.classification import choose_classification_split, read_classification
 from sppnet.data.listing import list_images
 from sppnet.data.resize import Resize
 from sppnet.data.sizes import read_sizes
-from sppnet.data.splits import find_split
 
 Size = tuple[int, int]
 
@@ -178,7 +177,7 @@ def spread(shares: list[float]) -> str:
 
 
 def show_throughput(data: Path, batch: int, rounds: int) -> None:
-    samples = read_classification(data, find_split(data, "train")).samples
+    samples = read_classification(data, choose_classification_split(data, None, "train")).samples
     backbone = create_backbone()
     model = Classifier(ClassifierConfig(tuple(str(sample) for sample in range(1000))), backbone)
     model.to(memory_format=torch.channels_last).train()

@@ -134,8 +134,12 @@ def plain_network(classes: int) -> nn.Module:
 
 def plain_image(path: Path) -> Tensor:
     with Image.open(path) as image:
-        tensor: Tensor = transforms.to_tensor(image.convert("RGB"))
-    return transforms.normalize(tensor, MEAN, STD)
+        return normalized(image.convert("RGB"))
+
+
+def normalized(image: Image.Image) -> Tensor:
+    tensor: Tensor = transforms.normalize(transforms.to_tensor(image), MEAN, STD)
+    return tensor
 
 
 @torch.inference_mode()
@@ -195,7 +199,7 @@ def plain_crop(path: Path) -> Tensor:
     side = max(min(rgb.size) * 7 // 8, 1)
     left, top = (int(torch.randint(length - side + 1, ())) for length in rgb.size)
     resized = rgb.resize((SIDE, SIDE), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
-    return transforms.normalize(transforms.to_tensor(resized), MEAN, STD)
+    return normalized(resized)
 
 
 def show_segment(data: Path, rounds: int) -> None:

@@ -68,7 +68,7 @@ def test_every_option_has_a_help_text_without_python_types(command: str) -> None
     ("command", "kind", "missing"),
     [
         ("train classify", ClassifyOptions, set()),
-        ("train detect", DetectOptions, {"monitor", "patience"}),
+        ("train detect", DetectOptions, {"devices", "monitor", "nodes", "patience"}),
         ("train segment", SegmentOptions, set()),
     ],
 )

@@ -86,7 +86,7 @@ def test_skips_and_reports_unreadable_files(shapes: SegmentationData, backbone: 
     assert {failure.path for failure in failures} == {str(shapes.samples[0].mask), str(shapes.samples[1].path)}
     unreadable = dataclasses.replace(shapes, samples=shapes.samples[:1])
     ((x, y, failures),) = MaskBatches(unreadable, backbone, SIZE, 7, 0, 0).epoch(0, 0)
-    assert (x.shape, y.shape, len(failures)) == ((0, 3, *SIZE), (0, *SIZE), 1)
+    assert (x.shape, y.shape, len(failures)) == ((1, 3, *SIZE), (0, *SIZE), 1)
 
 
 def test_crop_of_the_whole_image_is_the_image_or_its_mirror(shapes: SegmentationData, backbone: Backbone) -> None:

@@ -14,7 +14,10 @@ from safetensors.torch import load_file
 
 from sppnet.classify.options import ClassifyOptions
 from sppnet.classify.train import train_classifier
+from sppnet.segment.options import SegmentOptions
+from sppnet.segment.train import train_segmenter
 from tests.helpers.images import write_classes
+from tests.helpers.segmentation_data import write_shapes
 
 # Small steps, because large ones would amplify rounding differences from batch to batch.
 OPTIONS = ClassifyOptions(
@@ -69,6 +72,34 @@ def test_two_processes_train_the_same_model_as_one(data: Path, single: Path, tmp
     assert done.stderr.count("broken.png") == 1  # reported once, whichever process read it
     assert "is ready" in done.stdout
     assert done.stdout.count("is ready") == 1
+
+
+def test_two_processes_train_the_same_segmenter_as_one(tmp_path: Path) -> None:
+    data = write_shapes(tmp_path / "data", "camvid", {"train": 7, "val": 2})
+    options = SegmentOptions(
+        head="pspnet", backbone="test_resnet", weights="none", crop=(64, 96), epochs=2, batch=4, optimizer="sgd",
+        lr=1e-3, class_weights="root", dropout=0,
+    )  # fmt: skip
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import sys\nfrom sppnet.segment.options import SegmentOptions\n"
+        "from sppnet.segment.train import train_segmenter\n"
+        f"train_segmenter({str(data)!r}, sys.argv[1], {replace(options, devices=2)!r})\n",
+        encoding="utf-8",
+    )
+    assert train_segmenter(data, tmp_path / "one", options).finished
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), str(tmp_path / "two")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows, expected = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("two", "one")
+    )
+    assert [row["epoch"] for row in rows] == [1, 2]
+    for row, other in zip(rows, expected, strict=True):
+        assert row["train_loss"] == pytest.approx(other["train_loss"], rel=1e-4)
+        assert row["val_miou"] == pytest.approx(other["val_miou"], abs=0.01)
 
 
 @pytest.mark.slow

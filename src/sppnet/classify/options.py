@@ -39,8 +39,6 @@ class ClassifyOptions(LoopOptions):
         workers: number of processes that decode images.
         cache: folder for vectors and sizes of images, which runs may share; None for ``cache`` in the run folder.
         cache_limit: largest size of the cache of vectors in GB; also limited by the free disk space.
-        devices, nodes: number of processes per machine, and of machines. `batch` is the total over all processes, so
-            training does not depend on their number.
     """
 
     SCORES: ClassVar[tuple[str, ...]] = ("top1", "mean_per_class_accuracy")
@@ -62,8 +60,6 @@ class ClassifyOptions(LoopOptions):
     workers: int = 0
     cache: str | None = None
     cache_limit: float = 20
-    devices: int = 1
-    nodes: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,15 +67,12 @@ class ClassifyOptions(LoopOptions):
         check_choice("rule", self.rule, get_args(Rule))
         check_choice("head", self.kind, get_args(Head))
         check_choice("class_weights", self.class_weights, get_args(ClassWeights))
-        require_positive(self, "max_pixels", "devices", "nodes")
+        require_positive(self, "max_pixels")
         if self.batch_pixels is not None and (Schedule.parse(self.sizes).sides or self.batch_pixels < self.max_pixels):
             raise ValueError(
                 f"batch_pixels: expected at least max_pixels ({self.max_pixels}) and native sizes, got"
                 f" {self.batch_pixels} with sizes {self.sizes}"
             )
-        if self.devices * self.nodes > self.batch:
-            processes = self.devices * self.nodes
-            raise ValueError(f"devices: expected at most one per image of a batch ({self.batch}), got {processes}")
         if self.frozen and self.devices * self.nodes > 1:
             raise ValueError(
                 f"devices: expected 1 with a frozen backbone, got {self.devices * self.nodes}; several processes train"

@@ -14,6 +14,7 @@ from sppnet.classify.options import ClassifyOptions
 from sppnet.cli.common import (
     add_best_epoch,
     add_format,
+    add_hardware,
     add_optimization,
     add_stages,
     find_images,
@@ -86,14 +87,7 @@ def train_parser() -> CommandParser:
         cache_limit="largest size of the cached features in GB",
         tensorboard="also write TensorBoard events to RUN",
     )
-    parser.fields(
-        "hardware",
-        options,
-        device="device",
-        devices="processes per machine, one per GPU; omit with torchrun",
-        nodes="number of machines, each with --devices processes",
-        workers="number of processes that decode images",
-    )
+    add_hardware(parser, options)
     return parser
 
 

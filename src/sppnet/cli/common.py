@@ -56,6 +56,18 @@ def add_best_epoch(parser: CommandParser, options: LoopOptions) -> None:
     )
 
 
+def add_hardware(parser: CommandParser, options: LoopOptions) -> None:
+    """Add the options of the processes and of their devices."""
+    parser.fields(
+        "hardware",
+        options,
+        device="device",
+        devices="processes per machine, one per GPU; omit with torchrun",
+        nodes="number of machines, each with --devices processes",
+        workers="number of processes that decode images",
+    )
+
+
 def find_images(names: Sequence[str]) -> tuple[list[Path], list[ImageError]]:
     """List the images among files and folders, and an error for each name without an image.
 

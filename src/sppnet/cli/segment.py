@@ -12,6 +12,7 @@ from rich.table import Table
 from sppnet.cli.common import (
     add_best_epoch,
     add_format,
+    add_hardware,
     add_optimization,
     add_stages,
     find_images,
@@ -85,7 +86,7 @@ def train_parser() -> CommandParser:
     option("output", "--out", text, required=True, metavar="RUN")
     option("output", "--resume", "continue the training in RUN, if there is one", False, action="store_true")
     parser.fields("output", options, tensorboard="also write TensorBoard events to RUN")
-    parser.fields("hardware", options, device="device", workers="number of processes that decode images")
+    add_hardware(parser, options)
     return parser
 
 

@@ -106,6 +106,8 @@ class DetectOptions(LoopOptions):
         if self.scorer == "softmax" and not (self.hidden and self.finetune):
             raise ValueError("scorer: expected svm, got softmax; a softmax requires hidden sizes and finetune")
         parse_levels(self.levels)
+        if self.devices * self.nodes > 1:
+            raise ValueError(f"devices: expected 1 for detectors, got {self.devices * self.nodes}")
 
     def _check_training(self) -> None:
         for name in ("monitor", "patience"):

@@ -1,6 +1,7 @@
 """Normalization layers that train at any batch size, and convolution blocks that use them."""
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import get_args
 
 from jaxtyping import Float
@@ -9,6 +10,9 @@ from torch.nn import functional as F
 
 from sppnet.errors import check_choice
 from sppnet.layers.names import Norm
+
+# Whether batch norm uses statistics of all processes, of which each may have a single value.
+shares_statistics: ContextVar[bool] = ContextVar("shares_statistics", default=False)
 
 
 class SafeBatchNorm2d(nn.BatchNorm2d):
@@ -21,7 +25,7 @@ class SafeBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         """Normalize each channel over the batch and all cells."""
-        if self.training and x.shape[0] * x.shape[2] * x.shape[3] == 1:
+        if self.training and x.shape[0] * x.shape[2] * x.shape[3] == 1 and not shares_statistics.get():
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         out: Tensor = super().forward(x)
         return out

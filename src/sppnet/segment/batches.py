@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sppnet.backbones.backbone import Backbone
-from sppnet.data.batching import BatchImage, epoch_batches
+from sppnet.data.batching import BatchImage, epoch_batches, share
 from sppnet.data.formats.masks import IGNORE, Mask, load_pair
 from sppnet.data.formats.segmentation import SegmentationData
 from sppnet.data.images import to_tensor
 from sppnet.errors import ImageError
 
-MaskBatch = tuple[Float[Tensor, "n 3 h w"], Int[Tensor, "n h w"], list[ImageError]]
+MaskBatch = tuple[Float[Tensor, "n 3 h w"], Int[Tensor, "k h w"], list[ImageError]]
 
 _MAX_DRAWS = 10
 _SAMPLING_STEP = 4  # class shares are estimated from every fourth row and column
@@ -56,12 +56,15 @@ class MaskBatches:
         jitter: strength of the color jitter, from 0 to 1; brightness, contrast and saturation are multiplied by random
             factors from 1 - jitter to 1 + jitter.
         most: maximum share of one class among the labeled pixels of a crop, above which it is redrawn; 1 never redraws.
+        fabric: Lightning Fabric, each of whose processes gets its share of every batch; None for a single process.
     """
 
     def __init__(
         self, data: SegmentationData, backbone: Backbone, size: tuple[int, int], batch: int, seed: int, workers: int,
-        scale: tuple[float, float] = (0.5, 2.0), jitter: float = 0.0, most: float = 0.75,
+        scale: tuple[float, float] = (0.5, 2.0), jitter: float = 0.0, most: float = 0.75, fabric: Any = None,
     ) -> None:  # fmt: skip
+        self.rank: int = fabric.global_rank if fabric else 0
+        self.world: int = fabric.world_size if fabric else 1
         self.size, self.batch, self.seed, self.workers = size, batch, seed, workers
         self.steps = -(-len(data.samples) // batch)
         self.images = _Images(data, backbone, scale, jitter, most)
@@ -70,8 +73,9 @@ class MaskBatches:
         """Yield images, masks and unreadable files of each batch of an epoch, starting at batch `start`."""
         sizes = [self.size] * len(self.images.data.samples)
         batches = epoch_batches(sizes, self.batch, epoch, self.seed, side=None)
+        shares = [share(batch, self.rank, self.world) for batch in batches[start:]]
         loader: DataLoader[Any] = DataLoader(
-            self.images, batch_sampler=batches[start:], collate_fn=self._collate, num_workers=self.workers
+            self.images, batch_sampler=shares, collate_fn=self._collate, num_workers=self.workers
         )
         yield from loader
 
@@ -83,7 +87,8 @@ class MaskBatches:
         good = [item for item in items if not isinstance(item, ImageError)]
         failures = [item for item in items if isinstance(item, ImageError)]
         if not good:
-            return torch.empty(0, 3, *self.size), torch.empty(0, *self.size, dtype=torch.long), failures
+            # A process without targets takes part in the step with an empty image.
+            return torch.zeros(1, 3, *self.size), torch.empty(0, *self.size, dtype=torch.long), failures
         return torch.stack([image for image, _ in good]), torch.stack([mask for _, mask in good]), failures
 
 

@@ -139,7 +139,9 @@ def evaluate_segmenter(
         data = read_evaluation_data(model, data, split, ignore, class_file, format)
     if data.classes != model.config.classes:
         raise ValueError(f"data: expected the classes of the model, {model.config.classes}, got {data.classes}")
-    total = metrics.MulticlassConfusionMatrix(len(data.classes), ignore_index=IGNORE, validate_args=False)
+    # In a training with several processes, only the first one validates.
+    settings = {"ignore_index": IGNORE, "validate_args": False, "sync_on_compute": False}
+    total = metrics.MulticlassConfusionMatrix(len(data.classes), **settings)
     samples, by_image, accuracies, failures, pixels = [], [], [], [], Subsample(_PIXELS)
 
     def load(sample: SegmentationSample, _view: View) -> tuple[Image.Image, Mask] | ImageError:

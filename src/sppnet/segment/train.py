@@ -34,7 +34,7 @@ from sppnet.segment.options import ClassWeights, SegmentOptions
 from sppnet.training.checkpoint import finish_training, open_training
 from sppnet.training.init import initialize
 from sppnet.training.loop import Objective, fit
-from sppnet.training.processes import launch, require_single_process
+from sppnet.training.processes import launch
 from sppnet.training.run import TrainingResult, load_run
 
 _logger = logging.getLogger(__name__)
@@ -116,10 +116,18 @@ def train_segmenter(
     freeze_stages(model.backbone, options.train_stages)
     if options.init is not None:
         initialize(model, options.init, final_layers(model))
-    require_single_process("segmenters")
-    fabric = launch(options, out, loggers=loggers)
-    count, classes = len(dataset.samples) - len(train_set.samples), dataset.classes
-    done = open_training(out, dataset.root, _fingerprint(dataset), options, resume, classes=classes, held_out=count)
+    fabric = launch(options, out, options.devices, options.nodes, loggers)
+    first = fabric.global_rank == 0
+    done = open_training(
+        out,
+        dataset.root,
+        _fingerprint(dataset),
+        options,
+        resume,
+        classes=dataset.classes,
+        write=first,
+        held_out=len(dataset.samples) - len(train_set.samples),
+    )
     if done:
         load_run(model.to(fabric.device), out)
     usable = dataclasses.replace(train_set, samples=samples)
@@ -132,6 +140,7 @@ def train_segmenter(
         options.workers,
         scale=options.scale_range,
         jitter=options.jitter,
+        fabric=fabric,
     )
     reports: list[SegmentationReport] = []
 
@@ -148,7 +157,7 @@ def train_segmenter(
     finished = done or fit(
         model, batches, options, out, validate, failures, objective, right="pixel_accuracy", fabric=fabric
     )
-    if finished and not done:
+    if finished and not done and first:
         if val_set is not None:
             calibrate(model, val_set, final_layers(model))
         finish_training(model.cpu().eval(), out)
@@ -207,7 +216,11 @@ def final_layers(model: Segmenter) -> tuple[str, ...]:
 
 
 def pixel_objective(weights: Float[Tensor, " classes"], smoothing: float = 0) -> Objective:
-    """Create the training objective: cross entropy of the pixels that are not `IGNORE`, weighted by class."""
+    """Create the training objective: cross entropy of the pixels that are not `IGNORE`, weighted by class.
+
+    The sum is divided by the number of all pixels, so that the loss does not depend on how a batch is divided among
+    processes.
+    """
 
     def objective(
         logits: Float[Tensor, "n classes h w"], masks: Int[Tensor, "n h w"]
@@ -217,10 +230,8 @@ def pixel_objective(weights: Float[Tensor, " classes"], smoothing: float = 0) ->
         settings: dict[str, Any] = {"ignore_index": IGNORE, "reduction": "sum", "label_smoothing": smoothing}
         loss = F.cross_entropy(pixels, masks.flatten(), weight, **settings)
         labeled = masks != IGNORE
-        # If all pixels are ignored, the sums are 0, but their mean would be undefined.
-        total = weight[masks[labeled]].sum().clamp(min=1e-6)
         accuracy = (logits.argmax(1) == masks).sum() / labeled.sum().clamp(min=1)
-        return loss / total, float(accuracy) * len(masks)
+        return loss / masks.numel(), float(accuracy) * len(masks)
 
     return objective
 

@@ -35,6 +35,8 @@ class LoopOptions:
         precision: ``32-true`` or ``bf16-mixed``.
         seed: seed of all random numbers.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        devices, nodes: number of processes per machine, and of machines. `batch` is the total over all processes, so
+            training does not depend on their number.
         tensorboard: whether to write TensorBoard events to the run folder too.
         deterministic: whether to reject nondeterministic operators; equal seeds then give bit-identical results on the
             same machine, also on a GPU.
@@ -61,6 +63,8 @@ class LoopOptions:
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     seed: int = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: int = 1
+    nodes: int = 1
     tensorboard: bool = False
     deterministic: bool = False
 
@@ -68,7 +72,10 @@ class LoopOptions:
         hints = get_type_hints(LoopOptions)
         for name in ("optimizer", "schedule", "precision", "device"):
             check_choice(name, getattr(self, name), get_args(hints[name]))
-        require_positive(self, "epochs", "batch", "accumulate")
+        require_positive(self, "epochs", "batch", "accumulate", "devices", "nodes")
+        if self.devices * self.nodes > self.batch:
+            processes = self.devices * self.nodes
+            raise ValueError(f"devices: expected at most one per image of a batch ({self.batch}), got {processes}")
         for name, value in (("lr", self.lr), ("weight_decay", self.weight_decay)):
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"{name}: expected a number of at least 0, got {value}")

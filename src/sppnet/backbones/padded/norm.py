@@ -10,6 +10,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from sppnet.layers.norms import shares_statistics
+
 # Image, row and column index of each padding cell of a padded batch.
 PaddingIndices = tuple[Int[Tensor, " p"], Int[Tensor, " p"], Int[Tensor, " p"]]
 
@@ -57,6 +59,15 @@ class SyncBatchNormMode(TorchFunctionMode):
 
     Like ``torch.nn.SyncBatchNorm``, but it also runs on the CPU and applies to every call of ``F.batch_norm``.
     """
+
+    def __enter__(self) -> "SyncBatchNormMode":
+        self._token = shares_statistics.set(True)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        shares_statistics.reset(self._token)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         values = batch_norm_arguments(*args, **(kwargs or {})) if func is F.batch_norm else {}
