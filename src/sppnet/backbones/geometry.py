@@ -243,7 +243,8 @@ class _Tracer(TorchDispatchMode):
         """Return the path that implies the rows and columns of a tensor, or None if they are not those of a map.
 
         A tensor with an integer fraction of the rows and columns is the result of merging neighboring cells by a
-        reshape, as between the stages of Swin. Others are in another layout, such as windows, tokens or channels last.
+        reshape, as between the stages of Swin. Others are in another layout, such as windows, tokens or channels last, or
+        a single cell computed from all others.
         """
         if x.ndim != 4:
             return None
@@ -252,7 +253,7 @@ class _Tracer(TorchDispatchMode):
         if (rows, columns) == tuple(cells):
             return path
         factor = cells[0] // max(rows, 1)
-        if factor < 2 or [factor * rows, factor * columns] != cells or len(x) > 1:
+        if factor < 2 or rows == columns == 1 or [factor * rows, factor * columns] != cells or len(x) > 1:
             return None
         merge = Step(factor, factor)
         return path[0] + (merge,), path[1] + (merge,)
