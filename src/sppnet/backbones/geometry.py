@@ -243,8 +243,8 @@ class _Tracer(TorchDispatchMode):
         """Return the path that implies the rows and columns of a tensor, or None if they are not those of a map.
 
         A tensor with an integer fraction of the rows and columns is the result of merging neighboring cells by a
-        reshape, as between the stages of Swin. Others are in another layout, such as windows, tokens or channels last, or
-        a single cell computed from all others.
+        reshape, as between the stages of Swin. Others are in another layout, such as windows, tokens or channels last,
+        or a single cell computed from all others.
         """
         if x.ndim != 4:
             return None
