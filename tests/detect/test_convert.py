@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from sppnet.data.formats.boxes import read_boxes
 from sppnet.data.formats.detection import DetectionData, DetectionSample, detection_splits, read_detection
@@ -185,3 +186,23 @@ def test_a_killed_conversion_leaves_no_folder(tmp_path: Path) -> None:
     assert done.returncode == 9
     assert not (tmp_path / "out").exists()
     assert convert_detection(data, tmp_path / "out", "yolo").images == {"train": 2, "val": 2, "test": 1}
+
+
+def test_whole_pixels_are_exact_in_yolo(tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    Image.new("RGB", (641, 479)).save(tmp_path / "a.jpg")
+    boxes = [[1, 2, 637, 475], [333, 7, 11, 13], [600, 400, 41, 79]]
+    annotations = [
+        {"id": number, "image_id": 1, "category_id": 1, "bbox": box, "area": 1, "iscrowd": 0}
+        for number, box in enumerate(boxes)
+    ]
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 641, "height": 479}],
+        "categories": [{"id": 1, "name": "dog"}],
+        "annotations": annotations,
+    }
+    (tmp_path / "annotations" / "train.json").write_text(json.dumps(content), encoding="utf-8")
+    convert_detection(tmp_path, tmp_path / "yolo", "yolo")
+    assert torch.equal(
+        read_detection(tmp_path / "yolo", "train").samples[0].boxes, read_detection(tmp_path, "train").samples[0].boxes
+    )

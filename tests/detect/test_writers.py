@@ -75,7 +75,7 @@ def test_every_format_has_the_scores(tmp_path: Path) -> None:
         "score": 0.75, "area": 1106.25, "iscrowd": 0,
     }  # fmt: skip
     line = (tmp_path / "labels" / "a b.txt").read_text(encoding="utf-8").splitlines()[0]
-    assert line == "2 0.2000000 0.3541667 0.3687500 0.6250000 0.75"
+    assert line == "2 0.2000000000 0.3541666667 0.3687500000 0.6250000000 0.75"
     assert (tmp_path / "labels" / "leer.txt").read_bytes() == b""
     assert "<score>0.75</score>" in (tmp_path / "Annotations" / "a b.xml").read_text(encoding="utf-8")
 

@@ -114,7 +114,7 @@ def yolo_text(image: AnnotatedImage, ids: Mapping[str, int]) -> str:
     for label, (x1, y1, x2, y2), score, _ in image.objects:
         fractions = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
         scored = "" if score is None else f" {score}"
-        lines.append(f"{ids[label]} {' '.join(f'{value:.7f}' for value in fractions)}{scored}\n")
+        lines.append(f"{ids[label]} {' '.join(f'{value:.10f}' for value in fractions)}{scored}\n")
     return "".join(lines)
 
 
