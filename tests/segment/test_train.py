@@ -108,12 +108,10 @@ def test_frozen_backbone_keeps_its_weights_and_statistics(dataset: Path, tmp_pat
 
 @pytest.mark.parametrize("head", HEADS)
 def test_final_layers_are_those_whose_size_depends_on_the_classes(head: dict[str, Any]) -> None:
-    shapes = [
-        {name: tensor.shape for name, tensor in tiny_segmenter(classes=classes, **head).state_dict().items()}
-        for classes in (("a", "b"), ("a", "b", "c"))
-    ]
+    models = [tiny_segmenter(classes=classes, **head) for classes in (("a", "b"), ("a", "b", "c"))]
+    shapes = [{name: tensor.shape for name, tensor in model.state_dict().items()} for model in models]
     final = {name for name in shapes[0] if shapes[0][name] != shapes[1][name]}
-    assert {name for name in shapes[0] if name.startswith(final_layers(tiny_segmenter(**head)))} == final
+    assert {name for name in shapes[0] if name.startswith(final_layers(models[0]))} == final
 
 
 def test_reports_and_skips_bad_masks(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
