@@ -277,6 +277,9 @@ def test_validates_on_the_validation_split_or_a_tenth_of_the_images(
     assert training.scores == {"ap50": scores.ap50, "map": scores.map}
     (lists / "valid.txt").write_text("test0\n")  # without an object
     assert train_detector(root, tmp_path / "empty", options).scores == {}
+    with pytest.raises(ValueError, match="val: expected a readable image with an object that is not difficult, got no"):
+        train_detector(root, tmp_path / "refused", options, val="valid")
+    assert not (tmp_path / "refused").exists()
     text = "no validation: no readable image of the split valid has an object that is scored"
     assert text in caplog.messages
 

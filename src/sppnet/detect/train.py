@@ -83,7 +83,12 @@ def train_detector(
     val_set: DetectionData | None = None
     if source := find_validation(data, split, val, "detect", format):
         val_set = read_detection(*source, dataset.classes, more_classes=True, format=format)
-        if val is None and not _can_be_scored(val_set.samples):
+        if not _can_be_scored(val_set.samples):
+            if val is not None:
+                raise ValueError(
+                    f"val: expected a readable image with an object that is not difficult, got none in {val_set.root};"
+                    " use other images, or --val none"
+                )
             _logger.warning(f"no validation: no readable image of the split {source[1]} has an object that is scored")
             val_set = None
     elif val is None:

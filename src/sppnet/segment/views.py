@@ -140,7 +140,7 @@ def segment_image(
 def segment_scored(
     model: SegmenterNetwork, image: Image.Image, view: View, after_tile: Callable[[], None] = lambda: None
 ) -> tuple[Integer[Tensor, "h w"], Float[Tensor, "h w"] | None]:
-    """Like :func:`segment_image`, with the probability of each pixel's class; None for an image split into tiles."""
+    """Return the labels of :func:`segment_image` and their probabilities; None for an image split into tiles."""
     if needs_tiles(model, image, view):
         return segment_tiled(model, image, view, after_tile), None
     probabilities = pixel_probabilities(model, image, view.scale_factors, view.flip)
