@@ -5,9 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sppnet.backbones.backbone import create_backbone
 from sppnet.cli.main import run
-from sppnet.detect.model import Detector, DetectorConfig
 from sppnet.segment.model import create_segmenter
 from sppnet.segment.network import SegmenterConfig
 from sppnet.training.run import save
@@ -29,18 +27,6 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
     assert run(["train", "classify", str(data), "--freeze-backbone", "--levels", "2,1", "--out", str(out)]) == 0
     return out
-
-
-@pytest.fixture(scope="session")
-def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run of an untrained detector that finds objects in any image."""
-    folder = tmp_path_factory.mktemp("detector")
-    torch.manual_seed(0)
-    config = DetectorConfig(
-        ("cat", "dog"), "spp", "zf5", None, (2, 1), (96,), 200, scorer="softmax", proposals="grid", windows=50
-    )
-    save(Detector(config, create_backbone("zf5")), folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -9,14 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from sppnet.backbones.backbone import create_backbone
 from sppnet.cli.main import run
 from sppnet.data.formats.boxes import read_boxes
 from sppnet.data.formats.detection import read_detection
-from sppnet.detect.model import Detector, DetectorConfig
 from sppnet.detect.predict import DetectionResult
 from sppnet.detect.writers import Format, write_predictions
-from sppnet.training.run import save
 from tests.helpers.detection_results import detections
 
 CLASSES = ("red cell", "no", "Köpfe & <Füße>")
@@ -102,17 +99,6 @@ def test_rejects_results_of_other_classes(tmp_path: Path) -> None:
     results = write_images(tmp_path / "images")
     with pytest.raises(ValueError, match="classes: expected all classes of the results, got 2 names without Köpfe"):
         write_predictions(results, tmp_path, "coco", CLASSES[:2])
-
-
-@pytest.fixture(scope="module")
-def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("detector")
-    torch.manual_seed(0)
-    config = DetectorConfig(
-        ("cat", "dog"), "spp", "zf5", None, (2, 1), (96,), 200, scorer="softmax", proposals="grid", windows=50
-    )
-    save(Detector(config, create_backbone("zf5")), folder)
-    return folder
 
 
 def test_predict_writes_what_it_prints(detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,15 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from sppnet import Detector, DetectorConfig
-from sppnet.backbones.backbone import create_backbone
 from sppnet.cli.main import run
 from sppnet.data.listing import list_images
 from sppnet.distributed.ray_engine import cluster, import_ray
 from sppnet.features.shards import read_metadata
 from sppnet.features.vectors import read_features
 from sppnet.io.part_files import read_predictions
-from sppnet.training.run import save
 
 COUNT = 40  # images, all of different size, so that batching does not change the rounding
 
@@ -36,17 +33,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(pixels).save(folder / ("more" if number % 2 else "") / f"{number:03d}.png")
     (folder / "zero.png").write_bytes(b"")
     (folder / "more" / "text.jpg").write_text("no picture")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("detector")
-    torch.manual_seed(0)
-    config = DetectorConfig(
-        ("cat", "dog"), "spp", "zf5", None, (2, 1), (96,), 200, scorer="softmax", proposals="grid", windows=50
-    )
-    save(Detector(config, create_backbone("zf5")), folder)
     return folder
 
 
