@@ -21,8 +21,8 @@ bin alone gives to the class predicted for the whole photograph; all pictures of
 level does not divide the map evenly, neighboring bins share a row or column of cells, and the tint there is their mean.
 The cells' receptive fields extend beyond the bin, so its prediction differs from that of the same region cropped from
 the photograph.</p>
-<p>The network was trained on images of $side × $side pixels only. On larger images its probabilities are often much
-lower, as the lists and tables show: it accepts any size, but was not trained on every size. All sizes are height ×
+<p>The network was trained on images of $side × $side pixels only. On larger images it is often less
+certain, as the lists and tables show: it accepts any size, but was not trained on every size. All sizes are height ×
 width; ms is the time of one forward pass on one thread.</p>
 </header><main>
 $sections
