@@ -31,7 +31,7 @@ def unchecked() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def detector_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run of an untrained detector that finds objects in any image."""
     # Not at the top: this file is imported before the shape checks of the package are installed.
     from sppnet.backbones.backbone import create_backbone

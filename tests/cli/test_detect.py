@@ -24,10 +24,10 @@ def predict(capsys: pytest.CaptureFixture[str], *words: object) -> list[dict[str
 
 
 def test_predict_gives_pictures_of_equal_name_different_files(
-    data: Path, detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, detector_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = [data / "test" / name / "0.png" for name in ("red", "blue")]
-    predictions = predict(capsys, detector, *images, "--out", tmp_path)
+    predictions = predict(capsys, detector_run, *images, "--out", tmp_path)
     assert [prediction["source"] for prediction in predictions] == [str(image) for image in images]
     pictures = [prediction["files"]["picture"] for prediction in predictions]
     assert pictures == [str(tmp_path / name) for name in ("0.jpg", "0-2.jpg")]
@@ -36,51 +36,51 @@ def test_predict_gives_pictures_of_equal_name_different_files(
 
 
 def test_predict_replaces_no_image_by_its_picture(
-    data: Path, detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    data: Path, detector_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other photograph, b.jpg, is not among the images."""
     for name in ("a.jpg", "b.png", "b.jpg"):
         load_image(data / "test" / "red" / "0.png").save(tmp_path / name)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     monkeypatch.chdir(tmp_path)
-    predictions = predict(capsys, detector, "a.jpg", "b.png", "--out", tmp_path)
+    predictions = predict(capsys, detector_run, "a.jpg", "b.png", "--out", tmp_path)
     pictures = [prediction["files"]["picture"] for prediction in predictions]
     assert pictures == [str(tmp_path / name) for name in ("a-2.jpg", "b-2.jpg")]
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
-def test_predict_prints_what_python_returns(data: Path, detector: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_prints_what_python_returns(data: Path, detector_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = data / "test" / "red" / "0.png"
-    model = sppnet.load(detector)
+    model = sppnet.load(detector_run)
     assert isinstance(model, sppnet.Detector)
     (result,) = model.predict(image, min_score=0)
-    assert predict(capsys, detector, image) == [result.to_dict()]
+    assert predict(capsys, detector_run, image) == [result.to_dict()]
     assert result.to_dict().keys() == {"source", "size", "objects"}
 
 
 def test_predict_skips_unreadable_images_of_a_box_file(
-    data: Path, detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, detector_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good, bad = data / "test" / "red" / "0.png", tmp_path / "bad.png"
     bad.write_bytes(good.read_bytes()[:60])
     file = tmp_path / "boxes.csv"
     file.write_text("image,x1,y1,x2,y2\n" + "".join(f"{name},1,2,9,9\n" for name in (good.name, bad.name, "other.png")))
-    assert run(["predict", str(detector), str(bad), str(good), "--proposals", str(file), "--json"]) == 1
+    assert run(["predict", str(detector_run), str(bad), str(good), "--proposals", str(file), "--json"]) == 1
     out, err = capsys.readouterr()
     assert [json.loads(line)["source"] for line in out.splitlines()] == [str(good)]
     assert "1 image could not be used" in err
     assert str(bad) in err
 
 
-def test_predict_prints_one_line_per_object(data: Path, detector: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_prints_one_line_per_object(data: Path, detector_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = str(data / "test" / "red" / "0.png")
-    assert run(["predict", str(detector), image, "--min-score", "0"]) == 0
+    assert run(["predict", str(detector_run), image, "--min-score", "0"]) == 0
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert lines
     for source, label, score, box in lines:
         assert (source, label in ("cat", "dog"), 0 <= float(score) <= 1) == (image, True, True)
         assert len([float(edge) for edge in box.split()]) == 4
-    assert run(["predict", str(detector), image, "--min-score", "1.1"]) == 0
+    assert run(["predict", str(detector_run), image, "--min-score", "1.1"]) == 0
     assert not capsys.readouterr().out
 
 

@@ -32,7 +32,7 @@ def test_rejects_invalid_options(
 
 
 def test_rejects_options_unsupported_on_ray(
-    data: Path, detector: Path, segmenter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, detector_run: Path, segmenter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def error(run_folder: Path, *options: str) -> str:
         arguments = ["--engine", "ray", "--out", str(tmp_path / "out"), *options]
@@ -40,9 +40,9 @@ def test_rejects_options_unsupported_on_ray(
         assert not (tmp_path / "out").exists()
         return capsys.readouterr().err
 
-    assert "workers: expected no value with --engine ray, got 3" in error(detector, "--workers", "3")
-    assert "cache: expected no value with --engine ray" in error(detector, "--cache", str(tmp_path / "cache"))
+    assert "workers: expected no value with --engine ray, got 3" in error(detector_run, "--workers", "3")
+    assert "cache: expected no value with --engine ray" in error(detector_run, "--cache", str(tmp_path / "cache"))
     assert "proposals: expected no box file with --engine ray, got boxes.csv" in error(
-        detector, "--proposals", "boxes.csv"
+        detector_run, "--proposals", "boxes.csv"
     )
     assert "engine: expected local for a segmenter, got ray" in error(segmenter)

@@ -58,7 +58,7 @@ def test_options_are_checked_before_images_are_read(
     options: str,
     message: str,
     unreadable: Path,
-    detector: Path,
+    detector_run: Path,
     segmenter: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -70,7 +70,7 @@ def test_options_are_checked_before_images_are_read(
         config = SegmenterConfig(("sky", "sea"), width=8, image_level=False)
         save(create_segmenter(config, None), tmp_path / "plain")
     paths = {name: tmp_path / name for name in ("zf5", "plain")}
-    paths |= {"folder": tmp_path, "detector": detector, "segmenter": segmenter}
+    paths |= {"folder": tmp_path, "detector": detector_run, "segmenter": segmenter}
     command = ["predict", run_folder.format(**paths), str(unreadable), *options.format(**paths).split()]
     assert run(command) == 2
     out, err = capsys.readouterr()
@@ -98,11 +98,11 @@ def test_rejects_options_of_other_tasks(
     arguments: list[str],
     message: str,
     data: Path,
-    detector: Path,
+    detector_run: Path,
     segmenter: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    paths = {"data": data, "detector": detector, "segmenter": segmenter}
+    paths = {"data": data, "detector": detector_run, "segmenter": segmenter}
     assert run([text.format(**paths) for text in arguments]) == 2
     captured = capsys.readouterr()
     assert message.format(**paths) in captured.err

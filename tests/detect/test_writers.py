@@ -101,9 +101,9 @@ def test_rejects_results_of_other_classes(tmp_path: Path) -> None:
         write_predictions(results, tmp_path, "coco", CLASSES[:2])
 
 
-def test_predict_writes_what_it_prints(detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_writes_what_it_prints(detector_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_images(tmp_path / "images")
-    command = ["predict", str(detector), str(tmp_path / "images"), "--min-score", "0", "--json"]
+    command = ["predict", str(detector_run), str(tmp_path / "images"), "--min-score", "0", "--json"]
     printed = []
     for format in get_args(Format):
         assert run([*command, "--out", str(tmp_path / format), "--format", format]) == 0
@@ -127,9 +127,9 @@ def test_predict_writes_what_it_prints(detector: Path, tmp_path: Path, capsys: p
     ],
 )
 def test_predict_rejects_illegal_combinations(
-    words: list[str], expected: str, detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], expected: str, detector_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["predict", str(detector), str(tmp_path), *words]) == 2
+    assert run(["predict", str(detector_run), str(tmp_path), *words]) == 2
     assert expected in capsys.readouterr().err
 
 

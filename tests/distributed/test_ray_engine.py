@@ -115,11 +115,11 @@ def test_killed_worker_loses_and_duplicates_nothing(
 
 
 @pytest.mark.slow
-def test_detector_on_ray_matches_the_local_engine(detector: Path, images: Path, tmp_path: Path) -> None:
+def test_detector_on_ray_matches_the_local_engine(detector_run: Path, images: Path, tmp_path: Path) -> None:
     options = ("--min-score", "0.3", "--json", "--device", "cpu", "--head-dtype", "bfloat16")
-    local = call("predict", detector, images / "more", *options)
+    local = call("predict", detector_run, images / "more", *options)
     ray = call(
-        "predict", detector, f"file://{images}/more", *options, "--engine", "ray", "--out", tmp_path, "--shard", "7"
+        "predict", detector_run, f"file://{images}/more", *options, "--engine", "ray", "--out", tmp_path, "--shard", "7"
     )
     assert ray.returncode == local.returncode == 1
     assert ray.stdout.replace("file://", "") == local.stdout
