@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from sppnet.backbones.backbone import create_backbone, stage_of_stride
+from sppnet.backbones.backbone import create_backbone
+from sppnet.backbones.networks import stage_of_stride
 from sppnet.demo.run import sample_photographs
 from sppnet.detect.classic.compress import compress
 from sppnet.detect.model import Detector, DetectorConfig

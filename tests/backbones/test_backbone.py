@@ -190,25 +190,37 @@ def test_rejects_wrong_images_and_sizes(zf5: Backbone, unchecked: None) -> None:
         zf5(torch.zeros(2, 3, 64, 80), [(64, 80), (64, 81)])
 
 
-def test_finer_map_equals_the_map_of_its_stage() -> None:
+def test_maps_of_several_stages_equal_those_of_single_ones() -> None:
     torch.manual_seed(0)
-    both = create_backbone("test_resnet", -1, None, fine_stride=8).eval()
-    assert both.fine is not None
+    backbone = create_backbone("test_resnet", weights=None).eval()
+    x = torch.randn(2, 3, 70, 90)
+    maps = backbone.maps(x, (None, backbone.stage_within(8), backbone.check_stage(-1)))
     torch.manual_seed(0)
-    fine = create_backbone("test_resnet", both.fine, None).eval()
-    x = torch.randn(1, 3, 70, 90)
-    _, finer = both.both(x)
-    assert finer.stride == (8, 8)
-    assert torch.equal(finer.data, fine(x).data)
+    fine = create_backbone("test_resnet", backbone.stage_within(8), None).eval()
+    assert maps[1].stride == (8, 8)
+    assert maps[1].data.shape[1] == backbone.stage_info(backbone.stage_within(8)).channels
+    assert torch.equal(maps[1].data, fine(x).data)
+    assert torch.equal(maps[0].data, backbone(x).data)
+    assert torch.equal(maps[2].data, maps[0].data)  # a ResNet has no layers after its last stage
 
 
-def test_finer_map_needs_a_stage_and_checks_its_images(zf5: Backbone, unchecked: None) -> None:
-    with pytest.raises(ValueError, match="fine_stride: expected None without a stage, got 8; pass a stage"):
-        create_backbone("test_resnet", weights=None, fine_stride=8)
-    with pytest.raises(ValueError, match="fine_stride: expected a maximum stride when backbone zf5 is created"):
-        zf5.both(torch.zeros(1, 3, 64, 64))
-    backbone = create_backbone("test_resnet", -1, None, fine_stride=8)
+def test_maps_of_a_padded_batch_equal_those_of_its_images() -> None:
+    backbone = create_backbone("test_resnet", weights=None).eval()
+    x, sizes = torch.randn(2, 3, 70, 90), [(70, 50), (41, 90)]
+    for stage, batch in zip((1, None), backbone.maps(x, (1, None), sizes), strict=True):
+        assert batch.sizes is not None
+        for index, ((height, width), (rows, columns)) in enumerate(zip(sizes, batch.sizes, strict=True)):
+            (alone,) = backbone.maps(x[index : index + 1, :, :height, :width], (stage,))
+            torch.testing.assert_close(batch.data[index : index + 1, :, :rows, :columns], alone.data)
+
+
+def test_maps_checks_stages_and_images(zf5: Backbone, unchecked: None) -> None:
+    with pytest.raises(ValueError, match="stage: expected None for zf5, which has one feature map, got 0"):
+        zf5.stage_within(8)
+    backbone = create_backbone("test_resnet", 2, None)
+    with pytest.raises(ValueError, match="stage: expected -3 to 2 for test_resnet, got 3"):
+        backbone.check_stage(3)
     with pytest.raises(ValueError, match=r"x: expected images \(N, 3, H, W\), got shape \(1, 4, 64, 64\)"):
-        backbone.both(torch.zeros(1, 4, 64, 64))
+        backbone.maps(torch.zeros(1, 4, 64, 64), (1,))
     with pytest.raises(TypeError, match=r"expected normalized images of a floating-point dtype, got torch\.uint8"):
-        backbone.both(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+        backbone.maps(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), (1,))

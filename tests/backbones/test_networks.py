@@ -14,7 +14,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from sppnet import Backbone, PaddingError, RegionEncoder, create_backbone, load, save
-from sppnet.backbones.backbone import stage_of_stride
+from sppnet.backbones.networks import stage_of_stride
 from sppnet.data.images import load_image
 
 SWIN = "swin_tiny_patch4_window7_224"
@@ -181,10 +181,10 @@ def test_prefix_tokens_are_separate() -> None:
 
 def test_intermediate_stage_and_finer_map_of_swin() -> None:
     torch.manual_seed(0)
-    backbone = create_backbone(SWIN, -1, None, fine_stride=4).eval()
+    backbone = create_backbone(SWIN, -1, None).eval()
     x = torch.randn(1, 3, 70, 100)
     with torch.no_grad():
-        data, fine = backbone.both(x)
+        data, fine = backbone.maps(x, (backbone.stage, backbone.stage_within(4)))
         padded = F.pad(x, (0, 28, 0, 26))
         expected = backbone.network.forward_intermediates(padded, intermediates_only=True)  # type: ignore[operator]
     assert (fine.stride, fine.offset, fine.data.shape) == ((4, 4), (1.5, 1.5), (1, 96, 18, 25))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import sppnet
 from sppnet import DetectorConfig
-from sppnet.backbones.backbone import stage_of_stride
+from sppnet.backbones.networks import stage_of_stride
 from sppnet.cli.main import run
 from sppnet.data.images import load_image
 from sppnet.detect.model import create_detector

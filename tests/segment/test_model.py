@@ -58,7 +58,7 @@ def test_small_images_are_padded_with_their_border_pixels() -> None:
 def test_output_stride_determines_strides_and_rates(output_stride: int) -> None:
     model = tiny_segmenter(output_stride=output_stride)
     assert model.backbone.geometry.stride == (output_stride, output_stride)
-    assert model.backbone.fine_geometry.stride == (4, 4)
+    assert model.backbone.stage_info(model.fine_stage).geometry.stride == (4, 4)
     rates = {8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}[output_stride]
     assert isinstance(model.head.context, ASPP)
     assert model.head.context.rates == rates
@@ -68,7 +68,7 @@ def test_map_sizes_are_those_of_the_papers() -> None:
     stride_16, stride_8 = tiny_segmenter(), tiny_segmenter(output_stride=8)
     assert stride_16.backbone.geometry.map_size(513, 513) == (33, 33)
     assert stride_8.backbone.geometry.map_size(513, 321) == (65, 41)
-    assert stride_8.backbone.fine_geometry.map_size(513, 513) == (129, 129)
+    assert stride_8.backbone.stage_info(stride_8.fine_stage).geometry.map_size(513, 513) == (129, 129)
 
 
 def test_rejects_output_strides_the_network_does_not_support() -> None:
@@ -76,7 +76,7 @@ def test_rejects_output_strides_the_network_does_not_support() -> None:
         tiny_segmenter(backbone="vgg11", output_stride=16, head="deeplabv3")
     with pytest.raises(ValueError, match="output_stride: expected 8, 16 or 32, got 4"):
         tiny_segmenter(output_stride=4)
-    with pytest.raises(ValueError, match="output_stride: expected 32 and fine_stride None for zf5, got 16 and None"):
+    with pytest.raises(ValueError, match="output_stride: expected 32 for zf5, got 16; use a timm network"):
         tiny_segmenter(backbone="zf5", head="deeplabv3")
     with pytest.raises(
         ValueError, match="output_stride: expected 16, the stride of the last feature map of zf5, got 32"

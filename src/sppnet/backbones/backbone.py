@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,6 @@ from sppnet.backbones.networks import (
     count_channels,
     create_timm,
     find_network,
-    is_plain,
     last_stage_within,
     patch_map,
     preprocessing,
@@ -31,7 +30,7 @@ from sppnet.backbones.padded.ledger import PaddingError
 from sppnet.backbones.padded.mode import PaddedBatch
 from sppnet.backbones.paper import PAPER_NETS
 from sppnet.backbones.same_padding import integer_padding_when_compiled
-from sppnet.backbones.weights import BUNDLED, embedded_weights, load_weights, read_weights
+from sppnet.backbones.weights import BUNDLED, bundled_source, embedded_weights, load_weights, read_weights
 from sppnet.ops.pyramid import Sizes
 
 
@@ -57,6 +56,13 @@ class FeatureMap:
     prefix: Tensor | None = None
 
 
+class Stage(NamedTuple):
+    """Channels of a feature map, and the positions of its cells on the images."""
+
+    channels: int
+    geometry: Geometry
+
+
 class Backbone(nn.Module):
     """A network truncated at one of its feature maps, built by :func:`create_backbone`.
 
@@ -69,8 +75,6 @@ class Backbone(nn.Module):
         mean, std: normalization constants per RGB channel, for values in [0, 1].
         interpolation: resize interpolation used in training the weights.
         side: image side used in training the weights, in pixels.
-        fine: index of the finer map that :meth:`both` also returns, or None.
-        fine_channels, fine_geometry: channels and geometry of the finer map; only set if `fine` is not None.
         frozen: modules that stay in evaluation mode, see :func:`sppnet.backbones.stages.freeze_stages`.
     """
 
@@ -80,7 +84,6 @@ class Backbone(nn.Module):
         network: nn.Module,
         stage: int | None,
         config: dict[str, Any],
-        fine: int | None = None,
         output_stride: int = 32,
         named: bool = True,
         stride: int | None = None,
@@ -89,7 +92,6 @@ class Backbone(nn.Module):
         self.name, self.named = name, named
         self.output_stride = output_stride
         self.stage = stage
-        self.fine = fine
         self.network = network
         self.frozen: list[nn.Module] = []
         self.mean: tuple[float, ...] = tuple(config["mean"])
@@ -100,9 +102,7 @@ class Backbone(nn.Module):
         self.geometry: Geometry = traced[0]
         self._form = traced[1]
         self.channels: int = count_channels(network, name, stage, self._form, self.geometry)
-        if fine is not None:
-            self.fine_geometry: Geometry = trace_form(network, fine, self._form, self.multiple)
-            self.fine_channels: int = count_channels(network, name, fine, self._form, self.fine_geometry)
+        self._stages = {stage: Stage(self.channels, self.geometry)}
 
     @property
     def multiple(self) -> int:
@@ -124,18 +124,43 @@ class Backbone(nn.Module):
             ValueError: an image is too small for a single cell (the message gives the minimum size), or `sizes`
                 does not match the images.
         """
+        return self.maps(x, (self.stage,), sizes)[0]
+
+    def maps(
+        self, x: Float[Tensor, "n 3 h w"], stages: Sequence[int | None], sizes: Sizes | None = None
+    ) -> list[FeatureMap]:
+        """Compute the feature maps of several stages in one pass.
+
+        Args:
+            x: normalized images.
+            stages: indices of the maps, see :meth:`check_stage`; None for the last map of a backbone whose `stage` is
+                None.
+            sizes: sizes of the images of a padded batch, as for :meth:`forward`.
+
+        Raises:
+            TypeError, ValueError, sppnet.PaddingError: as for :meth:`forward`.
+        """
         self._check_images(x)
+        infos = [self.stage_info(stage) for stage in stages]
         rows = sizes.tolist() if isinstance(sizes, Tensor) else sizes
         areas = None if rows is None else [(int(height), int(width)) for height, width in rows]
         if areas is not None:
             _check_areas(areas, x)
             for area in areas:
                 self._check_size(*area)
-        offset = self.geometry.offset(*x.shape[2:])
         if areas is None or all(area == x.shape[2:] for area in areas):
-            ((data, prefix),) = self._maps(self.network, x, (self.stage,))
-            cells = None if areas is None else (self.geometry.map_size(*x.shape[2:]),) * len(areas)
-            return FeatureMap(data, self.geometry.stride, offset, cells, prefix)
+            maps = self._maps(self.network, x, stages)
+            cells = [None if areas is None else (info.geometry.map_size(*x.shape[2:]),) * len(areas) for info in infos]
+        else:
+            maps, cells = self._padded_maps(x, stages, areas)
+        return [
+            FeatureMap(data, info.geometry.stride, info.geometry.offset(*x.shape[2:]), valid, prefix)
+            for (data, prefix), info, valid in zip(maps, infos, cells, strict=True)
+        ]
+
+    def _padded_maps(
+        self, x: Tensor, stages: Sequence[int | None], areas: list[tuple[int, int]]
+    ) -> tuple[list[tuple[Tensor, Tensor | None]], list[Any]]:
         if self.multiple > 1:
             raise PaddingError(
                 f"sizes: expected images of one size for {self.name}, which takes multiples of {self.multiple} pixels"
@@ -143,12 +168,45 @@ class Backbone(nn.Module):
                 " images of equal size"
             )
         with PaddedBatch(self.network, self.geometry.same) as batch:
-            ((data, _),) = self._maps(self.network, batch.enter(x, areas), (self.stage,))
-            cells = batch.areas(data)
-        expected = tuple(self.geometry.map_size(*area) for area in areas)
-        if cells != expected:
-            raise PaddingError(f"sizes: expected maps of {expected} cells, got {cells}")
-        return FeatureMap(data, self.geometry.stride, offset, cells)
+            maps = self._maps(self.network, batch.enter(x, areas), stages)
+            cells = [batch.areas(data) for data, _ in maps]
+        for stage, valid in zip(stages, cells, strict=True):
+            expected = tuple(self.stage_info(stage).geometry.map_size(*area) for area in areas)
+            if valid != expected:
+                raise PaddingError(f"sizes: expected maps of {expected} cells, got {valid}")
+        return [(data, None) for data, _ in maps], cells
+
+    def stage_info(self, stage: int | None) -> Stage:
+        """Return the channels and the geometry of a stage; a call for a new stage traces the network.
+
+        Args:
+            stage: index of the map, from 0; None for the last map of a backbone whose `stage` is None.
+        """
+        if stage not in self._stages:
+            geometry = trace_form(self.network, stage, "intermediates", self.multiple)
+            channels = count_channels(self.network, self.name, stage, "intermediates", geometry)
+            self._stages[stage] = Stage(channels, geometry)
+        return self._stages[stage]
+
+    def check_stage(self, stage: int) -> int:
+        """Return the index, from 0, of a stage that may count from the end.
+
+        Raises:
+            ValueError: the backbone ends before the stage, or only has one map.
+        """
+        if not hasattr(self.network, "forward_intermediates"):
+            raise ValueError(f"stage: expected None for {self.name}, which has one feature map, got {stage}")
+        info: Any = self.network.feature_info
+        return check_stage(self.name, stage, len(info) if self.stage is None else self.stage + 1)
+
+    def stage_within(self, stride: int) -> int:
+        """Return the index of the last stage with at most this stride.
+
+        Raises:
+            ValueError: the stride of the finest map is larger, or there is only one map.
+        """
+        self.check_stage(0)
+        return last_stage_within(self.name, self.network, stride)
 
     def train(self, mode: bool = True) -> "Backbone":
         """Set the mode of all modules except the frozen ones."""
@@ -156,21 +214,6 @@ class Backbone(nn.Module):
         for module in self.frozen:
             module.training = False
         return self
-
-    def both(self, x: Float[Tensor, "n 3 h w"]) -> tuple[FeatureMap, FeatureMap]:
-        """Compute the map and the finer map of a normalized batch in one pass.
-
-        Raises:
-            TypeError, ValueError: as for :meth:`forward`, or the backbone was created without `fine_stride`.
-        """
-        if self.fine is None:
-            raise ValueError(f"fine_stride: expected a maximum stride when backbone {self.name} is created, got None")
-        self._check_images(x)
-        (fine, _), (data, prefix) = self._maps(self.network, x, (self.fine, self.stage))
-        return (
-            FeatureMap(data, self.geometry.stride, self.geometry.offset(*x.shape[2:]), prefix=prefix),
-            FeatureMap(fine, self.fine_geometry.stride, self.fine_geometry.offset(*x.shape[2:])),
-        )
 
     def compile_network(self) -> None:
         """Compile the network for all sizes; the first calls take a minute, and the CPU needs a C++ compiler."""
@@ -198,8 +241,7 @@ class Backbone(nn.Module):
         height, width = x.shape[2:]
         padding = (0, -width % self.multiple, 0, -height % self.multiple)
         maps = read_maps(network, F.pad(x, padding), stages, self._form)
-        geometries = [self.geometry if stage == self.stage else self.fine_geometry for stage in stages]
-        sizes = [geometry.map_size(height, width) for geometry in geometries]
+        sizes = [self.stage_info(stage).geometry.map_size(height, width) for stage in stages]
         return [
             (data[:, :, :rows, :columns], prefix) for (data, prefix), (rows, columns) in zip(maps, sizes, strict=True)
         ]
@@ -221,7 +263,6 @@ def create_backbone(
     weights: str | Path | None = "auto",
     *,
     output_stride: int = 32,
-    fine_stride: int | None = None,
     stride: int | None = None,
 ) -> Backbone:
     """Build a backbone.
@@ -239,7 +280,6 @@ def create_backbone(
             else is the path of a safetensors file.
         output_stride: 8 or 16 to replace strides in the last stages by dilated convolutions, which only some timm
             networks support.
-        fine_stride: maximum stride of an additional finer map for :meth:`Backbone.both`; requires `stage`.
         stride: side of a module's patches in pixels, if its cells are square patches side by side; None to trace its
             convolutions, pools and patch merges.
 
@@ -250,21 +290,16 @@ def create_backbone(
             match.
     """
     source = "none" if weights is None else str(weights)
-    if fine_stride is not None and stage is None:
-        raise ValueError(f"fine_stride: expected None without a stage, got {fine_stride}; pass a stage, such as -1")
     if isinstance(name, nn.Module):
-        return _module_backbone(name, stage, source, fine_stride, stride)
+        return _module_backbone(name, stage, source, stride)
     check_name(name)
     if stride is not None:
         raise ValueError(f"stride: expected None for {name}, whose layers are traced, got {stride}")
     if source == "auto":
-        source = _automatic(name)
+        source = bundled_source(name)
     if name in PAPER_NETS:
-        if output_stride != 32 or fine_stride is not None:
-            raise ValueError(
-                f"output_stride: expected 32 and fine_stride None for {name}, got {output_stride} and {fine_stride};"
-                " use a timm network"
-            )
+        if output_stride != 32:
+            raise ValueError(f"output_stride: expected 32 for {name}, got {output_stride}; use a timm network")
         return _paper_backbone(name, stage, source)
     if source == "embedded" and name not in BUNDLED:
         raise ValueError(f"weights: expected 'hub', 'none' or a safetensors file for {name}, got 'embedded'")
@@ -280,15 +315,13 @@ def create_backbone(
             match = find_network(state, name, source)
             raise ValueError(f"{error}{f'; it fits {match}' if match else ''}") from None
     network.reset_classifier(0)  # type: ignore[operator]
-    stage, fine = _stages(name, network, stage, fine_stride)
     if stage is not None:
+        stage = check_stage(name, stage, len(network.feature_info))  # type: ignore[arg-type]
         network.prune_intermediate_layers([stage], prune_head=True)  # type: ignore[operator]
-    return Backbone(name, network, stage, preprocessing(network), fine, output_stride)
+    return Backbone(name, network, stage, preprocessing(network), output_stride)
 
 
-def _module_backbone(
-    module: nn.Module, stage: int | None, source: str, fine_stride: int | None, stride: int | None
-) -> Backbone:
+def _module_backbone(module: nn.Module, stage: int | None, source: str, stride: int | None) -> Backbone:
     name = type(module).__name__
     if source not in ("auto", "none"):
         raise ValueError(f"weights: expected 'auto' for a module, which keeps its own weights, got {source!r}")
@@ -298,33 +331,9 @@ def _module_backbone(
         raise ValueError(
             f"stage: expected None for {name}, which does not have timm's forward_intermediates, got {stage}"
         )
-    stage, fine = _stages(name, module, stage, fine_stride)
-    return Backbone(name, module, stage, preprocessing(module), fine, named=False, stride=stride)
-
-
-def _stages(name: str, network: nn.Module, stage: int | None, fine_stride: int | None) -> tuple[int | None, int | None]:
-    """Return the indices, from 0, of a stage and of the finer map."""
-    if stage is None:
-        return None, None
-    stage = check_stage(name, stage, len(network.feature_info))  # type: ignore[arg-type]
-    return stage, None if fine_stride is None else last_stage_within(name, network, fine_stride)
-
-
-def stage_of_stride(name: str, stride: int) -> int | None:
-    """Return the index of a network's last feature map with at most this stride, for :func:`create_backbone`.
-
-    Args:
-        name: network name as for :func:`create_backbone`; the result is None for the paper's networks, and for plain
-            transformers whose patches are not larger.
-        stride: maximum stride in image pixels, at least the stride of the first map.
-    """
-    check_name(name)
-    if name in PAPER_NETS:
-        return None
-    with torch.device("meta"):
-        network = create_timm(name, pretrained=False)
-    stage = last_stage_within(name, network, stride)
-    return None if is_plain(network) else stage
+    if stage is not None:
+        stage = check_stage(name, stage, len(module.feature_info))  # type: ignore[arg-type]
+    return Backbone(name, module, stage, preprocessing(module), named=False, stride=stride)
 
 
 def _paper_backbone(name: str, stage: int | None, source: str) -> Backbone:
@@ -336,14 +345,3 @@ def _paper_backbone(name: str, stage: int | None, source: str) -> Backbone:
     if source != "none":
         load_weights(network, read_weights(source), source)
     return Backbone(name, network, None, PAPER_CONFIG)
-
-
-def _automatic(name: str) -> str:
-    if name in BUNDLED:
-        return "embedded"
-    if name in PAPER_NETS:
-        return "none"
-    raise ValueError(
-        f"weights: expected 'hub' (download from timm), 'none' (random initialization) or the path of a safetensors"
-        f" file for {name}, got 'auto'; only {' and '.join(BUNDLED)} have bundled weights"
-    )

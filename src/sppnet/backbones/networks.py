@@ -44,18 +44,38 @@ def read_maps(
     The map of stage None is that of timm's `forward_features`, after the last norm of a transformer; the maps of other
     stages are those of `forward_intermediates`, without it.
     """
-    if form == "module":
-        return [(network(x), None)]
-    if form == "features":
-        return [(network.forward_features(x), None)]  # type: ignore[operator]
-    options: dict[str, Any] = {"indices": list(stages), "stop_early": True}
-    if None in stages:
-        options = {"indices": 1, "norm": True}
+    others = [stage for stage in stages if stage is not None]
+    if len(others) < len(stages) == 1:
+        return [_last_map(network, x, form)]
     forward: Callable[..., Any] = network.forward_intermediates  # type: ignore[assignment]
+    options: dict[str, Any] = {"indices": sorted(set(others))}
     if "return_prefix_tokens" in inspect.signature(forward).parameters:
         options["return_prefix_tokens"] = True
-    maps = forward(x, intermediates_only=True, **options)
-    return [(data, None) if isinstance(data, Tensor) else (data[0], data[1]) for data in maps]
+    last: tuple[Tensor, Tensor | None] | None = None
+    if len(others) == len(stages):
+        maps = forward(x, intermediates_only=True, stop_early=True, **options)
+    elif form == "features":
+        final, maps = forward(x, **options)
+        last = final, None
+    else:  # the last norm of a transformer must not change the other maps
+        maps = forward(x, intermediates_only=True, **options)
+        last = _last_map(network, x, form)
+    pairs = [(data, None) if isinstance(data, Tensor) else (data[0], data[1]) for data in maps]
+    read: dict[int | None, Any] = dict(zip(options["indices"], pairs, strict=True)) | {None: last}
+    return [read[stage] for stage in stages]
+
+
+def _last_map(network: nn.Module, x: Tensor, form: Form) -> tuple[Tensor, Tensor | None]:
+    if form == "module":
+        return network(x), None
+    if form == "features":
+        return network.forward_features(x), None  # type: ignore[operator]
+    forward: Callable[..., Any] = network.forward_intermediates  # type: ignore[assignment]
+    options: dict[str, Any] = {"indices": 1, "norm": True, "intermediates_only": True}
+    if "return_prefix_tokens" not in inspect.signature(forward).parameters:
+        return forward(x, **options)[0], None
+    last = forward(x, return_prefix_tokens=True, **options)[0]
+    return (last, None) if isinstance(last, Tensor) else (last[0], last[1])
 
 
 def trace_map(network: nn.Module, name: str, stage: int | None, side: int) -> tuple[Geometry, Form]:
@@ -225,6 +245,23 @@ def last_stage_within(name: str, network: nn.Module, stride: int) -> int:
     if not stages:
         raise ValueError(f"stride: expected at least {strides[0]} (the finest map of {name}), got {stride}")
     return stages[-1]
+
+
+def stage_of_stride(name: str, stride: int) -> int | None:
+    """Return the index of a network's last feature map with at most this stride.
+
+    Args:
+        name: name of the network; the result is None for the paper's networks, and for plain transformers whose patches
+            are not larger.
+        stride: maximum stride in image pixels, at least the stride of the first map.
+    """
+    check_name(name)
+    if name in PAPER_NETS:
+        return None
+    with torch.device("meta"):
+        network = create_timm(name, pretrained=False)
+    stage = last_stage_within(name, network, stride)
+    return None if is_plain(network) else stage
 
 
 def is_plain(network: nn.Module) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sppnet.backbones.names import EMBEDDED_BACKBONE
+from sppnet.backbones.paper import PAPER_NETS
 from sppnet.errors import import_optional
 from sppnet.io.files import read_tensors
 
@@ -40,6 +41,22 @@ _BLOCK = {
     "_project_conv": "conv_pwl",
     "_bn2": "bn3",
 }
+
+
+def bundled_source(name: str) -> str:
+    """Return the source of a network's weights without a download: ``embedded``, or ``none`` for the paper's networks.
+
+    Raises:
+        ValueError: the network has no bundled weights.
+    """
+    if name in BUNDLED:
+        return "embedded"
+    if name in PAPER_NETS:
+        return "none"
+    raise ValueError(
+        f"weights: expected 'hub' (download from timm), 'none' (random initialization) or the path of a safetensors"
+        f" file for {name}, got 'auto'; only {' and '.join(BUNDLED)} have bundled weights"
+    )
 
 
 def embedded_weights(blocks: nn.Sequential, name: str = EMBEDDED_BACKBONE) -> dict[str, Tensor]:

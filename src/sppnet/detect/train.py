@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sppnet.backbones.backbone import stage_of_stride
+from sppnet.backbones.networks import stage_of_stride
 from sppnet.data.formats.annotations import report_absent
 from sppnet.data.formats.detection import DetectionData, DetectionSample, choose_split, read_detection
 from sppnet.data.formats.table import find_validation

@@ -42,6 +42,4 @@ def create_segmenter(config: SegmenterConfig, weights: str | None = "auto") -> S
     """
     if config.output_stride not in (8, 16, 32):
         raise ValueError(f"output_stride: expected 8, 16 or 32, got {config.output_stride}")
-    fine = 4 if config.head == "deeplabv3plus" else None
-    backbone = create_backbone(config.backbone, -1, weights, output_stride=config.output_stride, fine_stride=fine)
-    return Segmenter(config, backbone)
+    return Segmenter(config, create_backbone(config.backbone, -1, weights, output_stride=config.output_stride))

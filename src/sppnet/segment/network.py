@@ -98,7 +98,8 @@ class SegmenterNetwork(nn.Module):
             )
         self.config = config
         self.backbone = backbone
-        self.head = create_head(config, backbone)
+        self.fine_stage = backbone.stage_within(4) if config.head == "deeplabv3plus" else None
+        self.head = create_head(config, backbone, self.fine_stage)
 
     def forward(
         self, x: Float[Tensor, "n 3 h w"], context: Float[Tensor, "n c 1 1"] | None = None
@@ -151,7 +152,10 @@ class SegmenterNetwork(nn.Module):
     def _maps(self, x: Tensor) -> tuple[FeatureMap, FeatureMap | None]:
         # Convolutions are faster in this layout, on the CPU and in half precision on a GPU.
         x = x.contiguous(memory_format=torch.channels_last)
-        return self.backbone.both(x) if self.backbone.fine is not None else (self.backbone(x), None)
+        if self.fine_stage is None:
+            return self.backbone(x), None
+        fine, last = self.backbone.maps(x, (self.fine_stage, self.backbone.stage))
+        return last, fine
 
     def _pad_small(self, x: Tensor) -> Tensor:
         """Pad images smaller than the backbone's minimum size by repeating the last row and column."""
@@ -160,8 +164,8 @@ class SegmenterNetwork(nn.Module):
         return F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
 
 
-def create_head(config: SegmenterConfig, backbone: Backbone) -> SegmentationHead:
-    """Create the head of a configuration for a backbone."""
+def create_head(config: SegmenterConfig, backbone: Backbone, fine_stage: int | None) -> SegmentationHead:
+    """Create the head of a configuration for a backbone; `fine_stage` is the stage of DeepLab v3+'s finer map."""
     classes, channels = len(config.classes), backbone.channels
     rates = config.rates or auto_rates(config.output_stride, form="v2" if config.head == "deeplabv2" else "v3")
     separable = config.head == "deeplabv3plus" if config.separable is None else config.separable
@@ -172,4 +176,4 @@ def create_head(config: SegmenterConfig, backbone: Backbone) -> SegmentationHead
         return pspnet_head(channels, classes, style)
     if config.head == "deeplabv3":
         return deeplabv3_head(channels, classes, rates, style, config.extra_conv)
-    return deeplabv3plus_head(channels, backbone.fine_channels, classes, rates, style, config.context)
+    return deeplabv3plus_head(channels, backbone.stage_info(fine_stage).channels, classes, rates, style, config.context)

@@ -42,8 +42,8 @@ class _Progress:
 def tile_stride(model: SegmenterNetwork) -> int:
     """Return the stride of tile positions in pixels, which aligns the cells of tiles with those of the whole image."""
     backbone = model.backbone
-    strides = backbone.geometry.stride + (backbone.fine_geometry.stride if backbone.fine is not None else (1, 1))
-    return math.lcm(*strides)
+    stages = {backbone.stage} if model.fine_stage is None else {backbone.stage, model.fine_stage}
+    return math.lcm(*(side for stage in stages for side in backbone.stage_info(stage).geometry.stride))
 
 
 def label_dtype(model: SegmenterNetwork) -> type[np.unsignedinteger]:
