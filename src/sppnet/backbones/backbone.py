@@ -1,6 +1,6 @@
 """Feature extraction with any timm network that has a feature map, a network of the SPP-net paper, or a module."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from sppnet.backbones.geometry import Geometry
 from sppnet.backbones.names import EMBEDDED_BACKBONE
 from sppnet.backbones.networks import (
     PAPER_CONFIG,
+    Form,
     check_name,
     check_stage,
     count_channels,
@@ -32,6 +33,9 @@ from sppnet.backbones.paper import PAPER_NETS
 from sppnet.backbones.same_padding import integer_padding_when_compiled
 from sppnet.backbones.weights import BUNDLED, bundled_source, embedded_weights, load_weights, read_weights
 from sppnet.ops.pyramid import Sizes
+
+# By name, output stride and last stage of the backbone, and stage of the map.
+_GEOMETRIES: dict[tuple[str, int, int | None, int | None], tuple[Geometry, Form]] = {}
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,10 @@ class Backbone(nn.Module):
         self.std: tuple[float, ...] = tuple(config["std"])
         self.interpolation: str = config["interpolation"]
         self.side: int = config["input_size"][-1]
-        traced = trace_map(network, name, stage, self.side) if stride is None else patch_map(network, stage, stride)
+        if stride is None:
+            traced = self._traced(stage, lambda: trace_map(network, name, stage, self.side))
+        else:
+            traced = patch_map(network, stage, stride)
         self.geometry: Geometry = traced[0]
         self._form = traced[1]
         self.channels: int = count_channels(network, name, stage, self._form, self.geometry)
@@ -183,10 +190,20 @@ class Backbone(nn.Module):
             stage: index of the map, from 0; None for the last map of a backbone whose `stage` is None.
         """
         if stage not in self._stages:
-            geometry = trace_form(self.network, stage, "intermediates", self.multiple)
-            channels = count_channels(self.network, self.name, stage, "intermediates", geometry)
+            form: Form = "intermediates"
+            geometry, _ = self._traced(stage, lambda: (trace_form(self.network, stage, form, self.multiple), form))
+            channels = count_channels(self.network, self.name, stage, form, geometry)
             self._stages[stage] = Stage(channels, geometry)
         return self._stages[stage]
+
+    def _traced(self, stage: int | None, trace: Callable[[], tuple[Geometry, Form]]) -> tuple[Geometry, Form]:
+        """Trace the map of a stage, but only once per name, because its geometry does not depend on the weights."""
+        key = self.name, self.output_stride, self.stage, stage
+        if not self.named:
+            return trace()
+        if key not in _GEOMETRIES:
+            _GEOMETRIES[key] = trace()
+        return _GEOMETRIES[key]
 
     def check_stage(self, stage: int) -> int:
         """Return the index, from 0, of a stage that may count from the end.
