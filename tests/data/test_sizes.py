@@ -185,6 +185,15 @@ def test_cache_that_is_a_folder_is_reported(
     assert f"{tmp_path}: image sizes cannot be cached: Is a directory" in caplog.text
 
 
+def test_files_of_killed_runs_are_deleted(paths: list[Path], tmp_path: Path) -> None:
+    left, other = tmp_path / "cache" / ".sppnet-killed.part", tmp_path / "cache" / "vectors" / ".sppnet-open.part"
+    for folder in (left, other):
+        folder.mkdir(parents=True)
+    read_sizes(paths, tmp_path / "cache" / "sizes.json")
+    assert not left.exists()
+    assert other.exists(), "another run could be writing it"
+
+
 def test_names_that_are_not_utf8_are_cached(tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"\xff.png")
     try:

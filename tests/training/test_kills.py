@@ -1,125 +1,77 @@
-"""Trainings killed at any replacement or deletion of a file, and resumed, equal an uninterrupted one."""
+"""Trainings that are killed at any moment and resumed give the same result as uninterrupted ones."""
 
 import os
+import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-# Trains a small classifier with every part of the state. "count" prints the number of places where it can be killed;
-# otherwise, for each place, a forked process is killed there, another one resumes, and the run folders are compared.
-_SCRIPT = """
-import json, os, signal, sys
-from pathlib import Path
+from tests.helpers.forked_trainings import content, write_data
 
-import lightning_fabric, timm  # once, before the forks
-import torch
-from safetensors.torch import load_file
-from torch import nn
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 
-from sppnet import Classifier, ClassifierConfig, create_backbone
-from sppnet.classify.options import ClassifyOptions
-from sppnet.training import loop
-from sppnet.training.checkpoint import finish_training, open_training
-
-torch.set_num_threads(1)
-folder = Path(sys.argv[1])
-loop._SAVE_SECONDS = -1  # a checkpoint after every step
-backbone = create_backbone("test_resnet", 0, None)
-SCORES = [0.3, 0.7, 0.5, 0.6]
-OPTIONS = ClassifyOptions(head="fc", epochs=6, ema=0.5, accumulate=2, patience=2, device="cpu", warmup_epochs=0.5)
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+COMMON = ("--backbone", "test_resnet", "--weights", "none")
+BOXES = ("boxes", "--scales", "48", "--proposals", "grid", "--windows", "20", "--hidden", "8", "--batch", "8")
+CLASSES = ("classes", "--levels", "1", "--batch", "4")
+COMMANDS = {
+    "frozen": ("classify", *CLASSES, "--freeze-backbone", "--head", "linear", "--epochs", "60"),
+    "whole": ("classify", *CLASSES, "--train-stages", "all", "--sizes", "native", "--epochs", "15", "--ema", "0.9"),
+    "segment": ("segment", "shapes", "--head", "pspnet", "--crop", "32,48", "--batch", "4", "--epochs", "12"),
+    "spp": ("detect", *BOXES, "--method", "spp", "--levels", "2,1", "--steps", "2", "--epochs", "40"),
+    "fast": ("detect", *BOXES, "--method", "fast", "--epochs", "25"),
+}
 
 
-class Batches:
-    steps = 3
-
-    def epoch(self, epoch, start):
-        for step in range(start, self.steps):
-            generator = torch.Generator().manual_seed(10 * epoch + step)
-            yield torch.randn(4, 24, generator=generator), torch.arange(4) % 2, []
-
-    def side(self, epoch):
-        return None
-
-
-def train(out, resume=False):
-    torch.manual_seed(0)
-    model = Classifier(ClassifierConfig(("a", "b"), "test_resnet", 0, (1,)), backbone)
-    model.head = nn.Sequential(nn.Linear(24, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 2))
-    done = open_training(out, folder, [], OPTIONS, resume)
-    def validate():  # depends on the number of steps, like a real score
-        return {"top1": SCORES[int(model.head[1].num_batches_tracked) // 3 - 1]}
-    if not done:
-        assert loop.fit(model.head, Batches(), OPTIONS, out, validate, [])
-        finish_training(model, out, "head.")
-
-
-def kill_at(place):
-    calls = 0
-    def counted(function):
-        def call(self, *arguments, **settings):
-            nonlocal calls
-            for _ in range(2):  # before and after
-                if calls == place:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                calls += 1
-                if _ == 0:
-                    result = function(self, *arguments, **settings)
-            return result
-        return call
-    Path.replace, Path.unlink = counted(Path.replace), counted(Path.unlink)
-    return lambda: calls
-
-
-def forked(function):
-    process = os.fork()
-    if process == 0:
-        function()
-        os._exit(0)
-    return os.waitpid(process, 0)[1]
-
-
-def content(out):
-    files = {str(path.relative_to(out)): path for path in out.rglob("*") if path.is_file()}
-    metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    for line in metrics:
-        del line["seconds"]
-    tensors = {name: load_file(path) for name, path in files.items() if path.suffix == ".safetensors"}
-    return sorted(files), metrics, {
-        (name, key): tensor.numpy().tobytes() for name, part in tensors.items() for key, tensor in part.items()
-    }
-
-
-def train_and_count():
-    calls = kill_at(-1)
-    train(folder / "whole")
-    (folder / "count").write_text(str(calls()))
-
-
-def train_and_die(out, place):
-    kill_at(place)
-    train(out)
-
-
-assert forked(train_and_count) == 0
-whole, places = content(folder / "whole"), int((folder / "count").read_text())
-names = ["last.safetensors", "metrics.csv", "metrics.jsonl", "model.safetensors", "options.json", "run.json"]
-assert whole[0] == names, whole[0]
-assert len(whole[1]) == 4  # stopped early; the second epoch is the best
-for place in range(places):
-    out = folder / f"killed-{place}"
-    assert forked(lambda: train_and_die(out, place)) == signal.SIGKILL
-    assert forked(lambda: train(out, True)) == 0, place
-    assert content(out) == whole, place
-print(places)
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_training_killed_at_any_file_operation_can_be_resumed(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", _SCRIPT, str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+@pytest.mark.parametrize("name", ["head", *(pytest.param(name, marks=pytest.mark.slow) for name in COMMANDS)])
+def test_training_killed_before_any_file_operation_can_be_resumed(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.helpers.forked_trainings", "kill", str(tmp_path), name]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 40
+    assert int(done.stdout.splitlines()[-1]) > 10
+
+
+def start(name: str, data: Path, out: Path, *extra: str) -> "subprocess.Popen[str]":
+    """Start a training, and return when it begins to write to its run folder."""
+    task, folder, *options = COMMANDS[name]
+    command = [sys.executable, "-m", "sppnet", "train", task, str(data / folder), "--out", str(out), *COMMON, *options]
+    before = written(out)
+    process = subprocess.Popen([*command, *extra], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    while written(out) == before and process.poll() is None:
+        time.sleep(0.01)
+    return process
+
+
+def written(out: Path) -> int:
+    """Return when the options of a training were written; 0 before."""
+    path = out / "options.json"
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_training_killed_at_random_moments_can_be_resumed(name: str, tmp_path: Path) -> None:
+    write_data(tmp_path)
+    whole, out, rng = tmp_path / "whole", tmp_path / "killed", random.Random(name)
+    with start(name, tmp_path, whole) as process:
+        began = time.monotonic()
+        _, errors = process.communicate(timeout=300)
+        seconds = time.monotonic() - began
+    assert process.returncode == 0, errors
+    codes = []
+    for _ in range(3):
+        with start(name, tmp_path, out, "--resume") as process:
+            time.sleep(rng.uniform(0, seconds / 5))
+            process.kill()
+        codes.append(process.returncode)
+    assert -signal.SIGKILL in codes
+    assert set(codes) <= {-signal.SIGKILL, 0}, "on a busy machine, the last ones may have finished"
+    with start(name, tmp_path, out, "--resume") as process:
+        _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert content(out) == content(whole)  # no temporary files either

@@ -231,14 +231,14 @@ def test_loggers_get_the_metrics_of_each_epoch(tmp_path: Path) -> None:
 
 
 def test_first_interrupt_saves_a_checkpoint_and_second_stops_at_once(tmp_path: Path) -> None:
-    batches = FixedBatches([LABELS] * 3, interrupts=(1,))
+    batches, handler = FixedBatches([LABELS] * 3, interrupts=(1,)), signal.getsignal(signal.SIGINT)
     assert not fit(nn.Linear(2, 3), batches, options(), tmp_path, dict, [])
     assert (tmp_path / "checkpoint.safetensors").exists()
     assert not (tmp_path / "metrics.jsonl").exists()
     batches.interrupts = (2, 2)
     with pytest.raises(KeyboardInterrupt):
         fit(nn.Linear(2, 3), batches, options(), tmp_path, dict, [])
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_writes_tensorboard_events(tmp_path: Path) -> None:

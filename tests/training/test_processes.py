@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -14,11 +15,9 @@ from safetensors.torch import load_file
 
 from sppnet.classify.options import ClassifyOptions
 from sppnet.classify.train import train_classifier
-from sppnet.segment.options import SegmentOptions
-from sppnet.segment.train import train_segmenter
 from tests.helpers.images import write_classes
-from tests.helpers.segmentation_data import write_shapes
 
+REPOSITORY = Path(__file__).parents[2]
 # Small steps, because large ones would amplify rounding differences from batch to batch.
 OPTIONS = ClassifyOptions(
     sizes="native", epochs=2, batch=6, optimizer="sgd", lr=1e-3, levels=(1,), backbone="test_resnet", weights="none",
@@ -74,32 +73,50 @@ def test_two_processes_train_the_same_model_as_one(data: Path, single: Path, tmp
     assert done.stdout.count("is ready") == 1
 
 
-def test_two_processes_train_the_same_segmenter_as_one(tmp_path: Path) -> None:
-    data = write_shapes(tmp_path / "data", "camvid", {"train": 7, "val": 2})
-    options = SegmentOptions(
-        head="pspnet", backbone="test_resnet", weights="none", crop=(64, 96), epochs=2, batch=4, optimizer="sgd",
-        lr=1e-3, class_weights="root", dropout=0,
-    )  # fmt: skip
-    script = tmp_path / "train.py"
-    script.write_text(
-        "import sys\nfrom sppnet.segment.options import SegmentOptions\n"
-        "from sppnet.segment.train import train_segmenter\n"
-        f"train_segmenter({str(data)!r}, sys.argv[1], {replace(options, devices=2)!r})\n",
-        encoding="utf-8",
-    )
-    assert train_segmenter(data, tmp_path / "one", options).finished
+@pytest.fixture(scope="module")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("forked")
+    command = [sys.executable, "-m", "tests.helpers.forked_trainings", "ranks", str(root), "segment", "spp", "fast"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), str(tmp_path / "two")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    rows, expected = (
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("two", "one")
+    return root
+
+
+def test_two_processes_train_the_same_segmenter_or_detector_as_one(forked: Path) -> None:
+    """With an image that cannot be divided in the last batch of an epoch."""
+    for name in ("segment", "spp", "fast"):
+        compare_counts(forked, name)
+
+
+def compare_counts(forked: Path, name: str) -> None:
+    """Compare the metrics, weights and files of a training by two processes with those of one."""
+    (rows, weights), (single_rows, single_weights) = (
+        (
+            [json.loads(line) for line in (forked / f"{name}-{count}" / "metrics.jsonl").read_text().splitlines()],
+            load_file(forked / f"{name}-{count}" / "model.safetensors"),
+        )
+        for count in (2, 1)
     )
     assert [row["epoch"] for row in rows] == [1, 2]
-    for row, other in zip(rows, expected, strict=True):
-        assert row["train_loss"] == pytest.approx(other["train_loss"], rel=1e-4)
-        assert row["val_miou"] == pytest.approx(other["val_miou"], abs=0.01)
+    for row, expected in zip(rows, single_rows, strict=True):
+        assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-4)
+        assert row.get("train_top1") == expected.get("train_top1")
+        assert row.get("val_miou") == pytest.approx(expected.get("val_miou"), abs=0.01)
+    assert weights.keys() == single_weights.keys()
+    for key, weight in weights.items():
+        torch.testing.assert_close(weight, single_weights[key], rtol=1e-3, atol=1e-3)
+    files, single_files = (
+        sorted(str(path.relative_to(forked / f"{name}-{count}")) for path in (forked / f"{name}-{count}").rglob("*"))
+        for count in (2, 1)
+    )
+    assert files == single_files
+
+
+def test_infinite_loss_in_one_process_stops_all_with_the_same_error(forked: Path) -> None:
+    errors = [(forked / "diverging" / str(rank)).read_text() for rank in range(2)]
+    assert errors[0] == errors[1]
+    assert re.fullmatch(r"the loss is nan in epoch 1, batch 2, at a learning rate of \S+: lower it \(--lr\)", errors[0])
 
 
 @pytest.mark.slow

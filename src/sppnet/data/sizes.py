@@ -14,7 +14,7 @@ from msgspec import Meta
 from sppnet.data.images import image_size
 from sppnet.errors import ImageError
 from sppnet.io.files import read_json
-from sppnet.io.remote import write_text
+from sppnet.io.remote import write_text, writers_lock
 from sppnet.progress import track
 
 _logger = logging.getLogger(__name__)
@@ -121,7 +121,8 @@ def _read_cache(cache: Path) -> dict[str, _Entry]:
 def _write_cache(cache: Path, entries: dict[str, _Entry]) -> None:
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        write_text(json.dumps({"format": _FORMAT, "sizes": entries}) + "\n", cache)
+        with writers_lock(cache.parent, nested=False):
+            write_text(json.dumps({"format": _FORMAT, "sizes": entries}) + "\n", cache)
     except OSError as error:
         _logger.warning(f"{cache}: image sizes cannot be cached: {error.strerror or error}")
 

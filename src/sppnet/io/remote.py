@@ -1,6 +1,8 @@
 """Local files and object stores: names with :// go through fsspec, all others are local paths."""
 
+import os
 import shutil
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -202,6 +204,34 @@ def remove_temporary_files(folder: Path | str) -> None:
                 shutil.rmtree(folder / name, ignore_errors=True)
             else:
                 remove(join(folder, name))
+
+
+@contextmanager
+def writers_lock(folder: Path, *, nested: bool = True) -> Iterator[None]:
+    """Lock a folder for writers; the first of several deletes the temporary files of killed ones.
+
+    Nothing is deleted on Windows and on file systems without locks.
+
+    Args:
+        folder: existing folder.
+        nested: whether the lock includes the direct subfolders.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # another writer has the lock, or the file system has none
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for part in (folder, *(filter(Path.is_dir, folder.iterdir()) if nested else ())):
+                remove_temporary_files(part)
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

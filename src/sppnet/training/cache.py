@@ -2,12 +2,10 @@
 
 import hashlib
 import json
-import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from sppnet.io.files import read_json, read_tensors, save_tensors, write_json
-from sppnet.io.remote import remove_temporary_files
+from sppnet.io.remote import writers_lock
 
 SETTINGS = "cache.json"
 GIGABYTE = 10**9
@@ -86,30 +84,10 @@ def open_cache(root: Path, settings: Mapping[str, Any], limit: float) -> Iterato
     text = json.dumps(settings, sort_keys=True)
     folder = root / hashlib.sha256(text.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    with _shared_lock(folder):
+    with writers_lock(folder):
         if not (folder / SETTINGS).exists():
             write_json(dict(settings), folder / SETTINGS)
         yield TensorCache(folder, root, limit)
-
-
-@contextmanager
-def _shared_lock(folder: Path) -> Iterator[None]:
-    """Lock a folder for writers; the first of several deletes what killed ones left. On Windows, nothing is deleted."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(BlockingIOError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for part in (folder, *filter(Path.is_dir, folder.iterdir())):
-                remove_temporary_files(part)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def content_digest(path: Path) -> str | None:

@@ -202,6 +202,8 @@ def _stored_content(path: Path, options: LoopOptions, content: dict[str, Any]) -
     defaults = json.loads(json.dumps(asdict(type(options)())))
     if "freeze_backbone" in stored:  # of an earlier version, in which this option had no other name
         defaults["train_stages"] = "0" if stored["freeze_backbone"] else "all"
+    if "stages" in content:  # earlier versions pooled one map only
+        defaults["stages"] = []
     return {"classes": content["classes"], "held_out": 0, **defaults, **stored}
 
 

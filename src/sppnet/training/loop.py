@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from sppnet.backbones.padded.norm import SyncBatchNormMode
 from sppnet.errors import ImageError
@@ -172,18 +173,22 @@ class _Training:
         remaining = self.batches.epoch(progress.epoch, progress.step)
         tracked = track(remaining, description, self.batches.steps, progress.step)
         while group := list(islice(tracked, self.options.accumulate)):
-            self._step(group)
+            stop, save = self._step(group, interrupted)
             progress.seconds = time.monotonic() - started
-            due = self.fabric.global_rank == 0 and time.monotonic() - self.saved > _SAVE_SECONDS
-            stop, save = sum_over_processes(self.fabric, interrupted(), due)
             if stop or save:
                 self._save()
             if stop:
                 return False
         return True
 
-    def _step(self, group: Sequence[tuple[Any, Any, list[ImageError]]]) -> None:
-        """Make one step of the optimizer; batches with an empty target in all processes are skipped."""
+    def _step(
+        self, group: Sequence[tuple[Any, Any, list[ImageError]]], interrupted: Callable[[], bool]
+    ) -> tuple[bool, bool]:
+        """Make one step of the optimizer, and return whether to stop and whether a checkpoint is due.
+
+        Batches with an empty target in all processes are skipped. A loss that is not finite in one process is an error
+        in all of them, because they would wait for each other.
+        """
         progress = self.progress
         rate = self._rate(progress.step)
         for parameters in self.raw_optimizer.param_groups:
@@ -191,21 +196,32 @@ class _Training:
         counts = sum_over_processes(self.fabric, *(len(y) for _, y, _ in group))
         last = max((number for number, count in enumerate(counts) if count), default=None)
         self.optimizer.zero_grad()
+        losses = [0.0] * len(group)
         for number, (x, y, errors) in enumerate(group):
             self.failures.extend(errors)
             if counts[number]:
                 with self.fabric.no_backward_sync(self.wrapped, enabled=number != last):
-                    self._add_gradients(x, y, sum(counts), rate)
+                    losses[number] = self._add_gradients(x, y, sum(counts))
             progress.step += 1
-        if last is None:
-            return
-        self.optimizer.step()
-        if self.average is not None:
-            steps, accumulate = self.batches.steps, self.options.accumulate
-            self.average.update(self.module, progress.epoch * -(-steps // accumulate) + -(-progress.step // accumulate))
+        due = self.fabric.global_rank == 0 and time.monotonic() - self.saved > _SAVE_SECONDS
+        stop, save, *losses = sum_over_processes(self.fabric, interrupted(), due, *losses)
+        self._require_finite(losses, rate)
+        if last is not None:
+            self.optimizer.step()
+            if self.average is not None:
+                steps, done = (-(-n // self.options.accumulate) for n in (self.batches.steps, progress.step))
+                self.average.update(self.module, progress.epoch * steps + done)
+        return bool(stop), bool(save)
 
-    def _add_gradients(self, x: Any, y: Any, targets: float, rate: float) -> None:
-        """Add the gradients of a batch, weighted by its share of the targets of a step."""
+    def _require_finite(self, losses: Sequence[float], rate: float) -> None:
+        for batch, loss in enumerate(losses, self.progress.step - len(losses) + 1):
+            if not math.isfinite(loss):
+                where = f"epoch {self.progress.epoch + 1}, batch {batch}, at a learning rate of {rate:.3g}"
+                saved = f"; {self.out} contains the last checkpoint" if (self.out / CHECKPOINT).exists() else ""
+                raise RuntimeError(f"the loss is {loss} in {where}: lower it (--lr){saved}")
+
+    def _add_gradients(self, x: Any, y: Any, targets: float) -> float:
+        """Add the gradients of a batch, weighted by its share of the targets of a step, and return its loss."""
         fabric, progress = self.fabric, self.progress
         # Seed each batch, so that dropout is the same after resuming, and differs between processes.
         seeds = (self.options.seed, progress.epoch * self.batches.steps + progress.step)
@@ -214,16 +230,14 @@ class _Training:
         x, y = fabric.to_device(x), fabric.to_device(y)
         out = self.wrapped(*x) if isinstance(x, tuple) else self.wrapped(x)
         # Without targets, the process must still exchange gradients.
-        loss, correct = self.objective(out, y) if len(y) else (out.sum() * 0, 0)
-        if not loss.isfinite():
-            where = f"epoch {progress.epoch + 1}, batch {progress.step + 1}, at a learning rate of {rate:.3g}"
-            saved = f"; {self.out} contains the last checkpoint" if (self.out / CHECKPOINT).exists() else ""
-            raise RuntimeError(f"the loss is {float(loss.detach())} in {where}: lower it (--lr){saved}")
+        loss, correct = self.objective(out, y) if len(y) else (sum(part.sum() for part in tree_leaves(out)) * 0, 0)
         # Gradients are averaged over processes, but the loss must be averaged over targets.
         fabric.backward(loss * (len(y) * fabric.world_size / targets))
         progress.seen += len(y)
         progress.correct += correct
-        progress.loss += float(loss.detach()) * len(y)
+        value = float(loss.detach())
+        progress.loss += value * len(y)
+        return value
 
     def _end_epoch(self, summed: Progress, validate: Validate, right: str) -> None:
         """Validate in the first process, keep the weights if they are the best so far, and log the metrics."""

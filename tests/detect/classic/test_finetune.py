@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -172,6 +173,27 @@ def test_memory_limits_the_images_per_epoch(monkeypatch: pytest.MonkeyPatch) -> 
             drawn.append(set(x[:, 0].tolist()))
             assert len(drawn[-1]) == images
     assert drawn[0] != drawn[1]
+
+
+def test_processes_share_the_windows_of_a_batch_by_image() -> None:
+    windows = [image(4, 12, 0) for _ in range(7)]
+    options = DetectOptions(steps=3, batch=32)
+    whole, *parts = (
+        epoch_of(WindowBatches(HandMadeVectors(windows), range(7), BACKGROUND, 1.0, options, fabric))
+        for fabric in (None, *(SimpleNamespace(global_rank=rank, world_size=3) for rank in range(3)))
+    )
+    shares = [{number for x, _ in part for number in x[:, 0].tolist()} for part in parts]
+    assert sorted(map(len, shares)) == [2, 2, 3]
+    for (x, labels), *divided in zip(whole, *parts, strict=True):
+        rows = torch.cat([torch.column_stack(part) for part in divided])
+        assert torch.equal(rows.unique(dim=0), torch.column_stack((x, labels)).unique(dim=0))
+        assert len(rows) == len(x)
+
+
+def test_process_without_images_gets_empty_batches() -> None:
+    fabric = SimpleNamespace(global_rank=1, world_size=2)
+    batches = WindowBatches(HandMadeVectors([image(4, 12, 0)]), [0], BACKGROUND, 1.0, DetectOptions(steps=2), fabric)
+    assert [(x.shape, labels.tolist()) for x, labels in epoch_of(batches)] == [((0, 3), [])] * 2
 
 
 def test_windows_have_no_common_side() -> None:

@@ -252,6 +252,21 @@ def test_unreadable_images_are_named(
         store.vectors(2, torch.tensor([0]))
 
 
+@pytest.mark.parametrize("kind", ["maps", "crops"])
+def test_files_of_killed_runs_are_deleted(
+    kind: str, encoder: RegionEncoder, cropper: CropEncoder, image: Path, tmp_path: Path
+) -> None:
+    windows = [windows_on(image, random_boxes(2, 90, 120))]
+    source = MapVectors(encoder, windows, tmp_path) if kind == "maps" else CropVectors(cropper, windows, tmp_path)
+    assert source.compute("vectors") == []
+    (file,) = tmp_path.rglob("*.safetensors")
+    left = file.parent / ".sppnet-killed.part"
+    left.mkdir()
+    assert source.compute("vectors") == []
+    assert not left.exists()
+    assert file.exists()
+
+
 def test_digest_depends_only_on_the_content(image: Path, tmp_path: Path) -> None:
     (tmp_path / "copy.png").write_bytes(image.read_bytes())
     assert content_digest(tmp_path / "copy.png") == content_digest(image)

@@ -35,6 +35,8 @@ _MIN_DEVIATION = 0.01  # of offsets; a class whose only windows are its objects 
 _NORM_IMAGES, _NORM_WINDOWS = 10, 100  # images, and windows of each, that the norm is measured on
 
 Picture = tuple[Float[Tensor, "1 3 _ _"], Float[Tensor, "_ 4"]]
+# A process without regions takes part in the step with an empty picture.
+_EMPTY: Picture = (torch.zeros(1, 3, 1, 1).expand(1, 3, 224, 224), torch.tensor([[0.0, 0.0, 224.0, 224.0]]))
 
 
 @dataclass
@@ -146,6 +148,8 @@ class RegionBatches:
         background: label of the background.
         norm: normalization of the offsets.
         options: regions per batch, mirroring and seed.
+        fabric: Lightning Fabric; each of its processes gets its share of the images of a batch. None for a single
+            process.
     """
 
     def __init__(
@@ -155,7 +159,10 @@ class RegionBatches:
         background: int,
         norm: OffsetNorm,
         options: DetectOptions,
+        fabric: Any = None,
     ) -> None:
+        self.rank: int = fabric.global_rank if fabric else 0
+        self.world: int = fabric.world_size if fabric else 1
         self.encoder, self.background, self.norm = encoder, background, norm
         self.total, self.mirror, self.seed = max(options.batch // _IMAGES, 1), options.mirror, options.seed
         self.windows = [part for part in windows if len(self._draw(part, random.Random(0)))]  # noqa: S311
@@ -168,7 +175,7 @@ class RegionBatches:
         for step in range(start, self.steps):
             pictures: list[Picture] = []
             parts, failures = [Regions(torch.empty(0, dtype=torch.long), torch.empty(0, 4))], []
-            for number in order[step * _IMAGES : (step + 1) * _IMAGES]:
+            for number in order[step * _IMAGES : (step + 1) * _IMAGES][self.rank :: self.world]:
                 try:
                     picture, regions = self.example(number, epoch)
                 except ImageError as error:
@@ -177,7 +184,7 @@ class RegionBatches:
                     pictures.append(picture)
                     parts.append(regions)
             labels, offsets = (torch.cat([getattr(part, name) for part in parts]) for name in ("labels", "offsets"))
-            yield pictures, Regions(labels, offsets), failures
+            yield pictures or [_EMPTY], Regions(labels, offsets), failures
 
     def side(self, epoch: int) -> int | None:  # noqa: ARG002
         """Return None: images keep their sizes."""
@@ -278,7 +285,7 @@ def fit_fast(
         model.norm.fill_(mean_square_scale(_sample_vectors(encoder, usable)))
     elif isinstance(model.offsets, nn.Linear):
         norm.redo(model.offsets)
-    batches = RegionBatches(encoder, usable, classes, norm, options)
+    batches = RegionBatches(encoder, usable, classes, norm, options, fabric)
     loss = partial(multi_task_loss, smoothing=options.label_smoothing)
     finished = fit(FastNetwork(model), batches, options, out, lambda: None, failures, loss, fabric=fabric)
     if finished and isinstance(model.offsets, nn.Linear):

@@ -31,42 +31,59 @@ class WindowBatches:
         background: label of the background.
         norm: scale factor of the vectors.
         options: windows per batch, batches per epoch, mirroring and seed.
+        fabric: Lightning Fabric; each of its processes gets the windows of its share of the images. None for a single
+            process.
     """
 
     def __init__(
-        self, vectors: WindowVectors, usable: Sequence[int], background: int, norm: float, options: DetectOptions
+        self,
+        vectors: WindowVectors,
+        usable: Sequence[int],
+        background: int,
+        norm: float,
+        options: DetectOptions,
+        fabric: Any = None,
     ) -> None:
+        self.rank: int = fabric.global_rank if fabric else 0
+        self.world: int = fabric.world_size if fabric else 1
         self.vectors, self.usable, self.background, self.norm = vectors, list(usable), background, norm
         self.batch, self.steps, self.seed = options.batch, options.steps, options.seed
         self.mirror = options.mirror
 
     def epoch(self, epoch: int, start: int) -> Iterator[tuple[Any, Tensor, list[ImageError]]]:
         """Yield the batches of an epoch, beginning with batch `start`."""
-        x, labels = self._draw(random.Random(f"windows {self.seed} {epoch}"))  # noqa: S311
+        x, places, labels = self._draw(random.Random(f"windows {self.seed} {epoch}"))  # noqa: S311
         positive, background = (
             part.nonzero()[:, 0].tolist() for part in (labels != self.background, labels == self.background)
         )
         for step in range(start, self.steps):
             rng = random.Random(f"batch {self.seed} {epoch} {step}")  # noqa: S311
             count = min(round(self.batch * POSITIVE_SHARE), len(positive))
-            rows = rng.sample(positive, count) + rng.sample(background, min(self.batch - count, len(background)))
-            yield x[rows].float() * self.norm, labels[rows], []
+            drawn = rng.sample(positive, count) + rng.sample(background, min(self.batch - count, len(background)))
+            rows = torch.tensor(drawn, dtype=torch.long)
+            rows = rows[places[rows] >= 0]
+            yield x[places[rows]].float() * self.norm, labels[rows], []
 
     def side(self, epoch: int) -> int | None:  # noqa: ARG002
         """Return None: windows have no common size."""
         return None
 
-    def _draw(self, rng: random.Random) -> tuple[Float[Tensor, "n d"], Int[Tensor, " n"]]:
+    def _draw(self, rng: random.Random) -> tuple[Float[Tensor, "m d"], Int[Tensor, " n"], Int[Tensor, " n"]]:
+        """Draw windows; return the vectors of this process, each window's place among them or -1, and the labels."""
         images = self.usable.copy()
         rng.shuffle(images)
         max_images = max(_MEMORY // (2 * self.vectors.length * _WINDOWS_PER_IMAGE), 1)
-        parts, labels = [], []
-        for image in images[:max_images]:
+        parts, own, labels = [torch.empty(0, self.vectors.length, dtype=torch.float16)], [], []
+        for number, image in enumerate(images[:max_images]):
             windows = self.vectors.windows[image]
             rows = draw_windows(windows, round(_WINDOWS_PER_IMAGE * POSITIVE_SHARE), _WINDOWS_PER_IMAGE, rng)
-            parts.append(self.vectors.vectors(image, rows, mirrored=self.mirror and rng.random() < 0.5).half())
+            mirrored = self.mirror and rng.random() < 0.5
+            if number % self.world == self.rank:
+                parts.append(self.vectors.vectors(image, rows, mirrored).half())
+            own.append(torch.full(rows.shape, number % self.world == self.rank))
             labels.append(torch.where(positives(windows)[rows], windows.labels[rows], self.background))
-        return torch.cat(parts), torch.cat(labels)
+        in_share = torch.cat(own)
+        return torch.cat(parts), torch.where(in_share, in_share.cumsum(0) - 1, -1), torch.cat(labels)
 
 
 def positives(windows: Windows) -> Bool[Tensor, " k"]:

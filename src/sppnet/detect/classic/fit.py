@@ -3,7 +3,9 @@
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from sppnet.detect.classic.mining import fit_detection_svms
 from sppnet.detect.classic.vector_scale import mean_square_scale, spread_rows
 from sppnet.detect.classic.windows import CropVectors, MapVectors, Windows, WindowVectors, label_windows
 from sppnet.detect.model import Detector, create_fc
-from sppnet.detect.options import DetectOptions
+from sppnet.detect.options import DetectOptions, is_box_file
 from sppnet.detect.proposals import iter_proposals
 from sppnet.errors import ImageError
 from sppnet.evaluation.recall import recall
@@ -35,18 +37,26 @@ _REGRESSION_WINDOWS, _REGRESSION_MEMORY = 64, 500_000_000  # windows per image, 
 
 
 def propose_windows(
-    samples: Sequence[DetectionSample], num_classes: int, options: DetectOptions, cache: Path
+    samples: Sequence[DetectionSample], num_classes: int, options: DetectOptions, cache: Path, fabric: Any = None
 ) -> tuple[list[Windows], list[ImageError]]:
-    """Return the labeled windows of each readable image, and the errors of the others."""
+    """Return the labeled windows of each readable image, and the errors of the others.
+
+    Each process of `fabric` searches its share of the images first, and then reads those of the others from the cache.
+    """
     paths = [sample.path for sample in samples]
-    results = iter_proposals(
-        paths,
-        options.proposals,
-        cache / "proposals",
+    propose = partial(
+        iter_proposals,
+        source=options.proposals,
+        folder=cache / "proposals",
         max_windows=options.windows,
         seconds=options.proposal_seconds,
         workers=options.workers,
     )
+    if fabric is not None and fabric.world_size > 1 and not is_box_file(options.proposals):
+        own = paths[fabric.global_rank :: fabric.world_size]
+        deque(track(propose(own), "own proposals", len(own)), maxlen=0)
+        fabric.barrier()
+    results = propose(paths)
     windows, failures = [], []
     for sample, proposals in zip(samples, track(results, "proposals", len(paths)), strict=True):
         if isinstance(proposals, Failure):
@@ -106,6 +116,8 @@ def fit_detector(
         if model.config.scorer == "softmax":
             model.score.load_state_dict(network[1].state_dict())
         seconds["fine-tuning"] = time.monotonic() - started
+    if fabric is not None and fabric.global_rank > 0:  # the first process fits the rest
+        return True
     model.cpu().eval()
     if model.config.scorer == "svm":
         started = time.monotonic()
@@ -139,7 +151,7 @@ def finetune(
         network[0].load_state_dict(model.fc.state_dict())
         if model.config.scorer == "softmax":
             network[1].load_state_dict(model.score.state_dict())
-    batches = WindowBatches(vectors, usable, classes, float(model.norm), options)
+    batches = WindowBatches(vectors, usable, classes, float(model.norm), options, fabric)
     finished = fit(network, batches, options, out, lambda: None, [], fabric=fabric)
     return network.cpu().eval() if finished else None
 

@@ -1,10 +1,11 @@
 """Windows of training images with their labels, and their vectors, cached on disk in half precision."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,8 +20,10 @@ from sppnet.detect.classic.rcnn import CropEncoder
 from sppnet.errors import ImageError
 from sppnet.features.encoder import ImageMaps, RegionEncoder
 from sppnet.io.files import read_tensors, save_tensors
+from sppnet.io.remote import writers_lock
 from sppnet.ops.boxes import mirror, overlaps
 from sppnet.progress import track
+from sppnet.training.processes import gather
 
 # Windows that overlap a difficult object by more are neither positives nor background.
 _DIFFICULT_OVERLAP = 0.3
@@ -93,17 +96,14 @@ class MapVectors:
         parts = (encoder.backbone.name, encoder.backbone.stage, encoder.scales, encoder.max_side)
         self._folder = folder / f"maps-{_digest(encoder.backbone, parts)}"
 
-    def compute(self, description: str, mirrored: bool = False) -> list[ImageError]:
-        """Compute the maps that are not cached yet; return the errors of unreadable images."""
-        failures = []
-        for windows in track(self.windows, description, len(self.windows)):
-            try:
-                self.maps(windows.path)
-                if mirrored:
-                    self.maps(windows.path, mirrored=True)
-            except ImageError as error:
-                failures.append(error)
-        return failures
+    def compute(self, description: str, mirrored: bool = False, fabric: Any = None) -> list[ImageError]:
+        """Compute the missing maps, in shares by the processes of `fabric`; return the errors of all processes."""
+
+        def compute(number: int) -> None:
+            for flag in (False, True)[: 1 + mirrored]:
+                self.maps(self.windows[number].path, flag)
+
+        return _compute(compute, len(self.windows), description, self._folder, fabric)
 
     def vectors(self, image: int, rows: Int[Tensor, " k"], mirrored: bool = False) -> Float[Tensor, "k d"]:
         """Return the vectors of some windows of an image, or of the mirrored image."""
@@ -150,17 +150,15 @@ class CropVectors:
         parts = (encoder.backbone.name, encoder.backbone.stage, encoder.levels, encoder.reduce, encoder.side)
         self._folder = folder / f"crops-{_digest(encoder.backbone, parts)}"
 
-    def compute(self, description: str, mirrored: bool = False) -> list[ImageError]:
-        """Compute the vectors that are not cached yet; return the errors of unreadable images."""
-        failures = []
-        for number, windows in enumerate(track(self.windows, description, len(self.windows))):
-            try:
-                for flag in (False, True)[: 1 + mirrored]:
-                    for part in range(-(-len(windows.boxes) // _CROPS)):
-                        self._part(number, part, flag)
-            except ImageError as error:
-                failures.append(error)
-        return failures
+    def compute(self, description: str, mirrored: bool = False, fabric: Any = None) -> list[ImageError]:
+        """Compute the missing vectors, like :meth:`MapVectors.compute`."""
+
+        def compute(number: int) -> None:
+            for flag in (False, True)[: 1 + mirrored]:
+                for part in range(-(-len(self.windows[number].boxes) // _CROPS)):
+                    self._part(number, part, flag)
+
+        return _compute(compute, len(self.windows), description, self._folder, fabric)
 
     def vectors(self, image: int, rows: Int[Tensor, " k"], mirrored: bool = False) -> Float[Tensor, "k d"]:
         """Return the vectors of some windows of an image, or of the mirrored image."""
@@ -187,6 +185,22 @@ class CropVectors:
 
 
 WindowVectors = MapVectors | CropVectors
+
+
+def _compute(
+    compute: Callable[[int], None], images: int, description: str, folder: Path, fabric: Any
+) -> list[ImageError]:
+    """Call `compute` for each image of this process's share; return the errors of all processes."""
+    numbers = range(images) if fabric is None else range(images)[fabric.global_rank :: fabric.world_size]
+    failures = []
+    folder.mkdir(parents=True, exist_ok=True)
+    with writers_lock(folder):
+        for number in track(numbers, description, len(numbers)):
+            try:
+                compute(number)
+            except ImageError as error:
+                failures.append(error)
+    return failures if fabric is None else gather(fabric, failures)
 
 
 def content_digest(path: Path) -> str:
