@@ -106,3 +106,48 @@ def test_parsers_do_not_import_torch() -> None:
     )
     code = f"import sys, {modules}; {parsers}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_boxes_writes_one_vector_per_image(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (images / "sub").mkdir()
+    Image.effect_noise((64, 96), 60).save(images / "sub" / "b.png")
+    (images / "sub" / "c.png").write_bytes(b"no image")
+    (images / "paths.csv").write_text("path\nsub/b.png\nsub/gone.png\na.png\n")
+    base = ["features", *OPTIONS, "--dtype", "float32"]
+    assert run([*base, str(images), "--out", str(images / "all"), "--draw", "1"]) == 1
+    assert "sub/c.png: not an image" in capsys.readouterr().err
+    assert (images / "all" / "pictures" / "00000-a.png").is_file()
+    assert run([*base, "--list", str(images / "paths.csv"), "--out", str(images / "listed")]) == 1
+    assert "sub/gone.png: no such file" in capsys.readouterr().err
+    assert features(images, "--dtype", "float32", "--on-bad", "drop") == 0
+    whole, listed = ({item.image: item for item in read_features(images / out)} for out in ("all", "listed"))
+    assert list(whole) == ["a.png", "sub/b.png"]
+    assert list(listed) == ["sub/b.png", "a.png"]
+    assert all(torch.equal(whole[name].vectors, listed[name].vectors) for name in whole)
+    assert whole["a.png"].boxes.tolist() == [[0, 0, 80, 64]]
+    assert whole["a.png"].vectors.shape == (1, 256)
+
+
+def test_boxes_of_several_given_images(images: Path) -> None:
+    Image.effect_noise((64, 96), 60).save(images / "b.png")
+    command = ["features", str(images / "a.png"), str(images / "b.png"), *OPTIONS, "--on-bad", "drop"]
+    assert run([*command, "--boxes", str(images / "boxes.csv"), "--out", str(images / "out")]) == 0
+    assert [(item.image, len(item.ids)) for item in read_features(images / "out")] == [("a.png", 2)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--box-format", "xyxy"], "box_format: expected no value without --boxes, got xyxy"),
+        (["--on-bad", "drop"], "on_bad: expected no value without --boxes, got drop"),
+        (["--cell-rule", "roi_pool"], "cell_rule: expected paper or released without --boxes, got roi_pool"),
+        (["--boxes", "b.csv", "s3://b/c"], "images: expected one URL with --boxes, got 2 names"),
+    ],
+)
+def test_rejects_options_that_do_not_go_together(
+    images: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [options.pop(), "s3://b/a"] if "://" in options[-1] else [str(images)]
+    assert run(["features", *names, "--out", str(images / "out"), *OPTIONS, *options]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (images / "out").exists()

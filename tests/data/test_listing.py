@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sppnet.data.listing import LocalImages, RemoteImages, find_file, header_size, list_image_names, list_images
+from sppnet.data.listing import (
+    LocalImages,
+    RemoteImages,
+    find_file,
+    header_size,
+    list_image_names,
+    list_images,
+    read_list,
+)
 from sppnet.errors import ImageError
 
 
@@ -81,3 +89,42 @@ def test_skips_files_of_operating_systems(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "._a.jpg", "__MACOSX/b.jpg", "in/@eaDir/c.jpg", "lost+found/d.jpg", "Thumbs.db")
     assert list_images(tmp_path) == [tmp_path / "a.jpg"]
     assert list_image_names(f"file://{tmp_path}") == [f"file://{tmp_path}/a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.txt", b"\xef\xbb\xbfa.png\r\n\r\nb c.png\n /x.png", ["a.png", "b c.png", " /x.png"]),
+        ("a.txt", b"a\nb.png\0c.png\0", ["a\nb.png", "c.png"]),
+        ("a.txt", b"\xff.png\ns3://bucket/a.png\n", ["\udcff.png", "s3://bucket/a.png"]),
+        ("a.txt", b"sub\\a.png", ["sub/a.png"]),
+        ("a.CSV", b'label, path\nx, "a, b.png"\n\ny,c.png\n', ["a, b.png", "c.png"]),
+    ],
+)
+def test_reads_lists_of_paths(tmp_path: Path, name: str, content: bytes, expected: list[str]) -> None:
+    touch(tmp_path, "sub/a.png")
+    (tmp_path / name).write_bytes(content)
+    assert read_list(tmp_path / name) == [path if "://" in path else str(tmp_path / path) for path in expected]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"\n \n", r"^list: expected paths in .*a\.txt, got none"),
+        ("a.csv", b"path,label\n", r"^list: expected paths in .*a\.csv, got none"),
+        ("a.csv", b"file,label\na.png,x\n", r"^list: expected one column path in .*a\.csv, got 'file,label'"),
+        ("a.csv", b"label,path\nx,a.png\ny\n", r"^list: expected a path in .*a\.csv, line 3, got none"),
+        ("a.csv", b'path\n"a.png', r"^list: expected CSV in .*a\.csv, got .*end of data in line 2"),
+    ],
+)
+def test_rejects_lists_without_paths(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_list(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_impossible_names_are_missing(name: str) -> None:
+    for function in (list_images, list_image_names):
+        with pytest.raises(ImageError, match="no such file or folder"):
+            function(name)

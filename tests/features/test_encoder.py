@@ -305,3 +305,17 @@ def test_rejects_scales_that_the_backbone_cannot_use(zf5: RegionEncoder, options
     create: Callable[..., RegionEncoder] = RegionEncoder
     with pytest.raises(ValueError, match=message):
         create(zf5.backbone, **options)
+
+
+@pytest.mark.parametrize("name", ["zf5", "test_resnet", "test_vit", "module"])
+@pytest.mark.parametrize(("reduce", "rule"), [("max", "paper"), ("avg", "released")])
+def test_vector_without_boxes_is_that_of_the_whole_map(name: str, reduce: Reduce, rule: CellRule) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 5, 3, 2))
+    backbone = create_backbone(module) if name == "module" else create_backbone(name, weights=None)
+    encoder = RegionEncoder(backbone, (2, 1), (96,), reduce=reduce, rule=rule)
+    images = [Image.effect_noise(size, 60).convert("RGB") for size in ((70, 110), (120, 64))]
+    for image, result in zip(images, encoder.predict(images), strict=True):
+        with torch.inference_mode():
+            (features,) = encoder.prepare(image).maps
+        torch.testing.assert_close(result.vectors, pyramid_pool(features.data, (2, 1), reduce=reduce))
+        assert result.boxes.tolist() == [[0, 0, image.width, image.height]]

@@ -8,6 +8,7 @@ import torch
 
 from sppnet import RegionEncoder
 from sppnet.data.formats.boxes import read_boxes
+from sppnet.features.boxes import whole_images
 from sppnet.features.vectors import compute_features, read_features
 from tests.helpers.box_features import SIZES, read_index, write_features
 
@@ -67,3 +68,21 @@ def test_splits_an_image_with_more_boxes_than_fit_into_a_file(
     assert [len(item.ids) for item in parts] == [2, 1] * 4
     assert torch.equal(torch.cat([item.vectors for item in parts]), torch.cat([item.vectors for item in whole]))
     assert sum((item.ids for item in parts), ()) == sum((item.ids for item in whole), ())
+
+
+def test_threads_do_not_change_the_files(images: Path, tmp_path: Path) -> None:
+    (images / "in" / "b.png").write_bytes(b"no image")
+    torch.set_num_threads(3)
+    try:
+        encoder = RegionEncoder("zf5", (2, 1), (100,))
+        names = [images / name for name in SIZES]
+        report = compute_features(encoder, whole_images(names), images, tmp_path / "threads", dtype="float32")
+    finally:
+        torch.set_num_threads(1)
+    assert [failure.path for failure in report.failures] == ["in/b.png"]
+    stored = list(read_features(tmp_path / "threads"))
+    assert [item.image for item in stored] == [name for name in SIZES if name != "in/b.png"]
+    for item in stored:
+        height, width = SIZES[item.image]
+        assert item.boxes.tolist() == [[0, 0, width, height]]
+        assert torch.equal(item.vectors, encoder.predict(images / item.image)[0].vectors)

@@ -1,16 +1,19 @@
 """Parsing of option values and printing of results, shared by all commands."""
 
+import csv
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from jsonargparse import Namespace
 from rich.table import Table
 
 from sppnet.cli.console import message, results
 from sppnet.cli.parser import CommandParser
-from sppnet.errors import ImageError
+from sppnet.errors import ImageError, printable
 from sppnet.training.options import LoopOptions
 
 T = TypeVar("T")
@@ -22,19 +25,18 @@ def add_format(parser: CommandParser) -> None:
     parser.option("data", "--format", text, type=str | None, metavar="NAME")
 
 
-def add_stages(parser: CommandParser, options: LoopOptions, stages: str) -> None:
+def add_stages(parser: CommandParser, options: Any, stages: str) -> None:
     """Add the options of what is trained, and from which weights; `stages` is a help text."""
     text = "run to start from, also with other classes; of another task only its backbone"
     parser.option("model", "--init", text, type=str | None, metavar="RUN")
     parser.fields("training", options, train_stages=(stages, _as_text), freeze_backbone="the same as --train-stages 0")
 
 
-def add_optimization(parser: CommandParser, options: LoopOptions, *names: str) -> None:
+def add_optimization(parser: CommandParser, options: Any, *names: str) -> None:
     """Add the options of the optimizer with these names; all of them without names."""
-    rates = "; default: 3e-4 for adamw, 1e-2 for sgd" if options.lr is None else ""
     texts = {
         "optimizer": "optimizer",
-        "lr": f"peak learning rate{rates}",
+        "lr": "peak learning rate; default: that of the optimizer (adamw 3e-4, sgd 1e-2), or of the task",
         "weight_decay": "decay of weights, not of biases and norms; default: 5e-2 for adamw, 5e-4 for sgd",
         "schedule": "learning rate schedule",
         "warmup_epochs": "epochs, or a fraction of one, in which the learning rate rises linearly",
@@ -56,16 +58,39 @@ def add_best_epoch(parser: CommandParser, options: LoopOptions) -> None:
     )
 
 
-def add_hardware(parser: CommandParser, options: LoopOptions) -> None:
-    """Add the options of the processes and of their devices."""
+def add_hardware(parser: CommandParser, options: Any, workers: str = "number of processes that decode images") -> None:
+    """Add the options of the processes and of their devices; `workers` is a help text."""
     parser.fields(
         "hardware",
         options,
         device="device",
         devices="processes per machine, one per GPU; omit with torchrun",
         nodes="number of machines, each with --devices processes",
-        workers="number of processes that decode images",
+        workers=workers,
     )
+
+
+def add_images(parser: CommandParser, text: str) -> None:
+    """Add the images to process, as arguments and as the option --list; see :func:`read_names`."""
+    parser.option("data", "images", f"{text}; - reads one path per line from standard input", nargs="+")
+    next(action for action in parser._actions if action.dest == "images").required = False
+    text = "file of images: one path per line, or CSV with the column path; paths are relative to the file"
+    parser.option("data", "--list", text, type=str | None, metavar="FILE")
+
+
+def read_names(arguments: Namespace) -> list[str]:
+    """Return the names of images and folders given as arguments, on standard input and in the file of --list.
+
+    Raises:
+        ValueError: there are none.
+    """
+    from sppnet.data.listing import read_list
+
+    given = arguments.images or []
+    if not given and not arguments.list:
+        raise ValueError("images: expected files or folders, - for standard input, or --list FILE, got none")
+    names = [name for text in given for name in (read_list(None) if text == "-" else [text])]
+    return names + (read_list(Path(arguments.list)) if arguments.list else [])
 
 
 def find_images(names: Sequence[str]) -> tuple[list[Path], list[ImageError]]:
@@ -77,7 +102,7 @@ def find_images(names: Sequence[str]) -> tuple[list[Path], list[ImageError]]:
     from sppnet.data.listing import list_images, walk_files
 
     extensions = image_extensions()
-    for folder in filter(Path.is_dir, map(Path, names)):
+    for folder in map(Path, filter(os.path.isdir, dict.fromkeys(names))):
         skipped: dict[str, list[Path]] = {}
         for file in walk_files(folder):
             if (extension := file.suffix.lower()) not in extensions:
@@ -90,15 +115,23 @@ def find_images(names: Sequence[str]) -> tuple[list[Path], list[ImageError]]:
 
 
 def collect_images(names: Sequence[str], list_one: Callable[[str], Sequence[T]]) -> tuple[list[T], list[ImageError]]:
-    """Concatenate what `list_one` returns for each name, and collect the errors of names that it rejects."""
+    """Concatenate what `list_one` returns for each name, and collect the errors of names that it rejects.
+
+    Repeated paths are used once, which is reported on standard error.
+    """
     items: list[T] = []
-    failures: list[ImageError] = []
+    failures: dict[str, ImageError] = {}
     for name in names:
         try:
             items += list_one(name)
         except ImageError as error:
-            failures.append(error)
-    return items, failures
+            failures[name] = error
+    unique: dict[str, T] = {}
+    for item in items:
+        unique.setdefault(os.path.abspath(str(item)), item)  # noqa: PTH100
+    if repeated := len(items) - len(unique):
+        message(f"{repeated} repeated image{'s' * (repeated != 1)} skipped")
+    return list(unique.values()), list(failures.values())
 
 
 def print_comparison(
@@ -133,6 +166,11 @@ def list_problems(problems: Sequence[str], failures: Sequence[ImageError]) -> No
     for problem in problems:
         message(problem)
     list_failures(failures)
+
+
+def print_row(*values: object) -> None:
+    """Print a row of CSV on standard output, with escapes for control characters."""
+    csv.writer(sys.stdout, lineterminator="\n").writerow([printable(str(value)) for value in values])
 
 
 def print_error(text: str) -> None:

@@ -106,15 +106,24 @@ def _prepare(model: "Model", arguments: Namespace) -> tuple["Model", Callable[..
     """Return the model, the function that predicts with it, and the options that determine its results."""
     from sppnet.classify.model import Classifier
     from sppnet.classify.predict import predict_images
+    from sppnet.cli.detect import prediction_options
     from sppnet.detect.classic.compress import compress
     from sppnet.detect.model import Detector
     from sppnet.detect.options import is_box_file
+    from sppnet.detect.two_stage.model import TwoStageDetector
     from sppnet.distributed.jobs import classify
 
     if isinstance(model, Classifier):
-        options = {name: arguments[name] for name in ("resize", "views", "unknown")}
+        options = {name: arguments[name] for name in ("resize", "views", "unknown", "top")}
         list(predict_images(model, [], batch=arguments.batch, **options))  # checks the options before Ray starts
         return model, partial(classify, **options), options
+    if isinstance(model, TwoStageDetector):
+        min_score = model.config.min_score if arguments.min_score is None else arguments.min_score
+        settings = prediction_options(model, arguments, None)
+        if arguments.vectors is not None:
+            raise ValueError(f"vectors: expected no value with --engine ray, got {arguments.vectors}")
+        options = {"min_score": min_score, "tile": arguments.tile, "overlap": arguments.overlap}
+        return model, partial(TwoStageDetector.predict, min_score=min_score, on_error="skip", **settings), options
     if not isinstance(model, Detector):
         raise ValueError("engine: expected local for a segmenter, got ray; only classifiers and detectors run on Ray")
     for name, default in (("workers", 2), ("cache", None)):

@@ -1,7 +1,11 @@
 """Listing and lookup of image files in local folders and object stores."""
 
+import codecs
+import csv
+import io
 import os
 import re
+import sys
 import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -14,6 +18,7 @@ from sppnet.errors import ImageError
 from sppnet.io import remote
 from sppnet.io.remote import WILDCARDS, filesystem, is_url, read_bytes, store_errors
 
+_MAX_SHOWN = 200  # characters of a header in a message
 _HEADER_BYTES = 1 << 16
 _REQUESTS = 32  # concurrent reads of image headers in a store
 
@@ -105,15 +110,60 @@ def list_images(path: str | os.PathLike[str]) -> list[Path]:
         ImageError: the path does not exist, or the folder contains no images.
     """
     path = Path(path)
-    if path.is_file():
+    if os.path.isfile(path):  # noqa: PTH113 (false for names that are too long)
         return [path]
-    if not path.is_dir():
+    if not os.path.isdir(path):  # noqa: PTH112
         raise ImageError(str(path), "no such file or folder")
     extensions = image_extensions()
     images = [file for file in walk_files(path) if file.suffix.lower() in extensions]
     if not images:
         raise ImageError(str(path), "the folder contains no images (no file ends in .jpg, .png or similar)")
     return images
+
+
+def read_list(file: Path | None) -> list[str]:
+    """Return the paths and URLs in a file, or on standard input if it is None.
+
+    A file that ends in .csv has a header with the column path. Others have one path per line, or paths that end with
+    NUL as those of ``find -print0``. Empty lines are skipped. Paths in a file are relative to its folder, see
+    :func:`find_file`; those on standard input to the working directory.
+
+    Raises:
+        ValueError: there are no paths, or the CSV file is malformed or has no column path.
+        OSError: the file cannot be read.
+    """
+    if file is None:
+        stream = getattr(sys.stdin, "buffer", sys.stdin)  # programs replace it by streams of text
+        content = stream.read()
+    else:
+        content = file.read_bytes()
+    text = content if isinstance(content, str) else os.fsdecode(content.removeprefix(codecs.BOM_UTF8))
+    if file is not None and file.suffix.lower() == ".csv":
+        names = _read_column(text, file)
+    else:
+        names = [name for name in re.split("\0" if "\0" in text else "\r?\n", text) if name.strip()]
+    if not names:
+        where = f"list: expected paths in {file}" if file else "images: expected one path per line on standard input"
+        raise ValueError(f"{where}, got none")
+    if file is None:
+        return names
+    return [name if is_url(name) else str(find_file(file.parent, name) or file.parent / name) for name in names]
+
+
+def _read_column(text: str, file: Path) -> list[str]:
+    """Return the values of the column path of a CSV file."""
+    rows = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
+    try:
+        header = [name.strip() for name in next(rows, [])]
+        if header.count("path") != 1:
+            raise ValueError(f"list: expected one column path in {file}, got {','.join(header)[:_MAX_SHOWN]!r}")
+        column = header.index("path")
+        names = [(rows.line_num, row[column : column + 1]) for row in rows if row]
+    except csv.Error as error:
+        raise ValueError(f"list: expected CSV in {file}, got {error} in line {rows.line_num}") from error
+    if empty := [number for number, name in names if not "".join(name).strip()]:
+        raise ValueError(f"list: expected a path in {file}, line {empty[0]}, got none")
+    return [name[0] for _, name in names]
 
 
 def find_file(folder: Path, name: str) -> Path | None:
@@ -165,7 +215,7 @@ def list_image_names(name: str) -> list[str]:
         OSError: the file or folder cannot be read.
     """
     is_pattern = any(character in name for character in WILDCARDS)
-    if not is_url(name) and (Path(name).exists() or not is_pattern):
+    if not is_url(name) and (os.path.exists(name) or not is_pattern):  # noqa: PTH110 (false for too long names)
         return [str(path) for path in list_images(name)]
     files, path = filesystem(name)
     try:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sppnet.classify.model import Classifier
-from sppnet.classify.predict import predict_images
+from sppnet.classify.predict import TOP, predict_images
 from sppnet.data.listing import image_source
 from sppnet.devices import pick_device
 from sppnet.errors import ImageError
@@ -102,11 +102,18 @@ def _read_source(name: str, folder: Path) -> Source:
 
 
 def classify(
-    model: Classifier, sources: Sequence[Path | bytes], *, resize: str | None, views: str, unknown: bool = False
+    model: Classifier,
+    sources: Sequence[Path | bytes],
+    *,
+    resize: str | None,
+    views: str,
+    unknown: bool = False,
+    top: int = TOP,
 ) -> list[Result | Failure]:
     """Classify one batch, without the warnings of :meth:`sppnet.Classifier.predict`."""
     batch = max(len(sources), 1)
-    return list(predict_images(model, sources, resize=resize, views=views, batch=batch, unknown=unknown))
+    options: dict[str, Any] = {"resize": resize, "views": views, "unknown": unknown, "top": top}
+    return list(predict_images(model, sources, batch=batch, **options))
 
 
 @dataclasses.dataclass

@@ -1,15 +1,34 @@
-"""Boxes as arguments of region encoders: conversion to tensors, and checks."""
+"""Boxes as arguments of region encoders: conversion to tensors, checks, and boxes of whole images."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sppnet.data.formats.boxes import ImageBoxes
+
 # Boxes of one image or of several: tensors, arrays or nested lists.
 Boxes = Tensor | NDArray[Any] | Sequence[Any]
+
+# The box of an image whose size is not known yet.
+WHOLE = torch.tensor([[0.0, 0.0, math.inf, math.inf]])
+
+
+def whole_images(paths: Iterable[Path | str]) -> tuple[ImageBoxes, ...]:
+    """Return one box per image that covers it; the sizes of the images are read when their vectors are computed."""
+    return tuple(ImageBoxes(path, WHOLE, ("0",)) for path in paths)
+
+
+def fit_boxes(boxes: Float[Tensor, "k 4"], size: tuple[int, int]) -> Float[Tensor, "k 4"]:
+    """Replace the infinite edges of whole images by those of an image of (height, width) pixels."""
+    height, width = size
+    return torch.where(boxes.isinf(), boxes.new_tensor([0, 0, width, height]), boxes)
 
 
 def split_boxes(boxes: Boxes, count: int) -> list[Tensor]:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, overload
+from typing import Any, get_args, overload
 
 import torch
 from jaxtyping import Float, Int
@@ -17,10 +17,10 @@ from sppnet.backbones.names import EMBEDDED_BACKBONE
 from sppnet.data.images import ImageSource, list_sources, load_image, source_name, to_tensor
 from sppnet.data.resize import nearest_multiple
 from sppnet.errors import ImageError, check_choice
-from sppnet.features.boxes import Boxes, check_boxes, split_boxes
+from sppnet.features.boxes import WHOLE, Boxes, check_boxes, fit_boxes, split_boxes
 from sppnet.features.options import RegionEncoderConfig, ScaleRule
 from sppnet.inference.drawing import draw_bins
-from sppnet.inference.results import Failure, Result
+from sppnet.inference.results import Failure, OnError, Result
 from sppnet.ops import library
 from sppnet.ops.boxes import areas
 from sppnet.ops.levels import CellRule, Level, Reduce, count_bins, parse_levels
@@ -144,7 +144,7 @@ class RegionEncoder(nn.Module):
         """Vector length, channels times bins."""
         return self.backbone.channels * count_bins(self.levels)
 
-    def forward(self, images: Images, boxes: Boxes) -> list[Float[Tensor, "_ d"]]:
+    def forward(self, images: Images, boxes: Boxes | None = None) -> list[Float[Tensor, "_ d"]]:
         """Encode the boxes of each image; takes the arguments of :meth:`predict` and raises the same errors.
 
         Returns:
@@ -153,20 +153,21 @@ class RegionEncoder(nn.Module):
         return [result.vectors for result in self.predict(images, boxes)]
 
     @overload
-    def predict(self, images: Images, boxes: Boxes) -> list[RegionFeatures]: ...
+    def predict(self, images: Images, boxes: Boxes | None = None) -> list[RegionFeatures]: ...
 
     @overload
     def predict(
-        self, images: Images, boxes: Boxes, *, on_error: Literal["raise", "skip"]
+        self, images: Images, boxes: Boxes | None = None, *, on_error: OnError
     ) -> list[RegionFeatures | Failure]: ...
 
-    def predict(self, images: Images, boxes: Boxes, *, on_error: Literal["raise", "skip"] = "raise") -> list[Any]:
+    def predict(self, images: Images, boxes: Boxes | None = None, *, on_error: OnError = "raise") -> list[Any]:
         """Encode the boxes of each image.
 
         Args:
             images: one image or several, see :func:`sppnet.data.images.load_image`.
             boxes: numbers of shape (K, 4) for each image, as a tensor, an array or a nested list: xyxy edges in pixels
                 of the image with its EXIF orientation applied. A box must overlap its image and may extend beyond it.
+                None for one box per image, the whole image.
             on_error: ``raise`` the error of the first image that cannot be used, or ``skip`` such images, which yields
                 a `Failure` in their place.
 
@@ -179,10 +180,11 @@ class RegionEncoder(nn.Module):
             ValueError: the numbers of images and of lists of boxes differ, or a box is not finite, has no area or does
                 not overlap its image.
         """
-        check_choice("on_error", on_error, ("raise", "skip"))
+        check_choice("on_error", on_error, get_args(OnError))
         sources = list_sources(images)
+        parts = [WHOLE] * len(sources) if boxes is None else split_boxes(boxes, len(sources))
         results: list[RegionFeatures | Failure] = []
-        for index, (source, part) in enumerate(zip(sources, split_boxes(boxes, len(sources)), strict=True)):
+        for index, (source, part) in enumerate(zip(sources, parts, strict=True)):
             name = source_name(source, index)
             try:
                 image = load_image(source)
@@ -192,6 +194,7 @@ class RegionEncoder(nn.Module):
                 results.append(Failure(name, ImageError(name, error.reason)))
                 continue
             size = (image.height, image.width)
+            part = fit_boxes(part, size) if boxes is None else part
             check_boxes(part, size, f"boxes[{index}]")
             with evaluation_mode(self), torch.inference_mode():
                 maps = self.prepare(image)

@@ -17,6 +17,7 @@ from sppnet.data.formats.boxes import ImageBoxes
 from sppnet.data.images import load_image
 from sppnet.data.listing import image_source
 from sppnet.errors import ImageError, check_choice
+from sppnet.features.boxes import fit_boxes
 from sppnet.features.encoder import RegionEncoder
 from sppnet.features.files import Engine, FileTask, PieceTask, compute_files
 from sppnet.features.options import Dtype, Storage
@@ -84,11 +85,13 @@ def compute_features(
     """Write the vector of every box into files of at most 250 MB and 256 images, with an ``index.json``.
 
     A repeated call with the same arguments computes the missing files, and those whose images have changed in size or
-    modification time. Memory holds the vectors of one file and the maps of one image.
+    modification time. On the CPU, as many images are in process at a time as torch uses threads, see
+    :func:`sppnet.inference.parallel.map_images`. Memory holds the vectors of one file and the maps of these images.
 
     Args:
         encoder: encoder of the boxes.
-        data: images and boxes from :func:`sppnet.data.formats.boxes.read_boxes`.
+        data: images and boxes from :func:`sppnet.data.formats.boxes.read_boxes`, or for one vector per image those of
+            :func:`sppnet.features.boxes.whole_images`.
         images: folder that image names are relative to, or a single image; a path or a URL such as s3://bucket/photos.
         out: output folder, created if missing; a path or a URL.
         storage: ``safetensors`` or ``parquet``.
@@ -172,7 +175,7 @@ def _draw(encoder: RegionEncoder, data: Sequence[ImageBoxes], folder: Path) -> N
         except ImageError:  # reported when the vectors are computed
             continue
         folder.mkdir(parents=True, exist_ok=True)
-        picture = draw_regions(encoder, image, sample.boxes, sample.ids)
+        picture = draw_regions(encoder, image, fit_boxes(sample.boxes, (image.height, image.width)), sample.ids)
         picture.save(folder / f"{number:05d}-{PurePosixPath(sample.path).stem}.png")
 
 
