@@ -12,11 +12,12 @@ from PIL import Image
 
 from sppnet.backbones.backbone import Backbone, create_backbone
 from sppnet.backbones.padded.ledger import PaddingError
-from sppnet.classify.batches import ImageBatches, Padded
+from sppnet.classify.batches import ImageBatches
 from sppnet.classify.options import ClassifyOptions
 from sppnet.classify.train import train_classifier
 from sppnet.data.formats.classification import read_classification
 from sppnet.data.images import load_image, to_tensor
+from sppnet.data.loader import Padded
 from tests.helpers.images import write_classes
 
 TINY = ClassifyOptions(

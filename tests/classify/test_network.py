@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from sppnet import Classifier, ClassifierConfig
-from sppnet.classify.network import Head, create_head
+from sppnet.backbones.backbone import create_backbone
+from sppnet.classify.network import Head, create_head, default_stages
 from tests.helpers.classifiers import build_classifier
 
 
@@ -46,6 +47,57 @@ def test_padded_batch_matches_single_images(reduce: str, rule: str) -> None:
     torch.testing.assert_close(model.vectors(x, sizes), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(model(x, torch.tensor(sizes)), model.head(expected), rtol=1e-5, atol=1e-5)
     assert not torch.allclose(model.vectors(x, sizes)[1:], model.vectors(x)[1:], atol=1e-2)
+
+
+@pytest.fixture(scope="module")
+def staged() -> Classifier:
+    return build_classifier(levels=(2, 1), stages=(0, -2))
+
+
+def test_vectors_of_several_stages_have_equal_lengths(staged: Classifier) -> None:
+    x = torch.randn(2, 3, 100, 150)
+    maps = [*staged.backbone.maps(x, (0, 3)), staged.backbone(x)]
+    parts = [torch.cat([F.adaptive_max_pool2d(part.data, n).flatten(1) for n in (2, 1)], 1) for part in maps]
+    vectors = staged.vectors(x)
+    assert vectors.shape == (2, sum(part.shape[1] for part in parts)) == (2, staged.vector_length)
+    torch.testing.assert_close(vectors.square().mean(1), torch.ones(2))
+    for vector, part in zip(vectors.split([part.shape[1] for part in parts], 1), parts, strict=True):
+        torch.testing.assert_close(vector, part * (vector.norm(dim=1) / part.norm(dim=1))[:, None])
+        torch.testing.assert_close(vector.square().sum(1), torch.full((2,), staged.vector_length / 3))
+
+
+def test_padded_batch_with_several_stages_matches_single_images(staged: Classifier) -> None:
+    x, sizes = torch.randn(2, 3, 100, 141), [(100, 141), (37, 64)]
+    single = [staged(x[index, None, :, :height, :width]) for index, (height, width) in enumerate(sizes)]
+    torch.testing.assert_close(staged(x, sizes), torch.cat(single), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "stages"),
+    [
+        ("tf_efficientnet_lite0", None, (3, 4)),
+        ("tf_efficientnet_lite0", 2, ()),
+        ("test_resnet", None, (3,)),  # its last stage is the output
+        ("zf5", None, ()),
+    ],
+)
+def test_default_stages_are_the_last_maps_before_the_output(
+    name: str, stage: int | None, stages: tuple[int, ...]
+) -> None:
+    assert default_stages(create_backbone(name, stage, None)) == stages
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ((1, 1), "stages: expected different maps before the last, got"),
+        ((9,), "stage: expected "),
+        ((-4, 1), "different maps"),
+    ],
+)
+def test_rejects_unknown_and_repeated_stages(stages: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_classifier(stages=stages)
 
 
 @pytest.mark.parametrize(

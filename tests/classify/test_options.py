@@ -11,17 +11,18 @@ from sppnet.classify.options import ClassifyOptions
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"svm_c": 0.0}, "svm_c: expected a penalty above 0, got 0.0"),
+        ({"svm_c": 0.0, "head": "svm"}, "svm_c: expected a penalty above 0, got 0.0"),
         ({"workers": -1}, "workers: expected at least 0, got -1"),
         ({"head": "svm", "train_stages": "all"}, r"needs a frozen backbone \(--train-stages 0\)"),
         ({"class_weights": "root"}, "class_weights: expected one of none, balanced, got 'root'"),
         (
             {"ema": 0.99},
-            "ema: expected no value, because SVMs are not trained in epochs, got 0.99; choose another head",
+            "ema: expected no value, because the head ridge is not trained in epochs, got 0.99; choose another one",
         ),
-        ({"patience": 2}, "patience: expected no value, because SVMs"),
-        ({"head": "mlp"}, "head: expected one of linear, fc, svm"),
-        ({"head": ""}, "head: expected one of linear, fc, svm"),
+        ({"patience": 2, "head": "svm"}, "patience: expected no value, because the head svm"),
+        ({"svm_c": 0.1}, "svm_c: expected no value with the head ridge, got 0.1; set --head svm"),
+        ({"head": "mlp"}, "head: expected one of linear, fc, ridge, svm"),
+        ({"head": ""}, "head: expected one of linear, fc, ridge, svm"),
         ({"sizes": "big"}, "sizes: expected 224"),
         ({"resize": "crop"}, "center-crop"),
         ({"devices": 0}, "devices: expected at least 1, got 0"),
@@ -49,5 +50,5 @@ def test_head_and_evaluation_size_default_to_the_kind_of_training() -> None:
         ClassifyOptions(train_stages="all", sizes="native"),
         ClassifyOptions(train_stages="2", sizes="180,224"),
     )
-    assert [options.kind for options in (frozen, native, sides)] == ["svm", "linear", "linear"]
+    assert [options.kind for options in (frozen, native, sides)] == ["ridge", "linear", "linear"]
     assert [options.evaluation_size for options in (frozen, native, sides)] == ["native", "native", "shorter-side:256"]

@@ -58,7 +58,7 @@ def test_run_folder_contains_model_and_metrics(uninterrupted: Path) -> None:
     assert not [path for path in uninterrupted.rglob("*") if path.suffix in (".pt", ".pth", ".pkl", ".ckpt", ".part")]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_stopped_and_resumed_training_gives_the_same_weights(
     number: signal.Signals, data: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
@@ -150,7 +150,7 @@ def test_early_stopping_needs_validation_images(data: Path, tmp_path: Path) -> N
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("head", ["svm", "linear"])
+@pytest.mark.parametrize("head", ["ridge", "svm", "linear"])
 def test_frozen_backbone_keeps_its_weights_and_reuses_vectors(head: str, data: Path, tmp_path: Path) -> None:
     options = ClassifyOptions(freeze_backbone=True, head=head, levels=(2, 1), epochs=15, cache=str(tmp_path / "cache"))  # type: ignore[arg-type]
     random_state = torch.get_rng_state()
@@ -321,3 +321,31 @@ def test_holds_out_a_tenth_of_each_class_without_a_validation_split(
         training = train_classifier(root, tmp_path / out, options, val=val)
         assert training.accuracy["training images"].images == images
         assert ("validation images" in training.accuracy) == (val == root)
+
+
+def test_frozen_backbone_is_pooled_at_several_stages_by_default(data: Path, tmp_path: Path) -> None:
+    options = ClassifyOptions(backbone="test_resnet", weights="none", levels=(2, 1), cache=str(tmp_path / "cache"))
+    model = load_classifier(train_classifier(data, tmp_path / "run", options).run)
+    assert model.config.stages == (3,)
+    assert model.config.threshold is not None
+    assert model.head.get_submodule("fc").in_features == model.vector_length == 5 * (192 + 96)
+    single = train_classifier(data, tmp_path / "single", replace(options, stages=())).run
+    assert load_classifier(single).config.stages == ()
+    for changes in ({"stage": -1}, {"train_stages": "1", "epochs": 1, "batch": 4, "sizes": "64"}):
+        changed = replace(options, **changes)
+        assert load_classifier(train_classifier(data, tmp_path / changed.train_stages, changed).run).config.stages == ()
+
+
+def test_reads_runs_of_earlier_versions_with_one_stage(data: Path, tmp_path: Path) -> None:
+    options = ClassifyOptions(backbone="test_resnet", weights="none", levels=(1,), stages=())
+    run = train_classifier(data, tmp_path / "run", options).run
+    expected = load_classifier(run).predict(sorted((data / "val" / "red").iterdir()))
+    for name in ("run.json", "options.json"):
+        content = json.loads((run / name).read_text())
+        del content.get("config", content)["stages"]
+        (run / name).write_text(json.dumps(content))
+    results = load_classifier(run).predict(sorted((data / "val" / "red").iterdir()))
+    assert [result.top for result in results] == [result.top for result in expected]
+    assert train_classifier(data, run, options, resume=True).finished
+    with pytest.raises(ValueError, match=r"stages: expected \[\], as when the training in .* started, got None"):
+        train_classifier(data, run, replace(options, stages=None), resume=True)

@@ -10,6 +10,7 @@ from sppnet import Classifier, ClassifierConfig, create_backbone
 from sppnet.backbones.backbone import FeatureMap
 from sppnet.classify.views import Views, pool_windows, view_probabilities, view_windows
 from sppnet.ops.bins import window_cells
+from tests.helpers.classifiers import build_classifier
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +141,7 @@ def test_zf5_views_are_crops_of_its_map(zf5: Classifier) -> None:
     with torch.inference_mode():
         features = zf5.backbone(x)
         assert features.data.shape[2:] == (15, 15)
-        pooled = pool_windows(zf5, features, windows)
+        pooled = pool_windows(zf5, [features], windows)
         for (left, top), vector in zip(corners, pooled, strict=True):
             rows, columns = slice(*cells[top]), slice(*cells[left])
             torch.testing.assert_close(vector, features.data[0, :, rows, columns].amax((1, 2)), rtol=0, atol=0)
@@ -149,8 +150,16 @@ def test_zf5_views_are_crops_of_its_map(zf5: Classifier) -> None:
 def test_view_of_the_whole_image_equals_the_full_image(zf5: Classifier) -> None:
     x = torch.randn(1, 3, 224, 224)
     with torch.inference_mode():
-        view = pool_windows(zf5, zf5.backbone(x), torch.tensor([[0.0, 0.0, 224.0, 224.0]]))
+        view = pool_windows(zf5, zf5.maps(x), torch.tensor([[0.0, 0.0, 224.0, 224.0]]))
         torch.testing.assert_close(view, zf5.vectors(x), rtol=0, atol=0)
+
+
+def test_view_of_the_whole_image_has_the_vectors_of_all_stages() -> None:
+    model = build_classifier(levels=(2, 1), stages=(1,))
+    x = torch.randn(1, 3, 97, 131)
+    with torch.inference_mode():
+        view = pool_windows(model, model.maps(x), torch.tensor([[0.0, 0.0, 131.0, 97.0]]))
+        torch.testing.assert_close(view, model.vectors(x))
 
 
 def test_windows_are_pooled_with_the_stride_and_offset_of_each_axis(zf5: Classifier) -> None:
@@ -158,7 +167,7 @@ def test_windows_are_pooled_with_the_stride_and_offset_of_each_axis(zf5: Classif
     window = torch.tensor([[10.0, 20.0, 50.0, 70.0]])
     assert window_cells(window, (6, 10), features.stride, features.offset).tolist() == [[1, 2, 6, 5]]
 
-    assert pool_windows(zf5, features, window).item() == 4 * 10 + 5
+    assert pool_windows(zf5, [features], window).item() == 4 * 10 + 5
 
 
 @pytest.mark.parametrize("size", [(160, 160), (161, 167), (224, 225)])
@@ -170,4 +179,4 @@ def test_window_of_the_whole_image_pools_the_whole_map(name: str, size: tuple[in
     with torch.inference_mode():
         features = model.backbone(torch.randn(1, 3, *size))
         window = torch.tensor([[0.0, 0.0, size[1], size[0]]])
-        torch.testing.assert_close(pool_windows(model, features, window), model.pool(features.data))
+        torch.testing.assert_close(pool_windows(model, [features], window), model.pool(features.data))

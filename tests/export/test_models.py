@@ -41,6 +41,11 @@ def test_logits_match_at_any_size_and_batch(folder: Path, model: Classifier, siz
         np.testing.assert_allclose(file.run(None, {"image": x.numpy()})[0], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_pyramids_of_several_stages_match(tmp_path: Path) -> None:
+    model = build_classifier(levels=(2, 1), stages=(1, 2))
+    assert not export_classifier(model, tmp_path / "stages.onnx", num_sizes=8).mismatches
+
+
 @pytest.mark.parametrize(("name", "shape"), [("plain", (0, 3, 97, 61)), ("pixels", (0, 97, 61, 3))])
 def test_empty_batch_gives_no_logits(folder: Path, name: str, shape: tuple[int, ...]) -> None:
     images = np.zeros(shape, np.uint8 if name == "pixels" else np.float32)

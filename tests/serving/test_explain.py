@@ -97,6 +97,20 @@ def test_contributions_and_rest_add_up_to_the_logit(head: Head, reduce: Reduce, 
         assert json.loads(json.dumps(result)) == result
 
 
+@pytest.mark.parametrize("reduce", ["max", "avg"])
+@pytest.mark.parametrize("head", ["plain", "linear", "fc"])
+def test_contributions_of_several_stages_add_up_to_the_logit(head: Head, reduce: Reduce) -> None:
+    model, image = build(head, reduce, stages=(1, 2)), photograph(150, 211)
+    result = explain_image(model, image, NATIVE)
+    with torch.inference_mode():
+        x = network_input(model, image, NATIVE)
+        logits, finest = model(x)[0], model.maps(x)[0].data
+    assert result["logit"] == pytest.approx(float(logits.max()), rel=1e-5)
+    assert total(result) + result["rest"] == pytest.approx(result["logit"], rel=1e-4)
+    assert sum(result["cells"]["values"]) + result["rest"] == pytest.approx(result["logit"], rel=1e-4)
+    assert [result["cells"]["rows"], result["cells"]["columns"]] == list(finest.shape[2:])
+
+
 def loop_contributions(model: Classifier, data: Tensor, slope: Tensor) -> tuple[list[float], Tensor]:
     """Compute the contributions of bins and cells in loops over bins and channels."""
     channels, height, width = data.shape

@@ -3,23 +3,10 @@
 import pytest
 import torch
 from sklearn.svm import LinearSVC
-from torch import Tensor, nn
+from torch import nn
 
-from sppnet.classify.network import create_head
 from sppnet.training.svm import fit_linear_svm
-
-
-def clusters(classes: int, each: int, width: int) -> tuple[Tensor, Tensor]:
-    centers = torch.rand(classes, width)
-    labels = torch.arange(classes).repeat_interleave(each)
-    return centers[labels] + 0.15 * torch.randn(len(labels), width), labels
-
-
-def logits_of(layer: nn.Linear, vectors: Tensor) -> Tensor:
-    head = create_head("linear", layer.in_features, layer.out_features)
-    head.get_submodule("fc").load_state_dict(layer.state_dict())
-    logits: Tensor = head(vectors)
-    return logits.detach()
+from tests.helpers.linear_heads import clusters, logits_of
 
 
 @pytest.mark.parametrize(("classes", "each", "width"), [(5, 12, 300), (5, 60, 20), (2, 10, 100)])
@@ -58,24 +45,7 @@ def test_margins_of_held_out_samples_are_those_of_a_fit_without_them(classes: in
     assert (svm.labels[first] == labels[part]).all()
 
 
-def test_single_samples_of_a_class_are_not_held_out() -> None:
-    vectors, labels = clusters(3, 5, 30)
-    keep = torch.tensor([0, 5, 6, 7, 10, 11])
-    svm = fit_linear_svm(vectors[keep], labels[keep], 4)
-    assert svm.labels.tolist() == [1, 1, 1, 2, 2]
-    assert (svm.margins[:, 3] == -2).all()
-    assert not len(fit_linear_svm(vectors[::5], labels[::5], 3).labels)
-
-
-def test_class_without_samples_is_never_predicted() -> None:
-    vectors, labels = clusters(3, 20, 50)
-    labels[labels == 1] = 2
-    assert not (logits_of(fit_linear_svm(vectors, labels, 4).layer, vectors).argmax(1) % 2).any()
-
-
 def test_rejects_wrong_arguments() -> None:
     vectors, labels = clusters(2, 5, 10)
     with pytest.raises(ValueError, match="svm_c: expected a penalty above 0, got 0"):
         fit_linear_svm(vectors, labels, 2, c=0.0)
-    with pytest.raises(ValueError, match="at least 2 classes, got 1"):
-        fit_linear_svm(vectors, torch.zeros_like(labels), 2)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +21,7 @@ from sppnet.classify.predict import too_small
 from sppnet.data.batching import BatchImage, count_batches, epoch_batches, padding_fraction, share
 from sppnet.data.formats.classification import Sample
 from sppnet.data.images import load_image, to_tensor
+from sppnet.data.loader import Padded, pad_images
 from sppnet.data.resize import Resize
 from sppnet.data.schedule import Schedule
 from sppnet.data.sizes import read_sizes
@@ -53,18 +54,6 @@ class VectorBatches:
     def side(self, epoch: int) -> int | None:  # noqa: ARG002
         """Return None: vectors have no image size."""
         return None
-
-
-class Padded(NamedTuple):
-    """Images of different sizes in one zero-padded tensor.
-
-    Attributes:
-        images: tensor (N, 3, H, W) with each image in its top left corner.
-        sizes: (height, width) of each image.
-    """
-
-    images: Tensor
-    sizes: tuple[tuple[int, int], ...]
 
 
 class ImageBatches:
@@ -224,9 +213,5 @@ def _collate(items: list[tuple[Tensor, int] | ImageError], padded: bool) -> Batc
     labels = torch.tensor([label for _, label in good], dtype=torch.long)
     # A process that cannot read its images must still take part in the step, with an unlabeled image.
     images = [image for image, _ in good] or [torch.zeros(3, 224, 224)]
-    sizes = tuple((image.shape[1], image.shape[2]) for image in images)
-    shape = len(images), 3, *map(max, zip(*sizes, strict=True))
-    x = torch.empty(shape, memory_format=torch.channels_last).zero_()
-    for target, image, (height, width) in zip(x, images, sizes, strict=True):
-        target[:, :height, :width] = image
-    return Padded(x, sizes) if padded else x, labels, failures
+    x = pad_images(images)
+    return x if padded else x.images, labels, failures

@@ -8,7 +8,7 @@ from typing import Any, overload
 from sppnet.backbones.backbone import create_backbone
 from sppnet.backbones.weights import embedded_weights
 from sppnet.classify.network import ClassifierConfig, ClassifierNetwork
-from sppnet.classify.predict import ClassificationResult, predict_images
+from sppnet.classify.predict import TOP, ClassificationResult, predict_images
 from sppnet.classify.trained_sides import count_outside, outside_warning
 from sppnet.data.images import ImageSource, list_sources
 from sppnet.data.resize import Resize
@@ -23,7 +23,13 @@ class Classifier(ClassifierNetwork):
 
     @overload
     def predict(
-        self, images: Images, *, resize: Resize | str | None = None, views: str = "full", unknown: bool = False
+        self,
+        images: Images,
+        *,
+        resize: Resize | str | None = None,
+        views: str = "full",
+        unknown: bool = False,
+        top: int = TOP,
     ) -> list[ClassificationResult]: ...
 
     @overload
@@ -35,6 +41,7 @@ class Classifier(ClassifierNetwork):
         views: str = "full",
         on_error: OnError,
         unknown: bool = False,
+        top: int = TOP,
     ) -> list[ClassificationResult | Failure]: ...
 
     def predict(
@@ -45,6 +52,7 @@ class Classifier(ClassifierNetwork):
         views: str = "full",
         on_error: OnError = "raise",
         unknown: bool = False,
+        top: int = TOP,
     ) -> list[Any]:
         """Classify one or more images, each at its own size.
 
@@ -56,6 +64,7 @@ class Classifier(ClassifierNetwork):
             on_error: ``raise`` the error of the first image that cannot be used, or ``skip`` such images, which yields
                 a `Failure` in their place.
             unknown: whether to replace the label by ``unknown`` where its probability is below `config.threshold`.
+            top: largest number of classes in a result.
 
         Returns:
             One result per image, in order. Results do not depend on the other images, except for rounding
@@ -68,7 +77,13 @@ class Classifier(ClassifierNetwork):
             UserWarning: images were classified at a shorter side well outside `config.trained_sides`; at most once per
                 call.
         """
-        options: dict[str, Any] = {"resize": resize, "views": views, "on_error": on_error, "unknown": unknown}
+        options: dict[str, Any] = {
+            "resize": resize,
+            "views": views,
+            "on_error": on_error,
+            "unknown": unknown,
+            "top": top,
+        }
         results = list(predict_images(self, list_sources(images), **options))
         outside = count_outside(self.config, results, views)
         if text := outside_warning(self.config, outside, len(results), 'resize="{}"'):

@@ -1,14 +1,15 @@
 """The network of a classifier: backbone, spatial pyramid and head."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sppnet.backbones.backbone import Backbone
+from sppnet.backbones.backbone import Backbone, FeatureMap
 from sppnet.backbones.names import EMBEDDED_BACKBONE
 from sppnet.backbones.paper import paper_head
 from sppnet.data.resize import Resize
@@ -28,6 +29,8 @@ class ClassifierConfig:
         classes: class names, in logit order.
         backbone: name of the backbone, see :func:`sppnet.backbones.backbone.create_backbone`.
         stage: index of the backbone's feature map; None for the last.
+        stages: indices of further, earlier feature maps. The pyramid vectors of all maps are scaled to equal length and
+            concatenated, those of `stage` last.
         levels: pyramid levels.
         reduce: ``max`` or ``avg``.
         rule: rule that divides feature maps into bins.
@@ -53,6 +56,7 @@ class ClassifierConfig:
     max_pixels: int = 1_000_000
     trained_sides: tuple[int, int] | None = None
     threshold: float | None = None
+    stages: tuple[int, ...] = ()
 
 
 class ClassifierNetwork(nn.Module):
@@ -66,7 +70,12 @@ class ClassifierNetwork(nn.Module):
         self.config = config
         self.backbone = backbone
         self.pool = SpatialPyramidPool(config.levels, config.reduce, config.rule)
-        self.head = create_head(config.head, backbone.channels * self.pool.bins, len(config.classes))
+        self.stages: tuple[int | None, ...] = (*map(backbone.check_stage, config.stages), backbone.stage)
+        if len(set(self.stages)) < len(self.stages):
+            raise ValueError(
+                f"stages: expected different maps before the last, got {config.stages}; omit the repeated ones"
+            )
+        self.head = create_head(config.head, self.vector_length, len(config.classes))
 
     def forward(self, x: Float[Tensor, "n 3 h w"], sizes: Sizes | None = None) -> Float[Tensor, "n classes"]:
         """Compute the logits of a batch.
@@ -80,9 +89,32 @@ class ClassifierNetwork(nn.Module):
 
     def vectors(self, x: Float[Tensor, "n 3 h w"], sizes: Sizes | None = None) -> Float[Tensor, "n d"]:
         """Compute the pyramid vectors of a batch, which are the input of the head."""
-        features = self.backbone(x, sizes)
-        vectors: Tensor = self.pool(features.data, features.sizes)
-        return vectors
+        return self.concatenate([self.pool(features.data, features.sizes) for features in self.maps(x, sizes)])
+
+    def maps(self, x: Float[Tensor, "n 3 h w"], sizes: Sizes | None = None) -> list[FeatureMap]:
+        """Compute the feature maps of all stages of a batch in one pass."""
+        if len(self.stages) == 1:
+            return [self.backbone(x, sizes)]  # with its forward hooks
+        return self.backbone.maps(x, self.stages, sizes)
+
+    def concatenate(self, vectors: Sequence[Float[Tensor, "n _"]]) -> Float[Tensor, "n d"]:
+        """Concatenate the pyramid vectors of the stages; those of several stages are scaled to equal length first."""
+        if len(vectors) == 1:
+            return vectors[0]
+        length = (self.vector_length / len(vectors)) ** 0.5  # the result has unit mean square
+        return torch.cat([length * nn.functional.normalize(part, dim=1) for part in vectors], 1)
+
+    @property
+    def vector_length(self) -> int:
+        """Length of the vectors, which are the input of the head."""
+        return self.pool.bins * sum(self.backbone.stage_info(stage).channels for stage in self.stages)
+
+    @property
+    def vector_settings(self) -> dict[str, Any]:
+        """Everything that the vectors of an image depend on, except its size and the weights, as JSON values."""
+        config = self.config
+        settings = {name: getattr(config, name) for name in ("backbone", "stage", "levels", "reduce", "rule")}
+        return settings | ({"stages": config.stages} if config.stages else {})
 
     @property
     def device(self) -> torch.device:
@@ -98,6 +130,19 @@ class ClassifierNetwork(nn.Module):
     def resize(self) -> Resize:
         """Default resize policy."""
         return Resize.parse(self.config.resize, self.backbone.side, self.config.max_pixels, self.backbone.multiple)
+
+
+def default_stages(backbone: Backbone) -> tuple[int, ...]:
+    """Return the default of `ClassifierConfig.stages` for a frozen backbone: its last two maps, besides the last layer.
+
+    The last of these maps is omitted if it is the output of the backbone. The result is empty for a backbone with a
+    `stage`, or with one map only.
+    """
+    if backbone.stage is not None or not hasattr(backbone.network, "forward_intermediates"):
+        return ()
+    last = backbone.check_stage(-1)
+    repeated = backbone.stage_info(last).channels == backbone.channels
+    return tuple(range(max(last - 1, 0), last if repeated else last + 1))
 
 
 def create_head(kind: Head, in_features: int, num_classes: int) -> nn.Module:

@@ -11,19 +11,22 @@ from sppnet.errors import check_choice, require_positive
 from sppnet.ops.levels import Level, Reduce, Rule, parse_levels
 from sppnet.training.options import LoopOptions
 
-Head = Literal["linear", "fc", "svm"]
+Head = Literal["linear", "fc", "ridge", "svm"]
+WITHOUT_EPOCHS = ("ridge", "svm")  # heads that are fitted to all vectors at once
 ClassWeights = Literal["none", "balanced"]
 
 
 @dataclass(frozen=True)
 class ClassifyOptions(LoopOptions):
-    """Training options of a classifier; the defaults fit SVMs to vectors of the embedded network.
+    """Training options of a classifier; the defaults fit a ridge regression to vectors of the embedded network.
 
     Attributes:
         backbone, stage, weights: see :func:`sppnet.backbones.backbone.create_backbone`.
         levels, reduce, rule: see :func:`sppnet.pyramid_pool`.
-        head: ``linear``, ``fc`` (the paper's fc6-fc7-fc8) or ``svm``; None for ``svm`` with a frozen backbone and
-            ``linear`` otherwise.
+        stages: indices of further feature maps whose pyramid vectors are used too, see `ClassifierConfig.stages`; None
+            for :func:`sppnet.classify.network.default_stages` with a frozen backbone, and no further maps otherwise.
+        head: ``linear``, ``fc`` (the paper's fc6-fc7-fc8), ``svm`` (the paper's SVMs) or ``ridge`` (ridge regression);
+            None for ``ridge`` with a frozen backbone and ``linear`` otherwise.
         train_stages: last stages of the backbone to train: ``0``, a number, or ``all``. With 0, the pyramid vectors are
             computed once, at the sizes given by `resize`, and only the head is trained.
         class_weights: weights of the classes in the loss: ``none``, or ``balanced``, inversely proportional to their
@@ -45,6 +48,7 @@ class ClassifyOptions(LoopOptions):
 
     backbone: str = EMBEDDED_BACKBONE
     stage: int | None = None
+    stages: tuple[int, ...] | None = None
     weights: str = "auto"
     levels: tuple[Level, ...] = (3, 2, 1)
     reduce: Reduce = "max"
@@ -80,32 +84,36 @@ class ClassifyOptions(LoopOptions):
             )
         if not 0 < self.svm_c < math.inf:
             raise ValueError(f"svm_c: expected a penalty above 0, got {self.svm_c}")
+        if self.kind != "svm" and self.svm_c != type(self).svm_c:
+            raise ValueError(f"svm_c: expected no value with the head {self.kind}, got {self.svm_c}; set --head svm")
         if not self.cache_limit > 0:
             raise ValueError(f"cache_limit: expected a number of gigabytes above 0, got {self.cache_limit}")
         if self.workers < 0:
             raise ValueError(f"workers: expected at least 0, got {self.workers}")
-        if self.head == "svm" and not self.frozen:
-            raise ValueError("head: expected linear or fc, got svm, which needs a frozen backbone (--train-stages 0)")
+        if self.head in WITHOUT_EPOCHS and not self.frozen:
+            raise ValueError(
+                f"head: expected linear or fc, got {self.head}, which needs a frozen backbone (--train-stages 0)"
+            )
         self._check_loop()
         Schedule.parse(self.sizes)
         Resize.parse(self.evaluation_size)
         parse_levels(self.levels)
 
     def _check_loop(self) -> None:
-        """Check that the options of the training loop are not set for the SVMs, which have none."""
+        """Check that the options of the training loop are not set for a head that has none."""
         unused = ("accumulate", "warmup_epochs", "label_smoothing", "ema", "monitor", "patience")
         if changed := [
-            name for name in unused if self.kind == "svm" and getattr(self, name) != getattr(LoopOptions, name)
+            name for name in unused if self.kind in WITHOUT_EPOCHS and getattr(self, name) != getattr(LoopOptions, name)
         ]:
             raise ValueError(
-                f"{changed[0]}: expected no value, because SVMs are not trained in epochs, got"
-                f" {getattr(self, changed[0])}; choose another head, or train stages (--train-stages)"
+                f"{changed[0]}: expected no value, because the head {self.kind} is not trained in epochs, got"
+                f" {getattr(self, changed[0])}; choose another one, or train stages (--train-stages)"
             )
 
     @property
     def kind(self) -> Head:
         """Head, with None replaced by the default."""
-        default: Head = "svm" if self.frozen else "linear"
+        default: Head = "ridge" if self.frozen else "linear"
         return default if self.head is None else self.head
 
     @property

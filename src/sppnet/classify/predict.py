@@ -27,6 +27,7 @@ L = TypeVar("L")
 T = TypeVar("T")
 
 UNKNOWN = "unknown"
+TOP = 5  # classes in a result
 _CHUNK = 32
 _PASS_PIXELS = 2_000_000  # per forward pass; the embedded network needs about 500 bytes per pixel
 # At a larger ratio of sides, the largest scale of the 96 views would exceed 3 million pixels.
@@ -40,7 +41,7 @@ class ClassificationResult(Result):
     Attributes:
         label: most probable class, or ``unknown`` if that was asked for and its probability is too low.
         score: probability of the most probable class.
-        top: up to five (class, probability) pairs, most probable first.
+        top: (class, probability) pairs, most probable first; five, unless another number was asked for.
         network_size: (height, width) of the network's input.
     """
 
@@ -82,6 +83,7 @@ def predict_images(
     batch: int = _CHUNK,
     on_error: OnError = "skip",
     unknown: bool = False,
+    top: int = TOP,
 ) -> Iterator[ClassificationResult | Failure]:
     """Yield a result or failure for each image, in order.
 
@@ -98,17 +100,19 @@ def predict_images(
         batch: largest number of images per batch, at least 1; not used on the CPU.
         on_error: ``skip`` to yield a failure in place of an image that cannot be used, or ``raise`` its error.
         unknown: whether to replace the label by ``unknown`` where its probability is below the model's threshold.
+        top: largest number of classes in a result.
     """
     check_choice("views", views, get_args(Views))
     check_choice("on_error", on_error, get_args(OnError))
-    if batch < 1:
-        raise ValueError(f"batch: expected at least 1, got {batch}")
+    for name, number in (("batch", batch), ("top", top)):
+        if number < 1:
+            raise ValueError(f"{name}: expected at least 1, got {number}")
     if views != "full" and resize is not None:
         raise ValueError(f"resize: expected None for {views} views, which have fixed sizes, got {resize}")
     if unknown and model.config.threshold is None:
         raise ValueError(
-            "unknown: expected a classifier with a threshold, got one without; train it again with the head svm or"
-            " validation images"
+            "unknown: expected a classifier with a threshold, got one without; train it again with the head ridge or"
+            " svm, or with validation images"
         )
     policy = size_policy(model, resize)
 
@@ -123,7 +127,7 @@ def predict_images(
         good = [(name, loaded) for name, loaded in items if isinstance(loaded, LoadedImage)]
         outputs = iter(probabilities(model, [loaded.image for _, loaded in good], views))
         return [
-            item if isinstance(item, Failure) else prediction_of(model, name, item, next(outputs), unknown)
+            item if isinstance(item, Failure) else prediction_of(model, name, item, next(outputs), unknown, top)
             for name, item in items
         ]
 
@@ -228,15 +232,16 @@ def prediction_of(
     loaded: LoadedImage,
     probabilities: Float[Tensor, " classes"],
     unknown: bool = False,
+    top: int = TOP,
 ) -> ClassificationResult:
     """Build the result of an image from its class probabilities."""
-    scores, order = probabilities.topk(min(5, len(probabilities)))
-    top = tuple((model.config.classes[i], s) for i, s in zip(order.tolist(), scores.tolist(), strict=True))
+    scores, order = probabilities.topk(min(top, len(probabilities)))
+    best = tuple((model.config.classes[i], s) for i, s in zip(order.tolist(), scores.tolist(), strict=True))
     network_size = (loaded.image.height, loaded.image.width)
-    label, score = top[0]
+    label, score = best[0]
     if unknown and score < (model.config.threshold or 0):
         label = UNKNOWN
-    return ClassificationResult(name, loaded.size, label, score, top, network_size)
+    return ClassificationResult(name, loaded.size, label, score, best, network_size)
 
 
 def size_policy(model: ClassifierNetwork, resize: Resize | str | None) -> Resize:

@@ -7,21 +7,22 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sppnet.backbones.backbone import create_backbone
 from sppnet.backbones.modes import evaluation_mode
 from sppnet.backbones.names import PAPER_BACKBONES
 from sppnet.backbones.stages import freeze_stages
 from sppnet.classify.batches import ImageBatches, VectorBatches, check_sizes
 from sppnet.classify.calibrate import calibrate, calibrate_on_images
 from sppnet.classify.evaluate import Scores, evaluate_classifier, scores_of, top_classes
-from sppnet.classify.model import Classifier, create_classifier
-from sppnet.classify.network import ClassifierConfig
-from sppnet.classify.options import ClassifyOptions
+from sppnet.classify.model import Classifier
+from sppnet.classify.network import ClassifierConfig, default_stages
+from sppnet.classify.options import WITHOUT_EPOCHS, ClassifyOptions
 from sppnet.classify.trained_sides import trained_sides
 from sppnet.classify.vectors import Vectors, compute_vectors
 from sppnet.data.formats.classification import (
@@ -37,13 +38,17 @@ from sppnet.errors import ImageError
 from sppnet.training.cache import GIGABYTE
 from sppnet.training.checkpoint import finish_training, open_training
 from sppnet.training.init import initialize
+from sppnet.training.linear import LinearFit
 from sppnet.training.loop import Objective, fit
 from sppnet.training.optimizer import balanced_weights, classification
 from sppnet.training.processes import launch, require_single_process
+from sppnet.training.ridge import fit_ridge
 from sppnet.training.run import TrainingResult, load_run
 from sppnet.training.svm import fit_linear_svm, linear_svc
 
 _logger = logging.getLogger(__name__)
+
+C = TypeVar("C", bound=Classifier)
 
 _FEW_IMAGES = 50  # per class; with fewer, a frozen backbone was usually more accurate
 
@@ -113,22 +118,11 @@ def train_classifier(
         train_set = replace(train_set, samples=samples)
     options.require_validation(len(val_samples))
     torch.manual_seed(options.seed)
-    config = ClassifierConfig(
-        classes=train_set.classes,
-        backbone=options.backbone,
-        stage=options.stage,
-        levels=options.levels,
-        reduce=options.reduce,
-        rule=options.rule,
-        head="fc" if options.kind == "fc" else "linear",
-        resize=options.evaluation_size,
-        max_pixels=options.max_pixels,
-    )
-    model = create_classifier(config, options.weights)
+    model = create_model(options, train_set.classes, Classifier)
     check_sizes(model.backbone, options, len(train_set.samples))
     freeze_stages(model.backbone, options.train_stages)
     if options.init is not None:
-        initialize(model, options.init, ("head.fc8." if config.head == "fc" else "head.",))
+        initialize(model, options.init, ("head.fc8." if options.kind == "fc" else "head.",))
     if options.frozen:
         require_single_process("a frozen backbone")
     fabric = launch(options, out, options.devices, options.nodes, loggers)
@@ -164,6 +158,43 @@ def train_classifier(
         accuracy=accuracy,
         classes=train_set.classes,
     )
+
+
+def create_model(options: ClassifyOptions, classes: tuple[str, ...], kind: type[C]) -> C:
+    """Create the classifier of a training, with an untrained head.
+
+    Args:
+        options: training options.
+        classes: class names.
+        kind: class of the result.
+    """
+    backbone = create_backbone(options.backbone, options.stage, options.weights)
+    stages = options.stages
+    if stages is None:
+        stages = default_stages(backbone) if options.frozen else ()
+    config = ClassifierConfig(
+        classes,
+        options.backbone,
+        options.stage,
+        options.levels,
+        options.reduce,
+        options.rule,
+        "fc" if options.kind == "fc" else "linear",
+        options.evaluation_size,
+        options.max_pixels,
+        stages=tuple(map(backbone.check_stage, stages)),
+    )
+    return kind(config, backbone)
+
+
+def fit_head(
+    vectors: Float[Tensor, "n d"], labels: Int[Tensor, " n"], classes: int, options: ClassifyOptions
+) -> LinearFit:
+    """Fit a head that is not trained in epochs, see :func:`fit_ridge` and :func:`fit_linear_svm`."""
+    balanced = options.class_weights == "balanced"
+    if options.kind == "svm":
+        return fit_linear_svm(vectors, labels, classes, options.svm_c, options.seed, balanced=balanced)
+    return fit_ridge(vectors, labels, classes, balanced=balanced)
 
 
 Outcome = tuple[bool, dict[str, Scores], list[ImageError]]
@@ -207,13 +238,12 @@ def _train_head(
     failures = [failure for part in parts.values() for failure in part.failures]
     _require_two_classes(vectors.labels.tolist(), failures)
     finished = True
-    if options.kind == "svm" and not done:
-        classes, balanced = len(model.config.classes), options.class_weights == "balanced"
-        _logger.info("fitting the SVMs")
-        svm = fit_linear_svm(vectors.data, vectors.labels, classes, options.svm_c, options.seed, balanced=balanced)
-        model.head.fc = svm.layer
+    if options.kind in WITHOUT_EPOCHS and not done:
+        _logger.info(f"fitting the head {options.kind}")
+        head = fit_head(vectors.data, vectors.labels, len(model.config.classes), options)
+        model.head.fc = head.layer
         model.cpu()
-        calibrate(model, svm.margins, svm.labels)
+        calibrate(model, head.margins, head.labels)
     elif not done:
         batches = VectorBatches(vectors.data, vectors.labels, options.batch, options.seed)
         val = parts.get("validation images")

@@ -60,15 +60,10 @@ def compute_vectors(
     Raises:
         ValueError: the vectors would exceed the limit or the free disk space.
     """
-    config = model.config
     settings = {
         "content": "pyramid vectors",
-        "backbone": config.backbone,
+        **model.vector_settings,
         "weights": weights_digest(model.backbone),
-        "stage": config.stage,
-        "levels": config.levels,
-        "reduce": config.reduce,
-        "rule": config.rule,
         "resize": str(policy),
         "max_pixels": policy.max_pixels,
     }
@@ -94,10 +89,9 @@ def compute_vectors(
                 f"computed {len(todo)} of {len(paths)} vectors; the cache {folder} has {format_size(cache.used())}"
             )
     readable = [sample for sample in samples if isinstance(results[sample.path], Tensor)]
-    width = model.backbone.channels * model.pool.bins
     vectors = [result for sample in readable if isinstance(result := results[sample.path], Tensor)]
     return Vectors(
-        torch.stack(vectors) if vectors else torch.empty(0, width).half(),
+        torch.stack(vectors) if vectors else torch.empty(0, model.vector_length).half(),
         torch.tensor([sample.label for sample in readable], dtype=torch.long),
         tuple(result for sample in samples if isinstance(result := results[sample.path], ImageError)),
     )

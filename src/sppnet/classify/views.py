@@ -1,5 +1,6 @@
 """Multi-view prediction: views are pooled from feature maps, one forward pass per scale and mirroring."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -40,15 +41,20 @@ def view_windows(height: int, width: int, side: int, places: int) -> Float[Tenso
     return torch.tensor([(left, top, left + side, top + side) for top, left in sorted(positions)]).float()
 
 
-def pool_windows(model: ClassifierNetwork, features: FeatureMap, windows: Float[Tensor, "k 4"]) -> Float[Tensor, "k d"]:
-    """Compute the pyramid vectors of windows of one image from its feature map (SPP-net, 3.1.3 and Appendix A)."""
-    rows, columns = features.data.shape[2:]
+def pool_windows(
+    model: ClassifierNetwork, maps: Sequence[FeatureMap], windows: Float[Tensor, "k 4"]
+) -> Float[Tensor, "k d"]:
+    """Compute the pyramid vectors of windows of one image from its feature maps (SPP-net, 3.1.3 and Appendix A)."""
     # Expand by half a pixel to include cells centered on the first or last pixel of a window. Otherwise a window of the
     # whole image would lose the border cells of networks whose first cell is centered on the first pixel.
     expanded = windows + torch.tensor([-0.5, -0.5, 0.5, 0.5])
-    cells = window_cells(expanded, (rows, columns), features.stride, features.offset)
-    crops = [features.data[:, :, top:bottom, left:right] for left, top, right, bottom in cells.tolist()]
-    return torch.cat([model.pool(crop) for crop in crops])
+    parts = []
+    for features in maps:
+        rows, columns = features.data.shape[2:]
+        cells = window_cells(expanded, (rows, columns), features.stride, features.offset)
+        crops = [features.data[:, :, top:bottom, left:right] for left, top, right, bottom in cells.tolist()]
+        parts.append(torch.cat([model.pool(crop) for crop in crops]))
+    return model.concatenate(parts)
 
 
 def view_probabilities(model: ClassifierNetwork, image: Image.Image, views: Views) -> Float[Tensor, " classes"]:
@@ -69,9 +75,9 @@ def view_probabilities(model: ClassifierNetwork, image: Image.Image, views: View
         x = to_tensor(resized, model.backbone.mean, model.backbone.std).to(model.device, model.dtype)[None]
         windows = view_windows(resized.height, resized.width, view, places)
         for batch in (x, x.flip(3)):
-            features = model.backbone(batch)
-            vectors.append(pool_windows(model, features, windows))
+            maps = model.maps(batch)
+            vectors.append(pool_windows(model, maps, windows))
             if views == "96+2" and scale == _SINGLE:
-                vectors.append(model.pool(features.data))
+                vectors.append(model.concatenate([model.pool(features.data) for features in maps]))
     logits: Tensor = model.head(torch.cat(vectors))
     return logits.softmax(1).mean(0)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,10 +22,12 @@ from sppnet.cli.common import (
     list_failures,
     list_problems,
     print_error,
+    print_row,
 )
 from sppnet.cli.console import line, message, results
-from sppnet.cli.parser import CommandParser, levels, options_of
+from sppnet.cli.parser import CommandParser, levels, numbers, optional, options_of
 from sppnet.data.resize import POLICIES
+from sppnet.errors import printable
 from sppnet.progress import track
 
 if TYPE_CHECKING:
@@ -49,7 +52,7 @@ def train_parser() -> CommandParser:
     option("data", "--val", text, type=str | None, metavar="DATA")
     option("data", "--config", "YAML file with any of these options", action="config")
     add_network(parser, options)
-    parser.fields("model", options, head="head; default: svm for a frozen backbone, else linear")
+    parser.fields("model", options, head="head; default: ridge for a frozen backbone, else linear")
     text = "last stages of the backbone to train: a number, all, or 0 to compute features once and train only the head"
     add_stages(parser, options, text)
     text = (
@@ -66,7 +69,7 @@ def train_parser() -> CommandParser:
         batch="images per batch, over all processes",
         batch_pixels="native sizes: largest padded batch per process, in pixels; default: no limit",
         class_weights="class weights in the loss; balanced: by the inverse number of images",
-        svm_c="penalty C of the SVM",
+        svm_c="penalty C of the head svm",
     )
     add_best_epoch(parser, options)
     parser.fields(
@@ -98,6 +101,10 @@ def add_network(parser: CommandParser, options: ClassifyOptions) -> None:
         options,
         backbone=f"timm network, or {', '.join(PAPER_BACKBONES)}",
         stage="feature map: 0 (finest) to -1 (coarsest); default: the classifier's input",
+        stages=(
+            "further feature maps to pool, such as -1,-2, or none; default: those two for a frozen backbone",
+            optional(numbers(int, -99, none=())),
+        ),
         weights="weights: auto, hub (timm download), none, or a safetensors file",
         levels=("pyramid levels, such as 6,3,2,1 or 2x3,1", levels),
         reduce="pooling within a bin",
@@ -177,22 +184,35 @@ def predict(model: "Classifier", arguments: Namespace) -> int:
     """Classify images, print one line each, and return 0, or 1 if an image could not be used."""
     from sppnet.classify.predict import predict_images
     from sppnet.classify.trained_sides import count_outside, outside_warning
+    from sppnet.classify.writers import class_folders, csv_header, csv_row
     from sppnet.inference.results import Failure
 
+    options = {name: arguments[name] for name in ("resize", "views", "batch", "unknown", "top")}
+    list(predict_images(model, [], **options))  # checks the options before anything is read or written
     paths, failures = find_images(arguments.images)
-    options = {name: arguments[name] for name in ("resize", "views", "batch", "unknown")}
     stream = predict_images(model, paths, **options)
+    top = min(arguments.top, len(model.config.classes))
     count = outside = 0
+    files = ExitStack()
     try:
+        add = files.enter_context(class_folders(Path(arguments.out), top)) if arguments.out else None
+        if arguments.csv:
+            print_row(*csv_header(top))
         for result in track(stream, "predicting", len(paths)):
             if isinstance(result, Failure):
                 failures.append(result.error)
                 continue
             count += 1
             outside += count_outside(model.config, [result], arguments.views)
-            text = f"{result.source}\t{result.label}\t{result.score:.3f}"
-            sys.stdout.write(f"{json.dumps(result.to_dict()) if arguments.json else text}\n")
+            if add:
+                add(result)
+            if arguments.csv:
+                print_row(*csv_row(result))
+            else:
+                text = f"{printable(result.source)}\t{printable(result.label)}\t{result.score:.3f}"
+                sys.stdout.write(f"{json.dumps(result.to_dict()) if arguments.json else text}\n")
     finally:  # also when interrupted
+        files.close()
         list_failures(failures)
         if text := outside_warning(model.config, outside, count):
             print_error(text)

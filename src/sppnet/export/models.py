@@ -148,10 +148,10 @@ class _Network(nn.Module):
         backbone, config = self.model.backbone, self.model.config
         if self.with_preprocessing:
             image = (image.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
-        ((data, _),) = backbone._maps(backbone.network, image, (backbone.stage,))
-        logits: Tensor = self.model.head(
-            library.pool(data, None, parse_levels(config.levels), config.rule, config.reduce)
-        )
+        grids = parse_levels(config.levels)
+        maps = backbone._maps(backbone.network, image, self.model.stages)
+        vectors = [library.pool(data, None, grids, config.rule, config.reduce) for data, _ in maps]
+        logits: Tensor = self.model.head(self.model.concatenate(vectors))
         return logits
 
 

@@ -35,7 +35,8 @@ class _Pass:
         logits: logits of all classes.
         rest: logit minus the sum of all contributions.
         contributions: contribution of each element of the pooled vector.
-        cells: contribution of each cell of the feature map.
+        cells: contribution of each cell of the finest feature map.
+        geometry: position of these cells.
     """
 
     index: int
@@ -43,6 +44,7 @@ class _Pass:
     rest: float
     contributions: Float[Tensor, " d"]
     cells: Float[Tensor, "rows columns"]
+    geometry: Geometry
 
 
 def explain_image(model: Classifier, image: Image.Image, resize: Resize, label: str | None = None) -> dict[str, Any]:
@@ -53,7 +55,9 @@ def explain_image(model: Classifier, image: Image.Image, resize: Resize, label: 
     contributions are gradient times vector, and `rest` is the remainder of the logit.
 
     Pooling passes the contribution of a bin on to its cells: to the maximum, or in equal weights to all cells of a
-    mean. The contributions of the cells and `rest` also add up to the logit.
+    mean. The contributions of the cells and `rest` also add up to the logit. If several maps are pooled, the result
+    describes the cells of the finest one, which share the contributions of coarser cells, and each bin of its pyramid
+    has the sum of the contributions of the same bin of all maps.
 
     Args:
         model: classifier; it is in evaluation mode during the call.
@@ -77,10 +81,12 @@ def explain_image(model: Classifier, image: Image.Image, resize: Resize, label: 
         run = _run(model, resized, index)
     rows, columns = run.cells.shape
     seen = _seen(resize, image)
-    geometry = model.backbone.geometry
-    y, x = _borders(geometry, (resized.height, resized.width), seen)
+    y, x = _borders(run.geometry, (resized.height, resized.width), seen)
     levels = _levels(config.levels, (0, 0, columns, rows), y, x, config.rule)
-    contributions = _sum_channels(run.contributions, config.levels, model.backbone.channels)
+    channels = [model.backbone.stage_info(stage).channels for stage in model.stages]
+    parts = run.contributions.split([count * model.pool.bins for count in channels])
+    sums = (_sum_channels(part, config.levels, count) for part, count in zip(parts, channels, strict=True))
+    contributions = torch.stack(list(sums)).sum(0).tolist()
     for bin_, value in zip((bin_ for level in levels for bin_ in level["bins"]), contributions, strict=True):
         bin_["contribution"] = value
     return {
@@ -168,21 +174,43 @@ def _run(model: Classifier, image: Image.Image, index: int | None) -> _Pass:
     backbone, head = model.backbone, model.head
     x = to_tensor(image, backbone.mean, backbone.std).to(model.device, model.dtype)[None]
     with torch.inference_mode():
-        data = backbone(x.contiguous(memory_format=torch.channels_last)).data
+        features = model.maps(x.contiguous(memory_format=torch.channels_last))
     # The caller may be in inference mode, which disables gradients.
     with torch.inference_mode(mode=False), torch.enable_grad():
-        maps = data.clone().requires_grad_()
-        pooled = model.pool(maps)
-        vector = pooled.detach().requires_grad_()
+        maps = [part.data.clone().requires_grad_() for part in features]
+        pooled = [model.pool(data) for data in maps]
+        vector = model.concatenate(pooled).detach().requires_grad_()
         logits = head(vector)[0]
         index = int(logits.argmax()) if index is None else index
         slope, bias = _slope(head, vector, logits, index)
-        (per_cell,) = torch.autograd.grad(pooled, maps, slope)
+        lengths = [part.shape[1] for part in pooled]
+        slopes = [
+            part * scaled.norm() / original.detach().norm().clamp(min=1e-12)
+            for part, scaled, original in zip(
+                slope.split(lengths, 1), vector.detach().split(lengths, 1), pooled, strict=True
+            )
+        ]
+        per_cell = torch.autograd.grad(pooled, maps, slopes)
     contributions = slope.cpu().double() * vector.detach().cpu().double()
-    cells = per_cell.cpu().double() * maps.detach().cpu().double()
+    values = [
+        (gradient.cpu().double() * data.detach().cpu().double())[0].sum(0)
+        for gradient, data in zip(per_cell, maps, strict=True)
+    ]
+    finest = max(range(len(values)), key=lambda number: values[number].numel())
+    cells = torch.stack([_spread(part, values[finest].shape) for part in values]).sum(0)
+    geometry = backbone.stage_info(model.stages[finest]).geometry
     logits = logits.detach().cpu().double()
     rest = float(logits[index] - contributions.sum()) if bias is None else bias
-    return _Pass(index, logits, rest, contributions[0], cells[0].sum(0))
+    return _Pass(index, logits, rest, contributions[0], cells, geometry)
+
+
+def _spread(cells: Float[Tensor, "rows columns"], shape: Sequence[int]) -> Float[Tensor, "h w"]:
+    """Divide the contribution of each cell equally among the cells of a finer map that it covers."""
+    for axis, size in enumerate(shape):
+        index = torch.arange(size) * cells.shape[axis] // size
+        counts = index.bincount(minlength=cells.shape[axis]).clamp(min=1)
+        cells = (cells / counts.unsqueeze(1 - axis)).index_select(axis, index)
+    return cells
 
 
 def _slope(head: nn.Module, vector: Tensor, logits: Tensor, index: int) -> tuple[Tensor, float | None]:
@@ -199,11 +227,11 @@ def _slope(head: nn.Module, vector: Tensor, logits: Tensor, index: int) -> tuple
     return slope, None
 
 
-def _sum_channels(contributions: Tensor, levels: Sequence[Level], channels: int) -> list[float]:
+def _sum_channels(contributions: Tensor, levels: Sequence[Level], channels: int) -> Float[Tensor, " bins"]:
     """Sum the contributions over the channels, for the bins of all levels."""
     grids = parse_levels(levels)
     parts = contributions.split([channels * rows * columns for rows, columns in grids])
-    return torch.cat([part.view(channels, -1).sum(0) for part in parts]).tolist()
+    return torch.cat([part.view(channels, -1).sum(0) for part in parts])
 
 
 def _levels(
