@@ -32,6 +32,7 @@ from tests.helpers.docs_blocks import (
 from tests.helpers.docs_tables import FILES, NOT_RUN, PREREQUISITES, RENAMED, SLOW, SMALLER, WARNS
 from tests.helpers.images import write_classes
 from tests.helpers.segmentation_data import write_shapes
+from tests.helpers.two_stage import shorten_comparisons
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -71,7 +72,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workspace(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unchecked: None) -> Path:
-    """Change to a fresh folder with a copy of `library`, and disable shape checks as in normal use."""
+    """Change to a fresh folder with a copy of `library`, disable shape checks as in normal use, and shorten epochs."""
+    shorten_comparisons(monkeypatch)
     shutil.copytree(library, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path

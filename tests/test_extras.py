@@ -162,7 +162,7 @@ def test_missing_extras_are_named_with_the_install_command(tmp_path: Path) -> No
     out, run = ["--out", str(tmp_path / "out")], ["--out", str(tmp_path / "run")]
     network = ["--backbone", "test_resnet", "--weights", "none"]
     features = ["features", image, "--boxes", str(boxes), *network, *out]
-    detect = ["train", "detect", str(objects), *network, "--finetune", "false", *out]
+    detect = ["train", "detect", str(objects), *network, "--method", "spp", "--finetune", "false", *out]
     needs = {
         ("models",): [
             ("serve", ["serve", "imagenet"]),

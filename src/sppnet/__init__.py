@@ -12,12 +12,17 @@ if TYPE_CHECKING:
     from sppnet.classify.options import ClassifyOptions
     from sppnet.classify.predict import ClassificationResult
     from sppnet.classify.train import train_classifier
+    from sppnet.data.loader import SizeBatchSampler, collate_images, mixed_size_loader
     from sppnet.data.resize import Resize
     from sppnet.detect.evaluate import DetectionReport, evaluate_detector
     from sppnet.detect.model import Detector, DetectorConfig, create_detector
     from sppnet.detect.options import DetectOptions
     from sppnet.detect.predict import DetectionResult
     from sppnet.detect.train import train_detector
+    from sppnet.detect.two_stage.model import TwoStageDetector
+    from sppnet.detect.two_stage.network import TwoStageConfig
+    from sppnet.detect.two_stage.options import TwoStageOptions
+    from sppnet.detect.two_stage.tiles import Tiling
     from sppnet.errors import ImageError
     from sppnet.features.encoder import RegionEncoder, RegionFeatures, create_region_encoder
     from sppnet.features.options import RegionEncoderConfig
@@ -72,9 +77,15 @@ __all__ = [
     "SegmentationResult",
     "Segmenter",
     "SegmenterConfig",
+    "SizeBatchSampler",
     "SpatialPyramidPool",
+    "Tiling",
     "TrainingResult",
+    "TwoStageConfig",
+    "TwoStageDetector",
+    "TwoStageOptions",
     "View",
+    "collate_images",
     "create_backbone",
     "create_classifier",
     "create_detector",
@@ -85,6 +96,7 @@ __all__ = [
     "evaluate_segmenter",
     "imagenet_classifier",
     "load",
+    "mixed_size_loader",
     "on_progress",
     "pyramid_pool",
     "region_pyramid_pool",
@@ -106,12 +118,17 @@ _MODULES = {
         "classify.options": "ClassifyOptions",
         "classify.predict": "ClassificationResult",
         "classify.train": "train_classifier",
+        "data.loader": "SizeBatchSampler collate_images mixed_size_loader",
         "data.resize": "Resize",
         "detect.evaluate": "DetectionReport evaluate_detector",
         "detect.model": "Detector DetectorConfig create_detector",
         "detect.options": "DetectOptions",
         "detect.predict": "DetectionResult",
         "detect.train": "train_detector",
+        "detect.two_stage.model": "TwoStageDetector",
+        "detect.two_stage.network": "TwoStageConfig",
+        "detect.two_stage.options": "TwoStageOptions",
+        "detect.two_stage.tiles": "Tiling",
         "errors": "ImageError",
         "features.encoder": "RegionEncoder RegionFeatures create_region_encoder",
         "features.options": "RegionEncoderConfig",

@@ -10,7 +10,8 @@ import torch
 from sppnet.backbones.weights import load_weights
 from sppnet.classify.model import Classifier, create_classifier, imagenet_classifier
 from sppnet.classify.network import ClassifierConfig
-from sppnet.detect.model import Detector, DetectorConfig, create_detector
+from sppnet.detect.model import AnyDetector, DetectorConfig, create_detector
+from sppnet.detect.two_stage.network import TwoStageConfig
 from sppnet.errors import did_you_mean
 from sppnet.features.encoder import RegionEncoder, create_region_encoder
 from sppnet.features.options import RegionEncoderConfig
@@ -20,7 +21,7 @@ from sppnet.segment.network import SegmenterConfig
 from sppnet.training.run import CONFIG, FORMAT, WEIGHTS
 
 IMAGENET = "imagenet"
-Model = Classifier | Detector | Segmenter | RegionEncoder
+Model = Classifier | AnyDetector | Segmenter | RegionEncoder
 
 
 class Task(NamedTuple):
@@ -43,6 +44,7 @@ TASKS = {
     "segment": Task("segmenter", SegmenterConfig, create_segmenter),
     "features": Task("region encoder", RegionEncoderConfig, create_region_encoder),
 }
+_TWO_STAGE = Task("detector", TwoStageConfig, create_detector)
 
 
 def load(run: str | Path) -> Model:
@@ -73,8 +75,10 @@ def load(run: str | Path) -> Model:
     if name not in TASKS:
         hint = did_you_mean(name, TASKS)
         raise ValueError(f"run: expected one of the tasks {', '.join(TASKS)} in {file}, got {name!r}{hint}")
-    task = TASKS[name]
-    config: Any = parse_json(json.dumps(content.get("config")), task.config, str(file))
+    fields = content.get("config")
+    two_stage = name == "detect" and isinstance(fields, dict) and fields.get("method") == "two-stage"
+    task = _TWO_STAGE if two_stage else TASKS[name]
+    config: Any = parse_json(json.dumps(fields), task.config, str(file))
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise ValueError(f"run: {folder} has no {WEIGHTS}: its training has not finished")

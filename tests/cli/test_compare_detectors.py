@@ -18,6 +18,7 @@ from sppnet.studies.detectors import (
     comparison_content,
 )
 from tests.helpers.detection_data import write_voc
+from tests.helpers.two_stage import shorten_comparisons
 
 
 def test_tables_show_means_ranges_and_speed_ups() -> None:
@@ -27,13 +28,17 @@ def test_tables_show_means_ranges_and_speed_ups() -> None:
         name: DetectorResults(precision, dict.fromkeys(parts, seconds))
         for name, seconds in zip(COLUMNS, (0.5, 1.0, 8.0), strict=True)
     }
-    content = comparison_content(DetectorComparison(columns, 2, (3, 2), 20.0, ()))
+    two_stage = DetectorResults({"two-stage": [0.5, 0.75]}, {"in all": 0.125})
+    content = comparison_content(DetectorComparison(columns, two_stage, 2.0, 2, (3, 2), 20.0, ()))
     console = Console(file=io.StringIO(), width=140)
     for table in result_tables(content):
         console.print(table)
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     assert "mean (min to max of 2 seeds), 3 training and 2 test images" in text
-    assert text.count("37.5 (25.0 to 50.0)") == 3 * len(PAPER)
+    assert text.count("37.5 (25.0 to 50.0)") == 3 * (len(PAPER) + 1)
+    complete = [[cell.strip() for cell in line.split("│")[1:5]] for line in text.splitlines()[-5:-1]]
+    assert complete[0] == ["SPP, 1 scale", "37.5 (25.0 to 50.0)", "2.000", "2.500"]
+    assert complete[3] == ["two-stage", "62.5 (50.0 to 75.0)", "0.000", "0.125"]
     (speed_up,) = (line for line in text.splitlines() if "speed-up" in line)
     assert [cell.split()[0] for cell in speed_up.split("│")[2:5]] == ["16", "8", "1"]
     console.print(paper_table(content))
@@ -44,7 +49,7 @@ def test_tables_show_means_ranges_and_speed_ups() -> None:
 def test_command_prints_the_verdict_before_the_papers_results(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sppnet.studies.detectors.PAPER_SCALES", (64, 96))
+    shorten_comparisons(monkeypatch)
     data = write_voc(tmp_path / "data", 4, 3)
     (data / "annotations").mkdir()  # the data are also those of COCO
     (data / "annotations" / "train.json").write_text("{}")
@@ -61,7 +66,22 @@ def test_command_prints_the_verdict_before_the_papers_results(
         "--max-images",
         "3",
     ]
-    small = ["--windows", "4", "--proposals", "grid", "--hidden", "16,16", "--levels", "2,1", "--epochs", "1"]
+    small = [
+        "--backbone",
+        "zf5",
+        "--weights",
+        "none",
+        "--windows",
+        "4",
+        "--proposals",
+        "grid",
+        "--hidden",
+        "16,16",
+        "--levels",
+        "2,1",
+        "--epochs",
+        "1",
+    ]
     assert run([*command, *small, "--scales", "96", "--steps", "2", "--seeds", "2"]) == 0
     out = capsys.readouterr().out
     content = json.loads((tmp_path / "comparison.json").read_text())
@@ -69,6 +89,7 @@ def test_command_prints_the_verdict_before_the_papers_results(
     assert len(content["columns"]["R-CNN"]["ap50"]["fc6"]) == 2
     assert content["columns"]["R-CNN"]["seconds"]["speed-up"] == 1
     assert content["images"] == {"train": 3, "test": 3}
+    assert len(content["detectors"]["two-stage"]["ap50"]) == 2
     places = [out.index(part) for part in ("mean (min to max", "seconds per image with", content["verdict"], "59.2")]
     assert places == sorted(places)
 

@@ -8,14 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 import sppnet
+from sppnet.cli.detect import _options as train_options
 from sppnet.cli.detect import train_parser
 from sppnet.cli.main import run
-from sppnet.cli.parser import options_of
 from sppnet.data.images import image_size, load_image
 from sppnet.detect.options import DetectOptions
-from sppnet.training.run import TrainingResult
+from sppnet.detect.two_stage.options import TwoStageOptions
+from sppnet.training.run import TrainingResult, save
+from tests.helpers.detection_data import CLASSES
+from tests.helpers.two_stage import tiny_detector
+
+
+@pytest.fixture(scope="module")
+def two_stage_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run of an untrained two-stage detector."""
+    folder = tmp_path_factory.mktemp("two-stage")
+    torch.manual_seed(0)
+    save(tiny_detector(windows=20), folder)
+    return folder
 
 
 def predict(capsys: pytest.CaptureFixture[str], *words: object) -> list[dict[str, Any]]:
@@ -85,12 +100,103 @@ def test_predict_prints_one_line_per_object(data: Path, detector_run: Path, caps
 
 
 def test_options_are_parsed() -> None:
-    words = ["VOC", "--out", "RUN", "--levels", "2x3,1", "--scales", "480,576", "--hidden", "none", "--scorer", "svm"]
-    options = options_of(DetectOptions, train_parser().parse_args([*words, "--cell-rule", "released"]))
+    words = ["VOC", "--out", "RUN", "--method", "spp", "--levels", "2x3,1", "--scales", "480,576", "--hidden", "none"]
+    options = train_options(train_parser().parse_args([*words, "--scorer", "svm", "--cell-rule", "released"]))
+    assert isinstance(options, DetectOptions)
     assert (options.levels, options.scales, options.hidden) == (((2, 3), 1), (480, 576), ())
     assert (options.proposals, options.epochs, options.lr) == ("selective-search,grid", 10, None)
     assert (options.cell_rule, options.regression) == ("released", True)
-    assert options_of(DetectOptions, train_parser().parse_args(words[:3])) == DetectOptions()
+    assert train_options(train_parser().parse_args(words[:5])) == DetectOptions()
+    assert train_options(train_parser().parse_args(words[:3])) == TwoStageOptions()
+    options = train_options(train_parser().parse_args([*words[:3], "--side", "64", "--windows", "9", "--lr", "1e-3"]))
+    assert options == TwoStageOptions(side=64, windows=9, lr=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("method", "words", "message"),
+    [
+        (
+            "two-stage",
+            "--scales 480",
+            "scales: expected no value for the method 'two-stage', got (480,); omit --scales",
+        ),
+        ("two-stage", "--hidden none", "hidden: expected no value for the method 'two-stage', got (); omit --hidden"),
+        ("two-stage", "--mirror false", "mirror: expected no value for the method 'two-stage', got False; omit"),
+        ("two-stage", "--proposals grid", "proposals: expected no value for the method 'two-stage', got 'grid'; omit"),
+        ("two-stage", "--proposal-seconds 3", "got 3.0; omit --proposal-seconds"),
+        ("spp", "--side 480", "side: expected no value for the method 'spp', got 480; omit --side"),
+        ("rcnn", "--max-side 900", "max_side: expected no value for the method 'rcnn', got 900; omit --max-side"),
+        ("fast", "--dropout 0", "dropout: expected no value for the method 'fast', got 0.0; omit --dropout"),
+        ("spp", "--cache-limit 9", "cache_limit: expected no value for the method 'spp', got 9.0; omit --cache-limit"),
+        ("spp", "--patience 2", "patience: expected no value, because detectors are validated once"),
+    ],
+)
+def test_train_rejects_options_of_other_methods(
+    method: str, words: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert run(["train", "detect", "VOC", "--method", method, *words.split(), "--out", str(out)]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "message"),
+    [
+        ("two_stage_run", "--proposals grid", "proposals: expected a detector of the method spp, rcnn or fast, got a"),
+        ("two_stage_run", "--svd 4,4", "detector of the method two-stage in {run}; omit --svd"),
+        ("two_stage_run", "--head-dtype bfloat16", "omit --head-dtype"),
+        ("two_stage_run", "--workers 3", "omit --workers"),
+        ("two_stage_run", "--cache x", "omit --cache"),
+        ("two_stage_run", "--overlap 9", "overlap: expected --tile with it, got 9 alone; add --tile"),
+        ("two_stage_run", "--tile 9", "tile: expected a side of at least 64 pixels, got 9"),
+        ("two_stage_run", "--tile 100 --overlap 50", "overlap: expected 0 to 49, less than half a tile, got 50"),
+        (
+            "detector_run",
+            "--tile 640",
+            "tile: expected a two-stage detector, got a detector of the method spp in {run}",
+        ),
+        ("detector_run", "--overlap 9", "overlap: expected a two-stage detector, got a detector of the method spp"),
+    ],
+)
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_options_of_the_other_kind_of_detector_are_errors(
+    command: str,
+    kind: str,
+    words: str,
+    message: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = request.getfixturevalue(kind)
+    assert run([command, str(folder), str(tmp_path), *words.split()]) == 2
+    assert message.format(run=folder) in capsys.readouterr().err
+
+
+def test_vectors_need_a_two_stage_detector(
+    data: Path, detector_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["predict", str(detector_run), str(data), "--vectors", str(tmp_path / "vectors")]) == 2
+    assert "vectors: expected a two-stage detector, got a detector of the method spp" in capsys.readouterr().err
+    assert not (tmp_path / "vectors").exists()
+
+
+def test_predict_writes_vectors_of_each_image(
+    data: Path, two_stage_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [data / "test" / name / "0.png" for name in ("red", "blue")]
+    predictions = predict(capsys, two_stage_run, *images, "--vectors", tmp_path / "vectors", "--tile", "64")
+    files = [str(tmp_path / "vectors" / name) for name in ("0.safetensors", "0-2.safetensors")]
+    assert [prediction["vectors"] for prediction in predictions] == files
+    for prediction in predictions:
+        tensors = load_file(prediction["vectors"])
+        assert tensors.keys() == {"vectors", "boxes", "scores", "labels"}
+        assert {len(tensor) for tensor in tensors.values()} == {len(prediction["objects"])}
+        assert tensors["boxes"].tolist() == [detected["box"] for detected in prediction["objects"]]
+        with safe_open(prediction["vectors"], "pt") as file:
+            assert file.metadata()["source"] == prediction["source"]
+            assert json.loads(file.metadata()["classes"]) == list(CLASSES)
 
 
 def test_parsers_do_not_import_torch() -> None:

@@ -84,7 +84,7 @@ def test_warnings_of_pillow_are_not_printed(trained: Path, tmp_path: Path) -> No
             "one of classify, detect, segment, got classfy; did you mean classify?",
         ),
         (["compare-sizes", "x"], "got compare-sizes; did you mean compare sizes?"),
-        (["predict"], "sppnet predict: expected the arguments run, images, got none"),
+        (["predict"], "sppnet predict: expected the arguments run, got none"),
         (["evaluate", "a", "b", "--splt", "val"], "got --splt; did you mean --split"),
         (["evaluate", "a", "b", "--sizes", "160"], "--sizes is now called --compare"),
         (["train", "classify"], "sppnet train classify: expected the arguments data, --out, got none"),

@@ -234,7 +234,7 @@ def test_occupied_port_is_an_error(model: Path, capfd: pytest.CaptureFixture[str
         (["--levels", "2,1"], "levels: expected no value without --regions, got (2, 1)"),
         (["--regions", "--weights", "none"], "weights: expected no value for a run, got none"),
         (["--regions", "--runtime", "onnx"], "runtime: expected eager or compiled, got onnx"),
-        (["--proposals", "grid"], "proposals: expected a detector, got a classifier"),
+        (["--proposals", "grid"], "proposals: expected a detector that takes proposals, got a classifier"),
         (["--workers", "0"], "workers: expected at least 1, got 0"),
         (["--batch", "0"], "batch: expected at least 1, got 0"),
         (["--batch-wait", "-1"], "batch_wait: expected at least 0 milliseconds, got -1"),

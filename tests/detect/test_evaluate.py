@@ -54,7 +54,17 @@ def test_scores_detections_and_proposals(
     assert (report.scores.per_class["disc"].ap50 or 0) > 0
     assert report.scores.per_class["square"].ap50 == 0
     content = json.loads(json.dumps(report.to_dict()))
-    assert content.keys() == {"images", "ap50", "map", "voc07", "per_class", "ece", "proposal_recall", "failures"}
+    assert content.keys() == {
+        "images",
+        "ap50",
+        "map",
+        "voc07",
+        "per_class",
+        "ece",
+        "proposal_recall",
+        "recall_by_size",
+        "failures",
+    }
     assert content["proposal_recall"] == dict(zip(("0.5", "0.7", "0.9"), report.recall.fractions, strict=True))
 
 

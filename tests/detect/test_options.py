@@ -35,6 +35,7 @@ from sppnet.detect.options import DetectOptions
         ({"monitor": "map"}, "monitor: expected no value, because detectors are validated once, .* got 'map'"),
         ({"train_stages": "all"}, "train_stages: expected 0 for the method 'spp', got all; .* frozen convolutions"),
         ({"method": "fast", "freeze_backbone": True}, "train_stages: expected all for the method 'fast', got 0"),
+        ({"method": "fast", "devices": 3}, "devices: expected 1 or 2 for the method 'fast', .* two images, got 3"),
         ({"method": "fast", "regression": False}, "regression: expected True, got False; Fast R-CNN"),
     ],
 )

@@ -155,6 +155,14 @@ def test_killed_run_loses_only_the_current_image(
             assert torch.equal(boxes_of(result), propose(image, "selective-search"))
 
 
+def test_files_of_killed_runs_are_deleted(tmp_path: Path, scene: Image.Image) -> None:
+    scene.save(tmp_path / "a.png")
+    left = tmp_path / "cache" / ".sppnet-killed.part"
+    left.mkdir(parents=True)
+    propose_all([tmp_path / "a.png"], "grid", tmp_path / "cache")
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".safetensors"]
+
+
 def test_unreadable_images_give_failures_and_the_others_proposals(tmp_path: Path, scene: Image.Image) -> None:
     scene.save(tmp_path / "good.png")
     (tmp_path / "truncated.png").write_bytes((tmp_path / "good.png").read_bytes()[:3000])

@@ -24,7 +24,10 @@ from tests.helpers.annotation_files import coco_document, write_image, write_jso
 from tests.helpers.detection_data import CLASSES, write_voc
 from tests.helpers.killed_training import stop_after_checkpoint
 
-SMALL = ["--scales", "160", "--proposals", "grid", "--windows", "300", "--hidden", "64,64", "--levels", "3,2,1"]
+SMALL = [
+    "--method", "spp", "--scales", "160", "--proposals", "grid", "--windows", "300", "--hidden", "64,64", "--levels",
+    "3,2,1",
+]  # fmt: skip
 QUICK = [*SMALL, "--epochs", "4", "--steps", "40", "--val", "none"]
 TINY = DetectOptions(scales=(96,), proposals="grid", windows=60, hidden=(16, 16), levels=(2, 1), epochs=1, steps=3)
 
@@ -37,7 +40,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("spp") / "run"
-    assert run(["train", "detect", str(data), "--method", "spp", "--split", "train", "--out", str(out), *QUICK]) == 0
+    assert run(["train", "detect", str(data), "--split", "train", "--out", str(out), *QUICK]) == 0
     return out
 
 

@@ -6,7 +6,9 @@ SMALLER = {
     "train classify": "--epochs 2 --batch 4 --devices 1 --workers 0",
     "train classify train.csv": _TINY,
     "train classify DATA --epochs 40": _TINY,
-    "train detect": "--epochs 1 --steps 1 --windows 40 --proposals grid --scales 128 --hidden 16,16",
+    "train detect": "--epochs 1 --windows 40",
+    "train detect VOC --split train --out": "--side 64",
+    "train detect DATA --out": "--side 64",
     "train segment": "--epochs 1 --batch 2 --crop 64,64",
     "compare sizes": f"{_TINY} --epochs 2 --seeds 1 --images-per-class 1 --val-images-per-class 1 --batch 4",
     "compare detectors": f"{_TINY} --epochs 1 --steps 1 --seeds 1 --max-images 2 --windows 8 --proposals grid"
@@ -36,7 +38,8 @@ PREREQUISITES = {
     "docs/sizes.md": [_RUN],
     "docs/serve.md": [
         _RUN,
-        "sppnet train detect VOC --split train --out DETECTOR",
+        "sppnet train detect VOC --split train --method spp --steps 1 --proposals grid --scales 128 --hidden 16,16"
+        " --out DETECTOR",
         "sppnet train segment MASKS --out SEGMENTER",
     ],
 }

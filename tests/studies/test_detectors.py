@@ -25,6 +25,7 @@ from sppnet.studies.detectors import (
     verdict,
 )
 from tests.helpers.detection_data import write_voc
+from tests.helpers.two_stage import shorten_comparisons
 
 OPTIONS = DetectOptions(
     backbone="zf5", weights="none", levels=(1,), scales=(96,), hidden=(8, 8), proposals="grid", windows=3, epochs=1,
@@ -34,7 +35,7 @@ OPTIONS = DetectOptions(
 
 @pytest.fixture(autouse=True)
 def small_scales(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sppnet.studies.detectors.PAPER_SCALES", (64, 96))
+    shorten_comparisons(monkeypatch)
 
 
 @pytest.fixture
@@ -80,6 +81,11 @@ def test_rejects_test_images_that_cannot_be_read(splits: tuple[DetectionData, De
         compare_detectors(*splits, OPTIONS, tmp_path / "out", seeds=1)
 
 
+def test_rejects_several_processes(splits: tuple[DetectionData, DetectionData], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="devices: expected 1 for a comparison of detectors, got 2"):
+        compare_detectors(*splits, replace(OPTIONS, devices=2), tmp_path / "out")
+
+
 def test_resuming_with_changed_training_data_is_an_error(
     splits: tuple[DetectionData, DetectionData], tmp_path: Path
 ) -> None:
@@ -90,6 +96,7 @@ def test_resuming_with_changed_training_data_is_an_error(
     assert [column.precision for column in again.columns.values()] == [
         column.precision for column in first.columns.values()
     ]
+    assert again.two_stage.precision == first.two_stage.precision
     moved = tuple(replace(sample, boxes=sample.boxes / 2) for sample in train.samples)
     with pytest.raises(ValueError, match=r"images: expected '3 images, .*', as when the training in .* started"):
         compare_detectors(replace(train, samples=moved), test, OPTIONS, tmp_path / "out", seeds=1)
@@ -101,7 +108,8 @@ def test_resuming_with_changed_training_data_is_an_error(
 def results(spp: list[float], rcnn: list[float]) -> DetectorComparison:
     values = zip(COLUMNS, (spp, spp, rcnn), (2, 4, 8), strict=True)
     columns = {name: DetectorResults({ROWS[-1]: ap50}, {"in all": total}) for name, ap50, total in values}
-    return DetectorComparison(columns, len(spp), (3, 2), 20.0, ("a.png: no such file",))
+    two_stage = DetectorResults({"two-stage": spp}, {"in all": 0.25})
+    return DetectorComparison(columns, two_stage, 3.0, len(spp), (3, 2), 20.0, ("a.png: no such file",))
 
 
 def test_content_has_the_speed_up_over_rcnn_and_the_papers_results() -> None:
@@ -109,6 +117,8 @@ def test_content_has_the_speed_up_over_rcnn_and_the_papers_results() -> None:
     assert [content["columns"][name]["seconds"]["speed-up"] for name in COLUMNS] == [4, 2, 1]
     assert content["images"] == {"train": 3, "test": 2}
     assert content["problems"] == ["a.png: no such file"]
+    assert content["detectors"]["R-CNN"] == {"ap50": [0.5], "seconds": {"proposals": 3.0, "in all": 11.0}}
+    assert content["detectors"]["two-stage"] == {"ap50": [0.5], "seconds": {"proposals": 0.0, "in all": 0.25}}
     # The speed-ups printed in the paper follow from its seconds.
     paper = content["paper"]["seconds"]
     assert tuple(round(paper["in all"][-1] / total) for total in paper["in all"]) == paper["speed-up"]

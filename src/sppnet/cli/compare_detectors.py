@@ -4,6 +4,7 @@ import dataclasses
 import json
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.table import Table
 
 from sppnet.cli.common import add_format, list_problems
 from sppnet.cli.console import line, message, results
-from sppnet.cli.detect import PROPOSALS, add_network
+from sppnet.cli.detect import add_network, add_windows
 from sppnet.cli.parser import CommandParser, options_of
 from sppnet.detect.options import DetectOptions
 
@@ -22,8 +23,8 @@ def compare_parser() -> CommandParser:
     parser = CommandParser(
         "compare detectors",
         "Train SPP-net at one scale and at five, and R-CNN, on the same windows with the same heads, and print Tables 9"
-        " and 10 of the SPP-net paper for your data. R-CNN is slow, because it runs the network once per window. Run"
-        " the same command again to continue after an interruption.",
+        " and 10 of the SPP-net paper for your data, and compare them with the two-stage detector. R-CNN is slow,"
+        " because it runs the network once per window. Run the same command again to continue after an interruption.",
     )
     option, options = parser.option, DetectOptions(proposals="selective-search", windows=500)
     option("data", "data", "data set in the format of VOC, COCO or YOLO")
@@ -31,8 +32,8 @@ def compare_parser() -> CommandParser:
     option("data", "--split", "split to train on", "train")
     option("data", "--test-split", "split to score on", "val")
     option("data", "--max-images", "number of images to use from each split; default: all", type=int | None)
-    parser.fields("data", options, proposals=PROPOSALS, windows="largest number of windows per image")
-    add_network(parser, options, "shorter side of the images for one scale, in pixels")
+    add_network(parser, options)
+    add_windows(parser, "model", options, "shorter side of the images for one scale, in pixels")
     option("training", "--seeds", "number of runs of fine-tuning and SVM training", 3, type=int)
     parser.fields(
         "training",
@@ -89,7 +90,7 @@ def compare(arguments: Namespace) -> int:
 
 
 def result_tables(content: dict[str, Any]) -> list[Table]:
-    """Format average precision and seconds per image as two tables."""
+    """Format average precision, seconds per image, and a comparison of the complete detectors as three tables."""
     columns, paper, images = content["columns"], content["paper"], content["images"]
     title = (
         f"AP50 in %, mean (min to max of {content['seeds']} seeds), {images['train']} training and"
@@ -98,7 +99,7 @@ def result_tables(content: dict[str, Any]) -> list[Table]:
     precision = Table("", *columns, title=title, title_justify="left")
     for row in paper["map_voc07"]:
         values = [[100 * value for value in column["ap50"][row]] for column in columns.values()]
-        precision.add_row(row, *(f"{statistics.mean(v):.1f} ({min(v):.1f} to {max(v):.1f})" for v in values))
+        precision.add_row(row, *map(_spread, values))
     title = (
         f"seconds per image with {content['windows']:.0f} windows, R-CNN's convolutions extrapolated from a sample of"
         f" {columns['R-CNN']['sample']} windows"
@@ -107,7 +108,17 @@ def result_tables(content: dict[str, Any]) -> list[Table]:
     for row in paper["seconds"]:
         digits = 0 if row == "speed-up" else 3
         speed.add_row(row, *(f"{column['seconds'][row]:.{digits}f}" for column in columns.values()))
-    return [precision, speed]
+    complete = Table("", "AP50 %", "seconds of proposals", "seconds in all", title_justify="left")
+    complete.title = "complete detectors, seconds per image with proposals; the two-stage detector learns its proposals"
+    for name, detector in content["detectors"].items():
+        seconds = [detector["seconds"][key] for key in ("proposals", "in all")]
+        shown = ("from a file" if value is None else f"{value:.3f}" for value in seconds)
+        complete.add_row(name, _spread([100 * value for value in detector["ap50"]]), *shown)
+    return [precision, speed, complete]
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
 def paper_table(content: dict[str, Any]) -> Table:

@@ -3,24 +3,36 @@
 import dataclasses
 import json
 import sys
-from functools import partial
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from jsonargparse import Namespace
 from rich.markup import escape
 from rich.table import Table
 
-from sppnet.cli.common import add_format, add_optimization, add_stages, find_images, list_failures, list_problems
+from sppnet.cli.common import (
+    add_best_epoch,
+    add_format,
+    add_hardware,
+    add_optimization,
+    add_stages,
+    find_images,
+    list_failures,
+    list_problems,
+    print_row,
+)
 from sppnet.cli.console import line, message, results
 from sppnet.cli.parser import CommandParser, levels, numbers, options_of
 from sppnet.detect.options import DetectOptions
+from sppnet.detect.two_stage.options import TwoStageOptions
+from sppnet.errors import printable
 
 if TYPE_CHECKING:
     from sppnet.detect.evaluate import DetectionReport
-    from sppnet.detect.model import Detector
+    from sppnet.detect.model import AnyDetector
 
+_METHODS = Literal["two-stage", "spp", "rcnn", "fast"]
 PROPOSALS = "selective-search[-fast|-quality], grid, or a comma-separated list of these, or a box file"
 
 
@@ -28,10 +40,13 @@ def train_parser() -> CommandParser:
     """Build the argument parser of `sppnet train detect`."""
     parser = CommandParser(
         "train detect",
-        "Train a detector on images with boxes: SPP-net (one network pass per image), R-CNN (one pass per window) or"
-        " Fast R-CNN (trains the backbone too). Ctrl-C loses no progress; --resume continues.",
+        "Train a detector on images with boxes. The default method learns its proposals and a head on the maps of a"
+        " frozen network; the methods of the papers score the windows of selective search: SPP-net (one network pass"
+        " per image), R-CNN (one pass per window) and Fast R-CNN (trains the network too). Ctrl-C loses no progress;"
+        " --resume continues.",
     )
-    option, options = parser.option, DetectOptions()
+    option, two_stage, classic = parser.option, TwoStageOptions(), DetectOptions()
+    both = (two_stage, classic)
     option("data", "data", "data set in the format of VOC, COCO or YOLO")
     add_format(parser)
     option("data", "--config", "YAML file with any of these options", action="config")
@@ -42,62 +57,92 @@ def train_parser() -> CommandParser:
         " none; default: the split val of DATA, else a tenth of the training images, chosen by --seed"
     )
     option("data", "--val", text, type=str | None, metavar="DATA")
+    choices = f"{{{','.join(get_args(_METHODS))}}}"
+    option("model", "--method", "kind of detector", "two-stage", type=_METHODS, metavar=choices)
+    add_network(parser, both)
     parser.fields(
-        "data",
-        options,
-        proposals=PROPOSALS,
-        windows="largest number of windows per image",
-        proposal_seconds="soft time limit of the search per image; default: none",
+        "two-stage",
+        both,
+        side="shorter side to which images are resized, in pixels",
+        max_side="longest side of resized images",
+        dropout="dropout of the region head",
+        cache_limit="largest size of the cache in GB",
     )
-    add_network(parser, options, "shorter sides of the images in pixels, such as 480,576,688,864,1200")
+    title = "spp, rcnn, fast"
+    add_windows(parser, title, both, "shorter sides of the images in pixels, such as 480,576,688,864,1200")
     parser.fields(
-        "model",
-        options,
-        method="spp (SPP-net), rcnn (R-CNN) or fast (Fast R-CNN, with the single level 7)",
+        title,
+        both,
+        proposal_seconds="soft time limit of the search per image; default: none",
         cell_rule="mapping of boxes to cells",
         scale_rule="choice of scale per box",
         reduce="pooling within a bin",
         scorer="scores by SVMs, or by the softmax of the fine-tuned layers",
         regression="refine boxes by regression",
-    )
-    add_stages(parser, options, "stages of the backbone to train: auto, or what the method trains, 0 or all")
-    parser.fields(
-        "training",
-        options,
         finetune="train fc6 and fc7; false keeps their random weights",
         mirror="also fine-tune on mirrored images",
-        epochs="epochs, each of --steps batches, or of all images for fast",
         steps="batches per epoch of fine-tuning",
-        batch="windows per batch, a quarter of them on objects",
+    )
+    text = "last stages of the backbone to train: a number, all, or 0; default: 0, or what the method trains"
+    add_stages(parser, both, text)
+    parser.fields(
+        "training",
+        both,
+        epochs="number of epochs",
+        batch="images per batch, or windows of the other methods",
         seed="random seed",
         deterministic="make equal seeds give identical results on a GPU, or fail",
     )
-    add_optimization(parser, options)
+    add_best_epoch(parser, two_stage)
+    add_optimization(parser, both)
     text = "output folder for the model and its checkpoint"
     option("output", "--out", text, required=True, metavar="RUN")
     option("output", "--resume", "continue the training in RUN, if there is one", False, action="store_true")
     parser.fields(
         "output",
-        options,
-        cache="cache of proposals and features, shareable; default: the folder cache in RUN",
+        both,
+        cache="cache of feature maps or proposals, shareable; default: the folder cache in RUN",
         tensorboard="also write TensorBoard events to RUN",
     )
-    parser.fields("hardware", options, device="device", workers="number of images searched for proposals in parallel")
+    add_hardware(parser, both, "number of images read, or searched for proposals, in parallel by each process")
     return parser
 
 
-def add_network(parser: CommandParser, options: DetectOptions, scales: str) -> None:
-    """Add the options of the network that `train detect` and `compare detectors` share; `scales` is a help text."""
+def add_network(parser: CommandParser, options: Any) -> None:
+    """Add the options of the network that `train detect` and `compare detectors` share."""
     parser.fields(
         "model",
         options,
         backbone="timm network, or zf5, convnet5, overfeat5, overfeat7",
-        stage="feature map, 0 is the finest; default: the last map of stride 16",
         weights="weights: auto, hub (timm download), none, or a safetensors file",
         levels=("pyramid levels", levels),
+        windows="largest number of proposals per image",
+    )
+
+
+def add_windows(parser: CommandParser, title: str, options: Any, scales: str) -> None:
+    """Add options of window-based detectors that `compare detectors` has too; `scales` is a help text."""
+    parser.fields(
+        title,
+        options,
+        stage="feature map, 0 is the finest; default: the last map of stride 16",
         scales=(scales, numbers()),
         hidden=("sizes of fc6 and fc7 (paper: 4096,4096), or none to omit both layers", numbers(none=())),
+        proposals=PROPOSALS,
     )
+
+
+def _options(arguments: Namespace) -> "DetectOptions | TwoStageOptions":
+    """Return the options of the method; options of other methods are an error."""
+    kinds = (TwoStageOptions, DetectOptions) if arguments.method == "two-stage" else (DetectOptions, TwoStageOptions)
+    own, other = ({field.name for field in dataclasses.fields(kind)} for kind in kinds)
+    for name in other - own:
+        if arguments.get(name) is not None:
+            raise ValueError(
+                f"{name}: expected no value for the method {arguments.method!r}, got {arguments[name]!r}; omit"
+                f" --{name.replace('_', '-')}"
+            )
+    return options_of(kinds[0], arguments)  # type: ignore[return-value]
 
 
 def train(arguments: Namespace) -> int:
@@ -107,7 +152,7 @@ def train(arguments: Namespace) -> int:
     training = train_detector(
         arguments.data,
         arguments.out,
-        options_of(DetectOptions, arguments),
+        _options(arguments),
         split=arguments.split,
         val=arguments.val,
         resume=arguments.resume,
@@ -126,10 +171,41 @@ def train(arguments: Namespace) -> int:
     return 0
 
 
-def evaluate(model: "Detector", arguments: Namespace) -> int:
+def prediction_options(model: "AnyDetector", arguments: Namespace, cache: Path | None) -> dict[str, Any]:
+    """Return the keyword arguments of the model's `predict`; options of the other kind of detector are an error.
+
+    Args:
+        model: detector.
+        arguments: arguments of `evaluate` or `predict`.
+        cache: default folder of cached proposals.
+    """
+    from sppnet.detect.model import Detector
+    from sppnet.detect.two_stage.tiles import Tiling
+
+    others: dict[str, Any] = {"tile": None, "overlap": None, "vectors": None}
+    if not isinstance(model, Detector):
+        others = {"proposals": None, "workers": 2, "cache": None, "svd": None, "head_dtype": "float32"}
+    for name, default in others.items():
+        if arguments.get(name, default) != default:
+            kind = "two-stage detector" if isinstance(model, Detector) else "detector of the method spp, rcnn or fast"
+            raise ValueError(
+                f"{name}: expected a {kind}, got a detector of the method {model.config.method} in {arguments.run};"
+                f" omit --{name.replace('_', '-')}"
+            )
+    if isinstance(model, Detector):
+        folder = Path(arguments.cache) if arguments.cache else cache
+        search = {"cache": folder / "proposals" if folder else None, "workers": arguments.workers}
+        return search | {"proposals": arguments.proposals}
+    if arguments.overlap is not None and arguments.tile is None:
+        raise ValueError(f"overlap: expected --tile with it, got {arguments.overlap} alone; add --tile")
+    return {"tiling": Tiling(arguments.tile, arguments.overlap) if arguments.tile is not None else None}
+
+
+def evaluate(model: "AnyDetector", arguments: Namespace) -> int:
     """Score a detector and return 0, or 1 if an image could not be read."""
     from sppnet.detect.classic.compress import compress
     from sppnet.detect.evaluate import evaluate_detector
+    from sppnet.detect.model import Detector
     from sppnet.detect.pictures import write_mosaic
     from sppnet.detect.report import write_report
     from sppnet.evaluation.curves import write_curves
@@ -137,22 +213,13 @@ def evaluate(model: "Detector", arguments: Namespace) -> int:
     folder = Path(arguments.pictures) if arguments.pictures else None
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
-    if arguments.proposals:
-        model.config = dataclasses.replace(model.config, proposals=arguments.proposals)
-    cache = Path(arguments.cache or Path(arguments.run) / "cache") / "proposals"
-    score = partial(
-        evaluate_detector,
-        data=arguments.data,
-        split=arguments.split,
-        cache=cache,
-        workers=arguments.workers,
-        format=arguments.format,
-    )
+    settings = prediction_options(model, arguments, Path(arguments.run) / "cache")
+    settings |= {"split": arguments.split, "format": arguments.format}
     exact = None
-    if arguments.svd or arguments.head_dtype != "float32":
-        exact = score(model).scores
+    if isinstance(model, Detector) and (arguments.svd or arguments.head_dtype != "float32"):
+        exact = evaluate_detector(model, arguments.data, **settings).scores
         model = compress(model, arguments.svd or (), arguments.head_dtype)
-    report = score(model)
+    report = evaluate_detector(model, arguments.data, **settings)
     list_problems(report.problems, report.failures)
     if folder:
         write_curves(report.scores, folder)
@@ -174,10 +241,11 @@ def evaluate(model: "Detector", arguments: Namespace) -> int:
     return 1 if report.failures else 0
 
 
-def predict(model: "Detector", arguments: Namespace) -> int:
+def predict(model: "AnyDetector", arguments: Namespace) -> int:
     """Detect objects, draw or write them and print them per image, and return 0, or 1 if an image could not be read."""
     from sppnet.data.images import load_image
     from sppnet.detect.classic.compress import compress
+    from sppnet.detect.model import Detector
     from sppnet.detect.writers import check_folder, write_predictions
     from sppnet.inference.results import Failure
 
@@ -187,21 +255,29 @@ def predict(model: "Detector", arguments: Namespace) -> int:
             raise ValueError("out: expected a folder with --format, got none; set --out DIR")
         check_folder(folder, arguments.format)
     paths, failures = find_images(arguments.images)
-    model = compress(model, arguments.svd or (), arguments.head_dtype)
+    settings = prediction_options(model, arguments, None)
+    if isinstance(model, Detector):
+        model = compress(model, arguments.svd or (), arguments.head_dtype)
+    else:
+        settings["vectors"] = arguments.vectors is not None
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
-    cache = Path(arguments.cache) / "proposals" if arguments.cache else None
-    proposals = model.propose(paths, arguments.proposals, cache=cache, workers=arguments.workers)
-    results = model.detect_among(paths, proposals, min_score=arguments.min_score, on_error="skip")
+    results = model.iter_predictions(paths, min_score=arguments.min_score, on_error="skip", **settings)
     taken = {path.resolve() for path in paths}  # no picture replaces an image
     if folder and folder.resolve() in {path.parent for path in taken}:
         taken |= {path.resolve() for path in folder.iterdir()}
     written = []
+    if arguments.csv:
+        print_row("path", "label", "score", "x1", "y1", "x2", "y2")
     for path, result in zip(paths, results, strict=True):
         if isinstance(result, Failure):
             failures.append(result.error)
             continue
         content = result.to_dict()
+        if result.vectors is not None:
+            file = _free_path(Path(arguments.vectors) / path.stem, taken, ".safetensors")
+            content["vectors"] = str(file)
+            _save_vectors(result, file)
         if arguments.format:
             written.append(result)
         elif folder:
@@ -212,8 +288,12 @@ def predict(model: "Detector", arguments: Namespace) -> int:
             sys.stdout.write(json.dumps(content) + "\n")
         else:
             for detected in content["objects"]:
-                box = " ".join(f"{edge:.1f}" for edge in detected["box"])
-                sys.stdout.write(f"{path}\t{detected['label']}\t{detected['score']:.3f}\t{box}\n")
+                label, score, box = detected["label"], detected["score"], detected["box"]
+                if arguments.csv:
+                    print_row(path, label, f"{score:.6f}", *(f"{edge:.3f}" for edge in box))
+                else:
+                    edges = " ".join(f"{edge:.1f}" for edge in box)
+                    sys.stdout.write(f"{printable(str(path))}\t{printable(label)}\t{score:.3f}\t{edges}\n")
     if folder and arguments.format:
         write_predictions(written, folder, arguments.format, model.config.classes)
         message(f"predictions written to {folder}")
@@ -221,9 +301,19 @@ def predict(model: "Detector", arguments: Namespace) -> int:
     return 1 if failures else 0
 
 
-def _free_path(stem: Path, taken: set[Path]) -> Path:
-    """Return the path STEM.jpg, or STEM-2.jpg, ... if it is taken, and add it to `taken`, which has resolved paths."""
-    names = (f"{stem.name}{suffix}.jpg" for suffix in chain([""], (f"-{number}" for number in count(2))))
+def _save_vectors(result: Any, file: Path) -> None:
+    """Write the vectors of the objects of an image with their boxes, scores and class indices."""
+    from sppnet.io.files import save_tensors
+
+    found = result.detections
+    tensors = {"vectors": result.vectors, "boxes": found.boxes, "scores": found.scores, "labels": found.labels}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_tensors(tensors, file, {"source": result.source, "classes": json.dumps(result.classes)})
+
+
+def _free_path(stem: Path, taken: set[Path], extension: str = ".jpg") -> Path:
+    """Return STEM with the extension, or STEM-2, ..., whichever is not in `taken`, to which it is added."""
+    names = (f"{stem.name}{suffix}{extension}" for suffix in chain([""], (f"-{number}" for number in count(2))))
     path = next(path for name in names if (path := stem.with_name(name)).resolve() not in taken)
     taken.add(path.resolve())
     return path

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from jsonargparse import Namespace
 
 from sppnet.cli import engine
-from sppnet.cli.common import add_format
+from sppnet.cli.common import add_format, add_images, read_names
 from sppnet.cli.parser import CommandParser, numbers
 from sppnet.data.resize import POLICIES
 
@@ -20,7 +20,7 @@ _TASK_OPTIONS: dict[str, tuple[tuple[str, ...], Any]] = {
     "unknown": (("classify",), False),
     "views": (("classify",), "full"),
     "batch": (("classify",), 32),
-    "out": (("detect", "segment"), None),
+    "top": (("classify",), 5),
     "pictures": (("detect", "segment"), None),
     "cache": (("detect",), None),
     "min_score": (("detect",), None),
@@ -29,14 +29,15 @@ _TASK_OPTIONS: dict[str, tuple[tuple[str, ...], Any]] = {
     "svd": (("detect",), None),
     "head_dtype": (("detect",), "float32"),
     "format": (("detect",), None),
+    "vectors": (("detect",), None),
     "ignore": (("segment",), None),
     "classes": (("segment",), None),
     "write": (("segment",), "palette,overlay"),
     "scale_factors": (("segment",), (1.0,)),
     "flip": (("segment",), False),
     "memory": (("segment",), "4GB"),
-    "tile": (("segment",), None),
-    "overlap": (("segment",), 64),
+    "tile": (("detect", "segment"), None),
+    "overlap": (("detect", "segment"), None),
     "global_context": (("segment",), False),
     "max_image_pixels": (("segment",), None),
 }
@@ -70,11 +71,18 @@ def predict_parser() -> CommandParser:
     """Build the argument parser of `sppnet predict`."""
     parser = CommandParser("predict", "Classify images, detect objects in them or segment them, each at its own size.")
     _add_run(parser)
-    parser.option("data", "images", "image files or folders", nargs="+")
+    add_images(parser, "image files or folders")
     parser.option("output", "--json", "print one JSON object per image and nothing else", False, action="store_true")
-    text = "output folder: pictures or --format of detectors, masks of segmenters, or all results with --engine ray"
+    text = "print CSV and nothing else: a row per image, per object of detectors, or per class of segmenters"
+    parser.option("output", "--csv", text, False, action="store_true")
+    text = (
+        "output folder: links to the images by class, and predictions.csv, of classifiers; pictures or --format of"
+        " detectors; masks of segmenters; or all results with --engine ray"
+    )
     parser.option("output", "--out", text, type=str | None, metavar="DIR")
     _add_classifier_options(parser)
+    text = "number of classes per image in JSON and CSV"
+    parser.option("classifiers", "--top", text, _TASK_OPTIONS["top"][1], type=int, metavar="N")
     text = "images per batch; does not change the results"
     parser.option("classifiers", "--batch", text, _TASK_OPTIONS["batch"][1], type=int)
     text = "report images whose score is below the threshold of the run as unknown"
@@ -82,6 +90,8 @@ def predict_parser() -> CommandParser:
     _add_detector_options(parser)
     text = "lowest score to report; default: that of the run with the best F1, else -0.5 for SVMs and 0.5 for a softmax"
     parser.option("detectors", "--min-score", text, type=float | None, metavar="SCORE")
+    text = "folder for the pyramid vectors of the detected objects: a safetensors file per image (two-stage only)"
+    parser.option("detectors", "--vectors", text, type=str | None, metavar="DIR")
     text = "files to write to --out instead of pictures, in the format coco, yolo, csv or voc; default: none"
     kind = Literal["coco", "yolo", "csv", "voc"] | None
     parser.option("detectors", "--format", text, type=kind, metavar="NAME")
@@ -125,12 +135,18 @@ def _add_segmenter_options(parser: CommandParser) -> None:
         default = _TASK_OPTIONS[name.removeprefix("--").replace("-", "_")][1]
         parser.option("segmenters", name, text, default, **settings)
 
+    title = "detectors and segmenters"
+    text = (
+        "side of the tiles in which images are processed, in pixels; default: whole images for a two-stage detector, as"
+        " large as --memory allows for a segmenter"
+    )
+    parser.option(title, "--tile", text, type=int | None)
+    text = "smallest overlap of neighboring tiles in pixels; default: a quarter of a tile for detectors, else 64"
+    parser.option(title, "--overlap", text, type=int | None)
     text = "average over these scale factors, such as 0.75,1,1.25"
     add("--scale-factors", text, type=numbers(float, 0), metavar="FACTORS")
     add("--flip", "also average over mirrored images", action="store_true")
     add("--memory", "memory limit; images that need more are processed in tiles")
-    add("--tile", "side of the tiles in pixels; default: as large as --memory allows", type=int | None)
-    add("--overlap", "overlap of neighboring tiles in pixels", type=int)
     text = "compute ASPP's image-level branch from a reduced copy of the whole image, not from each tile"
     add("--global-context", text, action="store_true")
 
@@ -142,8 +158,12 @@ def evaluate(arguments: Namespace) -> int:
 
 def predict(arguments: Namespace) -> int:
     """Predict for images and return the exit code."""
-    if arguments.format and arguments.engine == "ray":
-        raise ValueError(f"format: expected no value with --engine ray, got {arguments.format}")
+    if arguments.json and arguments.csv:
+        raise ValueError("csv: expected no value with --json, got both; choose one")
+    for name in ("format", "csv"):
+        if arguments[name] and arguments.engine == "ray":
+            raise ValueError(f"{name}: expected no value with --engine ray, got {arguments[name]}")
+    arguments.images = read_names(arguments)
     if arguments.engine == "ray":
         return engine.predict(arguments, check_task_options)
     engine.check_engine_options(arguments)
@@ -175,9 +195,8 @@ def check_task_options(arguments: Namespace, task: str) -> None:
             " `sppnet features` to compute the vectors of boxes"
         )
     for name, (tasks, default) in _TASK_OPTIONS.items():
-        ray_output = name == "out" and arguments.get("engine") == "ray"  # legal for every task
         data_format = name == "format" and "data" in arguments  # of evaluate
-        if task not in tasks and not ray_output and not data_format and arguments.get(name, default) != default:
+        if task not in tasks and not data_format and arguments.get(name, default) != default:
             option, expected = name.replace("_", "-"), " or ".join(NOUNS[other] for other in tasks)
             raise ValueError(
                 f"{option}: expected a {expected}, got a {NOUNS[task]} in {arguments.run}; omit --{option}"

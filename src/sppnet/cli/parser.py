@@ -39,6 +39,7 @@ class CommandParser(ArgumentParser):
             allow_abbrev=False,
         )
         self.command = command
+        self._negative_number_matcher = re.compile(r"-[\d.]+(,-?[\d.]+)*$")  # also lists such as -1,-2
 
     def group(self, title: str) -> Any:
         """Return the group of options with this title in ``--help``; it is created at its first use."""
@@ -68,18 +69,29 @@ class CommandParser(ArgumentParser):
 
         Args:
             title: title of the group.
-            options: instance of the dataclass that holds the defaults.
+            options: instance of the dataclass that holds the defaults, or a tuple of instances of alternative
+                dataclasses, of which another option chooses one. An option that one of them lacks, or that has another
+                default there, is None in the arguments if it is not given.
             texts: help text of each field, or (help text, function that parses the value).
         """
-        hints = get_type_hints(type(options))
+        alternatives = options if isinstance(options, tuple) else (options,)
         for name, entry in texts.items():
             text, parse = (entry, None) if isinstance(entry, str) else entry
-            default, hint = getattr(options, name), hints[name]
+            owners = [part for part in alternatives if hasattr(part, name)]
+            defaults = [getattr(part, name) for part in owners]
+            default, hint = defaults[0], get_type_hints(type(owners[0]))[name]
+            if len(owners) < len(alternatives) or any(value != default for value in defaults):
+                if "default:" not in text:
+                    values = [_as_text(value) for value in defaults if value is not None]
+                    text += f"; default: {', else '.join(values)}" if values else ""
+                default, hint, parse = None, hint | None, parse and optional(parse)
             option = "--" + name.replace("_", "-")
             if hint is bool and default is False:
                 self.option(title, option, text, default, action="store_true")
             else:
                 choices = [str(choice) for choice in _choices(hint)]
+                if bool in get_args(hint):  # optional
+                    choices = ["true", "false"]
                 metavar = {"metavar": f"{{{','.join(choices)}}}"} if choices and not parse else {}
                 self.option(title, option, text, default, type=parse or hint, **metavar)
 
@@ -87,7 +99,7 @@ class CommandParser(ArgumentParser):
         """Add the options that all commands have, and a short usage line."""
         groups: list[Any] = self._action_groups  # type: ignore[assignment]
         groups.sort(key=lambda group: group.title in _LAST_GROUPS and 1 + _LAST_GROUPS.index(group.title))
-        required = [action for action in self._actions if action.required]
+        required = [action for action in self._actions if action.required or not action.option_strings]
         words = [" ".join([*action.option_strings, str(action.metavar or action.dest)]) for action in required]
         self.usage = " ".join([self.prog, *words, "[OPTIONS]"])
         self.option("logging", "--quiet", "show warnings, errors and results only", False, action="store_true")
@@ -154,9 +166,9 @@ class CommandParser(ArgumentParser):
 
 
 def options_of(kind: type[T], arguments: Namespace) -> T:
-    """Create an options dataclass from the arguments of the same names."""
+    """Create an options dataclass from the arguments of the same names; None stands for the default of a field."""
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    return kind(**{name: arguments[name] for name in names if name in arguments})
+    return kind(**{name: arguments[name] for name in names if arguments.get(name) is not None})
 
 
 def levels(text: str | Sequence[Any]) -> tuple[Level, ...]:

@@ -18,10 +18,11 @@ from sppnet.cli.common import (
     find_images,
     list_failures,
     list_problems,
+    print_row,
 )
 from sppnet.cli.console import line, message, results
 from sppnet.cli.parser import CommandParser, numbers, optional, options_of
-from sppnet.errors import check_choice
+from sppnet.errors import check_choice, printable
 from sppnet.segment.options import SegmentOptions, View
 
 if TYPE_CHECKING:
@@ -162,6 +163,8 @@ def predict(model: "Segmenter", arguments: Namespace) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     paths, failures = find_images(arguments.images)
     stems = output_stems(paths, folder) if folder else [None] * len(paths)
+    if arguments.csv:
+        print_row("path", "label", "share")
     for path, outcome in zip(paths, segment_files(model, paths, stems, write, view, limit), strict=True):
         if isinstance(outcome, Failure):
             failures.append(outcome.error)
@@ -169,9 +172,12 @@ def predict(model: "Segmenter", arguments: Namespace) -> int:
         result, files = outcome
         if arguments.json:
             sys.stdout.write(json.dumps(result.to_dict() | ({"files": files} if files else {})) + "\n")
+        elif arguments.csv:
+            for name, share in result.shares.items():
+                print_row(path, name, f"{share:.6f}")
         else:
             shares = [f"{name} {100 * share:.1f} %" for name, share in result.shares.items() if share >= 0.0005]
-            sys.stdout.write(f"{path}\t{', '.join(shares)}\n")
+            sys.stdout.write(f"{printable(str(path))}\t{printable(', '.join(shares))}\n")
     list_failures(failures)
     return 1 if failures else 0
 

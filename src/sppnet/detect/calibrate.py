@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from sppnet.detect.evaluate import DetectionReport
-from sppnet.detect.model import Detector
+from sppnet.detect.model import AnyDetector
 from sppnet.evaluation.calibration import best_threshold, fit_platt
 
 
-def calibrate(model: Detector, report: DetectionReport) -> None:
+def calibrate(model: AnyDetector, report: DetectionReport) -> None:
     """Set `calibration` and `threshold` of a detector's configuration, which keeps the order of its scores.
 
     The threshold has the highest F1 over the detections of all classes.

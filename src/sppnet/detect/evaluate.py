@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,15 +12,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sppnet.data.formats.detection import DetectionData, DetectionSample, choose_split, read_detection
-from sppnet.detect.model import Detector
-from sppnet.detect.proposals import Proposals
+from sppnet.detect.model import AnyDetector, DetectorConfig
+from sppnet.detect.predict import DetectionResult
+from sppnet.detect.two_stage.network import TwoStageConfig
 from sppnet.errors import ImageError
 from sppnet.evaluation.average_precision import DetectionScores, match_detections, score_detections
 from sppnet.evaluation.calibration import calibration_error
 from sppnet.evaluation.confusion import ClassQuality, class_qualities, detection_confusion
 from sppnet.evaluation.recall import Recall, recall
 from sppnet.inference.results import Detections, Failure, filter_by_score
-from sppnet.progress import track
+from sppnet.ops.boxes import areas
 
 _logger = logging.getLogger(__name__)
 
@@ -65,6 +67,22 @@ class DetectionReport:
         return tuple(filter_by_score(detections, self.threshold) for detections in self.found)
 
     @property
+    def recall_by_size(self) -> dict[str, tuple[int, float]]:
+        """Number of objects of each size that has some, and the share of them found by detections from `threshold`.
+
+        As in COCO, objects have an area of up to 32 x 32 pixels, up to 96 x 96, or more.
+        """
+        matches = match_detections(self.accepted, self.samples)
+        found = set(zip(matches.image[matches.hit].tolist(), matches.object[matches.hit].tolist(), strict=True))
+        parts: dict[str, list[bool]] = {name: [] for name in ("small", "medium", "large")}
+        for image, sample in enumerate(self.samples):
+            sizes = torch.bucketize(areas(sample.boxes), torch.tensor([32.0**2, 96.0**2])).tolist()
+            for index, (size, difficult) in enumerate(zip(sizes, sample.difficult.tolist(), strict=True)):
+                if not difficult:
+                    list(parts.values())[size].append((image, index) in found)
+        return {name: (len(hits), sum(hits) / len(hits)) for name, hits in parts.items() if hits}
+
+    @property
     def confusion(self) -> Int[Tensor, "k k"]:
         """Objects by class, of the detections from `threshold`, see :func:`detection_confusion`."""
         return detection_confusion(self.accepted, self.samples, len(self.scores.per_class))
@@ -79,19 +97,19 @@ class DetectionReport:
         return self.scores.to_dict() | {
             "ece": self.ece,
             "proposal_recall": dict(zip(("0.5", "0.7", "0.9"), self.recall.fractions, strict=True)),
+            "recall_by_size": {name: share for name, (_, share) in self.recall_by_size.items()},
             "failures": [{"path": failure.path, "reason": failure.reason} for failure in self.failures],
         }
 
 
 def evaluate_detector(
-    model: Detector,
+    model: AnyDetector,
     data: str | Path | DetectionData,
     *,
     split: str | None = None,
-    cache: str | Path | None = None,
-    workers: int = 2,
     on_error: Literal["raise", "skip"] = "skip",
     format: str | None = None,
+    **options: Any,
 ) -> DetectionReport:
     """Run a detector on every image of a data set and score its detections.
 
@@ -100,10 +118,10 @@ def evaluate_detector(
         data: data set, see :func:`sppnet.data.formats.detection.read_detection`, or the data that it returned for the
             classes of the model. Objects of classes that the detector lacks count as missed.
         split: split of the data; None for ``test``, ``val``, or for data without splits.
-        cache: folder that caches proposals; None caches nothing.
-        workers: images searched for proposals in parallel.
         on_error: ``skip`` to collect the errors of unreadable images, or ``raise``.
         format: format of a path, such as ``coco``; None to detect it.
+        options: further arguments of the model's `predict`, such as `cache` and `workers` of a window-based detector,
+            or `tiling` of a two-stage detector.
 
     Raises:
         ImageError: an image cannot be read, and `on_error` is ``raise``.
@@ -117,19 +135,35 @@ def evaluate_detector(
         raise ValueError(f"data: expected the classes of the model first, {model.config.classes}, got {data.classes}")
     if not any((~sample.difficult).any() for sample in data.samples):
         raise ValueError(f"data: expected at least one object that is not difficult in {data.root}, got none")
-    if unknown := data.classes[known:]:
-        _logger.warning(f"classes unknown to the model, whose objects count as missed: {', '.join(unknown)}")
+    warn_of_unknown(data.classes[known:])
     paths = [sample.path for sample in data.samples]
-    proposals = list(track(model.propose(paths, cache=cache, workers=workers), "proposals", len(paths)))
-    results = model.detect_among(paths, proposals, min_score=-math.inf, on_error=on_error)
-    samples, detections, failures, boxes = [], [], [], []
-    for sample, found, result in zip(data.samples, proposals, results, strict=True):
-        if isinstance(result, Failure):
-            failures.append(result.error)
-        elif isinstance(found, Proposals):
-            samples.append(sample)
-            detections.append(result.detections)
-            boxes.append(found.boxes)
+    results = model.iter_predictions(paths, min_score=-math.inf, on_error=on_error, **options)
+    return report_detections(data, list(results), model.config)
+
+
+def warn_of_unknown(classes: Sequence[str]) -> None:
+    """Log the names of the classes that a model lacks, if there are any."""
+    if classes:
+        _logger.warning(f"classes unknown to the model, whose objects count as missed: {', '.join(classes)}")
+
+
+def report_detections(
+    data: DetectionData, results: Sequence[DetectionResult | Failure], config: DetectorConfig | TwoStageConfig
+) -> DetectionReport:
+    """Score the detections in the images of a data set.
+
+    Args:
+        data: images and objects.
+        results: result for each image, with detections of any score.
+        config: configuration of the detector.
+
+    Raises:
+        ValueError: the readable images contain only difficult objects, or none.
+    """
+    pairs = list(zip(data.samples, results, strict=True))
+    read = [(sample, result) for sample, result in pairs if isinstance(result, DetectionResult)]
+    samples, found = tuple(sample for sample, _ in read), tuple(result.detections for _, result in read)
+    failures = tuple(result.error for result in results if isinstance(result, Failure))
     truths = [sample.boxes[~sample.difficult] for sample in samples]
     if not any(len(objects) for objects in truths):
         errors = "; ".join(str(failure) for failure in failures[:10])
@@ -137,16 +171,8 @@ def evaluate_detector(
             f"data: expected at least one object that is not difficult, got none in {len(samples)} readable images;"
             f" {len(failures)} images cannot be read{': ' * bool(errors)}{errors}"
         )
-    scores = score_detections(detections, samples, data.classes)
-    covered = recall(boxes, truths)
-    config = model.config
+    scores = score_detections(found, samples, data.classes)
+    covered = recall([result.proposals for _, result in read], truths)
     return DetectionReport(
-        scores,
-        covered,
-        config.min_score,
-        config.probabilities,
-        tuple(samples),
-        tuple(detections),
-        tuple(failures),
-        data.problems,
+        scores, covered, config.min_score, config.probabilities, samples, found, failures, data.problems
     )

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args, overload
 
 import torch
 from jaxtyping import Float, Real
@@ -22,6 +22,8 @@ from sppnet.detect.options import DEFAULT_MIN_SCORES, Method, Regression, Scorer
 from sppnet.detect.predict import DetectionResult
 from sppnet.detect.proposals import Proposals, iter_proposals
 from sppnet.detect.suppression import suppress
+from sppnet.detect.two_stage.model import TwoStageDetector, create_two_stage
+from sppnet.detect.two_stage.network import TwoStageConfig
 from sppnet.errors import ImageError, check_choice, check_classes
 from sppnet.features.encoder import DistinctVectors, RegionEncoder
 from sppnet.features.options import ScaleRule
@@ -179,9 +181,22 @@ class Detector(nn.Module):
             sppnet.ImageError: an image cannot be used, and `on_error` is ``raise``.
             ValueError: invalid argument, or the proposals come from a file and an image is not a path.
         """
-        sources = list_sources(images)
-        found = self.propose(sources, proposals, cache=cache, workers=workers)
-        return list(self.detect_among(sources, found, min_score=min_score, on_error=on_error))
+        options: dict[str, Any] = {"proposals": proposals, "cache": cache, "workers": workers, "on_error": on_error}
+        return list(self.iter_predictions(list_sources(images), min_score=min_score, **options))
+
+    def iter_predictions(
+        self,
+        images: Sequence[ImageSource],
+        *,
+        min_score: float | None = None,
+        proposals: str | None = None,
+        cache: str | Path | None = None,
+        workers: int = 1,
+        on_error: Literal["raise", "skip"] = "raise",
+    ) -> Iterator[DetectionResult | Failure]:
+        """Yield the result of each image; arguments as for :meth:`predict`."""
+        found = self.propose(images, proposals, cache=cache, workers=workers)
+        return self.detect_among(images, found, min_score=min_score, on_error=on_error)
 
     def propose(
         self,
@@ -225,7 +240,7 @@ class Detector(nn.Module):
                 return loaded
             name, image, boxes = loaded
             detections = filter_by_score(self.detect(image, boxes), threshold)
-            return DetectionResult(name, (image.height, image.width), detections, self.config.classes)
+            return DetectionResult(name, (image.height, image.width), detections, self.config.classes, boxes)
 
         items = enumerate(zip(images, proposals, strict=True))
         with evaluation_mode(self), closing(map_images(load, run, items, self.device)) as results:
@@ -277,7 +292,18 @@ class Detector(nn.Module):
         return (slope * self.margins(scores) + offset).sigmoid().float()
 
 
-def create_detector(config: DetectorConfig, weights: str | None = "auto") -> Detector:
+AnyDetector = Detector | TwoStageDetector
+
+
+@overload
+def create_detector(config: DetectorConfig, weights: str | None = "auto") -> Detector: ...
+
+
+@overload
+def create_detector(config: TwoStageConfig, weights: str | None = "auto") -> TwoStageDetector: ...
+
+
+def create_detector(config: DetectorConfig | TwoStageConfig, weights: str | None = "auto") -> AnyDetector:
     """Create a detector with a random head.
 
     Args:
@@ -287,6 +313,8 @@ def create_detector(config: DetectorConfig, weights: str | None = "auto") -> Det
     Raises:
         ValueError: invalid configuration, or unusable weights.
     """
+    if isinstance(config, TwoStageConfig):
+        return create_two_stage(config, weights)
     backbone = create_backbone(config.backbone, config.stage, weights)
     return Detector(replace(config, stage=backbone.stage), backbone)
 

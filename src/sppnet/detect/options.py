@@ -106,8 +106,7 @@ class DetectOptions(LoopOptions):
         if self.scorer == "softmax" and not (self.hidden and self.finetune):
             raise ValueError("scorer: expected svm, got softmax; a softmax requires hidden sizes and finetune")
         parse_levels(self.levels)
-        if self.devices * self.nodes > 1:
-            raise ValueError(f"devices: expected 1 for detectors, got {self.devices * self.nodes}")
+        check_processes(self.method, self.devices * self.nodes)
 
     def _check_training(self) -> None:
         for name in ("monitor", "patience"):
@@ -127,6 +126,12 @@ class DetectOptions(LoopOptions):
                 f"train_stages: expected {stages} for the method {self.method!r}, got {self.train_stages}; {reason}"
             )
         object.__setattr__(self, "train_stages", "auto")
+
+
+def check_processes(method: Method, count: int) -> None:
+    """Check that a detector can be trained in this number of processes by this method."""
+    if method == "fast" and count > 2:
+        raise ValueError(f"devices: expected 1 or 2 for the method 'fast', whose batches have two images, got {count}")
 
 
 def is_box_file(source: str) -> bool:

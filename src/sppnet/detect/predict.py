@@ -1,9 +1,10 @@
 """The result of a detector for one image."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -21,10 +22,14 @@ class DetectionResult(Result):
         source, size: as in :class:`sppnet.inference.results.Result`.
         detections: boxes, scores and class indices.
         classes: names of all classes of the detector.
+        proposals: boxes among which the objects were detected, as xyxy edges in pixels of the image.
+        vectors: pyramid vector of each object, in float32; None if they were not asked for.
     """
 
     detections: Detections
     classes: tuple[str, ...]
+    proposals: Float[Tensor, "p 4"] = field(default_factory=lambda: torch.empty(0, 4))
+    vectors: Float[Tensor, "k d"] | None = None
 
     @property
     def boxes(self) -> Float[Tensor, "k 4"]:

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from sppnet.detect.window_grid import window_grid
 from sppnet.errors import ImageError, check_choice, list_some
 from sppnet.inference.results import Failure
 from sppnet.io.files import read_tensors, save_tensors
+from sppnet.io.remote import writers_lock
 
 _logger = logging.getLogger(__name__)
 
@@ -149,15 +151,16 @@ def iter_proposals(
 
     pool = ThreadPoolExecutor(workers, "proposals")
     pending: deque[Future[Proposals | Failure]] = deque()
-    try:
-        for index, image in enumerate(images):
-            pending.append(pool.submit(work, index, image))
-            if len(pending) > 2 * workers:
+    with writers_lock(Path(folder)) if folder else nullcontext():
+        try:
+            for index, image in enumerate(images):
+                pending.append(pool.submit(work, index, image))
+                if len(pending) > 2 * workers:
+                    yield pending.popleft().result()
+            while pending:
                 yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, only running searches are completed
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, only running searches are completed
 
 
 def _from_file(

@@ -11,6 +11,7 @@ from sppnet.evaluation.average_precision import match_detections
 from sppnet.evaluation.calibration import reliability
 from sppnet.evaluation.report import Bar, Cell, Tile, percent
 
+_SIZES = {"small": "up to 32 x 32 pixels", "medium": "up to 96 x 96 pixels", "large": "more"}
 _CURVES = 60  # classes whose curves are on the page
 
 
@@ -76,6 +77,14 @@ def write_report(report: DetectionReport, folder: Path, *, run: str, data: str) 
             "Classes",
             html.table(["class", "AP50", "AP50:95", "precision", "recall", "F1", "objects"], rows),
             note=f"Precision, recall and F1 are those of the detections from a score of {report.threshold:.2f}.",
+        ),
+        html.section(
+            "Recall by size",
+            html.table(
+                ["area of the object", "recall", "objects"],
+                [[_SIZES[name], Bar(share), count] for name, (count, share) in report.recall_by_size.items()],
+            ),
+            note=f"Objects found by detections from a score of {report.threshold:.2f}.",
         ),
         html.section(
             "Surest mistakes",

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 
@@ -21,15 +21,19 @@ from sppnet.detect.calibrate import calibrate
 from sppnet.detect.classic.fast import fit_fast, initialize_head
 from sppnet.detect.classic.fit import fit_detector, propose_windows, window_vectors
 from sppnet.detect.classic.windows import content_digest, usable_images
-from sppnet.detect.evaluate import evaluate_detector
-from sppnet.detect.model import DetectorConfig, create_detector
-from sppnet.detect.options import DetectOptions, is_box_file
+from sppnet.detect.evaluate import DetectionReport, evaluate_detector
+from sppnet.detect.model import AnyDetector, Detector, DetectorConfig, create_detector
+from sppnet.detect.options import DetectOptions, check_processes, is_box_file
+from sppnet.detect.two_stage.model import TwoStageDetector
+from sppnet.detect.two_stage.network import TwoStageConfig
+from sppnet.detect.two_stage.options import TwoStageOptions
+from sppnet.detect.two_stage.train import fit_two_stage, two_stage_config
 from sppnet.devices import pick_device
 from sppnet.errors import ImageError, import_optional
 from sppnet.io.remote import file_version
 from sppnet.training.checkpoint import finish_training, open_training
 from sppnet.training.init import initialize
-from sppnet.training.processes import launch, require_single_process
+from sppnet.training.processes import launch
 from sppnet.training.run import TrainingResult, load_run
 from sppnet.training.svm import linear_svc
 
@@ -40,7 +44,7 @@ _logger = logging.getLogger(__name__)
 def train_detector(
     data: str | Path,
     out: str | Path,
-    options: DetectOptions | None = None,
+    options: DetectOptions | TwoStageOptions | None = None,
     *,
     split: str | None = None,
     val: str | Path | None = None,
@@ -56,7 +60,7 @@ def train_detector(
     Args:
         data: data set, see :func:`sppnet.data.formats.detection.read_detection`.
         out: run folder, created if missing.
-        options: training options; None for the defaults.
+        options: training options; None for the defaults of a two-stage detector.
         split: split of the data; None for ``train``, or for data without splits.
         val: images on which the trained detector is scored: a split of `data`, or another data set, of which the split
             ``val`` or else ``test`` is used. None for the split ``val`` of `data`, or else a tenth of the training
@@ -74,8 +78,8 @@ def train_detector(
         ValueError: invalid option or data set, or a run folder that is in use.
     """
     started = time.monotonic()
-    options, out = options or DetectOptions(), Path(out)
-    if options.method != "fast" and options.scorer == "svm":
+    options, out = options or TwoStageOptions(), Path(out)
+    if isinstance(options, DetectOptions) and options.method != "fast" and options.scorer == "svm":
         linear_svc()  # fail early if scikit-learn is missing
     split = choose_split(data, split, "train", format=format)
     dataset = read_detection(data, split, format=format)
@@ -83,7 +87,7 @@ def train_detector(
     val_set: DetectionData | None = None
     if source := find_validation(data, split, val, "detect", format):
         val_set = read_detection(*source, dataset.classes, more_classes=True, format=format)
-        if not _can_be_scored(val_set.samples):
+        if not can_be_scored(val_set.samples):
             if val is not None:
                 raise ValueError(
                     f"val: expected a readable image with an object that is not difficult, got none in {val_set.root};"
@@ -92,7 +96,7 @@ def train_detector(
             _logger.warning(f"no validation: no readable image of the split {source[1]} has an object that is scored")
             val_set = None
     elif val is None:
-        samples, held_out = hold_out(samples, options.seed, usable=_can_be_scored)
+        samples, held_out = hold_out(samples, options.seed, usable=can_be_scored)
         val_set = replace(dataset, samples=held_out, problems=()) if held_out else None
     if val_set is not None:
         import_optional("faster_coco_eval", "scores of detectors")  # fail early
@@ -102,57 +106,97 @@ def train_detector(
         _logger.warning(str(problem))
     problems = [*dataset.problems, *absent.lines()]
     torch.manual_seed(options.seed)
-    model = create_detector(detector_config(options, dataset.classes), options.weights)
-    device = pick_device(options.device)
+    model: AnyDetector = create_detector(detector_config(options, dataset.classes), options.weights)
+    pick_device(options.device)  # fail early
     initialized = False
     if options.init is not None:
-        initialize_head(model, options.seed)  # for the layers that depend on the classes
-        initialized = initialize(model, options.init, ("score.", "offsets."))
-    model.encoder.to(device)
+        if isinstance(model, Detector):
+            initialize_head(model, options.seed)  # for the layers that depend on the classes
+        initialized = initialize(model, options.init, ("score.", "offsets.", "region.score."))
     lines, count, classes = describe_data(dataset, options), len(dataset.samples) - len(samples), dataset.classes
-    require_single_process("detectors")
-    fabric = launch(options, out, loggers=loggers)
-    done = open_training(out, dataset.root, lines, options, resume, classes=classes, held_out=count)
+    fabric = launch(options, out, options.devices, options.nodes, loggers)
+    if isinstance(options, DetectOptions):
+        check_processes(options.method, fabric.world_size)
+    first = fabric.global_rank == 0
+    done = open_training(out, dataset.root, lines, options, resume, classes=classes, write=first, held_out=count)
     cache = Path(options.cache) if options.cache else out / "cache"
     stages: dict[str, float] = {}
-    stage_started = time.monotonic()
     finished, failures = True, list[ImageError]()
+    report: DetectionReport | None = None
     if done:
         load_run(model, out)
-    else:
-        windows, failures = propose_windows(samples, len(dataset.classes), options, cache)
-        stages["proposals"] = time.monotonic() - stage_started
-        stage_started = time.monotonic()
-        settings = {"initialized": initialized, "fabric": fabric}
-        if options.method == "fast":
-            finished = fit_fast(model, windows, options, out, failures, **settings)
-            stages["training"] = time.monotonic() - stage_started
-        else:
-            vectors = window_vectors(model, windows, cache)
-            mirrored = options.finetune and options.mirror and bool(options.hidden)
-            failures += vectors.compute("features", mirrored=mirrored)
-            stages["features"] = time.monotonic() - stage_started
-            usable = usable_images(windows, failures)
-            finished = fit_detector(model, vectors, usable, options, out, stages, **settings)
+    elif isinstance(model, TwoStageDetector) and isinstance(options, TwoStageOptions):
+        finished, report = fit_two_stage(model, samples, val_set, options, out, cache, failures, fabric, stages)
+    elif isinstance(model, Detector) and isinstance(options, DetectOptions):
+        finished = _fit_windows(model, samples, options, out, cache, failures, fabric, stages, initialized)
     scores: dict[str, float] = {}
-    if finished and val_set is not None:
+    if finished and first and val_set is not None:
         stage_started = time.monotonic()
-        report = evaluate_detector(model.to(device), val_set, cache=cache / "proposals", workers=options.workers)
+        if report is None:
+            search: dict[str, Any] = {"cache": cache / "proposals", "workers": options.workers}
+            settings = search if isinstance(model, Detector) else {}
+            report = evaluate_detector(model.to(fabric.device), val_set, **settings)
         stages["validation"] = time.monotonic() - stage_started
         scores = {"ap50": report.scores.ap50, "map": report.scores.map}
         failures += report.failures
         problems += report.problems
         if not done:
             calibrate(model, report)
-    if finished and not done:
+    if finished and first and not done:
         finish_training(model.cpu().eval(), out)
+    fabric.barrier()
     unique = {failure.path: failure for failure in failures}
     seconds = time.monotonic() - started
     return TrainingResult(out, finished, scores, tuple(unique.values()), tuple(problems), seconds, stages)
 
 
-def detector_config(options: DetectOptions, classes: tuple[str, ...]) -> DetectorConfig:
-    """Return the configuration of the detector to train; its backbone ends at the last map of stride 16 by default."""
+def _fit_windows(
+    model: Detector,
+    samples: Sequence[DetectionSample],
+    options: DetectOptions,
+    out: Path,
+    cache: Path,
+    failures: list[ImageError],
+    fabric: Any,
+    stages: dict[str, float],
+    initialized: bool,
+) -> bool:
+    """Train a window-based detector; return False if interrupted."""
+    started = time.monotonic()
+    model.encoder.to(fabric.device)
+    windows, unreadable = propose_windows(samples, len(model.config.classes), options, cache, fabric)
+    failures += unreadable
+    stages["proposals"] = time.monotonic() - started
+    started = time.monotonic()
+    if options.method == "fast":
+        finished = fit_fast(model, windows, options, out, failures, initialized=initialized, fabric=fabric)
+        stages["training"] = time.monotonic() - started
+        return finished
+    vectors = window_vectors(model, windows, cache)
+    mirrored = options.finetune and options.mirror and bool(options.hidden)
+    failures += vectors.compute("features", mirrored=mirrored, fabric=fabric)
+    stages["features"] = time.monotonic() - started
+    usable = usable_images(windows, failures)
+    return fit_detector(model, vectors, usable, options, out, stages, initialized=initialized, fabric=fabric)
+
+
+@overload
+def detector_config(options: DetectOptions, classes: tuple[str, ...]) -> DetectorConfig: ...
+
+
+@overload
+def detector_config(options: TwoStageOptions, classes: tuple[str, ...]) -> TwoStageConfig: ...
+
+
+def detector_config(
+    options: DetectOptions | TwoStageOptions, classes: tuple[str, ...]
+) -> DetectorConfig | TwoStageConfig:
+    """Return the configuration of the detector to train.
+
+    The backbone of a window-based detector ends at the last map of stride 16 by default.
+    """
+    if isinstance(options, TwoStageOptions):
+        return two_stage_config(options, classes)
     fast = options.method == "fast"
     return DetectorConfig(
         classes=classes,
@@ -173,13 +217,14 @@ def detector_config(options: DetectOptions, classes: tuple[str, ...]) -> Detecto
     )
 
 
-def describe_data(data: DetectionData, options: DetectOptions) -> list[str]:
+def describe_data(data: DetectionData, options: DetectOptions | TwoStageOptions) -> list[str]:
     """Return a line for each image with everything that training depends on, to recognize changed data on resuming.
 
     Names are relative to the data set, so that they do not depend on how its path was typed.
     """
     root = data.root.resolve()
-    box_file = content_digest(Path(options.proposals)) if is_box_file(options.proposals) else ""
+    source = options.proposals if isinstance(options, DetectOptions) else ""
+    box_file = content_digest(Path(source)) if is_box_file(source) else ""
     lines = []
     for sample in data.samples:
         name, version = os.path.relpath(sample.path.resolve(), root), file_version(sample.path)
@@ -188,7 +233,7 @@ def describe_data(data: DetectionData, options: DetectOptions) -> list[str]:
     return lines
 
 
-def _can_be_scored(samples: Sequence[DetectionSample]) -> bool:
+def can_be_scored(samples: Sequence[DetectionSample]) -> bool:
     """Return whether an image with an object that is not difficult can be read."""
     for sample in samples:
         if not sample.difficult.all():

@@ -11,6 +11,7 @@ from sppnet.classify.model import Classifier
 from sppnet.detect.model import Detector
 from sppnet.detect.options import is_box_file
 from sppnet.detect.proposals import SOURCES
+from sppnet.detect.two_stage.model import TwoStageDetector
 from sppnet.features.encoder import RegionEncoder, create_region_encoder
 from sppnet.features.options import RegionEncoderConfig
 from sppnet.registry import IMAGENET, TASKS, Model, load
@@ -47,7 +48,7 @@ def load_model(run: str, regions: bool = False, **options: Any) -> Model:
     if "weights" in options:
         raise ValueError(f"weights: expected no value for a run, got {options['weights']}; {run} has its own weights")
     model = load(run)
-    source = model.encoder if isinstance(model, Detector) else model
+    source: Any = model.encoder if isinstance(model, Detector) else model
     config = source.config if isinstance(source, RegionEncoder) else RegionEncoderConfig()
     fields = asdict(replace(config, **options))
     del fields["backbone"], fields["stage"]
@@ -92,7 +93,8 @@ def create_service(
     if runtime == "onnx" and not (on_cpu and isinstance(model, Classifier)):
         raise ValueError("runtime: expected eager or compiled, got onnx; it supports classifiers on the CPU only")
     if proposals and not isinstance(model, Detector):
-        raise ValueError(f"proposals: expected a detector, got a {TASKS[kind].noun}; omit --proposals")
+        noun = "two-stage detector" if kind == "detect" else TASKS[kind].noun
+        raise ValueError(f"proposals: expected a detector that takes proposals, got a {noun}; omit --proposals")
     if isinstance(model, Detector) and is_box_file(proposals or model.config.proposals):
         given = proposals or model.config.proposals
         raise ValueError(f"proposals: expected one or more of {', '.join(SOURCES)}, got the box file {given}")
@@ -116,8 +118,10 @@ def create_service(
             )
         elif isinstance(model, Segmenter):
             task = SegmentTask(model, limits, memory)
+        elif isinstance(model, Detector | TwoStageDetector):
+            task = DetectTask(model, limits, proposals)
         else:
-            task = DetectTask(model, limits, proposals) if isinstance(model, Detector) else RegionTask(model, limits)
+            task = RegionTask(model, limits)
         warm_up(task)
         if runtime == "compiled":
             # Requests that the graphs do not cover run in eager mode and never wait for the compiler.

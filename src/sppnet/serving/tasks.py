@@ -17,7 +17,7 @@ from sppnet.classify.model import Classifier
 from sppnet.classify.predict import prediction_of, read_image, size_policy, too_small
 from sppnet.data.images import load_image
 from sppnet.data.resize import Resize
-from sppnet.detect.model import Detector
+from sppnet.detect.model import AnyDetector, Detector
 from sppnet.features.encoder import RegionEncoder
 from sppnet.inference.memory import MemoryLimitError
 from sppnet.ops.levels import parse_levels
@@ -105,13 +105,14 @@ class DetectTask:
     Args:
         model: detector.
         limits: request limits.
-        proposals: proposal source; None for that of the model.
+        proposals: proposal source of a window-based detector; None for that of the model.
     """
 
     kind: ClassVar[str] = "detect"
 
-    def __init__(self, model: Detector, limits: Limits, proposals: str | None = None) -> None:
-        self.model, self.limits, self._proposals = model, limits, proposals
+    def __init__(self, model: AnyDetector, limits: Limits, proposals: str | None = None) -> None:
+        self.model, self.limits = model, limits
+        self._options: dict[str, Any] = {} if proposals is None else {"proposals": proposals}
 
     def describe(self) -> dict[str, Any]:
         """Return the task's fields of `/v1/model`."""
@@ -121,7 +122,7 @@ class DetectTask:
             "levels": parse_levels(config.levels),
             "shown_score": config.min_score,
             "score_range": (0.0, 1.0) if config.probabilities else (-1.5, 3.0),
-        } | _backbone_of(self.model.encoder)
+        } | _backbone_of(self.model.encoder if isinstance(self.model, Detector) else self.model)
 
     def predict(self, data: bytes, min_score: float | None = None) -> Upload:
         """Prepare the detection of objects in a photograph."""
@@ -129,14 +130,15 @@ class DetectTask:
 
     def explain(self, data: bytes, box: str) -> Upload:
         """Prepare the explanation of a box: the cells that it pools."""
-        encoder = self.model.encoder
+        encoder = self.model.encoder if isinstance(self.model, Detector) else None
         if not isinstance(encoder, RegionEncoder):
-            raise Refusal("bad_option", "box: expected a detector that pools boxes on a feature map, got R-CNN")
+            method = self.model.config.method
+            raise Refusal("bad_option", f"box: expected a detector of the method spp or fast, got {method}")
         return _check_box(encoder, data, box, self.limits)
 
     def _predict(self, min_score: float | None, batch: Sequence[Upload]) -> list[Answer]:
         images = [upload.data for upload in batch]
-        return _with_sources(self.model.predict(images, min_score=min_score, proposals=self._proposals), batch)
+        return _with_sources(self.model.predict(images, min_score=min_score, **self._options), batch)
 
 
 class SegmentTask:

@@ -2,7 +2,6 @@
 
 import logging
 import statistics
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,13 +16,15 @@ from sppnet.data.images import load_image
 from sppnet.detect.classic.fit import finetune, fit_offsets, fit_svms, propose_windows, vector_norm, window_vectors
 from sppnet.detect.classic.windows import MapVectors, Windows, WindowVectors, usable_images
 from sppnet.detect.model import Detector
-from sppnet.detect.options import DetectOptions
+from sppnet.detect.options import DetectOptions, is_box_file
+from sppnet.detect.proposals import propose
 from sppnet.detect.train import describe_data, detector_config
 from sppnet.devices import pick_device
 from sppnet.evaluation.average_precision import score_detections
 from sppnet.features.encoder import PAPER_SCALES, DistinctVectors
 from sppnet.inference.results import Detections
 from sppnet.progress import track
+from sppnet.studies.two_stage import TIMED_IMAGES, median_seconds, now, score_two_stage
 from sppnet.training.checkpoint import open_training
 
 _logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ PAPER_SECONDS = {
     "in all": (0.142, 0.382, 14.46),
     "speed-up": (102.0, 38.0, 1.0),
 }
-_TIMED_IMAGES, _TIMED_CROPS = 5, 64
+_TIMED_CROPS = 64
 
 
 @dataclass
@@ -70,6 +71,8 @@ class DetectorComparison:
 
     Attributes:
         columns: results by detector name.
+        two_stage: results of the two-stage detector, whose proposals are its own; its only row is ``two-stage``.
+        proposal_seconds: median seconds per image of the proposals of the others; None if they come from a file.
         seeds: number of seeds of fine-tuning and SVMs.
         images: number of (training, test) images.
         windows: mean number of windows per test image.
@@ -77,6 +80,8 @@ class DetectorComparison:
     """
 
     columns: dict[str, DetectorResults]
+    two_stage: DetectorResults
+    proposal_seconds: float | None
     seeds: int
     images: tuple[int, int]
     windows: float
@@ -87,6 +92,8 @@ def compare_detectors(
     train: DetectionData, test: DetectionData, options: DetectOptions, out: Path, seeds: int = 3
 ) -> DetectorComparison:
     """Train and score one-scale SPP-net, five-scale SPP-net and R-CNN on the same windows with the same heads.
+
+    The two-stage detector is trained on the same images with its default options.
 
     Proposals and features are cached, so an interrupted comparison resumes where it stopped, unless the data changed.
 
@@ -100,6 +107,8 @@ def compare_detectors(
     Raises:
         ValueError: no readable training or test image has an object, or `out` contains a comparison on other data.
     """
+    if options.devices * options.nodes > 1:
+        raise ValueError(f"devices: expected 1 for a comparison of detectors, got {options.devices * options.nodes}")
     cache = Path(options.cache) if options.cache else out / "cache"
     config = detector_config(options, train.classes)
     backbone = create_backbone(config.backbone, config.stage, options.weights).to(pick_device(options.device))
@@ -132,10 +141,16 @@ def compare_detectors(
                 model = fitted
         # Time the trained detector, because its scores decide how many windows reach non-maximum suppression.
         column.seconds, column.sample = time_detector(model, test_vectors, test_images)
+    two_stage = DetectorResults(*score_two_stage(train, test, options, data, out, cache, seeds))
     counts = [len(test_windows[image].boxes) - test_windows[image].objects for image in test_images]
     problems = tuple({error.path: str(error) for error in errors}.values())
     sizes = (len(usable_images(windows, errors)), len(test_images))
-    return DetectorComparison(columns, seeds, sizes, statistics.mean(counts), problems)
+    proposal_seconds = None
+    if not is_box_file(options.proposals):
+        paths = [test_windows[image].path for image in test_images]
+        limits: dict[str, Any] = {"max_windows": options.windows, "seconds": options.proposal_seconds}
+        proposal_seconds = median_seconds(paths, lambda image: propose(image, options.proposals, **limits))
+    return DetectorComparison(columns, two_stage, proposal_seconds, seeds, sizes, statistics.mean(counts), problems)
 
 
 def time_detector(
@@ -153,36 +168,29 @@ def time_detector(
         The seconds by part, and the sample size or None if all windows are timed.
     """
     sample, convolutions, heads = None, [], []
-    for number in images[: _TIMED_IMAGES + 1]:
+    for number in images[: TIMED_IMAGES + 1]:
         windows = vectors.windows[number]
         image, rows = load_image(windows.path), torch.arange(windows.objects, len(windows.boxes))
         boxes = windows.boxes[rows]
         with torch.inference_mode():
-            started = _now()
+            started = now()
             prepared = model.encoder.prepare(image)
             if model.config.method == "rcnn":
                 timed = boxes[:: max(len(boxes) // _TIMED_CROPS, 1)][:_TIMED_CROPS]
                 model.encoder.distinct(prepared, timed)  # type: ignore[arg-type]
-                convolutions.append((_now() - started) * len(boxes) / max(len(timed), 1))
+                convolutions.append((now() - started) * len(boxes) / max(len(timed), 1))
                 sample = _TIMED_CROPS
                 distinct = DistinctVectors(vectors.vectors(number, rows).float(), torch.arange(len(boxes)))
-                started = _now()
+                started = now()
             else:
-                convolutions.append(_now() - started)
-                started = _now()
+                convolutions.append(now() - started)
+                started = now()
                 distinct = model.encoder.distinct(prepared, boxes)  # type: ignore[arg-type]
             model.read(distinct, boxes, (image.height, image.width))
-            heads.append(_now() - started)
+            heads.append(now() - started)
     # The first image is a warm-up unless it is the only one.
     conv, rest = (statistics.median(part[1:] or part) for part in (convolutions, heads))
     return {"convolutions": conv, "heads": rest, "in all": conv + rest}, sample
-
-
-def _now() -> float:
-    """Synchronize the device and return the time in seconds."""
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
-    return time.perf_counter()
 
 
 def comparison_content(comparison: DetectorComparison) -> dict[str, Any]:
@@ -198,6 +206,7 @@ def comparison_content(comparison: DetectorComparison) -> dict[str, Any]:
         "images": {"train": comparison.images[0], "test": comparison.images[1]},
         "windows": comparison.windows,
         "problems": list(comparison.problems),
+        "detectors": _complete_detectors(comparison),
         "verdict": verdict(comparison),
         "paper": {"map_voc07": PAPER, "seconds": PAPER_SECONDS, "columns": list(COLUMNS)},
     }
@@ -221,6 +230,18 @@ def verdict(comparison: DetectorComparison) -> str:
         f"On your data, SPP-net at one scale reaches an AP50 of {means[0]:.1f} % and R-CNN of {means[1]:.1f} %"
         f" ({difference:+.1f} points, {reliability}), and SPP-net is {speed} per image."
     )
+
+
+def _complete_detectors(comparison: DetectorComparison) -> dict[str, Any]:
+    """Return precision and seconds, with proposals, of each completely trained detector."""
+    detectors: dict[str, Any] = {}
+    proposals = comparison.proposal_seconds
+    for name, column in comparison.columns.items():
+        seconds = {"proposals": proposals, "in all": column.seconds["in all"] + (proposals or 0)}
+        detectors[name] = {"ap50": column.precision[ROWS[-1]], "seconds": seconds}
+    precision = comparison.two_stage.precision["two-stage"]
+    detectors["two-stage"] = {"ap50": precision, "seconds": {"proposals": 0.0} | comparison.two_stage.seconds}
+    return detectors
 
 
 def _column_options(options: DetectOptions) -> tuple[DetectOptions, ...]:

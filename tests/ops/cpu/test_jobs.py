@@ -63,7 +63,7 @@ def test_compilers_are_not_imported_with_the_package() -> None:
     assert subprocess.run([sys.executable, "-c", program], timeout=120, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("damage", [b"", b"no pickle"])
+@pytest.mark.parametrize("damage", [b"no pickle", pytest.param(b"", marks=pytest.mark.slow)])
 def test_damaged_cache_is_ignored(damage: bytes, tmp_path: Path) -> None:
     program = "import torch, sppnet; print(sppnet.pyramid_pool(torch.ones(1, 16, 3, 3), (1,)).sum())"
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}

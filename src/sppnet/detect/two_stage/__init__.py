@@ -1,0 +1,1 @@
+"""Two-stage detection with learned proposals on the maps of one frozen pass."""
