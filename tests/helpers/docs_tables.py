@@ -10,6 +10,7 @@ SMALLER = {
     "train detect VOC --split train --out": "--side 64",
     "train detect DATA --out": "--side 64",
     "train segment": "--epochs 1 --batch 2 --crop 64,64",
+    "predict RUN scan.png --out labels --memory": "--memory 8GB",  # the process of the tests uses much of 3 GB
     "compare sizes": f"{_TINY} --epochs 2 --seeds 1 --images-per-class 1 --val-images-per-class 1 --batch 4",
     "compare detectors": f"{_TINY} --epochs 1 --steps 1 --seeds 1 --max-images 2 --windows 8 --proposals grid"
     " --hidden 9,9",

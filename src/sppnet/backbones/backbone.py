@@ -1,7 +1,8 @@
 """Feature extraction with any timm network that has a feature map, a network of the SPP-net paper, or a module."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,6 @@ from sppnet.backbones.geometry import Geometry
 from sppnet.backbones.names import EMBEDDED_BACKBONE
 from sppnet.backbones.networks import (
     PAPER_CONFIG,
-    Form,
     check_name,
     check_stage,
     count_channels,
@@ -26,6 +26,7 @@ from sppnet.backbones.networks import (
     read_maps,
     trace_form,
     trace_map,
+    trace_once,
 )
 from sppnet.backbones.padded.ledger import PaddingError
 from sppnet.backbones.padded.mode import PaddedBatch
@@ -33,9 +34,6 @@ from sppnet.backbones.paper import PAPER_NETS
 from sppnet.backbones.same_padding import integer_padding_when_compiled
 from sppnet.backbones.weights import BUNDLED, bundled_source, embedded_weights, load_weights, read_weights
 from sppnet.ops.pyramid import Sizes
-
-# By name, output stride and last stage of the backbone, and stage of the map.
-_GEOMETRIES: dict[tuple[str, int, int | None, int | None], tuple[Geometry, Form]] = {}
 
 
 @dataclass(frozen=True)
@@ -93,21 +91,18 @@ class Backbone(nn.Module):
         stride: int | None = None,
     ) -> None:
         super().__init__()
-        self.name, self.named = name, named
-        self.output_stride = output_stride
-        self.stage = stage
-        self.network = network
+        self.name, self.named, self.stage = name, named, stage
+        self.network, self.output_stride = network, output_stride
         self.frozen: list[nn.Module] = []
         self.mean: tuple[float, ...] = tuple(config["mean"])
         self.std: tuple[float, ...] = tuple(config["std"])
         self.interpolation: str = config["interpolation"]
         self.side: int = config["input_size"][-1]
-        if stride is None:
-            traced = self._traced(stage, lambda: trace_map(network, name, stage, self.side))
-        else:
-            traced = patch_map(network, stage, stride)
-        self.geometry: Geometry = traced[0]
-        self._form = traced[1]
+        self._key = (name, output_stride, stage) if named else None
+        trace = partial(trace_map, network, name, stage, self.side)
+        self.geometry, self._form = (
+            trace_once(self._key, trace) if stride is None else patch_map(network, stage, stride)
+        )
         self.channels: int = count_channels(network, name, stage, self._form, self.geometry)
         self._stages = {stage: Stage(self.channels, self.geometry)}
 
@@ -190,20 +185,11 @@ class Backbone(nn.Module):
             stage: index of the map, from 0; None for the last map of a backbone whose `stage` is None.
         """
         if stage not in self._stages:
-            form: Form = "intermediates"
-            geometry, _ = self._traced(stage, lambda: (trace_form(self.network, stage, form, self.multiple), form))
-            channels = count_channels(self.network, self.name, stage, form, geometry)
+            trace = partial(trace_form, self.network, stage, "intermediates", self.multiple)
+            geometry = trace_once(self._key and (*self._key, stage), trace)
+            channels = count_channels(self.network, self.name, stage, "intermediates", geometry)
             self._stages[stage] = Stage(channels, geometry)
         return self._stages[stage]
-
-    def _traced(self, stage: int | None, trace: Callable[[], tuple[Geometry, Form]]) -> tuple[Geometry, Form]:
-        """Trace the map of a stage, but only once per name, because its geometry does not depend on the weights."""
-        key = self.name, self.output_stride, self.stage, stage
-        if not self.named:
-            return trace()
-        if key not in _GEOMETRIES:
-            _GEOMETRIES[key] = trace()
-        return _GEOMETRIES[key]
 
     def check_stage(self, stage: int) -> int:
         """Return the index, from 0, of a stage that may count from the end.

@@ -4,10 +4,10 @@ import difflib
 import inspect
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,10 @@ PAPER_CONFIG = {
     "interpolation": "bilinear",
     "input_size": (3, 224, 224),
 }
+
+
+_TRACED: dict[Hashable, Any] = {}
+T = TypeVar("T")
 
 
 def read_maps(
@@ -112,6 +116,19 @@ def trace_form(network: nn.Module, stage: int | None, form: Form, multiple: int)
     if any(position < -stride for position, stride in zip(center, geometry.stride, strict=True)):
         raise ValueError(f"its layers imply a first cell centered on pixel {center}, outside the image")
     return geometry
+
+
+def trace_once(key: Hashable | None, trace: Callable[[], T]) -> T:
+    """Return the result of a function that traces a network, from an earlier call of the same key if there was one.
+
+    The key has everything that determines the layers of the network; None for an unknown network.
+    """
+    if key is None:
+        return trace()
+    if key not in _TRACED:
+        _TRACED[key] = trace()
+    result: T = _TRACED[key]
+    return result
 
 
 def patch_map(network: nn.Module, stage: int | None, stride: int) -> tuple[Geometry, Form]:
