@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sppnet.detect.two_stage.assignment import assign
 from sppnet.detect.two_stage.dense_head import DenseOutput
-from sppnet.detect.two_stage.losses import Objects, RegionTargets, balanced_weights, dense_loss, region_loss
+from sppnet.detect.two_stage.losses import Objects, RegionTargets, class_weights, dense_loss, region_loss
 from sppnet.detect.two_stage.region_head import RegionOutput
 from sppnet.ops.boxes import decode
 from tests.helpers.two_stage import generalized_iou, is_inside
@@ -112,11 +112,11 @@ def test_two_thousand_objects_have_a_finite_loss_and_gradients() -> None:
 
 def test_class_weights_have_a_mean_of_one_and_favor_rare_classes() -> None:
     labels = torch.tensor([0] * 16 + [1] * 4)
-    weights = balanced_weights(labels, 3)
+    weights = class_weights(labels, 3)
     assert float(weights[1] / weights[0]) == pytest.approx(2)
     assert weights.isfinite().all()
-    assert float(balanced_weights(labels, 2)[labels].mean()) == pytest.approx(1)
-    assert balanced_weights(torch.tensor([1, 0]), 2).tolist() == [1, 1]
+    assert float(class_weights(labels, 2)[labels].mean()) == pytest.approx(1)
+    assert class_weights(torch.tensor([1, 0]), 2).tolist() == [1, 1]
 
 
 def random_regions(labels: list[int]) -> tuple[RegionOutput, RegionTargets]:

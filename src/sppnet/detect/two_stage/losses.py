@@ -42,7 +42,7 @@ class RegionTargets(NamedTuple):
     iou: Float[Tensor, " k"]
 
 
-def balanced_weights(labels: Int[Tensor, " n"], classes: int) -> Float[Tensor, " classes"]:
+def class_weights(labels: Int[Tensor, " n"], classes: int) -> Float[Tensor, " classes"]:
     """Return class weights (mean count / count) ** 0.5 with a mean of 1 over the objects."""
     counts = torch.bincount(labels, minlength=classes).float().clamp(min=1)
     weights = (counts.mean() / counts).sqrt()

@@ -19,7 +19,7 @@ from sppnet.data.images import image_size, load_image
 from sppnet.detect.evaluate import DetectionReport, report_detections, warn_of_unknown
 from sppnet.detect.predict import DetectionResult
 from sppnet.detect.two_stage.batches import ObjectBatches
-from sppnet.detect.two_stage.losses import Objects, RegionTargets, balanced_weights, dense_loss, region_loss
+from sppnet.detect.two_stage.losses import Objects, RegionTargets, class_weights, dense_loss, region_loss
 from sppnet.detect.two_stage.maps import CachedMaps, cache_maps
 from sppnet.detect.two_stage.model import TwoStageDetector
 from sppnet.detect.two_stage.network import Candidates, TwoStageConfig, edge_scale
@@ -137,7 +137,7 @@ def fit_two_stage(
                 f"data: expected an object that is not difficult, got none in {len(usable)} readable images; the errors"
                 f" of the others: {list_some(str(failure) for failure in failures)}"
             )
-        module = TwoStageLoss(model, balanced_weights(labels, len(model.config.classes)), options.frozen)
+        module = TwoStageLoss(model, class_weights(labels, len(model.config.classes)), options.frozen)
         batches = ObjectBatches(
             model, usable, read, options.batch, options.seed, 0 if options.frozen else options.workers, fabric
         )
